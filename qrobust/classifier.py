@@ -1,0 +1,109 @@
+"""A classifier maps images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`; normalisation lives inside.
+
+The float model, its fake-quantized twin, the compensated pair and an onnxruntime session all have this
+shape, so whatever measures one measures all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from qrobust.errors import InputError
+
+Classifier = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Normalization(nn.Module):
+    """`(images - mean) / std` per channel; images in [0, 1].
+
+    Args:
+        mean: three numbers, in units of the [0, 1] scale.
+        std: three positive numbers, same unit.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.mean) / self.std
+
+
+class NormalizedModel(nn.Module):
+    """A network that expects normalised pixels, made a classifier of images in [0, 1]."""
+
+    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.normalization = normalization
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(self.normalization(images))
+
+
+class Compensated(nn.Module):
+    """A calibrator in front of a frozen classifier: images to logits."""
+
+    def __init__(self, calibrator: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.calibrator = calibrator
+        self.classifier = classifier
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.calibrator(images))
+
+
+def count_macs(module: nn.Module, image_size: int) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one `(1, 3, S, S)` image."""
+    total = 0
+
+    def add(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        weight = layer.weight_int if hasattr(layer, "weight_int") else layer.weight
+        assert isinstance(weight, torch.Tensor)
+        positions = output[0, 0].numel() if output.ndim == 4 else 1
+        total += weight.numel() * positions
+
+    handles = [
+        layer.register_forward_hook(add)
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) or hasattr(layer, "weight_int")
+    ]
+    try:
+        with torch.inference_mode():
+            module(torch.full((1, 3, image_size, image_size), 0.5))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def input_gradient(
+    classifier: Classifier, images: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of the summed loss with respect to the images.
+
+    Args:
+        classifier: images to logits, differentiable.
+        images: `(N, 3, H, W)` in [0, 1].
+        loss: logits `(N, K)` to one loss per image `(N,)`.
+
+    Returns:
+        The gradient, shaped like the images, and the loss of each image.
+
+    Raises:
+        InputError: the classifier has no gradient, as an onnxruntime session has none.
+    """
+    images = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        losses = loss(classifier(images))
+        if not losses.requires_grad:
+            raise InputError("classifier: expected a differentiable one; a session or converted model has no gradient")
+        (gradient,) = torch.autograd.grad(losses.sum(), images)
+    return gradient, losses.detach()

@@ -1,0 +1,135 @@
+"""The calibrator: a small network in front of a frozen classifier that makes its images easier.
+
+It looks at the image once, with integer convolutions at reduced resolution, and proposes three
+corrections, applied by a few cheap float operators:
+
+* *residual*: a signed, bounded change of each pixel, weighed by an attention map;
+* *photometric*: one colour matrix and offset for the whole image, part of which undoes low contrast by
+  the image's own statistics;
+* *geometric*: one affine warp of the whole image.
+
+All three are zero at initialisation, so the calibrator starts as the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qrobust.classifier import count_macs
+from qrobust.errors import InputError
+from qrobust.integer import GlobalAveragePool
+
+WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
+RESIDUAL_BOUND = 0.5  # of the [0, 1] scale, per pixel
+MATRIX_BOUND = 3.0  # per entry of the colour matrix, beside the identity
+OFFSET_BOUND = 2.0  # of the [0, 1] scale
+WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is half the image
+PHOTOMETRIC, GEOMETRIC = 15, 6
+# Images larger than this are looked at through a stride of 4 instead of 2.
+FINE_SIZE = 64
+
+
+class Correction(nn.Module):
+    """Applies what the network proposes; runs in float, on three channels.
+
+    Args:
+        image_size: S in pixels.
+        stride: resolution of the proposed residual, in pixels.
+    """
+
+    def __init__(self, image_size: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.columns: torch.Tensor
+        self.rows: torch.Tensor
+        centres = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
+        self.register_buffer("columns", centres.view(1, 1, -1), persistent=False)
+        self.register_buffer("rows", centres.view(1, -1, 1), persistent=False)
+        # The spread a well-exposed image has; learned.
+        self.spread = nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, images: torch.Tensor, maps: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
+        """Images `(N, 3, S, S)`, maps `(N, 4 stride^2, S/stride, S/stride)`, proposal `(N, 21)`."""
+        maps = F.pixel_shuffle(maps, self.stride)
+        change = torch.tanh(maps[:, :3]) * torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
+        images = self._photometric(images + change, proposal[:, :PHOTOMETRIC])
+        return self._warp(images.clamp(0, 1), proposal[:, PHOTOMETRIC:])
+
+    def _photometric(self, images: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
+        mean = images.mean((2, 3), keepdim=True)
+        centred = images - mean
+        spread = centred.abs().mean((1, 2, 3), keepdim=True)
+        stretch = torch.tanh(proposal[:, :3, None, None]) * (self.spread / (spread + 0.01) - 1)
+        matrix = MATRIX_BOUND * torch.tanh(proposal[:, 3:12] / MATRIX_BOUND)
+        offset = OFFSET_BOUND * torch.tanh(proposal[:, 12:15] / OFFSET_BOUND)
+        result = images + centred * stretch + offset[:, :, None, None]
+        for channel in range(3):
+            column = matrix[:, 3 * channel : 3 * channel + 3, None, None]
+            result = result + column * images[:, channel : channel + 1]
+        return result
+
+    def _warp(self, images: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
+        a = (WARP_BOUND * torch.tanh(proposal))[:, :, None, None]
+        x = self.columns + a[:, 0] * self.columns + a[:, 1] * self.rows + a[:, 2]
+        y = self.rows + a[:, 3] * self.columns + a[:, 4] * self.rows + a[:, 5]
+        grid = torch.stack([x, y], dim=3)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class Calibrator(nn.Module):
+    """Images `(N, 3, S, S)` in [0, 1] to images of the same shape and range.
+
+    Args:
+        image_size: S in pixels, a multiple of 8 (of 16 above 64 px).
+        width: channels of the first layer.
+    """
+
+    def __init__(self, image_size: int, width: int) -> None:
+        super().__init__()
+        stride = 2 if image_size <= FINE_SIZE else 4
+        if image_size % (4 * stride):
+            raise InputError(f"image_size: a calibrator needs a multiple of {4 * stride}, got {image_size}")
+        deep = 2 * width
+        self.image_size, self.width = image_size, width
+        self.stem = nn.Sequential(nn.Conv2d(3, width, stride + 2, stride, 1), nn.ReLU())
+        self.fine = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
+        self.down = nn.Sequential(
+            nn.Conv2d(width, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU()
+        )
+        self.summary = nn.Sequential(
+            nn.Conv2d(deep, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU(),
+            GlobalAveragePool(), nn.Flatten(),
+            nn.Linear(deep, 2 * deep), nn.ReLU(), nn.Linear(2 * deep, PHOTOMETRIC + GEOMETRIC),
+        )  # fmt: skip
+        self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
+        self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
+        self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
+        self.correction = Correction(image_size, stride)
+        for last in (self.maps, self.summary[-1]):
+            assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        fine = self.fine(self.stem(images))
+        coarse = self.down(fine)
+        merged = self.merge(fine + self.up(coarse))
+        return self.correction(images, self.maps(merged), self.summary(coarse))
+
+
+def build_calibrator(image_size: int, max_macs: int) -> Calibrator:
+    """The widest calibrator within a budget of multiply-accumulates per image, seeded by torch's seed.
+
+    Raises:
+        InputError: the budget is below the smallest calibrator; the message says how large that is.
+    """
+    fitting = [w for w in WIDTHS if count_macs(Calibrator(image_size, w), image_size) <= max_macs]
+    if not fitting:
+        smallest = count_macs(Calibrator(image_size, WIDTHS[0]), image_size)
+        raise InputError(
+            f"mac_budget: the smallest calibrator at {image_size} px needs {smallest:,} "
+            f"multiply-accumulates, the budget allows {max_macs:,}"
+        )
+    return Calibrator(image_size, fitting[-1])

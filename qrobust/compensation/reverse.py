@@ -1,0 +1,67 @@
+"""Reverse adversarial examples: images moved, within a budget, to where a classifier finds them easier.
+
+After "Brain-inspired reverse adversarial examples", arXiv 1905.12171.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from qrobust.attacks.balls import Ball
+from qrobust.classifier import Classifier, input_gradient
+from qrobust.errors import InputError
+
+
+def reverse_adversarial(
+    classifier: Classifier,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    ball: Ball,
+    steps: int,
+    step_size: float,
+    momentum: float = 0.0,
+) -> torch.Tensor:
+    """Lower the cross-entropy to `targets` by moving the images, inside a ball and [0, 1].
+
+    Args:
+        classifier: differentiable.
+        images: `(N, 3, H, W)` in [0, 1].
+        targets: class indices `(N,)`: labels, or the float teacher's predictions.
+        ball: the budget.
+        steps: at least 1.
+        step_size: length of a step in the ball's norm.
+        momentum: share of the previous direction that is kept, in [0, 1).
+
+    Returns:
+        Images in [0, 1] within the ball: of each image's steps the one of lowest loss, so that more
+        steps never mean a higher loss.
+
+    Raises:
+        InputError: an argument out of range, or no gradient.
+    """
+    if steps < 1:
+        raise InputError(f"steps: expected at least 1, got {steps}")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum: expected a number in [0, 1), got {momentum}")
+
+    def losses(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    current, best = images.clone(), images.clone()
+    best_loss = torch.full((len(images),), torch.inf)
+    direction = torch.zeros_like(images)
+    for _ in range(steps):
+        gradient, loss = input_gradient(classifier, current, losses)
+        lower = loss < best_loss
+        best[lower], best_loss[lower] = current[lower], loss[lower]
+        scale = gradient.abs().flatten(1).mean(1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        direction = momentum * direction + gradient / scale
+        moved = current - step_size * ball.steepest(direction) - images
+        current = (images + ball.project(moved)).clamp(0, 1)
+    with torch.no_grad():
+        loss = losses(classifier(current))
+    lower = loss < best_loss
+    best[lower] = current[lower]
+    return best

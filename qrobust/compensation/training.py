@@ -1,0 +1,243 @@
+"""Train a calibrator in front of a frozen classifier."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qrobust.attacks.balls import LinfBall
+from qrobust.classifier import Classifier
+from qrobust.compensation.reverse import reverse_adversarial
+from qrobust.data import Split
+from qrobust.errors import InputError
+from qrobust.shifts.rendering import render, to_unit
+from qrobust.shifts.severities import find_shift
+
+Cell = tuple[str, int]
+# Shares of a batch: this many groups, each under one shift drawn anew; the first stays clean.
+GROUPS = 8
+CLEAN_GROUPS = 2
+# The affine head learns at a tenth of the rate: at the full rate it destabilises everything else.
+GEOMETRY_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run came to; accuracies on the validation images, as fractions."""
+
+    clean_accuracy: float
+    shift_accuracy: float
+    start_clean_accuracy: float
+    start_shift_accuracy: float
+    best_step: int
+    diverged: bool
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over every parameter and buffer, with its name: equal hashes mean an untouched module."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
+        digest.update(repr(value.item()).encode() if not value.ndim else b"")
+    return digest.hexdigest()
+
+
+class Validation:
+    """Validation images, rendered once under every cell, to choose by."""
+
+    def __init__(self, split: Split, cells: list[Cell], *, table: str, seed: int, limit: int) -> None:
+        images = split.read(slice(0, limit))
+        self.labels = split.labels[:limit]
+        self.cells = [images] + [render(images, n, s, table=table, seed=seed) for n, s in cells]
+
+    @torch.inference_mode()
+    def measure(self, classifier: Classifier) -> tuple[float, float]:
+        """Clean accuracy, and the mean accuracy over the cells."""
+        accuracies = []
+        for images in self.cells:
+            hits = 0
+            for start in range(0, len(images), 250):
+                part = slice(start, start + 250)
+                hits += int((classifier(to_unit(images[part])).argmax(1) == self.labels[part]).sum())
+            accuracies.append(hits / len(images))
+        return accuracies[0], sum(accuracies[1:]) / max(1, len(accuracies) - 1)
+
+
+def train_calibrator(
+    calibrator: nn.Module,
+    twin: nn.Module,
+    teacher: Classifier,
+    training: Split,
+    validation: Validation,
+    cells: list[Cell],
+    *,
+    table: str,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    use_labels: bool,
+    association_weight: float,
+    reverse_weight: float,
+    seed: int,
+    checkpoint: Path,
+    max_clean_cost: float = 0.01,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> Fit:
+    """Train `calibrator` in place so that `twin` finds shifted images easier.
+
+    The loss is the cross-entropy of the twin behind the calibrator to the label (or the teacher's
+    prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
+    image (the association), in units of their variance; and, on shifts that keep pixels in place, the
+    squared distance to the teacher's reverse adversarial example of the clean image. A quarter of each
+    batch is clean. The state that is kept is the best on validation images: the highest mean accuracy
+    under shift among those that cost at most `max_clean_cost` of clean accuracy.
+
+    Args:
+        calibrator: images to images, differentiable; ends with the best state.
+        twin: the frozen classifier; neither parameters nor buffers change.
+        teacher: the float classifier.
+        training: images to learn from.
+        validation: images to choose by.
+        cells: (shift, severity) to train on.
+        table: severity table.
+        steps: optimizer steps.
+        batch_size: images per step, at least 8.
+        learning_rate: of Adam, at its peak; cosine to zero.
+        use_labels: cross-entropy to the labels; otherwise to the teacher's predictions.
+        association_weight: weight of the squared distance of logits.
+        reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
+        seed: decides images, shifts and pixels of every step.
+        checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
+        max_clean_cost: fraction of clean accuracy that may be given up.
+        progress: called with steps done, all steps and a note.
+
+    Raises:
+        InputError: an argument out of range.
+    """
+    if batch_size < GROUPS:
+        raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
+    if not cells:
+        raise InputError("shifts: a calibrator needs at least one shift to train on, got none")
+    before = state_hash(twin)
+    twin.eval()
+    geometry = [p for n, p in calibrator.named_parameters() if n.startswith("summary.8")]
+    rest = [p for n, p in calibrator.named_parameters() if not n.startswith("summary.8")]
+    optimizer = torch.optim.Adam(
+        [{"params": rest}, {"params": geometry}], lr=learning_rate, betas=(0.9, 0.99)
+    )
+
+    def pair(images: torch.Tensor) -> torch.Tensor:
+        return twin(calibrator(images))
+
+    step, best_state, diverged = 0, copy.deepcopy(calibrator.state_dict()), False
+    start = validation.measure(pair)
+    best = (*start, 0)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        calibrator.load_state_dict(state["calibrator"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, best, start, best_state = state["step"], tuple(state["best"]), tuple(state["start"]), state["kept"]
+    every = max(1, steps // 8)
+    note = ""
+    while step < steps:
+        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / 50)
+        for group, factor in zip(optimizer.param_groups, (1.0, GEOMETRY_RATE), strict=True):
+            group["lr"] = rate * factor
+        loss = _step_loss(
+            calibrator, twin, teacher, training, cells, table=table, batch_size=batch_size, step=step,
+            use_labels=use_labels, association_weight=association_weight,
+            reverse_weight=reverse_weight, seed=seed,
+        )  # fmt: skip
+        if not torch.isfinite(loss):
+            diverged = True
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(calibrator.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % every == 0 or step == steps:
+            calibrator.eval()
+            clean, shifted = validation.measure(pair)
+            calibrator.train()
+            note = f"validation: shifts {100 * shifted:.1f} %, clean {100 * clean:.1f} %"
+            if _better((clean, shifted), best[:2], start[0] - max_clean_cost):
+                best, best_state = (clean, shifted, step), copy.deepcopy(calibrator.state_dict())
+            state = {
+                "calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "best": list(best), "start": list(start), "kept": best_state,
+            }  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".part"))
+            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+        progress(step, steps, note)
+    calibrator.load_state_dict(best_state)
+    calibrator.eval()
+    if state_hash(twin) != before:
+        raise RuntimeError("the classifier changed while the calibrator was trained")
+    return Fit(best[0], best[1], start[0], start[1], int(best[2]), diverged)
+
+
+def _better(new: tuple[float, ...], old: tuple[float, ...], least_clean: float) -> bool:
+    """Enough clean accuracy first, then accuracy under shift."""
+    if (new[0] >= least_clean) != (old[0] >= least_clean):
+        return new[0] >= least_clean
+    return new[1] > old[1] if new[0] >= least_clean else new[0] > old[0]
+
+
+def _step_loss(
+    calibrator: nn.Module,
+    twin: nn.Module,
+    teacher: Classifier,
+    training: Split,
+    cells: list[Cell],
+    *,
+    table: str,
+    batch_size: int,
+    step: int,
+    use_labels: bool,
+    association_weight: float,
+    reverse_weight: float,
+    seed: int,
+) -> torch.Tensor:
+    """The loss of one batch, a function of the weights, the seed and the step alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    chosen = torch.randint(len(training), (batch_size,), generator=generator)
+    clean, labels = training.read(chosen), training.labels[chosen]
+    shifted, aligned = [], []
+    for index, part in enumerate(clean.chunk(GROUPS)):
+        if index < CLEAN_GROUPS:
+            shifted.append(part)
+            aligned += [True] * len(part)
+            continue
+        name, severity = cells[int(torch.randint(len(cells), (), generator=generator))]
+        shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
+        aligned += [find_shift(name).keeps_pixels] * len(part)
+    images, original = to_unit(torch.cat(shifted)), to_unit(clean)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        view = teacher(original).float()
+    targets = labels if use_labels else view.argmax(1)
+    calibrated = calibrator(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
+    loss = F.cross_entropy(logits, targets)
+    if association_weight:
+        loss = loss + association_weight * F.mse_loss(logits, view) / view.var().clamp(min=1e-6)
+    if reverse_weight:
+        with torch.autocast("cpu", torch.bfloat16):
+            easier = reverse_adversarial(
+                teacher, original, targets, ball=LinfBall(8 / 255), steps=2, step_size=4 / 255
+            )
+        where = torch.tensor(aligned)
+        if where.any():
+            loss = loss + reverse_weight * F.mse_loss(calibrated[where], easier[where])
+    return loss

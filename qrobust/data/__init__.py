@@ -1,0 +1,208 @@
+"""Data: a spec string in, four disjoint seeded splits of decoded images out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qrobust.data.sources import (
+    NATIVE_SIZE_LIMIT,
+    Images,
+    digits_images,
+    folder_images,
+    npz_images,
+    torchvision_images,
+)
+from qrobust.errors import InputError
+
+SCHEMES = "imagefolder:DIR, npz:FILE, torchvision:NAME or digits"
+SPLIT_NAMES = ("calibration", "training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a source, in a fixed seeded order."""
+
+    source: Images
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class indices `(n,)` int64."""
+        return self.source.labels[self.indices]
+
+    def read(self, positions: torch.Tensor | slice) -> torch.Tensor:
+        """Images at these positions of the split, uint8 `(n, 3, S, S)`."""
+        return self.source.read(self.indices[positions])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All images in order: (uint8 `(n, 3, S, S)`, labels `(n,)`)."""
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.read(part), self.labels[part]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the ordered indices: equal fingerprints mean equal splits of one source."""
+        return hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Four disjoint splits and what they share."""
+
+    calibration: Split
+    training: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    image_size: int
+
+    def summary(self) -> dict[str, dict[str, int | str]]:
+        """Size and fingerprint of each split, for the record."""
+        return {
+            name: {"n": len(split), "fingerprint": split.fingerprint()}
+            for name, split in ((n, getattr(self, n)) for n in SPLIT_NAMES)
+        }
+
+
+def open_data(
+    spec: str,
+    *,
+    seed: int,
+    image_size: int | None = None,
+    preferred_size: int | None = None,
+    calibration_images: int = 512,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    class_names_file: Path | None = None,
+    root: Path | None = None,
+) -> Data:
+    """Open a data set and split it.
+
+    A folder with `train` and `test` (or `val`) keeps them apart: test images come from `test`
+    (from `val` where there is no `test`), validation from `val` where both exist, everything else
+    from `train`. Any other source is one pool, of which a seeded fifth is the test split. A tenth of
+    the training pool, at most 5,000 images, is the validation split.
+
+    Args:
+        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        seed: decides every split.
+        image_size: side in pixels to which images are brought. Default: the images' own side where
+            all are square, alike and at most 128 px; else `preferred_size`.
+        preferred_size: what the model was trained at.
+        calibration_images: images on which quantization ranges are observed.
+        train_images: keep only so many training images (default all).
+        test_images: keep only so many test images (default all).
+        class_names_file: one class name per line, in index order, for folders of a subset of classes.
+        root: where torchvision data sets lie.
+
+    Raises:
+        InputError: unknown scheme, missing or damaged files, too few images for a split.
+    """
+    train_pool, val_pool, test_pool = _open_pools(spec, class_names_file, root)
+    pools = [pool for pool in (train_pool, val_pool, test_pool) if pool is not None]
+    size = image_size or _choose_size(pools, preferred_size)
+    for pool in pools:
+        pool.image_size = size
+        if pool.class_names != train_pool.class_names:
+            raise InputError(
+                f"data: train and test of {spec} must hold the same classes, got "
+                f"{len(train_pool.class_names)} and {len(pool.class_names)}, which differ"
+            )
+
+    rest = _shuffled(len(train_pool), seed)
+    if test_pool is None:
+        test_pool, rest, test = train_pool, rest[len(rest) // 5 :], rest[: len(rest) // 5]
+    else:
+        test = _shuffled(len(test_pool), seed)
+    if val_pool is None:
+        count = min(5000, len(rest) // 10)
+        val_pool, validation, rest = train_pool, rest[:count], rest[count:]
+    else:
+        validation = _shuffled(len(val_pool), seed)
+    if len(rest) < calibration_images + 1:
+        raise InputError(
+            f"calibration_images: expected fewer than the {len(rest)} images that {spec} leaves for "
+            f"calibration and training, got {calibration_images}"
+        )
+    if test_images is not None and test_images > len(test):
+        raise InputError(
+            f"test_images: expected at most the {len(test)} of {spec}, got {test_images}"
+        )
+    data = Data(
+        calibration=Split(train_pool, rest[:calibration_images]),
+        training=Split(train_pool, rest[calibration_images:][:train_images]),
+        validation=Split(val_pool, validation),
+        test=Split(test_pool, test[:test_images]),
+        class_names=train_pool.class_names,
+        image_size=size,
+    )
+    for name in SPLIT_NAMES:
+        if len(getattr(data, name)) == 0:
+            raise InputError(f"data: {spec} has too few images for a {name} split (at least 1 needed, got 0)")
+    return data
+
+
+def _shuffled(count: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).permutation(count))
+
+
+def _open_pools(
+    spec: str, class_names_file: Path | None, root: Path | None
+) -> tuple[Images, Images | None, Images | None]:
+    scheme, _, value = spec.partition(":")
+    if scheme == "imagefolder" and value:
+        return _open_folder(Path(value).expanduser(), class_names_file)
+    if scheme == "npz" and value:
+        path = Path(value).expanduser()
+        if not path.is_file():
+            raise InputError(f"data: no file {path}")
+        return npz_images(path), None, None
+    if scheme == "torchvision" and value:
+        folder = (root or Path("~/.cache/torchvision")).expanduser()
+        return torchvision_images(value, folder, True), None, torchvision_images(value, folder, False)
+    if spec == "digits":
+        return digits_images(), None, None
+    raise InputError(f"data: expected {SCHEMES}, got {spec!r}")
+
+
+def _open_folder(folder: Path, class_names_file: Path | None) -> tuple[Images, Images | None, Images | None]:
+    if not folder.is_dir():
+        raise InputError(f"data: no folder {folder}")
+    names = None
+    if class_names_file is not None:
+        try:
+            names = [n for n in class_names_file.read_text(encoding="utf-8").splitlines() if n.strip()]
+        except OSError as error:
+            raise InputError(f"class_names: cannot read {class_names_file} ({error})") from error
+    parts = {n: folder / n for n in ("train", "val", "test") if (folder / n).is_dir()}
+    if "train" not in parts:
+        return folder_images(folder, names), None, None
+    if len(parts) == 1:
+        return folder_images(parts["train"], names), None, None
+    train = folder_images(parts["train"], names)
+    names = names or list(train.class_names)
+    others = {n: folder_images(p, names) for n, p in parts.items() if n != "train"}
+    if "test" in others:
+        return train, others.get("val"), others["test"]
+    return train, None, others["val"]
+
+
+def _choose_size(pools: list[Images], preferred_size: int | None) -> int:
+    native = {pool.native_size() for pool in pools}
+    size = native.pop() if len(native) == 1 else None
+    if size is not None and size <= NATIVE_SIZE_LIMIT:
+        return size
+    if preferred_size is not None:
+        return preferred_size
+    if size is not None:
+        return size
+    raise InputError("image_size: the images differ in size and the model has no preset; give --image-size")

@@ -1,0 +1,206 @@
+"""Where images come from: every source yields square uint8 RGB images and integer labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from qrobust.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# Decoded images are kept only while a source fits in this; larger sources decode on every read.
+CACHE_BYTES = 512 * 2**20
+# Shorter side before the centre crop, relative to the crop: the ImageNet convention, 256 for 224.
+RESIZE_RATIO = 256 / 224
+# Up to this side a uniform, square data set is used at its own size whatever the model prefers.
+NATIVE_SIZE_LIMIT = 128
+
+
+class Images:
+    """A labelled collection, decoded on demand.
+
+    Args:
+        load: maps an index to an RGB uint8 array `(H, W, 3)` of any size.
+        labels: one class index per image.
+        class_names: one name per class index.
+        names: what to call image `i` in an error message.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], np.ndarray],
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        names: Callable[[int], str],
+    ) -> None:
+        self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
+        self.class_names = tuple(class_names)
+        self.name_of = names
+        self.image_size = 0
+        self._load = load
+        self._cache: dict[int, torch.Tensor] = {}
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def native_size(self) -> int | None:
+        """The side shared by a seeded sample of images, or None if they are not square and alike."""
+        rng = np.random.default_rng(0)
+        sample = rng.permutation(len(self))[:16]
+        sizes = Counter(self._load(int(i)).shape[:2] for i in sample)
+        (height, width), count = sizes.most_common(1)[0]
+        return height if count == len(sample) and height == width else None
+
+    def read(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Decode images to uint8 `(n, 3, S, S)`, S being `image_size`.
+
+        Raises:
+            InputError: an image cannot be decoded; the message names the file.
+        """
+        return torch.stack([self._image(int(i)) for i in indices])
+
+    def _image(self, index: int) -> torch.Tensor:
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        pixels = fit_square(self._load(index), self.image_size)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        if self._cached_bytes + image.numel() <= CACHE_BYTES:
+            self._cache[index] = image
+            self._cached_bytes += image.numel()
+        return image
+
+
+def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resize the shorter side (bilinear, antialiased) and crop the centre to `size` x `size`.
+
+    An image that already has that size passes through untouched.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == (size, size):
+        return pixels
+    side = size if height == width and height < size else round(size * RESIZE_RATIO)
+    scale = side / min(height, width)
+    resized = Image.fromarray(pixels).resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
+    )
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def decode_file(path: Path) -> np.ndarray:
+    """Read an image file as RGB uint8 `(H, W, 3)`, turned upright by its EXIF orientation."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"data: cannot decode image {path} ({error})") from error
+
+
+def folder_images(root: Path, class_names: Sequence[str] | None = None) -> Images:
+    """One sub-folder per class, sorted names being the class order unless `class_names` gives one."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise InputError(f"data: expected one sub-folder per class in {root}, found none")
+    names = list(class_names) if class_names else [p.name for p in folders]
+    paths: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        if folder.name not in names:
+            raise InputError(f"data: class folder {folder.name!r} in {root} is not in the class-names file")
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise InputError(f"data: class folder {folder} holds no image")
+        paths += files
+        labels += [names.index(folder.name)] * len(files)
+    return Images(lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]))
+
+
+def array_images(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, origin: str
+) -> Images:
+    """Images already in memory: uint8 `(N, H, W, 3)` or `(N, H, W)`, labels `(N,)`."""
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise InputError(
+            f"data: 'images' in {origin} must be uint8 (N, H, W, 3) or (N, H, W), "
+            f"got {images.dtype} {images.shape}"
+        )
+    if labels.ndim != 1 or len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"data: 'labels' in {origin} must be {len(images)} integers, got {labels.dtype} {labels.shape}"
+        )
+    if len(images) == 0:
+        raise InputError(f"data: {origin} holds no image")
+    names = list(class_names) if class_names is not None else [str(i) for i in range(int(labels.max()) + 1)]
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise InputError(
+            f"data: labels in {origin} must lie in 0..{len(names) - 1}, "
+            f"got {int(labels.min())}..{int(labels.max())}"
+        )
+
+    def load(index: int) -> np.ndarray:
+        image = images[index]
+        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+    return Images(load, labels, names, lambda i: f"{origin}[{i}]")
+
+
+def npz_images(path: Path) -> Images:
+    """An `.npz` file with `images`, `labels` and optionally `class_names`; pickles are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = {"images", "labels"} - set(archive.files)
+            if missing:
+                raise InputError(
+                    f"data: {path} must hold arrays 'images' and 'labels', lacks {sorted(missing)}"
+                )
+            class_names = [str(n) for n in archive["class_names"]] if "class_names" in archive.files else None
+            images, labels = archive["images"], archive["labels"]
+    except InputError:
+        raise
+    except Exception as error:  # numpy raises a different type for each kind of damage
+        raise InputError(f"data: cannot read {path} as npz without pickles ({error})") from error
+    return array_images(images, labels, class_names, str(path))
+
+
+def digits_images() -> Images:
+    """scikit-learn's 1,797 real handwritten digits (8x8 grey), enlarged to 32x32.
+
+    Source: UCI "Optical Recognition of Handwritten Digits", shipped inside scikit-learn.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(d).resize((32, 32), Image.Resampling.BICUBIC)) for d in small]
+    return array_images(np.stack(large), digits.target, [str(n) for n in digits.target_names], "digits")
+
+
+def torchvision_images(name: str, root: Path, train: bool) -> Images:
+    """A torchvision data set of (PIL image, label) pairs already on disk, e.g. `CIFAR10`."""
+    import torchvision
+
+    factory = getattr(torchvision.datasets, name, None)
+    if factory is None:
+        raise InputError(f"data: torchvision.datasets has no {name!r}")
+    try:
+        dataset = factory(root=str(root), train=train, download=False)
+    except TypeError as error:
+        raise InputError(
+            f"data: torchvision.datasets.{name} has no train/test form; use imagefolder: or npz:"
+        ) from error
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"data: torchvision.datasets.{name} is not in {root}; download it there first ({error})"
+        ) from error
+    labels = np.asarray(dataset.targets)
+    class_names = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
+    return Images(
+        lambda i: np.asarray(dataset[i][0].convert("RGB")), labels, class_names, lambda i: f"{name}[{i}]"
+    )

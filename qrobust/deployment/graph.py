@@ -1,0 +1,176 @@
+"""The door to onnx: one classifier in, one checked ONNX file out."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import os
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from qrobust.errors import GateError, InputError
+from qrobust.integer import (
+    ActivationQuantizer,
+    GlobalAveragePool,
+    IntegerConv2d,
+    IntegerLinear,
+)
+
+OPSET = 21
+INPUT, OUTPUT = "images", "logits"
+
+
+def _op(name: str, *inputs: torch.Tensor, shape: torch.Size, dtype: torch.dtype, **attributes: int) -> torch.Tensor:
+    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=OPSET)
+
+
+def _dequantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, **axis: int) -> torch.Tensor:
+    return _op("DequantizeLinear", x, scale, zero_point, shape=x.shape, dtype=torch.float32, **axis)
+
+
+class _ExportedQuantizer(nn.Module):
+    """QuantizeLinear then DequantizeLinear."""
+
+    def __init__(self, source: ActivationQuantizer) -> None:
+        super().__init__()
+        integer = torch.uint8 if source.qmin >= 0 else torch.int8
+        limits = torch.iinfo(integer)
+        if (source.qmin, source.qmax) != (limits.min, limits.max):
+            raise GateError(f"export: no operator for activations in [{source.qmin}, {source.qmax}]")
+        self.register_buffer("scale", source.scale.clone())
+        self.register_buffer("zero_point", source.zero_point.to(integer))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        integers = _op(
+            "QuantizeLinear", x, self.scale, self.zero_point, shape=x.shape, dtype=self.zero_point.dtype
+        )
+        return _dequantize(integers, self.scale, self.zero_point)
+
+
+class _ExportedLayer(nn.Module):
+    """DequantizeLinear on integer weights and on the int32 bias, then the float operator."""
+
+    def __init__(self, source: IntegerConv2d | IntegerLinear) -> None:
+        super().__init__()
+        self.register_buffer("weight", source.weight_int.clone())
+        self.register_buffer("weight_scale", source.weight_scale.clone())
+        self.register_buffer("weight_zero", torch.zeros(len(source.weight_int), dtype=torch.int8))
+        self.register_buffer("bias", source.bias_int.clone())
+        self.register_buffer("bias_scale", source.bias_scale.clone())
+        self.register_buffer("bias_zero", torch.zeros(len(source.bias_int), dtype=torch.int32))
+        self.source = source
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = _dequantize(self.weight, self.weight_scale, self.weight_zero, axis=0)
+        bias = _dequantize(self.bias, self.bias_scale, self.bias_zero, axis=0)
+        if isinstance(self.source, IntegerConv2d):
+            conv = self.source
+            return nn.functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        shape = torch.Size([x.shape[0], weight.shape[0]])
+        return _op("Gemm", x, weight, bias, shape=shape, dtype=torch.float32, transB=1)
+
+
+class _ExportedPool(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _op("GlobalAveragePool", x, shape=torch.Size([*x.shape[:2], 1, 1]), dtype=torch.float32)
+
+
+def _exportable(model: nn.Module) -> nn.Module:
+    """A copy in which every frozen layer writes its exact ONNX operators."""
+    exported = copy.deepcopy(model).eval().requires_grad_(False)
+    made: dict[int, nn.Module] = {}
+    for parent in list(exported.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() hides a module's second name
+            if id(child) not in made:
+                if isinstance(child, ActivationQuantizer):
+                    made[id(child)] = _ExportedQuantizer(child)
+                elif isinstance(child, IntegerConv2d | IntegerLinear):
+                    made[id(child)] = _ExportedLayer(child)
+                elif isinstance(child, GlobalAveragePool):
+                    made[id(child)] = _ExportedPool()
+                else:
+                    continue
+            setattr(parent, name, made[id(child)])
+    return exported
+
+
+def export(model: nn.Module, path: Path, image_size: int, metadata: dict[str, object] | None = None) -> None:
+    """Write a classifier as one ONNX file, checked, with a dynamic batch.
+
+    Args:
+        model: maps images `(N, 3, S, S)` float32 in [0, 1] to logits `(N, K)`; twins are written with
+            integer weights between QuantizeLinear and DequantizeLinear.
+        path: the file, replaced only when the new one is whole.
+        image_size: S in pixels.
+        metadata: stored as the file's metadata, values as JSON unless they are strings.
+
+    Raises:
+        GateError: the exporter or the ONNX checker refuses the model.
+    """
+    example = torch.full((2, 3, image_size, image_size), 0.5)
+    noise = io.StringIO()
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(noise), redirect_stderr(noise):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _exportable(model), (example,), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=[INPUT], output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},), optimize=True,
+            )  # fmt: skip
+    except Exception as error:  # the exporter raises many types
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise GateError(f"export: torch.onnx cannot export this model ({reason})") from error
+    finally:
+        exporter_log.setLevel(level)
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto)
+    for key, value in (metadata or {}).items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    proto.producer_name, proto.producer_version = "qrobust", ""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker raises several types
+        raise GateError(f"export: the ONNX checker refuses {path.name} ({error})") from error
+    part = path.with_name(path.name + ".part")
+    onnx.save_model(proto, part)
+    os.replace(part, path)
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter adds for debugging: it outweighs a small network."""
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
+        del value.metadata_props[:]
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        InputError: there is no such file or it is not ONNX.
+    """
+    try:
+        return onnx.load(path)
+    except FileNotFoundError as error:
+        raise InputError(f"onnx: no file {error.filename or path}") from error
+    except Exception as error:  # protobuf raises its own types
+        raise InputError(f"onnx: {path} is not a readable ONNX file ({error})") from error

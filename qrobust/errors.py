@@ -1,0 +1,21 @@
+"""The one family of errors. The CLI turns each into its exit code in one place."""
+
+from __future__ import annotations
+
+
+class QRobustError(Exception):
+    """Base of everything qrobust raises on purpose; its text is one line a user can act on."""
+
+    exit_code = 1
+
+
+class InputError(QRobustError):
+    """An argument, a file or a data set is not what it must be (argument, expectation, value)."""
+
+    exit_code = 2
+
+
+class GateError(QRobustError):
+    """An exported graph failed a gate: checker, audit or parity."""
+
+    exit_code = 3

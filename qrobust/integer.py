@@ -1,0 +1,125 @@
+"""Frozen integer layers: what a network is after quantization, in plain torch.
+
+They hold the integers that are exported and compute in float what the integer kernels compute, with
+straight-through gradients (Bengio et al., arXiv 1308.3432) so that attacks and calibrators can be
+trained through them. `deployment.graph` writes each as QuantizeLinear / DequantizeLinear.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Round to the grid going forward; going back, pass the gradient where nothing saturated."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, scale: float, low: float, high: float
+    ) -> torch.Tensor:
+        level = torch.div(x, scale).round_()
+        ctx.save_for_backward((level >= low) & (level <= high))
+        return level.clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
+        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        return grads[0] * inside, None, None, None
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to `scale * (q - zero_point)`, q an integer in [qmin, qmax].
+
+    Any shape in, same shape out; `|x - out| <= scale / 2` wherever x is inside the range.
+    """
+
+    def __init__(self, scale: float, zero_point: int, qmin: int, qmax: int) -> None:
+        super().__init__()
+        self.scale: torch.Tensor
+        self.zero_point: torch.Tensor
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
+        self.qmin, self.qmax = qmin, qmax
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        zero_point = int(self.zero_point)
+        return _FakeQuantize.apply(x, float(self.scale), self.qmin - zero_point, self.qmax - zero_point)
+
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and largest value that can be represented."""
+        scale, zero_point = float(self.scale), int(self.zero_point)
+        return scale * (self.qmin - zero_point), scale * (self.qmax - zero_point)
+
+
+class _IntegerLayer(nn.Module):
+    """Integer weights per output channel, and an int32 bias at scale `input_scale * weight_scale`."""
+
+    def __init__(
+        self,
+        weight_int: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor,
+        input_scale: torch.Tensor,
+    ) -> None:
+        super().__init__()
+        self.weight_int: torch.Tensor
+        self.weight_scale: torch.Tensor
+        self.bias_int: torch.Tensor
+        self.bias_scale: torch.Tensor
+        bias_scale = input_scale * weight_scale
+        limit = 2.0**31 - 128  # the largest float32 below 2**31
+        self.register_buffer("weight_int", weight_int)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias_scale", bias_scale)
+        self.register_buffer(
+            "bias_int", (bias / bias_scale).round().clamp(-limit, limit).to(torch.int32)
+        )
+
+    def weight(self) -> torch.Tensor:
+        """The float weight that the integers stand for."""
+        scale = self.weight_scale.view(-1, *[1] * (self.weight_int.ndim - 1))
+        return self.weight_int.to(torch.float32) * scale
+
+    def bias(self) -> torch.Tensor:
+        """The float bias that the integers stand for, `(out,)`."""
+        return self.bias_int.to(torch.float32) * self.bias_scale
+
+
+class IntegerConv2d(_IntegerLayer):
+    """A convolution `(N, C, H, W)` to `(N, out, H', W')` on quantized input."""
+
+    def __init__(
+        self,
+        weight_int: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor,
+        input_scale: torch.Tensor,
+        *,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        super().__init__(weight_int, weight_scale, bias, input_scale)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(
+            x, self.weight(), self.bias(), self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class IntegerLinear(_IntegerLayer):
+    """A linear layer `(N, in)` to `(N, out)` on quantized input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight(), self.bias())
+
+
+class GlobalAveragePool(nn.Module):
+    """`(N, C, H, W)` to `(N, C, 1, 1)`, as the one operator that runtimes have an integer kernel for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3), keepdim=True)
