@@ -50,12 +50,14 @@ class Correction(nn.Module):
         # The spread a well-exposed image has; learned.
         self.spread = nn.Parameter(torch.tensor(0.2))
 
-    def forward(self, images: torch.Tensor, maps: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
-        """Images `(N, 3, S, S)`, maps `(N, 4 stride^2, S/stride, S/stride)`, proposal `(N, 21)`."""
+    def forward(
+        self, images: torch.Tensor, maps: torch.Tensor, photometric: torch.Tensor, geometric: torch.Tensor
+    ) -> torch.Tensor:
+        """Images `(N, 3, S, S)`, maps `(N, 4 stride^2, S/stride, S/stride)`, `(N, 15)` and `(N, 6)`."""
         maps = F.pixel_shuffle(maps, self.stride)
         change = torch.tanh(maps[:, :3]) * torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
-        images = self._photometric(images + change, proposal[:, :PHOTOMETRIC])
-        return self._warp(images.clamp(0, 1), proposal[:, PHOTOMETRIC:])
+        images = self._photometric(images + change, photometric)
+        return self._warp(images.clamp(0, 1), geometric)
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
         mean = images.mean((2, 3), keepdim=True)
@@ -101,14 +103,16 @@ class Calibrator(nn.Module):
         self.summary = nn.Sequential(
             nn.Conv2d(deep, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU(),
             GlobalAveragePool(), nn.Flatten(),
-            nn.Linear(deep, 2 * deep), nn.ReLU(), nn.Linear(2 * deep, PHOTOMETRIC + GEOMETRIC),
+            nn.Linear(deep, 2 * deep), nn.ReLU(),
         )  # fmt: skip
+        self.photometric = nn.Linear(2 * deep, PHOTOMETRIC)
+        self.geometric = nn.Linear(2 * deep, GEOMETRIC)
         self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
         self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
         self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
         self.correction = Correction(image_size, stride)
-        for last in (self.maps, self.summary[-1]):
-            assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None
+        for last in (self.maps, self.photometric, self.geometric):
+            assert last.bias is not None
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -116,7 +120,10 @@ class Calibrator(nn.Module):
         fine = self.fine(self.stem(images))
         coarse = self.down(fine)
         merged = self.merge(fine + self.up(coarse))
-        return self.correction(images, self.maps(merged), self.summary(coarse))
+        summary = self.summary(coarse)
+        return self.correction(
+            images, self.maps(merged), self.photometric(summary), self.geometric(summary)
+        )
 
 
 def build_calibrator(image_size: int, max_macs: int) -> Calibrator:

@@ -90,7 +90,7 @@ def train_calibrator(
     reverse_weight: float,
     seed: int,
     checkpoint: Path,
-    max_clean_cost: float = 0.01,
+    least_clean: float,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Fit:
     """Train `calibrator` in place so that `twin` finds shifted images easier.
@@ -100,7 +100,7 @@ def train_calibrator(
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. A quarter of each
     batch is clean. The state that is kept is the best on validation images: the highest mean accuracy
-    under shift among those that cost at most `max_clean_cost` of clean accuracy.
+    under shift among those with at least `least_clean` clean accuracy.
 
     Args:
         calibrator: images to images, differentiable; ends with the best state.
@@ -118,7 +118,7 @@ def train_calibrator(
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
-        max_clean_cost: fraction of clean accuracy that may be given up.
+        least_clean: clean validation accuracy, as a fraction, that a kept state should have.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -130,8 +130,8 @@ def train_calibrator(
         raise InputError("shifts: a calibrator needs at least one shift to train on, got none")
     before = state_hash(twin)
     twin.eval()
-    geometry = [p for n, p in calibrator.named_parameters() if n.startswith("summary.8")]
-    rest = [p for n, p in calibrator.named_parameters() if not n.startswith("summary.8")]
+    geometry = [p for n, p in calibrator.named_parameters() if n.startswith("geometric.")]
+    rest = [p for n, p in calibrator.named_parameters() if not n.startswith("geometric.")]
     optimizer = torch.optim.Adam(
         [{"params": rest}, {"params": geometry}], lr=learning_rate, betas=(0.9, 0.99)
     )
@@ -140,13 +140,14 @@ def train_calibrator(
         return twin(calibrator(images))
 
     step, best_state, diverged = 0, copy.deepcopy(calibrator.state_dict()), False
-    start = validation.measure(pair)
-    best = (*start, 0)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         calibrator.load_state_dict(state["calibrator"])
         optimizer.load_state_dict(state["optimizer"])
         step, best, start, best_state = state["step"], tuple(state["best"]), tuple(state["start"]), state["kept"]
+    else:
+        start = validation.measure(pair)
+        best = (*start, 0)
     every = max(1, steps // 8)
     note = ""
     while step < steps:
@@ -171,7 +172,7 @@ def train_calibrator(
             clean, shifted = validation.measure(pair)
             calibrator.train()
             note = f"validation: shifts {100 * shifted:.1f} %, clean {100 * clean:.1f} %"
-            if _better((clean, shifted), best[:2], start[0] - max_clean_cost):
+            if _better((clean, shifted), best[:2], least_clean):
                 best, best_state = (clean, shifted, step), copy.deepcopy(calibrator.state_dict())
             state = {
                 "calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict(), "step": step,

@@ -1,0 +1,228 @@
+"""Models: a spec string and a weights file in, a float classifier of images in [0, 1] out."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qrobust.classifier import Normalization, NormalizedModel
+from qrobust.errors import InputError
+from qrobust.models.resnet import BUILT_IN
+
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+SCHEMES = f"torchvision:NAME, path/to/file.py:FACTORY or one of {', '.join(BUILT_IN)}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a network comes from, before its class count is known.
+
+    Attributes:
+        spec: as the user wrote it.
+        build: class count to a network with fresh weights.
+        normalization: default name in `NORMALIZATIONS`.
+        preferred_size: image side it was made for, or None.
+        pretrained: maker of torchvision's own weights, or None.
+    """
+
+    spec: str
+    build: Callable[[int], nn.Module]
+    normalization: str
+    preferred_size: int | None
+    pretrained: Callable[[], nn.Module] | None = None
+
+
+def find_model(spec: str) -> ModelSpec:
+    """Resolve a model spec without building it.
+
+    Raises:
+        InputError: unknown name, file or factory.
+    """
+    if spec in BUILT_IN:
+        return ModelSpec(spec, BUILT_IN[spec], "cifar10", 32)
+    scheme, _, name = spec.partition(":")
+    if scheme == "torchvision" and name:
+        return _torchvision_model(spec, name)
+    path, _, factory = spec.rpartition(":")
+    if path.endswith(".py") and factory:
+        return ModelSpec(spec, _file_factory(Path(path).expanduser(), factory), "none", None)
+    raise InputError(f"model: expected {SCHEMES}, got {spec!r}")
+
+
+def _torchvision_model(spec: str, name: str) -> ModelSpec:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        known = ", ".join(models.list_models(module=models)[:4])
+        raise InputError(f"model: torchvision has no classifier {name!r} (it has {known}, ...)")
+    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]  # an enum made at run time
+    size = weights.transforms().crop_size[0]
+
+    def build(classes: int) -> nn.Module:
+        extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return models.get_model(name, weights=None, num_classes=classes, **extra)
+
+    def pretrained() -> nn.Module:
+        try:
+            return models.get_model(name, weights=weights)
+        except OSError as error:
+            raise InputError(f"pretrained: torchvision cannot fetch weights of {name} ({error})") from error
+
+    return ModelSpec(spec, build, "imagenet", size, pretrained)
+
+
+def _file_factory(path: Path, factory: str) -> Callable[[int], nn.Module]:
+    if not path.is_file():
+        raise InputError(f"model: no file {path}")
+    module_spec = importlib.util.spec_from_file_location(f"qrobust_user_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(f"model: {path} cannot be imported ({type(error).__name__}: {error})") from error
+    made = getattr(module, factory, None)
+    if not callable(made):
+        raise InputError(f"model: {path} has no callable {factory!r}")
+
+    def build(classes: int) -> nn.Module:
+        takes_classes = "num_classes" in inspect.signature(made).parameters
+        try:
+            model = made(num_classes=classes) if takes_classes else made()
+        except Exception as error:  # the user's code may raise anything
+            raise InputError(f"model: {path}:{factory} failed ({type(error).__name__}: {error})") from error
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model: {path}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
+        return model
+
+    return build
+
+
+def load_model(
+    found: ModelSpec,
+    *,
+    classes: int,
+    image_size: int,
+    weights: Path | None,
+    pretrained: bool,
+    normalization: str | None,
+    seed: int,
+) -> NormalizedModel:
+    """Build a float classifier in eval mode.
+
+    Args:
+        found: from `find_model`.
+        classes: length of the logits, the data's class count.
+        image_size: side of the images it will be given.
+        weights: state dict as `.pt`/`.pth` (read with `weights_only=True`) or `.safetensors`.
+        pretrained: take torchvision's own weights.
+        normalization: `imagenet`, `cifar10`, `none`, or `m,m,m/s,s,s`; default the model's preset.
+        seed: decides random weights where there are none to load.
+
+    Raises:
+        InputError: weights that are missing, damaged, of other shapes or not finite; a class count
+            that differs from the data's.
+    """
+    if weights is not None and pretrained:
+        raise InputError("weights: give either --weights or --pretrained, not both")
+    if pretrained and found.pretrained is None:
+        raise InputError(f"pretrained: only torchvision models have own weights, got {found.spec!r}")
+    mean, std = parse_normalization(normalization or found.normalization)
+    torch.manual_seed(seed)
+    if pretrained and found.pretrained is not None:
+        network = found.pretrained()
+    else:
+        network = found.build(classes)
+        if weights is not None:
+            _load_weights(network, weights)
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"weights: {name!r} holds NaN or infinity")
+    model = NormalizedModel(network, Normalization(mean, std)).eval().requires_grad_(False)
+    _check_output(model, found.spec, classes, image_size)
+    return model
+
+
+def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A preset's name or `m,m,m/s,s,s` to means and standard deviations."""
+    if text in NORMALIZATIONS:
+        return NORMALIZATIONS[text]
+    try:
+        mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
+    except ValueError:
+        mean, std = (), ()
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise InputError(
+            f"normalization: expected {', '.join(NORMALIZATIONS)} or 'm,m,m/s,s,s' with positive s, got {text!r}"
+        )
+    return mean, std
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights without executing anything in the file; `module.` prefixes are removed.
+
+    A training checkpoint that holds the state dict under `state_dict` or `model` is accepted.
+    """
+    if not path.is_file():
+        raise InputError(f"weights: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage raises another type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"weights: {path} is not a readable state dict or safetensors file ({reason})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(f"weights: expected a state dict of tensors in {path}, got {type(state).__name__}")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    given, own = read_state_dict(path), network.state_dict()
+    for name in own:
+        if name.endswith("num_batches_tracked"):
+            given.setdefault(name, own[name])
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    shapes = [n for n in sorted(own.keys() & given.keys()) if own[n].shape != given[n].shape]
+    if shapes:
+        name = shapes[0]
+        raise InputError(
+            f"weights: {name!r} has shape {tuple(given[name].shape)} in {path}, the model expects "
+            f"{tuple(own[name].shape)} ({len(shapes)} such entries); check --model and the number of classes"
+        )
+    if missing or unknown:
+        raise InputError(
+            f"weights: {path} does not fit the model: {len(missing)} entries missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}"
+        )
+    network.load_state_dict(given)
+
+
+def _check_output(model: nn.Module, spec: str, classes: int, image_size: int) -> None:
+    try:
+        with torch.inference_mode():
+            logits = model(torch.full((2, 3, image_size, image_size), 0.5))
+    except Exception as error:  # the user's code may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"model: {spec} fails on a {image_size} px image ({reason})") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(f"model: expected logits (2, {classes}) for the data's {classes} classes, got {shape}")

@@ -39,6 +39,7 @@ with warnings.catch_warnings():
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
+from qrobust.classifier import Normalization
 from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear
 from qrobust.quantization.graph import (
@@ -111,8 +112,6 @@ def prepare(
     Raises:
         InputError: the model cannot be traced.
     """
-    from qrobust.classifier import Normalization
-
     leaves = (Normalization, *leaves)
     graph = normal_form(trace(model, leaves), example)
     low, high = target.activation_range
@@ -130,7 +129,7 @@ def prepare(
             graph.train(), QConfigMapping().set_global(QConfig(activation, weight)), example,
             custom, _backend_config(),
         )  # fmt: skip
-    drop_quantizers(prepared, FakeQuantize)
+    drop_quantizers(prepared, FakeQuantize, leaves)
     set_mode(prepared, observing=True, quantizing=False)
     return prepared.eval()
 
@@ -139,6 +138,11 @@ def set_mode(prepared: fx.GraphModule, *, observing: bool, quantizing: bool) -> 
     """Switch the observers and the fake-quantizers of a prepared graph."""
     prepared.apply(enable_observer if observing else disable_observer)
     prepared.apply(enable_fake_quant if quantizing else disable_fake_quant)
+
+
+def folded(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """The float network as it is before quantization: batch norm folded, pools explicit."""
+    return normal_form(trace(model, (Normalization,)), example).eval().requires_grad_(False)
 
 
 def freeze(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -191,6 +195,7 @@ def _integer_layer(layer: nn.Module, source: ActivationQuantizer) -> IntegerConv
     fake = layer.weight_fake_quant
     weight = layer.weight.detach()
     bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
+    fake.activation_post_process.reset_min_max_vals()
     fake.activation_post_process(weight)
     with _quiet():
         scale, _ = fake.calculate_qparams()

@@ -166,10 +166,14 @@ def remove_call(graph: fx.GraphModule, node: fx.Node) -> None:
     graph.graph.erase_node(node)
 
 
-def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module]) -> None:
-    """Take away quantizers between an operator and its activation, and those on the logits.
+def drop_quantizers(
+    graph: fx.GraphModule, quantizer: type[nn.Module], leaves: tuple[type[nn.Module], ...]
+) -> None:
+    """Take away quantizers that cost accuracy and buy nothing.
 
-    The first would leave the activation in float; the second would tie logits that differ.
+    Between an operator and its activation (the activation would stay in float), on the logits (distinct
+    ones would tie), and on a linear layer's output that only float `leaves` read (integer kernels give
+    float there at no cost).
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
 
@@ -181,7 +185,9 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module]) -> None:
 
     for node, _ in calls(graph, quantizer):
         users = list(node.users)
-        if len(users) == 1 and is_call(users[0], (nn.ReLU, nn.ReLU6)):
+        before_activation = len(users) == 1 and is_call(users[0], (nn.ReLU, nn.ReLU6))
+        into_float = is_call(node.args[0], nn.Linear) and all(is_call(u, leaves) for u in users)
+        if before_activation or (into_float and users):
             remove_call(graph, node)
     tail = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     while isinstance(tail, fx.Node):

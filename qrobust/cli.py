@@ -1,0 +1,360 @@
+"""The command line. Heavy imports happen inside commands, so that `--help` stays instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qrobust import __version__
+from qrobust.errors import QRobustError
+
+if TYPE_CHECKING:
+    from qrobust.workbench import Reporter, Workbench
+
+Command = Callable[..., Any]
+
+
+class _Group(click.Group):
+    """Turns every qrobust error into one line and its exit code, in this one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QRobustError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "quantize-and-compensate" if cmd_name == "run" else cmd_name)
+
+
+class FractionType(click.ParamType):
+    """A number, or a fraction such as 8/255."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            top, _, bottom = str(value).partition("/")
+            return float(top) / float(bottom or 1)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"expected a number or a fraction such as 8/255, got {value!r}", param, ctx)
+
+
+def _options(*decorators: Command) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+common = _options(
+    click.option("--threads", type=int, default=None, help="Threads for torch and onnxruntime.  [default: all cores]"),
+    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars."),
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Decides splits, pixels, training and attacks.")
+inputs = _options(
+    click.option("--model", required=True, help="torchvision:NAME, path/to/file.py:FACTORY, resnet8, resnet20 or resnet32."),
+    click.option("--weights", help="State dict (.pt, .pth) or .safetensors; nothing in the file is executed."),
+    click.option("--pretrained", is_flag=True, help="Let torchvision fetch its own weights."),
+    click.option("--normalization", help="imagenet, cifar10, none or m,m,m/s,s,s.  [default: the model's preset]"),
+    click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits."),
+    click.option("--data-root", help="Where torchvision data sets lie.  [default: ~/.cache/torchvision]"),
+    click.option("--class-names", help="File with one class name per line, for a folder of some of the classes."),
+    click.option("--image-size", type=int, help="Side in pixels.  [default: the images' own if small and alike, else the model's]"),
+    click.option("--calibration-images", type=int, default=512, show_default=True, help="Images that quantization ranges are observed on."),
+    click.option("--train-images", type=int, help="Keep only so many training images.  [default: all]"),
+    click.option("--test-images", type=int, help="Keep only so many test images.  [default: all]"),
+    click.option("--target", default="x86-vnni", show_default=True, help="CPU family whose integer kernels the graph is made for."),
+    click.option("--observer", type=click.Choice(["histogram", "moving-average"]), default="histogram", show_default=True, help="How activation ranges are chosen."),
+)  # fmt: skip
+measuring = _options(
+    click.option("--shifts", help="Comma-separated names.  [default: all]"),
+    click.option("--severities", help="Comma-separated, 1 to 5.  [default: 1,3,5]"),
+    click.option("--severity-table", type=click.Choice(["auto", "cifar-c", "imagenet-c"]), help="What severities mean.  [default: auto, by image size]"),
+    click.option("--epsilons", help="Comma-separated L-infinity budgets of the attack.  [default: 1/255,2/255,4/255,8/255]"),
+    click.option("--attack-images", type=int, help="Test images to attack; 0 for none.  [default: 200]"),
+)  # fmt: skip
+training = _options(
+    click.option("--hold-out", help="Comma-separated shifts that are measured but never trained on."),
+    click.option("--mac-budget", type=FractionType(), help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]"),
+    click.option("--steps", type=int, help="Training steps.  [default: 1500]"),
+    click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
+    click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
+    click.option("--labels/--no-labels", "use_labels", default=None, help="Train with labels, or with the float model's view alone.  [default: labels]"),
+)  # fmt: skip
+run_dir = click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path))
+out_options = _options(
+    click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; must be new or empty."),
+    click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
+)
+
+
+def _split(text: str | None, kind: Callable[[str], Any]) -> tuple | None:
+    """A comma-separated option as a tuple."""
+    from qrobust.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"expected comma-separated values, got {text!r} ({error})") from error
+
+
+def _choices(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they stand in a RunConfig; those not given are left out."""
+    fraction = FractionType()
+    kinds: dict[str, Callable[[str], Any]] = {
+        "shifts": str, "hold_out": str, "severities": int, "epsilons": lambda t: fraction.convert(t, None, None),
+    }  # fmt: skip
+    parsed = {k: _split(v, kinds[k]) if k in kinds else v for k, v in options.items()}
+    return {k: v for k, v in parsed.items() if v is not None}
+
+
+class _Console:
+    """Prints and draws for a run; `-q` silences all but warnings."""
+
+    def __init__(self, verbose: bool, quiet: bool) -> None:
+        self.verbose, self.quiet = verbose, quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbose and not self.quiet:
+            click.echo(f"  {text}", err=True)
+
+    def warn(self, text: str) -> None:
+        click.secho(text, fg="yellow", err=True)
+
+    def bar(self, label: str, length: int) -> AbstractContextManager[Any]:
+        return click.progressbar(
+            length=length, label=f"  {label}", file=sys.stderr, show_eta=True, hidden=self.quiet,
+            item_show_func=lambda item: item or "", update_min_steps=max(1, length // 200),
+        )  # fmt: skip
+
+
+def _reporter(verbose: bool, quiet: bool) -> Reporter:
+    return _Console(verbose, quiet)  # type: ignore[return-value]  # same methods, without importing torch
+
+
+def _begin(out: Path, overwrite: bool, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+    """A workbench for a new run; everything is read and checked before the folder is touched."""
+    from qrobust.config import RunConfig
+    from qrobust.pipeline import prepare_inputs
+    from qrobust.workbench import Workbench, check_folder, create_folder
+
+    check_folder(out, overwrite=overwrite)
+    config = RunConfig(threads=threads or _cores(), **_choices(options))
+    bench = Workbench(config, None, _reporter(verbose, quiet))
+    prepare_inputs(bench)
+    bench.folder = create_folder(out, overwrite=overwrite)
+    return bench
+
+
+def _reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+    from qrobust.workbench import Workbench
+
+    return Workbench.open(folder, _reporter(verbose, quiet), threads=threads or _cores(), **_choices(options))
+
+
+def _finish(bench: Workbench, record: dict[str, Any]) -> None:
+    """Print the table and where the report lies."""
+    from qrobust.report.markdown import table
+    from qrobust.report.verdict import headline, verdict
+
+    click.echo("\n".join([*table(headline(record)), "", *verdict(record), ""]))
+    click.echo(f"Report: {bench.place().html}\nRecord: {bench.place().record}")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """INT8 image classifiers whose robustness is measured, and repaired.
+
+    \b
+    qrobust demo                      the whole job on built-in data, a few minutes
+    qrobust run --model M --data D --out DIR
+                                      quantize, compensate, export, measure, report
+    qrobust audit FILE.onnx           what onnxruntime really runs on integers
+
+    `run` is short for `quantize-and-compensate`. The stages can be run one by one on the same folder:
+    quantize, evaluate, compensate, export, evaluate, report.
+    """
+
+
+@main.command("quantize-and-compensate")
+@inputs
+@measuring
+@training
+@out_options
+@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+@seed
+@common
+def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """All stages: quantize, compensate, export, measure on onnxruntime, report. Short: `qrobust run`.
+
+    \b
+    qrobust run --model resnet20 --weights weights.pt --data imagefolder:~/data/cifar10 --out runs/one
+    qrobust run --model torchvision:mobilenet_v2 --weights my.pt --data imagefolder:DIR --out runs/two
+    """
+    from qrobust import pipeline
+
+    if resume and (out / "config.json").is_file():
+        bench = _reopen(out, options["verbose"], options["quiet"], options["threads"])
+        given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
+        pipeline.check_same_config(bench, _choices(given))
+    else:
+        bench = _begin(out, overwrite, **options)
+    _finish(bench, pipeline.run(bench, resume=resume))
+
+
+@main.command()
+@inputs
+@out_options
+@seed
+@common
+def quantize(out: Path, overwrite: bool, **options: Any) -> None:
+    """Quantize a trained classifier: float.onnx and int8.onnx in a new run folder, audited.
+
+    \b
+    qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
+    """
+    from qrobust import pipeline
+
+    bench = _begin(out, overwrite, **options)
+    pipeline.quantize(bench)
+    stage = bench.place().need_stage("quantize", "quantize")
+    for name, audited in stage["audit"].items():
+        agreement = stage["parity"][name]["agreement"]
+        click.echo(
+            f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
+            f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
+        )
+
+
+@main.command()
+@run_dir
+@measuring
+@common
+def evaluate(run_folder: Path, **options: Any) -> None:
+    """Measure every graph in a run folder on onnxruntime, on the same pixels.
+
+    Predictions are kept: an evaluation that was killed goes on where it stopped.
+    """
+    from qrobust import pipeline
+
+    bench = _reopen(run_folder, **options)
+    pipeline.evaluate(bench)
+    summary = bench.place().need_stage("evaluate", "evaluate")["summary"]
+    for name, clean in summary["clean_accuracy"].items():
+        click.echo(
+            f"{name}: clean {100 * clean:.2f} %, under shift {100 * summary['shift_accuracy'][name]:.2f} % "
+            f"(n = {summary['n_test']}, {summary['n_cells']} cells)"
+        )
+
+
+@main.command()
+@run_dir
+@measuring
+@training
+@common
+def compensate(run_folder: Path, **options: Any) -> None:
+    """Train a calibrator in front of the frozen INT8 classifier of a run folder.
+
+    The classifier does not change: its hash before and after is in the record. Training resumes after
+    an interruption if the options are the same.
+    """
+    from qrobust import pipeline
+
+    bench = _reopen(run_folder, **options)
+    pipeline.compensate(bench)
+    fit = bench.place().need_stage("compensate", "compensate")["training"]
+    click.echo(
+        f"validation accuracy under shift {100 * fit['float']['start_shift_accuracy']:.1f} -> "
+        f"{100 * fit['int8']['shift_accuracy']:.1f} %, clean {100 * fit['float']['start_clean_accuracy']:.1f} -> "
+        f"{100 * fit['int8']['clean_accuracy']:.1f} %"
+    )
+
+
+@main.command()
+@run_dir
+@common
+def export(run_folder: Path, **options: Any) -> None:
+    """Write compensated.onnx: calibrator and classifier as one INT8 graph, through the gates."""
+    from qrobust import pipeline
+
+    bench = _reopen(run_folder, **options)
+    pipeline.export(bench)
+    click.echo(str(bench.place().graph("compensated")))
+
+
+@main.command()
+@run_dir
+@common
+def report(run_folder: Path, **options: Any) -> None:
+    """Write record.json, report.html and report.md from what the stages left."""
+    from qrobust import pipeline
+
+    bench = _reopen(run_folder, **options)
+    _finish(bench, pipeline.write_report(bench))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--min-integer", type=FractionType(), help="Exit with code 3 below this share of integer operators.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit(file: Path, min_integer: float | None, as_json: bool) -> None:
+    """Count what onnxruntime runs on integers in FILE.onnx, read from the graph it optimises for this CPU."""
+    import json
+
+    from qrobust.deployment.audit import audit as audit_file
+    from qrobust.errors import GateError
+
+    result: dict[str, Any] = audit_file(file)
+    integer, total = result["integer_ops"], result["quantizable_ops"]
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        click.echo(f"{file}: {integer} of {total} convolutions and matrix products run on integers")
+        for title, key in (("left in float", "float_compute"), ("other operators", "other_ops")):
+            if result[key]:
+                click.echo(f"  {title}: " + ", ".join(f"{n} {kind}" for kind, n in result[key].items()))
+    if min_integer is not None and integer < min_integer * total:
+        raise GateError(f"audit: {integer} of {total} operators are integer, expected at least {min_integer:.0%}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("qrobust-demo"), show_default=True, help="Folder of the run.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
+@seed
+@common
+def demo(out: Path, overwrite: bool, **options: Any) -> None:
+    """The whole job on scikit-learn's handwritten digits: no network and no files needed.
+
+    Trains a small residual network on the spot, quantizes it, compensates it, and leaves a report. Takes
+    less than four minutes on two cores.
+    """
+    from qrobust import demo as example
+    from qrobust import pipeline
+
+    with example.weights_file(options["seed"], _reporter(options["verbose"], options["quiet"]), options["threads"] or _cores()) as weights:
+        bench = _begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
+        _finish(bench, pipeline.run(bench, resume=False))

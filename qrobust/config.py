@@ -1,0 +1,82 @@
+"""What a run was asked to do: one frozen dataclass that refuses nonsense, all of it at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qrobust.errors import InputError
+
+DEFAULT_SEVERITIES = (1, 3, 5)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every choice of a run; see `qrobust run --help` for what each means."""
+
+    model: str
+    data: str
+    weights: str | None = None
+    pretrained: bool = False
+    normalization: str | None = None
+    data_root: str | None = None
+    class_names: str | None = None
+    image_size: int | None = None
+    calibration_images: int = 512
+    train_images: int | None = None
+    test_images: int | None = None
+    target: str = "x86-vnni"
+    observer: str = "histogram"
+    shifts: tuple[str, ...] = ()
+    severities: tuple[int, ...] = DEFAULT_SEVERITIES
+    severity_table: str = "auto"
+    hold_out: tuple[str, ...] = ()
+    mac_budget: float = 0.10
+    steps: int = 1500
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    use_labels: bool = True
+    association_weight: float = 1.0
+    reverse_weight: float = 0.0
+    epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    attack_images: int = 200
+    attack_steps: int = 10
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 1, "batch_size": 8,
+            "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
+        }  # fmt: skip
+        mistakes = [
+            f"{name}: expected at least {least}, got {getattr(self, name)}"
+            for name, least in at_least.items()
+            if getattr(self, name) is not None and getattr(self, name) < least
+        ]
+        if not 0 < self.mac_budget <= 1:
+            mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
+        if not 0 < self.learning_rate <= 1:
+            mistakes.append(f"learning_rate: expected a number in (0, 1], got {self.learning_rate}")
+        for name in ("association_weight", "reverse_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                mistakes.append(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+        mistakes += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
+        if not self.severities:
+            mistakes.append("severities: expected at least one of 1 to 5, got none")
+        mistakes += [f"severity: expected an integer from 1 to 5, got {s}" for s in self.severities if s not in range(1, 6)]
+        if mistakes:
+            raise InputError("; ".join(mistakes))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+        """The inverse of `as_json`."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise InputError(f"config: unknown entries {unknown}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

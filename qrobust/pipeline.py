@@ -1,0 +1,435 @@
+"""The stages, in order. Each reads the run's folder, does one thing, and leaves its result there.
+
+A stage writes `stages/NAME.json` last, so that a stage either is done or has left nothing that a later
+one would take for done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import qrobust
+from qrobust.classifier import count_macs
+from qrobust.compensation.calibrator import Correction
+from qrobust.compensation.training import Fit, Validation, state_hash, train_calibrator
+from qrobust.deployment.audit import audit, check_gate, parity
+from qrobust.deployment.graph import export as export_graph
+from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
+from qrobust.errors import InputError
+from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
+from qrobust.models import parse_normalization
+from qrobust.quantization.backend import folded, freeze, prepare, set_mode
+from qrobust.report.html import html_report
+from qrobust.report.markdown import markdown_report
+from qrobust.results import SCHEMA, Record, write_json
+from qrobust.shifts.rendering import render, to_uint8, to_unit
+from qrobust.workbench import GRAPHS, Workbench
+
+# Share of the training steps in which the calibrator is float; the rest it learns on its 8-bit grid.
+FLOAT_SHARE = 0.75
+QAT_RATE = 0.25
+# Clean validation accuracy that a calibrator may cost when the best state is chosen, as a fraction.
+CLEAN_COST = 0.005
+VALIDATION_IMAGES = 500
+PARITY_IMAGES = 1000
+LATENCY_BATCHES = (1, 32)
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
+
+
+@contextmanager
+def _stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
+    """Time a stage; on success store what it put into the yielded dict."""
+    bench.reporter.say(f"{name} ...")
+    torch.set_num_threads(bench.config.threads)
+    started = time.perf_counter()
+    result: dict[str, Any] = {}
+    yield result
+    result["duration_s"] = round(time.perf_counter() - started, 3)
+    write_json(bench.place().config, bench.config.as_json())
+    bench.place().finish(name, result)
+    bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
+
+
+def prepare_inputs(bench: Workbench) -> None:
+    """Open everything a run reads, so that bad input is refused before anything is written.
+
+    Raises:
+        InputError: any of it is not usable.
+    """
+    _ = bench.target, bench.model_spec, bench.cells, bench.training_cells
+    for split in (bench.data.calibration, bench.data.validation, bench.data.test):
+        with bench.reporter.bar("read images", len(split)) as bar:
+            for images, _labels in split.batches(500):
+                bar.update(len(images))
+    _ = bench.model, bench.twin
+
+
+def quantize(bench: Workbench) -> None:
+    """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images."""
+    folder = bench.place()
+    with _stage(bench, "quantize") as result:
+        twin = bench.twin
+        floating = folded(bench.model, bench.example)
+        _export(bench, "float", floating, result)
+        _export(bench, "int8", twin, result)
+        bench.save_model()
+        bench.save_twin()
+        size = bench.data.image_size
+        result["macs"] = {"classifier": count_macs(bench.model, size)}
+        result["twin_hash"] = state_hash(twin)
+        result["splits"] = bench.data.summary()
+        result["class_names"] = list(bench.data.class_names)
+        result["image_size"] = size
+    folder.forget("compensate", "export", "evaluate")
+
+
+def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[str, Any]) -> None:
+    """Write a graph and pass it through the gates: checker, audit, parity."""
+    path = bench.place().graph(name)
+    part = path.with_name(f".{name}.onnx")
+    try:
+        export_graph(model, part, bench.data.image_size, _metadata(bench, name))
+        audited = audit(part)
+        split = bench.data.validation
+        images = to_unit(split.read(slice(0, PARITY_IMAGES)))
+        session = OnnxClassifier(part, bench.config.threads)
+        measured = parity(model, session, images, split.labels[:PARITY_IMAGES])
+        check_gate(name, audited, measured, integer=name != "float")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    result.setdefault("audit", {})[name] = audited
+    result.setdefault("parity", {})[name] = measured
+    bench.reporter.detail(
+        f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
+        f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
+    )
+
+
+def _metadata(bench: Workbench, name: str) -> dict[str, object]:
+    spec = bench.config.normalization or bench.model_spec.normalization
+    mean, std = parse_normalization(spec)
+    return {
+        "qrobust.graph": name,
+        "qrobust.version": qrobust.__version__,
+        "class_names": list(bench.data.class_names),
+        "preprocessing": {
+            "input": "RGB in [0, 1], (N, 3, S, S)", "image_size": bench.data.image_size,
+            "resize": "shorter side by 256/224, bilinear; centre crop", "normalization_inside": [mean, std],
+        },
+        "provenance": {
+            "model": bench.config.model, "data": bench.config.data, "target": bench.config.target,
+            "seed": bench.config.seed, "torch": torch.__version__,
+        },
+    }  # fmt: skip
+
+
+def compensate(bench: Workbench) -> None:
+    """Stage 3: train the calibrator, first in float, then on its own 8-bit grid; freeze it."""
+    folder, config = bench.place(), bench.config
+    folder.need_stage("quantize", "quantize")
+    folder.checkpoints.mkdir(exist_ok=True)
+    with _stage(bench, "compensate") as result:
+        before = state_hash(bench.twin)
+        validation = Validation(
+            bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
+            limit=_validation_limit(bench),
+        )  # fmt: skip
+        clean, _ = validation.measure(bench.twin)
+        calibrator = bench.new_calibrator()
+        result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
+        result["width"] = calibrator.width
+        float_steps = round(config.steps * FLOAT_SHARE)
+        floating = _train(bench, calibrator, validation, clean, float_steps, config.learning_rate, "float")
+        prepared = prepare(calibrator.eval(), bench.target, bench.example, leaves=(Correction,))
+        with torch.inference_mode():
+            for images in _calibrator_images(bench):
+                prepared(images)
+        set_mode(prepared, observing=False, quantizing=True)
+        rate = config.learning_rate * QAT_RATE
+        integer = _train(bench, prepared, validation, clean, config.steps - float_steps, rate, "int8")
+        frozen = freeze(prepared)
+        bench.save_calibrator(frozen)
+        result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
+        result["trained_on"] = sorted({name for name, _ in bench.training_cells})
+        result["classifier_hash"] = {"before": before, "after": state_hash(bench.twin)}
+        for checkpoint in folder.checkpoints.iterdir():
+            checkpoint.unlink()
+    folder.forget("export", "evaluate")
+
+
+def _validation_limit(bench: Workbench) -> int:
+    """So many images that all cells together stay within a quarter of a gibibyte."""
+    per_image = 3 * bench.data.image_size**2 * (len(bench.training_cells) + 1)
+    return max(50, min(VALIDATION_IMAGES, len(bench.data.validation), 2**28 // per_image))
+
+
+def _train(
+    bench: Workbench,
+    calibrator: torch.nn.Module,
+    validation: Validation,
+    clean: float,
+    steps: int,
+    learning_rate: float,
+    kind: str,
+) -> Fit:
+    config = bench.config
+    key = hashlib.sha256(repr((sorted(config.as_json().items()), kind)).encode()).hexdigest()[:12]
+    calibrator.train()
+    with bench.reporter.bar(f"train calibrator ({kind})", steps) as bar:
+        done = 0
+
+        def progress(step: int, _total: int, note: str) -> None:
+            nonlocal done
+            bar.update(step - done, note)
+            done = step
+
+        fit = train_calibrator(
+            calibrator, bench.twin, bench.model, bench.data.training, validation, bench.training_cells,
+            table=bench.table, steps=max(1, steps), batch_size=config.batch_size, learning_rate=learning_rate,
+            use_labels=config.use_labels, association_weight=config.association_weight,
+            reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
+            checkpoint=bench.place().checkpoints / f"{kind}-{key}.pt", least_clean=clean - CLEAN_COST,
+            progress=progress,
+        )  # fmt: skip
+    if fit.diverged:
+        bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
+    bench.reporter.detail(
+        f"validation ({kind}): shifts {100 * fit.start_shift_accuracy:.1f} -> {100 * fit.shift_accuracy:.1f} %, "
+        f"clean {100 * fit.start_clean_accuracy:.1f} -> {100 * fit.clean_accuracy:.1f} %"
+    )
+    return fit
+
+
+def _calibrator_images(bench: Workbench) -> Iterator[torch.Tensor]:
+    """Calibration images, clean and under every training cell in turn, to observe the calibrator on."""
+    every = [CLEAN, *bench.training_cells]
+    split = bench.data.calibration
+    size = max(1, min(32, len(split) // len(every)))
+    for index, cell in enumerate(every):
+        images = split.read(torch.arange(index * size, (index + 1) * size) % len(split))
+        yield to_unit(
+            images if cell == CLEAN else render(images, *cell, table=bench.table, seed=bench.config.seed)
+        )
+
+
+def export(bench: Workbench) -> None:
+    """Stage 4: compensated.onnx, calibrator and classifier as one graph, through the same gates."""
+    folder = bench.place()
+    folder.need_stage("compensate", "compensate")
+    with _stage(bench, "export") as result:
+        _export(bench, "compensated", bench.torch_classifier("compensated"), result)
+        _pictures(bench)
+    folder.forget("evaluate")
+
+
+def _pictures(bench: Workbench) -> None:
+    """Test images under the strongest shifts, and what the calibrator makes of them, for the report."""
+    strongest: dict[str, int] = {}
+    for name, severity in bench.cells:
+        strongest[name] = max(severity, strongest.get(name, 0))
+    images = bench.data.test.read(slice(0, 2))
+    arrays: dict[str, np.ndarray] = {"clean": images.numpy()}
+    for name, severity in strongest.items():
+        shifted = render(images, name, severity, table=bench.table, seed=bench.config.seed)
+        with torch.inference_mode():
+            calibrated = to_uint8(bench.calibrator(to_unit(shifted)))
+        arrays[f"{name}.{severity}.before"] = shifted.numpy()
+        arrays[f"{name}.{severity}.after"] = calibrated.numpy()
+    _save_npz(bench.place().pictures, arrays)
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
+    os.replace(part, path)
+
+
+def evaluate(bench: Workbench) -> None:
+    """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
+
+    Predictions are kept per cell with the hash of the graph that made them, so that a killed
+    evaluation resumes and a second one asks only graphs that are new.
+    """
+    folder, config = bench.place(), bench.config
+    folder.need_stage("quantize", "quantize")
+    names = [n for n in GRAPHS if n != "compensated" or folder.stage("export")]
+    folder.predictions.mkdir(exist_ok=True)
+    with _stage(bench, "evaluate") as result:
+        sessions = {name: bench.session(name) for name in names}
+        labels = bench.data.test.labels.numpy()
+        cells = [CLEAN, *bench.cells]
+        predictions = {}
+        with bench.reporter.bar("measure on onnxruntime", len(cells) * len(labels)) as bar:
+            for cell in cells:
+                predictions[cell] = _cell_predictions(bench, cell, sessions, labels, lambda n: bar.update(n))
+        trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
+        result["rows"] = [
+            row(cell, predictions[cell], labels, seed=config.seed) | {"seen_by_calibrator": cell[0] in trained_on}
+            for cell in cells
+        ]
+        result["summary"] = summarise(predictions, labels, tuple(trained_on), seed=config.seed)
+        result["attacks"] = _attacks(bench, sessions)
+        result["severity_table"] = bench.table
+        latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
+        result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
+        result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+
+
+def _cell_predictions(
+    bench: Workbench,
+    cell: tuple[str, int],
+    sessions: dict[str, Any],
+    labels: np.ndarray,
+    progress: Callable[[int], None],
+) -> dict[str, Predictions]:
+    folder = bench.place()
+    path = folder.predictions / f"{cell[0]}-{cell[1]}.npz"
+    about = (bench.data.test.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size)
+    keys = {
+        name: hashlib.sha256(folder.graph(name).read_bytes() + repr(about).encode()).hexdigest() for name in sessions
+    }
+    kept: dict[str, Predictions] = {}
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            for name, key in keys.items():
+                if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
+                    kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in Predictions.__annotations__))
+    missing = {name: session for name, session in sessions.items() if name not in kept}
+    if not missing:
+        progress(len(labels))
+        return {name: kept[name] for name in sessions}
+    kept |= predict(
+        missing, bench.data.test, cell, table=bench.table, seed=bench.config.seed, progress=progress
+    )
+    arrays: dict[str, np.ndarray] = {"label": labels}
+    for name in sessions:
+        arrays[f"{name}.key"] = np.array(keys[name])
+        arrays |= {f"{name}.{field}": getattr(kept[name], field) for field in Predictions.__annotations__}
+    _save_npz(path, arrays)
+    return {name: kept[name] for name in sessions}
+
+
+def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
+    config = bench.config
+    n = min(config.attack_images, len(bench.data.test))
+    if not n or not config.epsilons:
+        return {"rows": [], "flags": []}
+    pairs = {name: (bench.torch_classifier(name), session) for name, session in sessions.items()}
+    with bench.reporter.bar("attack", n * len(pairs) * len(config.epsilons)) as bar:
+        return attack_rows(
+            pairs, bench.data.test, n=n, epsilons=config.epsilons, steps=config.attack_steps,
+            seed=config.seed, progress=lambda k: bar.update(k),
+        )  # fmt: skip
+
+
+def build_record(bench: Workbench) -> Record:
+    """Gather what the stages left into one record; see docs/record.md."""
+    folder = bench.place()
+    quantized = folder.need_stage("quantize", "quantize")
+    evaluated = folder.need_stage("evaluate", "evaluate")
+    compensated, exported = folder.stage("compensate"), folder.stage("export")
+    stages = {"quantize": quantized, "compensate": compensated, "export": exported, "evaluate": evaluated}
+    macs = dict(quantized["macs"])
+    if compensated:
+        macs["calibrator"] = compensated["macs"]["calibrator"]
+        macs["calibrator_share"] = macs["calibrator"] / macs["classifier"]
+    summary = evaluated["summary"] | {
+        "latency_ms": evaluated["latency_ms"], "size_bytes": evaluated["size_bytes"], "macs": macs,
+    }  # fmt: skip
+    exported = exported or {"audit": {}, "parity": {}}
+    return {
+        "schema": SCHEMA,
+        "qrobust": qrobust.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": bench.config.as_json(),
+        "n_test": evaluated["summary"]["n_test"],
+        "summary": summary,
+        "rows": evaluated["rows"],
+        "severity_table": evaluated["severity_table"],
+        "attacks": evaluated["attacks"],
+        "audit": quantized["audit"] | exported["audit"],
+        "parity": quantized["parity"] | exported["parity"],
+        "compensation": None if compensated is None else {
+            k: compensated[k] for k in ("width", "trained_on", "training", "classifier_hash")
+        },
+        "splits": quantized["splits"],
+        "class_names": quantized["class_names"],
+        "image_size": quantized["image_size"],
+        "seeds": {"run": bench.config.seed},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "hardware": hardware(bench.config.threads),
+        "stages": {name: {"duration_s": s["duration_s"]} for name, s in stages.items() if s},
+    }  # fmt: skip
+
+
+def hardware(threads: int) -> dict[str, object]:
+    """The processor a figure was measured on."""
+    name, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    except OSError:
+        pass  # not Linux: the platform's own word must do
+    found = sorted(f for f in flags if f in {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
+    return {"processor": name, "flags": found, "cores": os.cpu_count(), "threads": threads}
+
+
+def write_report(bench: Workbench) -> Record:
+    """Stage 6: record.json, report.html and report.md."""
+    folder = bench.place()
+    record = build_record(bench)
+    pictures = None
+    if folder.pictures.exists():
+        with np.load(folder.pictures, allow_pickle=False) as stored:
+            pictures = {key: stored[key] for key in stored.files}
+    page, text = html_report(record, pictures), markdown_report(record)
+    for path, content in ((folder.html, page), (folder.markdown, text)):
+        part = path.with_name(path.name + ".part")
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, path)
+    write_json(folder.record, record)
+    return record
+
+
+def run(bench: Workbench, *, resume: bool) -> Record:
+    """All stages; with `resume`, those that are not done."""
+    for name, stage in (
+        ("quantize", quantize), ("compensate", compensate), ("export", export), ("evaluate", evaluate),
+    ):  # fmt: skip
+        if resume and bench.place().stage(name):
+            bench.reporter.say(f"{name}: done before, kept")
+            continue
+        stage(bench)
+    return write_report(bench)
+
+
+def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:
+    """Refuse to resume a run with other choices than it was begun with.
+
+    Raises:
+        InputError: names the first choice that differs.
+    """
+    kept = bench.config.as_json()
+    for key, value in given.items():
+        if key != "threads" and kept.get(key) != value:
+            raise InputError(f"resume: the run was begun with {key}={kept.get(key)!r}, got {value!r}")

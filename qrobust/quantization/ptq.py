@@ -1,0 +1,58 @@
+"""Post-training quantization: observe, freeze, and rebuild a frozen twin from its saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx, nn
+
+from qrobust.errors import InputError
+from qrobust.quantization.backend import freeze, prepare
+from qrobust.quantization.target import Target
+
+
+def quantize(
+    model: nn.Module,
+    target: Target,
+    calibration_images: Iterable[torch.Tensor],
+    *,
+    observer: str = "histogram",
+    leaves: tuple[type[nn.Module], ...] = (),
+) -> fx.GraphModule:
+    """Turn a float network into its fake-quantized twin.
+
+    Args:
+        model: in eval mode; it is not changed.
+        target: integer types and ranges.
+        calibration_images: batches `(N, 3, S, S)` in [0, 1] on which ranges are observed.
+        observer: `histogram` (least squared error) or `moving-average`.
+        leaves: module classes that stay in float.
+
+    Raises:
+        InputError: the model cannot be traced, or an activation has no finite range.
+    """
+    prepared = None
+    for images in calibration_images:
+        if prepared is None:
+            prepared = prepare(model, target, images[:1], observer=observer, leaves=leaves)
+        with torch.inference_mode():
+            prepared(images)
+    if prepared is None:
+        raise InputError("calibration_images: expected at least one batch, got none")
+    return freeze(prepared)
+
+
+def restore(
+    model: nn.Module,
+    target: Target,
+    image_size: int,
+    state: dict[str, torch.Tensor],
+    *,
+    leaves: tuple[type[nn.Module], ...] = (),
+) -> fx.GraphModule:
+    """Rebuild a twin from the float model and the state dict of the twin."""
+    gray = torch.full((1, 3, image_size, image_size), 0.5)
+    twin = quantize(model, target, [gray], observer="moving-average", leaves=leaves)
+    twin.load_state_dict(state)
+    return twin

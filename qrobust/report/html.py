@@ -1,0 +1,63 @@
+"""A record as one self-contained HTML page: verdict first, then the tables, plots and pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from qrobust.report.plots import gains_plot, severity_plot
+from qrobust.report.verdict import NAMES, headline, percent, points, verdict
+
+PICTURE_SIDE = 112
+
+
+def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) -> str:
+    """Render a record.
+
+    Args:
+        record: as `pipeline.build_record` makes it.
+        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, 3, H, W)`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qrobust.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "points": points, "pretty": lambda v: json.dumps(v, indent=1)}
+    graphs = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
+    return environment.get_template("report.html").render(
+        record=record,
+        summary=record["summary"],
+        graphs=graphs,
+        names=NAMES,
+        verdict=verdict(record),
+        headline=headline(record),
+        gains=gains_plot(record),
+        severity=severity_plot(record, graphs),
+        pictures=_picture_rows(pictures) if pictures else [],
+    )
+
+
+def _picture_rows(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    rows = []
+    for key in pictures:
+        if key.endswith(".before"):
+            name, severity, _ = key.split(".")
+            trio = zip(pictures["clean"], pictures[key], pictures[f"{name}.{severity}.after"], strict=True)
+            rows.append({"name": name, "severity": severity, "images": [[_data_url(i) for i in t] for t in trio]})
+    return rows
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    if image.width < PICTURE_SIDE:
+        factor = PICTURE_SIDE // image.width
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,73 @@
+"""What the numbers of a record say, in sentences; used by every form of report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAMES = {"float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator"}
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage."""
+    return f"{100 * value:.1f} %"
+
+
+def points(value: float, interval: list[float] | None = None) -> str:
+    """A difference in percentage points, with its 95 % interval."""
+    text = f"{value:+.1f} points"
+    return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
+
+
+def verdict(record: dict[str, Any]) -> list[str]:
+    """The verdict, most important sentence first."""
+    s = record["summary"]
+    shift, clean = s["shift_accuracy"], s["clean_accuracy"]
+    sentences = []
+    if "compensated" in shift:
+        gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
+        cost = s["clean_cost_pp"]
+        won = "Compensation pays" if low > 0 else "Compensation does not pay here"
+        sentences.append(
+            f"{won}: under shift the INT8 graph goes from {percent(shift['int8'])} to "
+            f"{percent(shift['compensated'])} ({points(gain, s['compensation_gain_interval_pp'])}), clean accuracy "
+            f"from {percent(clean['int8'])} to {percent(clean['compensated'])} "
+            f"(cost {points(cost, s['clean_cost_interval_pp'])})."
+        )
+        if "unseen_gain_pp" in s:
+            sentences.append(
+                f"On shifts the calibrator never saw in training: "
+                f"{points(s['unseen_gain_pp'], s['unseen_gain_interval_pp'])} "
+                f"over {s['n_unseen_cells']} of {s['n_cells']} cells."
+            )
+        latency, macs = s["latency_ms"], s["macs"]
+        sentences.append(
+            f"It costs {percent(macs['calibrator_share'])} of the classifier's multiply-accumulates: at batch 1 "
+            f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
+            f"(float {latency['float']['batch_1']:.2f} ms)."
+        )
+    sentences.append(
+        f"Quantization itself costs {points(s['quantization_drop_pp'], s['quantization_drop_interval_pp'])} on clean "
+        f"images and {points(s['shift_quantization_drop_pp'], s['shift_quantization_drop_interval_pp'])} under shift; "
+        f"float and INT8 agree on {percent(s['agreement'])} of clean predictions."
+    )
+    audit = record["audit"]["int8"]
+    sentences.append(
+        f"onnxruntime runs {audit['integer_ops']} of {audit['quantizable_ops']} convolutions and matrix products of "
+        f"the INT8 graph on integers."
+    )
+    return sentences + list(record["attacks"]["flags"])
+
+
+def headline(record: dict[str, Any]) -> list[list[str]]:
+    """The table of a run: a header, then a row per graph."""
+    s = record["summary"]
+    rows = [["", "clean", "under shift", "batch 1", "batch 32", "size"]]
+    for key, name in NAMES.items():
+        if key in s["clean_accuracy"]:
+            latency = s["latency_ms"][key]
+            rows.append([
+                name, percent(s["clean_accuracy"][key]), percent(s["shift_accuracy"][key]),
+                f"{latency['batch_1']:.2f} ms", f"{latency['batch_32']:.1f} ms",
+                f"{s['size_bytes'][key] / 1024:.0f} KiB",
+            ])  # fmt: skip
+    return rows

@@ -1,0 +1,52 @@
+"""The record of a run: plain data, one JSON file with a schema name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from qrobust.errors import InputError
+
+SCHEMA = "qrobust.run/1"
+Record = dict[str, Any]
+# Keys whose values differ between two runs of the same seed.
+TIMING_KEYS = frozenset({"created", "command", "duration_s", "latency_ms"})
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is either the old or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"results: cannot read {path} ({error})") from error
+
+
+def read_record(path: Path) -> Record:
+    """Read a record and check its schema."""
+    record = read_json(path)
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != SCHEMA:
+        raise InputError(f"results: expected schema {SCHEMA!r} in {path}, got {found!r}")
+    return record
+
+
+def without_timings(value: Any) -> Any:
+    """A record without what differs between two runs of the same seed: times, and the command line."""
+    if isinstance(value, dict):
+        return {k: without_timings(v) for k, v in value.items() if k not in TIMING_KEYS}
+    if isinstance(value, list):
+        return [without_timings(v) for v in value]
+    return value

@@ -1,0 +1,284 @@
+"""A run's folder, and the objects of a run rebuilt from it.
+
+Everything a later stage needs lies in the folder, apart from the data and (for `file.py:FACTORY`) the
+model's code: the configuration, the float weights, the twin's and the calibrator's integers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import fx, nn
+
+from qrobust.classifier import Compensated, NormalizedModel, count_macs
+from qrobust.compensation.calibrator import Calibrator, Correction, build_calibrator
+from qrobust.config import RunConfig
+from qrobust.data import Data, open_data
+from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.errors import InputError
+from qrobust.models import ModelSpec, find_model, load_model
+from qrobust.quantization.ptq import quantize, restore
+from qrobust.quantization.target import TARGETS, Target
+from qrobust.results import read_json, write_json
+from qrobust.shifts.severities import SHIFTS, cells, find_shift, table_for
+
+GRAPHS = ("float", "int8", "compensated")
+BATCH = 64
+
+
+class Bar(Protocol):
+    """What a progress bar can do."""
+
+    def update(self, n_steps: int, current_item: str | None = None) -> None: ...
+
+
+class _NoBar:
+    def update(self, n_steps: int, current_item: str | None = None) -> None:
+        return None
+
+
+class Reporter:
+    """Where a run tells what it does; this one keeps silent. The CLI has one that draws."""
+
+    def say(self, text: str) -> None:
+        """A line worth reading."""
+
+    def detail(self, text: str) -> None:
+        """A line for `--verbose`."""
+
+    def warn(self, text: str) -> None:
+        """A line that must not be missed."""
+
+    def bar(self, label: str, length: int) -> AbstractContextManager[Bar]:
+        """A progress bar of `length` steps."""
+        return nullcontext(_NoBar())
+
+
+class RunFolder:
+    """Names of what lies in a run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.weights = path / "float.safetensors"
+        self.twin = path / "twin.safetensors"
+        self.calibrator = path / "calibrator.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self.predictions = path / "predictions"
+        self.stages = path / "stages"
+        self.pictures = path / "pictures.npz"
+        self.record = path / "record.json"
+        self.html = path / "report.html"
+        self.markdown = path / "report.md"
+
+    def graph(self, name: str) -> Path:
+        """The ONNX file of `float`, `int8` or `compensated`."""
+        return self.path / f"{name}.onnx"
+
+    def stage(self, name: str) -> Any | None:
+        """What a finished stage left, or None."""
+        path = self.stages / f"{name}.json"
+        return read_json(path) if path.exists() else None
+
+    def need_stage(self, name: str, command: str) -> Any:
+        """What a finished stage left.
+
+        Raises:
+            InputError: it has not run; the message says which command to run.
+        """
+        result = self.stage(name)
+        if result is None:
+            raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
+        return result
+
+    def finish(self, name: str, result: object) -> None:
+        """Record that a stage is done, last of all it writes."""
+        self.stages.mkdir(exist_ok=True)
+        write_json(self.stages / f"{name}.json", result)
+
+    def forget(self, *names: str) -> None:
+        """Stages whose inputs changed are not done any more."""
+        for name in names:
+            (self.stages / f"{name}.json").unlink(missing_ok=True)
+
+
+def check_folder(path: Path, *, overwrite: bool) -> None:
+    """Whether a new run may have this folder.
+
+    Raises:
+        InputError: it cannot be written, or it holds something and `overwrite` is not given; only a
+            folder that a run made is ever emptied.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"out: {path} is a file, expected a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise InputError(f"out: {path} is not empty; give --overwrite to replace the run in it")
+        if not (path / "config.json").exists():
+            raise InputError(f"out: {path} holds files that are not a run's; --overwrite will not remove them")
+    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")
+
+
+def create_folder(path: Path, *, overwrite: bool) -> RunFolder:
+    """An empty folder for a new run; what `check_folder` refuses is refused."""
+    check_folder(path, overwrite=overwrite)
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"out: cannot write to {path} ({error.strerror})") from error
+    return RunFolder(path)
+
+
+@dataclass
+class Workbench:
+    """The objects of one run, made when first asked for."""
+
+    config: RunConfig
+    folder: RunFolder | None = None
+    reporter: Reporter = field(default_factory=Reporter)
+
+    @classmethod
+    def open(cls, path: Path, reporter: Reporter, **changes: object) -> Workbench:
+        """Reopen a run's folder, with some choices changed.
+
+        Raises:
+            InputError: the folder is not a run's.
+        """
+        folder = RunFolder(path)
+        if not folder.config.is_file():
+            raise InputError(f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first")
+        config = read_json(folder.config) | {k: v for k, v in changes.items() if v is not None}
+        return cls(RunConfig.from_json(config), folder, reporter)
+
+    def place(self) -> RunFolder:
+        """The folder, which must have been made."""
+        assert self.folder is not None, "no stage runs without a folder"
+        return self.folder
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        return find_model(self.config.model)
+
+    @cached_property
+    def target(self) -> Target:
+        if self.config.target not in TARGETS:
+            raise InputError(f"target: expected one of {', '.join(TARGETS)}, got {self.config.target!r}")
+        return TARGETS[self.config.target]
+
+    @cached_property
+    def data(self) -> Data:
+        c = self.config
+        return open_data(
+            c.data, seed=c.seed, image_size=c.image_size, preferred_size=self.model_spec.preferred_size,
+            calibration_images=c.calibration_images, train_images=c.train_images, test_images=c.test_images,
+            class_names_file=Path(c.class_names) if c.class_names else None,
+            root=Path(c.data_root) if c.data_root else None,
+        )  # fmt: skip
+
+    @cached_property
+    def model(self) -> NormalizedModel:
+        """The float classifier: from the folder once it is there, else from where the user said."""
+        c, stored = self.config, self.folder is not None and self.folder.weights.exists()
+        if not stored and c.weights is None and not c.pretrained:
+            self.reporter.warn("warning: no --weights given, the network has random weights")
+        weights = Path(c.weights).expanduser() if c.weights else None
+        return load_model(
+            self.model_spec, classes=len(self.data.class_names), image_size=self.data.image_size,
+            weights=self.place().weights if stored else weights, pretrained=c.pretrained and not stored,
+            normalization=c.normalization, seed=c.seed,
+        )  # fmt: skip
+
+    def save_model(self) -> None:
+        """Keep the float weights in the folder."""
+        state = {k: v.detach().clone().contiguous() for k, v in self.model.network.state_dict().items()}
+        save_file(state, self.place().weights)
+
+    @cached_property
+    def example(self) -> torch.Tensor:
+        """A gray image `(1, 3, S, S)`, to learn shapes from."""
+        return torch.full((1, 3, self.data.image_size, self.data.image_size), 0.5)
+
+    def calibration_batches(self) -> Iterator[torch.Tensor]:
+        """Calibration images in [0, 1], in batches."""
+        split = self.data.calibration
+        with self.reporter.bar("observe ranges", len(split)) as bar:
+            for images, _ in split.batches(BATCH):
+                yield images.to(torch.float32) / 255
+                bar.update(len(images))
+
+    @cached_property
+    def twin(self) -> fx.GraphModule:
+        """The fake-quantized twin: restored from the folder once it is there, else observed."""
+        if self.folder is not None and self.folder.twin.exists():
+            return restore(self.model, self.target, self.data.image_size, load_file(self.folder.twin))
+        return quantize(self.model, self.target, self.calibration_batches(), observer=self.config.observer)
+
+    def save_twin(self) -> None:
+        """Keep the twin's integers in the folder."""
+        _save(self.twin, self.place().twin)
+
+    def new_calibrator(self) -> Calibrator:
+        """An identity calibrator within the budget, seeded."""
+        torch.manual_seed(self.config.seed)
+        budget = int(self.config.mac_budget * count_macs(self.model, self.data.image_size))
+        return build_calibrator(self.data.image_size, budget)
+
+    @cached_property
+    def calibrator(self) -> nn.Module:
+        """The frozen integer calibrator that the folder holds."""
+        self.place().need_stage("compensate", "compensate")
+        return restore(
+            self.new_calibrator().eval(), self.target, self.data.image_size,
+            load_file(self.place().calibrator), leaves=(Correction,),
+        )  # fmt: skip
+
+    def save_calibrator(self, calibrator: nn.Module) -> None:
+        """Keep the frozen calibrator in the folder, and use it from now on."""
+        self.__dict__["calibrator"] = calibrator
+        _save(calibrator, self.place().calibrator)
+
+    def torch_classifier(self, name: str) -> nn.Module:
+        """The differentiable form of a graph."""
+        if name == "float":
+            return self.model
+        return self.twin if name == "int8" else Compensated(self.calibrator, self.twin)
+
+    def session(self, name: str) -> OnnxClassifier:
+        """The exported graph as a classifier."""
+        return OnnxClassifier(self.place().graph(name), self.config.threads)
+
+    @cached_property
+    def table(self) -> str:
+        chosen = self.config.severity_table
+        return table_for(self.data.image_size) if chosen == "auto" else chosen
+
+    @cached_property
+    def cells(self) -> list[tuple[str, int]]:
+        """Every (shift, severity) to measure."""
+        return cells(self.config.shifts or tuple(SHIFTS), self.config.severities, self.table)
+
+    @cached_property
+    def training_cells(self) -> list[tuple[str, int]]:
+        """Every (shift, severity) a calibrator may learn from."""
+        for name in self.config.hold_out:
+            find_shift(name)
+        names = tuple(n for n in self.config.shifts or SHIFTS if n not in self.config.hold_out)
+        return cells(names, self.config.severities, self.table)
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    """A state dict without the second names of shared modules' tensors lost on the way."""
+    save_file({k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}, path)
