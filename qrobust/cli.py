@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qrobust.workbench import Reporter, Workbench
 
 Command = Callable[..., Any]
+LOG_SECONDS = 30
 
 
 class _Group(click.Group):
@@ -127,6 +129,31 @@ def _choices(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in parsed.items() if v is not None}
 
 
+class _LogBar:
+    """Progress for a log file: a line every half minute instead of a bar that redraws."""
+
+    def __init__(self, label: str, length: int) -> None:
+        self.label, self.length, self.done = label, length, 0
+        self.started = self.told = time.monotonic()
+
+    def __enter__(self) -> _LogBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def update(self, n_steps: int, current_item: str | None = None) -> None:
+        self.done += n_steps
+        now = time.monotonic()
+        if now - self.told >= LOG_SECONDS:
+            self.told = now
+            left = (now - self.started) * (self.length - self.done) / max(1, self.done)
+            click.echo(
+                f"  {self.label}: {self.done}/{self.length}, {left:.0f} s left  {current_item or ''}".rstrip(),
+                err=True,
+            )
+
+
 class _Console:
     """Prints and draws for a run; `-q` silences all but warnings."""
 
@@ -145,6 +172,8 @@ class _Console:
         click.secho(text, fg="yellow", err=True)
 
     def bar(self, label: str, length: int) -> AbstractContextManager[Any]:
+        if not sys.stderr.isatty() and not self.quiet:
+            return _LogBar(label, length)
         return click.progressbar(
             length=length, label=f"  {label}", file=sys.stderr, show_eta=True, hidden=self.quiet,
             item_show_func=lambda item: item or "", update_min_steps=max(1, length // 200),

@@ -44,8 +44,11 @@ class ActivationQuantizer(nn.Module):
         self.qmin, self.qmax = qmin, qmax
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        zero_point = int(self.zero_point)
-        return _FakeQuantize.apply(x, float(self.scale), self.qmin - zero_point, self.qmax - zero_point)
+        zero_point, scale = int(self.zero_point), float(self.scale)
+        low, high = self.qmin - zero_point, self.qmax - zero_point
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        return _FakeQuantize.apply(x, scale, low, high)
 
     def bounds(self) -> tuple[float, float]:
         """The smallest and largest value that can be represented."""

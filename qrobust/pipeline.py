@@ -43,7 +43,8 @@ FLOAT_SHARE = 0.75
 QAT_RATE = 0.25
 # Clean validation accuracy that a calibrator may cost when the best state is chosen, as a fraction.
 CLEAN_COST = 0.005
-VALIDATION_IMAGES = 500
+# Shifted validation images in all, and the memory they may take.
+VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 PARITY_IMAGES = 1000
 LATENCY_BATCHES = (1, 32)
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
@@ -146,7 +147,7 @@ def compensate(bench: Workbench) -> None:
         before = state_hash(bench.twin)
         validation = Validation(
             bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
-            limit=_validation_limit(bench),
+            limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
         )  # fmt: skip
         clean, _ = validation.measure(bench.twin)
         calibrator = bench.new_calibrator()
@@ -169,12 +170,6 @@ def compensate(bench: Workbench) -> None:
         for checkpoint in folder.checkpoints.iterdir():
             checkpoint.unlink()
     folder.forget("export", "evaluate")
-
-
-def _validation_limit(bench: Workbench) -> int:
-    """So many images that all cells together stay within a quarter of a gibibyte."""
-    per_image = 3 * bench.data.image_size**2 * (len(bench.training_cells) + 1)
-    return max(50, min(VALIDATION_IMAGES, len(bench.data.validation), 2**28 // per_image))
 
 
 def _train(
@@ -241,7 +236,9 @@ def _pictures(bench: Workbench) -> None:
     strongest: dict[str, int] = {}
     for name, severity in bench.cells:
         strongest[name] = max(severity, strongest.get(name, 0))
-    images = bench.data.test.read(slice(0, 2))
+    labels = bench.data.test.labels
+    other = (labels != labels[0]).nonzero()[:1, 0]
+    images = bench.data.test.read(torch.cat([torch.tensor([0]), other]))
     arrays: dict[str, np.ndarray] = {"clean": images.numpy()}
     for name, severity in strongest.items():
         shifted = render(images, name, severity, table=bench.table, seed=bench.config.seed)

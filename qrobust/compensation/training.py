@@ -28,6 +28,9 @@ GROUPS = 8
 CLEAN_GROUPS = 2
 # The affine head learns at a tenth of the rate: at the full rate it destabilises everything else.
 GEOMETRY_RATE = 0.1
+# Clean validation images at most; times a training run stops to validate.
+MOST_CLEAN = 1000
+VALIDATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,34 @@ def state_hash(module: nn.Module) -> str:
 
 
 class Validation:
-    """Validation images, rendered once under every cell, to choose by."""
+    """Validation images, rendered once, to choose by: many clean ones, some under every cell.
+
+    Args:
+        split: the validation split.
+        cells: (shift, severity) to render.
+        table: severity table.
+        seed: of the rendering.
+        limit: images under shift in all, shared among the cells, each cell taking other images of the
+            split as far as there are enough.
+    """
 
     def __init__(self, split: Split, cells: list[Cell], *, table: str, seed: int, limit: int) -> None:
-        images = split.read(slice(0, limit))
-        self.labels = split.labels[:limit]
-        self.cells = [images] + [render(images, n, s, table=table, seed=seed) for n, s in cells]
+        size = max(20, limit // max(1, len(cells)))
+        clean = torch.arange(min(len(split), MOST_CLEAN))
+        self.parts = [(split.read(clean), split.labels[clean])]
+        for index, (name, severity) in enumerate(cells):
+            chosen = torch.arange(index * size, (index + 1) * size) % len(split)
+            images = render(split.read(chosen), name, severity, table=table, seed=seed)
+            self.parts.append((images, split.labels[chosen]))
 
     @torch.inference_mode()
     def measure(self, classifier: Classifier) -> tuple[float, float]:
         """Clean accuracy, and the mean accuracy over the cells."""
         accuracies = []
-        for images in self.cells:
+        for images, labels in self.parts:
             hits = 0
-            for start in range(0, len(images), 250):
-                part = slice(start, start + 250)
-                hits += int((classifier(to_unit(images[part])).argmax(1) == self.labels[part]).sum())
+            for part, wanted in zip(images.split(250), labels.split(250), strict=True):
+                hits += int((classifier(to_unit(part)).argmax(1) == wanted).sum())
             accuracies.append(hits / len(images))
         return accuracies[0], sum(accuracies[1:]) / max(1, len(accuracies) - 1)
 
@@ -148,7 +163,7 @@ def train_calibrator(
     else:
         start = validation.measure(pair)
         best = (*start, 0)
-    every = max(1, steps // 8)
+    every = max(1, steps // VALIDATIONS)
     note = ""
     while step < steps:
         rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / 50)
@@ -195,6 +210,14 @@ def _better(new: tuple[float, ...], old: tuple[float, ...], least_clean: float) 
     return new[1] > old[1] if new[0] >= least_clean else new[0] > old[0]
 
 
+def _draw_cell(cells: list[Cell], generator: torch.Generator) -> Cell:
+    """A shift, each alike, then one of its severities, each alike."""
+    names = list(dict.fromkeys(name for name, _ in cells))
+    name = names[int(torch.randint(len(names), (), generator=generator))]
+    own = [cell for cell in cells if cell[0] == name]
+    return own[int(torch.randint(len(own), (), generator=generator))]
+
+
 def _step_loss(
     calibrator: nn.Module,
     twin: nn.Module,
@@ -220,7 +243,7 @@ def _step_loss(
             shifted.append(part)
             aligned += [True] * len(part)
             continue
-        name, severity = cells[int(torch.randint(len(cells), (), generator=generator))]
+        name, severity = _draw_cell(cells, generator)
         shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
         aligned += [find_shift(name).keeps_pixels] * len(part)
     images, original = to_unit(torch.cat(shifted)), to_unit(clean)

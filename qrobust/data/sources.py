@@ -98,7 +98,11 @@ def decode_file(path: Path) -> np.ndarray:
     """Read an image file as RGB uint8 `(H, W, 3)`, turned upright by its EXIF orientation."""
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip instead of scale
+                gray = (np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+                upright = Image.fromarray(gray)
+            return np.asarray(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"data: cannot decode image {path} ({error})") from error
 

@@ -1,0 +1,86 @@
+"""Shared ground: one small real run on handwritten digits, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from qrobust import demo
+from qrobust.classifier import Normalization, NormalizedModel
+from qrobust.cli import main
+from qrobust.models.resnet import SmallResNet
+from qrobust.workbench import Reporter
+
+torch.set_num_threads(2)
+# A whole run, small enough for a test.
+SMALL = (
+    "--data digits --normalization cifar10 --calibration-images 64 --train-images 256 --test-images 80 "
+    "--shifts contrast,gaussian_noise,rotation,inversion --severities 5 --hold-out rotation --steps 60 "
+    "--batch-size 32 --attack-images 20 --epsilons 2/255,8/255 --threads 2 -q"
+).split()
+
+
+def qrobust(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-8 trained on the digits, as the demo does it but shorter."""
+    folder = tmp_path_factory.mktemp("weights")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(demo, "EPOCHS", 4)
+    with demo.weights_file(0, Reporter(), 2) as path:
+        patch.undo()
+        return path.rename(folder / "weights.pt")
+
+
+@pytest.fixture(scope="session")
+def finished_run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    result = qrobust("run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def small_model() -> NormalizedModel:
+    """A random residual network of 16 channels whose batch norms are not the identity."""
+    torch.manual_seed(0)
+    network = SmallResNet(8, 10, width=8)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return NormalizedModel(network, Normalization((0.5,) * 3, (0.25,) * 3)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Smooth random images `(24, 3, 32, 32)` in [0, 1]."""
+    coarse = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture
+def digit_pixels() -> torch.Tensor:
+    """Real digits, uint8 `(16, 3, 32, 32)`."""
+    from qrobust.data import open_data
+
+    return open_data("digits", seed=0).test.read(slice(0, 16))
+
+
+def save_npz(path: Path, n: int = 60, classes: int = 3, **extra: object) -> Path:
+    """A small data set of flat coloured images with noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % classes
+    images = rng.integers(0, 40, (n, 16, 16, 3)) + (labels * 60)[:, None, None, None]
+    arrays = {"images": images.astype(np.uint8), "labels": labels} | extra
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
+    return path

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qrobust.errors import InputError
+from qrobust.models import find_model, load_model, parse_normalization
+from qrobust.models.resnet import resnet8
+
+
+def load(spec: str = "resnet8", weights: Path | None = None, classes: int = 10, **options: object) -> torch.nn.Module:
+    choices = {"image_size": 32, "pretrained": False, "normalization": None, "seed": 0} | options
+    return load_model(find_model(spec), classes=classes, weights=weights, **choices)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return resnet8(10).state_dict()
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors", "module prefix", "checkpoint"])
+def test_weights_in_every_form(form: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "module prefix":
+        torch.save({f"module.{k}": v for k, v in state.items()}, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if form == "checkpoint" else state, path)
+    loaded = load(weights=path).network.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
+def test_normalisation_is_inside(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pt")
+    images = torch.rand(2, 3, 32, 32)
+    plain = load(weights=tmp_path / "w.pt", normalization="none")
+    inside = load(weights=tmp_path / "w.pt", normalization="0.1,0.2,0.3/0.5,0.6,0.7")
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    expected = plain((images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    assert torch.allclose(inside(images), expected, atol=1e-5)
+
+
+def test_random_weights_are_seeded() -> None:
+    first, again, other = (load("torchvision:squeezenet1_1", seed=s, image_size=64) for s in (0, 0, 1))
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(first(images), again(images))
+    assert not torch.equal(first(images), other(images))
+
+
+def test_factory_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\n"
+        "def net(num_classes):\n"
+        "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, num_classes))\n"
+        "def fixed():\n    return net(4)\n"
+        "def broken():\n    raise KeyError('ouch')\n"
+        "def wrong():\n    return 3\n"
+        "def crash():\n    return torch.nn.Linear(7, 10)\n"
+    )
+    assert load(f"{path}:net", classes=5)(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    for name, match in (
+        ("fixed", r"logits \(2, 10\)"), ("broken", "ouch"), ("wrong", "Module"), ("none", "no callable"), ("crash", "fails on"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            load(f"{path}:{name}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
+        ("resnet21", "torchvision:NAME"), ("torchvision:resnet21", "no classifier"), ("nothere.py:net", "no file"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "no classifier"),
+    ],
+)  # fmt: skip
+def test_unknown_models(spec: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        find_model(spec)
+
+
+def test_file_that_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(InputError, match="cannot be imported"):
+        find_model(f"{tmp_path / 'bad.py'}:net")
+
+
+def bad_weights(tmp_path: Path, state: dict[str, torch.Tensor], kind: str) -> Path:
+    path = tmp_path / "w.pt"
+    if kind == "missing":
+        return tmp_path / "nowhere.pt"
+    if kind == "corrupt":
+        path.write_bytes(b"not a checkpoint")
+    elif kind == "truncated":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "pickle of code":
+        path.write_bytes(pickle.dumps(Path))
+    elif kind == "list":
+        torch.save([1, 2, 3], path)
+    elif kind == "shape":
+        torch.save(state | {"fc.weight": torch.zeros(11, 64)}, path)
+    elif kind == "entries":
+        torch.save({k: v for k, v in state.items() if k != "fc.bias"} | {"head.bias": torch.zeros(10)}, path)
+    elif kind == "nan":
+        torch.save(state | {"fc.bias": torch.full((10,), torch.nan)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("missing", "no file"), ("corrupt", "not a readable"), ("truncated", "not a readable"),
+        ("pickle of code", "not a readable"), ("list", "state dict of tensors"), ("shape", r"\(11, 64\)"),
+        ("entries", "fc.bias"), ("nan", "'fc.bias' holds NaN"),
+    ],
+)  # fmt: skip
+def test_bad_weights(kind: str, match: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        load(weights=bad_weights(tmp_path, state, kind))
+    assert "\n" not in str(caught.value)
+
+
+def test_contradicting_options(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not both"):
+        load("torchvision:resnet18", weights=tmp_path, pretrained=True)
+    with pytest.raises(InputError, match="only torchvision"):
+        load(pretrained=True)
+
+
+@pytest.mark.parametrize("text", ["cifar", "1,2/3,4", "0,0,0/1,1,0", "a,b,c/1,1,1", "0,0,0"])
+def test_bad_normalisation(text: str) -> None:
+    with pytest.raises(InputError, match="normalization"):
+        parse_normalization(text)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from qrobust.errors import InputError
+from qrobust.shifts import corruptions, transformations
+from qrobust.shifts.rendering import render, to_uint8, to_unit
+from qrobust.shifts.severities import SHIFTS, TABLES, cells, table_for
+
+ALL = [(name, s) for name, s in cells(tuple(SHIFTS), (1, 2, 3, 4, 5), "cifar-c")]
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(n)]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", SHIFTS)
+def test_render_depends_on_the_image_alone(name: str, table: str, digit_pixels: torch.Tensor) -> None:
+    together = render(digit_pixels, name, 5, table=table, seed=0)
+    assert together.shape == digit_pixels.shape
+    assert together.dtype == torch.uint8
+    alone = torch.cat([render(image[None], name, 5, table=table, seed=0) for image in digit_pixels.flip(0)])
+    # Convolution and sampling kernels may round differently for another batch size: one level at most.
+    assert (together.int() - alone.flip(0).int()).abs().max() <= 1
+    assert not torch.equal(together, digit_pixels)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog"])
+def test_seed_decides_random_shifts(name: str, digit_pixels: torch.Tensor) -> None:
+    first, again, other = (render(digit_pixels, name, 5, table="imagenet-c", seed=s) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "defocus_blur", "contrast", "rotation", "shear"])
+def test_severity_hurts_more_and_more(name: str) -> None:
+    pixels = to_uint8(torch.nn.functional.interpolate(
+        torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)), size=64, mode="bicubic"
+    ))  # fmt: skip
+    table = "imagenet-c"
+    distances = [
+        (render(pixels, name, s, table=table, seed=0).float() - pixels.float()).abs().mean() for s in range(1, 6)
+    ]
+    assert distances == sorted(distances)
+
+
+def test_noise_has_the_sigma_it_says() -> None:
+    images = torch.full((4, 3, 64, 64), 0.5)
+    noise = corruptions.gaussian_noise(images, 0.1, generators=generators(4)) - images
+    # 49,152 samples: the standard error of their standard deviation is 0.3 %.
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    photons = corruptions.shot_noise(images, 100, generators=generators(4))
+    assert photons.var().item() == pytest.approx(0.5 / 100, rel=0.05)
+
+
+def test_impulse_amount() -> None:
+    hit = corruptions.impulse_noise(torch.full((4, 3, 64, 64), 0.5), 0.2, generators=generators(4))
+    assert (hit == 0).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert (hit == 1).float().mean().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_contrast_and_brightness_closed_forms() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    low = corruptions.contrast(images, 0.3, generators=[])
+    assert torch.allclose(low.mean((2, 3)), images.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(low.std((2, 3)), 0.3 * images.std((2, 3)), atol=1e-6)
+    bright = corruptions.brightness(images, 0.1, generators=[])
+    assert torch.allclose(bright.amax(1), (images.amax(1) + 0.1).clamp(max=1), atol=1e-6)
+    # Hue and saturation stay: channels keep their ratios.
+    ratio = bright / images.clamp(min=1e-3)
+    assert torch.allclose(ratio[:, 0], ratio[:, 1], atol=1e-2)
+
+
+def test_blur_keeps_flat_images_and_total_weight() -> None:
+    flat = torch.full((2, 3, 32, 32), 0.4)
+    for blurred in (
+        corruptions.defocus_blur(flat, 4, 0.5, generators=[]),
+        corruptions.motion_blur(flat, 20, 15, generators=generators(2)),
+    ):
+        assert torch.allclose(blurred, flat, atol=1e-5)
+
+
+def test_plasma_is_normalised_and_rougher_with_less_decay() -> None:
+    smooth = corruptions.plasma_fractal(32, 3.0, generators=generators(4))
+    rough = corruptions.plasma_fractal(32, 1.4, generators=generators(4))
+    for heights in (smooth, rough):
+        assert torch.equal(heights.amin((1, 2)), torch.zeros(4))
+        assert torch.equal(heights.amax((1, 2)), torch.ones(4))
+    assert (rough[:, 1:] - rough[:, :-1]).abs().mean() > (smooth[:, 1:] - smooth[:, :-1]).abs().mean()
+
+
+def test_rotation_agrees_with_pillow() -> None:
+    pixels = to_uint8(torch.nn.functional.interpolate(
+        torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=65, mode="bicubic"
+    ))  # fmt: skip
+    ours = render(pixels, "rotation", 5, table="cifar-c", seed=0)[0]
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    theirs = torch.from_numpy(np.asarray(image.rotate(30, Image.Resampling.BILINEAR)).copy()).permute(2, 0, 1)
+    inner = (slice(None), slice(12, -12), slice(12, -12))
+    # Pillow samples bilinearly in fixed point.
+    assert (ours[inner].float() - theirs[inner].float()).abs().mean() < 1.0
+
+
+def test_geometry_closed_forms() -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    image[:, :, 10, 12] = 1
+    moved = transformations.translation(image, 0.25, generators=[])
+    assert moved[0, 0, 18, 20] == pytest.approx(1.0, abs=1e-4)
+    square = torch.zeros(1, 3, 32, 32)
+    square[:, :, 8:24, 8:24] = 1
+    small = transformations.scale(square, 0.5, generators=[])
+    assert small.sum().item() == pytest.approx(square.sum().item() / 4, rel=0.05)
+    leaned = transformations.shear(square, 45, generators=[])
+    assert leaned.sum().item() == pytest.approx(square.sum().item(), rel=0.1)
+    assert torch.equal(transformations.inversion(transformations.inversion(image, generators=[]), generators=[]), image)
+
+
+def test_table_suits_the_size() -> None:
+    assert (table_for(32), table_for(224)) == ("cifar-c", "imagenet-c")
+    assert math.isclose(SHIFTS["gaussian_noise"].strengths["imagenet-c"][4][0], 0.38)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("smog", 1, "cifar-c"), "shift"),
+        (("fog", 6, "cifar-c"), "severity"),
+        (("fog", 0, "cifar-c"), "severity"),
+        (("inversion", 1, "cifar-c"), "severity"),
+        (("fog", 1, "imagenet"), "severity_table"),
+    ],
+)
+def test_render_refuses_nonsense(arguments: tuple, named: str, digit_pixels: torch.Tensor) -> None:
+    name, severity, table = arguments
+    with pytest.raises(InputError, match=named):
+        render(digit_pixels, name, severity, table=table, seed=0)
+
+
+def test_render_refuses_float_images() -> None:
+    with pytest.raises(InputError, match="uint8"):
+        render(torch.rand(1, 3, 8, 8), "fog", 1, table="cifar-c", seed=0)
+
+
+def test_unit_round_trip(digit_pixels: torch.Tensor) -> None:
+    assert torch.equal(to_uint8(to_unit(digit_pixels)), digit_pixels)
+
+
+def test_brightness_agrees_with_an_enhancer_on_gray(digit_pixels: torch.Tensor) -> None:
+    # On a gray image, adding to the value is adding to the pixel.
+    gray = np.full((8, 8, 3), 100, np.uint8)
+    ours = corruptions.brightness(torch.from_numpy(gray).permute(2, 0, 1)[None].float() / 255, 0.1, generators=[])
+    theirs = np.asarray(ImageEnhance.Brightness(Image.fromarray(gray)).enhance(125.5 / 100))
+    assert abs(float(ours[0, 0, 0, 0]) * 255 - float(theirs[0, 0, 0])) <= 1
