@@ -86,16 +86,16 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     opened = open_data(data, seed=seed, preferred_size=32)
-    train = replace(
-        opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices])
-    )
+    train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)), train.labels
     model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
         [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=max_lr, momentum=0.9, nesterov=True,
+        lr=max_lr,
+        momentum=0.9,
+        nesterov=True,
     )
     steps = len(images) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -115,9 +115,7 @@ def main(
         order = torch.randperm(len(images), generator=generator)
         model.train()
         total = 0.0
-        with click.progressbar(
-            range(steps), label=f"epoch {epoch + 1}/{epochs}", file=sys.stderr
-        ) as progress:
+        with click.progressbar(range(steps), label=f"epoch {epoch + 1}/{epochs}", file=sys.stderr) as progress:
             for step in progress:
                 chosen = order[step * batch_size : (step + 1) * batch_size]
                 batch = augment(normalise(images[chosen]), 4, generator)
@@ -132,8 +130,11 @@ def main(
                 total += float(loss)
         seconds += time.monotonic() - started
         state = {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(), "epoch": epoch + 1, "seconds": seconds,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "epoch": epoch + 1,
+            "seconds": seconds,
         }
         torch.save(state, checkpoint.with_suffix(".part"))
         os.replace(checkpoint.with_suffix(".part"), checkpoint)
@@ -143,9 +144,14 @@ def main(
         "data": data,
         "splits": opened.summary(),
         "recipe": {
-            "epochs": epochs, "batch_size": batch_size, "max_lr": max_lr, "weight_decay": weight_decay,
-            "schedule": "one-cycle, 20 % warm-up", "augmentation": "crop with 4 px padding, mirror",
-            "precision": "bfloat16 autocast", "seed": seed,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "max_lr": max_lr,
+            "weight_decay": weight_decay,
+            "schedule": "one-cycle, 20 % warm-up",
+            "augmentation": "crop with 4 px padding, mirror",
+            "precision": "bfloat16 autocast",
+            "seed": seed,
         },
         "normalisation": {"mean": CIFAR_MEAN, "std": CIFAR_STD},
         "validation_accuracy": accuracy(model, opened.validation),

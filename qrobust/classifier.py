@@ -104,6 +104,8 @@ def input_gradient(
     with torch.enable_grad():
         losses = loss(classifier(images))
         if not losses.requires_grad:
-            raise InputError("classifier: expected a differentiable one; a session or converted model has no gradient")
+            raise InputError(
+                "classifier: expected a differentiable one; a session or converted model has no gradient"
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient, losses.detach()

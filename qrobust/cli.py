@@ -65,44 +65,88 @@ def _cores() -> int:
 
 
 common = _options(
-    click.option("--threads", type=int, default=None, help="Threads for torch and onnxruntime.  [default: all cores]"),
+    click.option(
+        "--threads", type=int, default=None, help="Threads for torch and onnxruntime.  [default: all cores]"
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Say more."),
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars."),
 )
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Decides splits, pixels, training and attacks.")
+seed = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides splits, pixels, training and attacks."
+)
 inputs = _options(
-    click.option("--model", required=True, help="torchvision:NAME, path/to/file.py:FACTORY, resnet8, resnet20 or resnet32."),
+    click.option(
+        "--model", required=True, help="torchvision:NAME, path/to/file.py:FACTORY, resnet8, resnet20 or resnet32."
+    ),
     click.option("--weights", help="State dict (.pt, .pth) or .safetensors; nothing in the file is executed."),
     click.option("--pretrained", is_flag=True, help="Let torchvision fetch its own weights."),
     click.option("--normalization", help="imagenet, cifar10, none or m,m,m/s,s,s.  [default: the model's preset]"),
     click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits."),
     click.option("--data-root", help="Where torchvision data sets lie.  [default: ~/.cache/torchvision]"),
     click.option("--class-names", help="File with one class name per line, for a folder of some of the classes."),
-    click.option("--image-size", type=int, help="Side in pixels.  [default: the images' own if small and alike, else the model's]"),
-    click.option("--calibration-images", type=int, default=512, show_default=True, help="Images that quantization ranges are observed on."),
+    click.option(
+        "--image-size",
+        type=int,
+        help="Side in pixels.  [default: the images' own if small and alike, else the model's]",
+    ),
+    click.option(
+        "--calibration-images",
+        type=int,
+        default=512,
+        show_default=True,
+        help="Images that quantization ranges are observed on.",
+    ),
     click.option("--train-images", type=int, help="Keep only so many training images.  [default: all]"),
     click.option("--test-images", type=int, help="Keep only so many test images.  [default: all]"),
-    click.option("--target", default="x86-vnni", show_default=True, help="CPU family whose integer kernels the graph is made for."),
-    click.option("--observer", type=click.Choice(["histogram", "moving-average"]), default="histogram", show_default=True, help="How activation ranges are chosen."),
-)  # fmt: skip
+    click.option(
+        "--target",
+        default="x86-vnni",
+        show_default=True,
+        help="CPU family whose integer kernels the graph is made for.",
+    ),
+    click.option(
+        "--observer",
+        type=click.Choice(["histogram", "moving-average"]),
+        default="histogram",
+        show_default=True,
+        help="How activation ranges are chosen.",
+    ),
+)
 measuring = _options(
     click.option("--shifts", help="Comma-separated names.  [default: all]"),
     click.option("--severities", help="Comma-separated, 1 to 5.  [default: 1,3,5]"),
-    click.option("--severity-table", type=click.Choice(["auto", "cifar-c", "imagenet-c"]), help="What severities mean.  [default: auto, by image size]"),
-    click.option("--epsilons", help="Comma-separated L-infinity budgets of the attack.  [default: 1/255,2/255,4/255,8/255]"),
+    click.option(
+        "--severity-table",
+        type=click.Choice(["auto", "cifar-c", "imagenet-c"]),
+        help="What severities mean.  [default: auto, by image size]",
+    ),
+    click.option(
+        "--epsilons", help="Comma-separated L-infinity budgets of the attack.  [default: 1/255,2/255,4/255,8/255]"
+    ),
     click.option("--attack-images", type=int, help="Test images to attack; 0 for none.  [default: 200]"),
-)  # fmt: skip
+)
 training = _options(
     click.option("--hold-out", help="Comma-separated shifts that are measured but never trained on."),
-    click.option("--mac-budget", type=FractionType(), help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]"),
+    click.option(
+        "--mac-budget",
+        type=FractionType(),
+        help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]",
+    ),
     click.option("--steps", type=int, help="Training steps.  [default: 1500]"),
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
     click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
-    click.option("--labels/--no-labels", "use_labels", default=None, help="Train with labels, or with the float model's view alone.  [default: labels]"),
-)  # fmt: skip
+    click.option(
+        "--labels/--no-labels",
+        "use_labels",
+        default=None,
+        help="Train with labels, or with the float model's view alone.  [default: labels]",
+    ),
+)
 run_dir = click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path))
 out_options = _options(
-    click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; must be new or empty."),
+    click.option(
+        "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; must be new or empty."
+    ),
     click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
 )
 
@@ -175,9 +219,14 @@ class _Console:
         if not sys.stderr.isatty() and not self.quiet:
             return _LogBar(label, length)
         return click.progressbar(
-            length=length, label=f"  {label}", file=sys.stderr, show_eta=True, hidden=self.quiet,
-            item_show_func=lambda item: item or "", update_min_steps=max(1, length // 200),
-        )  # fmt: skip
+            length=length,
+            label=f"  {label}",
+            file=sys.stderr,
+            show_eta=True,
+            hidden=self.quiet,
+            item_show_func=lambda item: item or "",
+            update_min_steps=max(1, length // 200),
+        )
 
 
 def _reporter(verbose: bool, quiet: bool) -> Reporter:
@@ -371,7 +420,13 @@ def audit(file: Path, min_integer: float | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("qrobust-demo"), show_default=True, help="Folder of the run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("qrobust-demo"),
+    show_default=True,
+    help="Folder of the run.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
 @seed
 @common
@@ -384,6 +439,8 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     from qrobust import demo as example
     from qrobust import pipeline
 
-    with example.weights_file(options["seed"], _reporter(options["verbose"], options["quiet"]), options["threads"] or _cores()) as weights:
+    with example.weights_file(
+        options["seed"], _reporter(options["verbose"], options["quiet"]), options["threads"] or _cores()
+    ) as weights:
         bench = _begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
         _finish(bench, pipeline.run(bench, resume=False))

@@ -46,7 +46,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least = {
-            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 1, "batch_size": 8,
+            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "batch_size": 8,
             "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
         mistakes = [
@@ -64,7 +64,9 @@ class RunConfig:
         mistakes += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
         if not self.severities:
             mistakes.append("severities: expected at least one of 1 to 5, got none")
-        mistakes += [f"severity: expected an integer from 1 to 5, got {s}" for s in self.severities if s not in range(1, 6)]
+        mistakes += [
+            f"severity: expected an integer from 1 to 5, got {s}" for s in self.severities if s not in range(1, 6)
+        ]
         if mistakes:
             raise InputError("; ".join(mistakes))
 
@@ -79,4 +81,5 @@ class RunConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise InputError(f"config: unknown entries {unknown}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**choices)

@@ -92,9 +92,7 @@ def row(
         "n": n,
         "accuracy": {k: float(c.mean()) for k, c in correct.items()},
         "interval": {k: list(wilson_interval(int(c.sum()), n)) for k, c in correct.items()},
-        "ece": {
-            k: expected_calibration_error(p.confidence, correct[k]) for k, p in predictions.items()
-        },
+        "ece": {k: expected_calibration_error(p.confidence, correct[k]) for k, p in predictions.items()},
     }
     result |= difference("drop", correct["float"], correct["int8"], seed)
     result["agreement"] = agreement(predictions["float"].prediction, predictions["int8"].prediction)
@@ -145,9 +143,7 @@ def summarise(
     result |= difference(
         "difference_in_differences", shift["float"] - shift["int8"], clean["float"] - clean["int8"], seed
     )
-    result["agreement"] = agreement(
-        predictions[CLEAN]["float"].prediction, predictions[CLEAN]["int8"].prediction
-    )
+    result["agreement"] = agreement(predictions[CLEAN]["float"].prediction, predictions[CLEAN]["int8"].prediction)
     if "compensated" in names:
         result |= difference("compensation_gain", shift["compensated"], shift["int8"], seed)
         result |= difference("clean_cost", clean["int8"], clean["compensated"], seed)
@@ -156,9 +152,7 @@ def summarise(
             ("unseen", [c for c in shifted if c[0] not in seen]),
         ):
             if chosen:
-                gain = difference(
-                    f"{key}_gain", per_image("compensated", chosen), per_image("int8", chosen), seed
-                )
+                gain = difference(f"{key}_gain", per_image("compensated", chosen), per_image("int8", chosen), seed)
                 result |= gain | {f"n_{key}_cells": len(chosen)}
     return result
 

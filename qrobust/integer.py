@@ -76,9 +76,7 @@ class _IntegerLayer(nn.Module):
         self.register_buffer("weight_int", weight_int)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias_scale", bias_scale)
-        self.register_buffer(
-            "bias_int", (bias / bias_scale).round().clamp(-limit, limit).to(torch.int32)
-        )
+        self.register_buffer("bias_int", (bias / bias_scale).round().clamp(-limit, limit).to(torch.int32))
 
     def weight(self) -> torch.Tensor:
         """The float weight that the integers stand for."""
@@ -100,18 +98,16 @@ class IntegerConv2d(_IntegerLayer):
         bias: torch.Tensor,
         input_scale: torch.Tensor,
         *,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
         groups: int,
     ) -> None:
         super().__init__(weight_int, weight_scale, bias, input_scale)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(
-            x, self.weight(), self.bias(), self.stride, self.padding, self.dilation, self.groups
-        )
+        return F.conv2d(x, self.weight(), self.bias(), self.stride, self.padding, self.dilation, self.groups)
 
 
 class IntegerLinear(_IntegerLayer):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import qrobust
-from qrobust.classifier import count_macs
+from qrobust.classifier import Classifier, count_macs
 from qrobust.compensation.calibrator import Correction
 from qrobust.compensation.training import Fit, Validation, state_hash, train_calibrator
 from qrobust.deployment.audit import audit, check_gate, parity
@@ -32,14 +32,15 @@ from qrobust.errors import InputError
 from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
 from qrobust.models import parse_normalization
 from qrobust.quantization.backend import folded, freeze, prepare, set_mode
+from qrobust.quantization.ptq import observe
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.results import SCHEMA, Record, write_json
 from qrobust.shifts.rendering import render, to_uint8, to_unit
 from qrobust.workbench import GRAPHS, Workbench
 
-# Share of the training steps in which the calibrator is float; the rest it learns on its 8-bit grid.
-FLOAT_SHARE = 0.75
+# Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
+RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
 QAT_RATE = 0.25
 # Clean validation accuracy that a calibrator may cost when the best state is chosen, as a fraction.
 CLEAN_COST = 0.005
@@ -75,7 +76,7 @@ def prepare_inputs(bench: Workbench) -> None:
         with bench.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
                 bar.update(len(images))
-    _ = bench.model, bench.twin
+    _ = bench.model, bench.new_calibrator(), bench.twin
 
 
 def quantize(bench: Workbench) -> None:
@@ -153,15 +154,15 @@ def compensate(bench: Workbench) -> None:
         calibrator = bench.new_calibrator()
         result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
         result["width"] = calibrator.width
-        float_steps = round(config.steps * FLOAT_SHARE)
-        floating = _train(bench, calibrator, validation, clean, float_steps, config.learning_rate, "float")
+        restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
+        steps = (restore_steps + float_steps, restore_steps)
+        floating = _train(bench, calibrator, validation, clean, steps, config.learning_rate, "float")
         prepared = prepare(calibrator.eval(), bench.target, bench.example, leaves=(Correction,))
-        with torch.inference_mode():
-            for images in _calibrator_images(bench):
-                prepared(images)
+        for images in _calibrator_images(bench):
+            observe(prepared, images)
         set_mode(prepared, observing=False, quantizing=True)
         rate = config.learning_rate * QAT_RATE
-        integer = _train(bench, prepared, validation, clean, config.steps - float_steps, rate, "int8")
+        integer = _train(bench, prepared, validation, clean, (config.steps - steps[0], 0), rate, "int8")
         frozen = freeze(prepared)
         bench.save_calibrator(frozen)
         result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
@@ -177,14 +178,14 @@ def _train(
     calibrator: torch.nn.Module,
     validation: Validation,
     clean: float,
-    steps: int,
+    steps: tuple[int, int],
     learning_rate: float,
     kind: str,
 ) -> Fit:
     config = bench.config
     key = hashlib.sha256(repr((sorted(config.as_json().items()), kind)).encode()).hexdigest()[:12]
     calibrator.train()
-    with bench.reporter.bar(f"train calibrator ({kind})", steps) as bar:
+    with bench.reporter.bar(f"train calibrator ({kind})", steps[0]) as bar:
         done = 0
 
         def progress(step: int, _total: int, note: str) -> None:
@@ -194,7 +195,8 @@ def _train(
 
         fit = train_calibrator(
             calibrator, bench.twin, bench.model, bench.data.training, validation, bench.training_cells,
-            table=bench.table, steps=max(1, steps), batch_size=config.batch_size, learning_rate=learning_rate,
+            table=bench.table, steps=steps[0],
+            restore_steps=steps[1], batch_size=config.batch_size, learning_rate=learning_rate,
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
             checkpoint=bench.place().checkpoints / f"{kind}-{key}.pt", least_clean=clean - CLEAN_COST,
@@ -216,9 +218,7 @@ def _calibrator_images(bench: Workbench) -> Iterator[torch.Tensor]:
     size = max(1, min(32, len(split) // len(every)))
     for index, cell in enumerate(every):
         images = split.read(torch.arange(index * size, (index + 1) * size) % len(split))
-        yield to_unit(
-            images if cell == CLEAN else render(images, *cell, table=bench.table, seed=bench.config.seed)
-        )
+        yield to_unit(images if cell == CLEAN else render(images, *cell, table=bench.table, seed=bench.config.seed))
 
 
 def export(bench: Workbench) -> None:
@@ -310,9 +310,7 @@ def _cell_predictions(
     if not missing:
         progress(len(labels))
         return {name: kept[name] for name in sessions}
-    kept |= predict(
-        missing, bench.data.test, cell, table=bench.table, seed=bench.config.seed, progress=progress
-    )
+    kept |= predict(missing, bench.data.test, cell, table=bench.table, seed=bench.config.seed, progress=progress)
     arrays: dict[str, np.ndarray] = {"label": labels}
     for name in sessions:
         arrays[f"{name}.key"] = np.array(keys[name])
@@ -326,7 +324,9 @@ def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
     n = min(config.attack_images, len(bench.data.test))
     if not n or not config.epsilons:
         return {"rows": [], "flags": []}
-    pairs = {name: (bench.torch_classifier(name), session) for name, session in sessions.items()}
+    pairs: dict[str, tuple[Classifier, Classifier]] = {
+        name: (bench.torch_classifier(name), session) for name, session in sessions.items()
+    }
     with bench.reporter.bar("attack", n * len(pairs) * len(config.epsilons)) as bar:
         return attack_rows(
             pairs, bench.data.test, n=n, epsilons=config.epsilons, steps=config.attack_steps,

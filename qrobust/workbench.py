@@ -159,7 +159,9 @@ class Workbench:
         """
         folder = RunFolder(path)
         if not folder.config.is_file():
-            raise InputError(f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first")
+            raise InputError(
+                f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first"
+            )
         config = read_json(folder.config) | {k: v for k, v in changes.items() if v is not None}
         return cls(RunConfig.from_json(config), folder, reporter)
 
@@ -276,7 +278,10 @@ class Workbench:
         for name in self.config.hold_out:
             find_shift(name)
         names = tuple(n for n in self.config.shifts or SHIFTS if n not in self.config.hold_out)
-        return cells(names, self.config.severities, self.table)
+        found = cells(names, self.config.severities, self.table)
+        if not found:
+            raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or add severities")
+        return found
 
 
 def _save(module: nn.Module, path: Path) -> None:

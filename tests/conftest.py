@@ -17,11 +17,35 @@ from qrobust.workbench import Reporter
 
 torch.set_num_threads(2)
 # A whole run, small enough for a test.
-SMALL = (
-    "--data digits --normalization cifar10 --calibration-images 64 --train-images 256 --test-images 80 "
-    "--shifts contrast,gaussian_noise,rotation,inversion --severities 5 --hold-out rotation --steps 60 "
-    "--batch-size 32 --attack-images 20 --epsilons 2/255,8/255 --threads 2 -q"
-).split()
+SMALL = [
+    "--data",
+    "digits",
+    "--normalization",
+    "cifar10",
+    "--calibration-images",
+    "64",
+    "--train-images",
+    "256",
+    "--test-images",
+    "80",
+    "--shifts",
+    "contrast,gaussian_noise,rotation,inversion",
+    "--severities",
+    "5",
+    "--hold-out",
+    "rotation",
+    "--steps",
+    "60",
+    "--batch-size",
+    "32",
+    "--attack-images",
+    "20",
+    "--epsilons",
+    "2/255,8/255",
+    "--threads",
+    "2",
+    "-q",
+]
 
 
 def qrobust(*arguments: object) -> Result:

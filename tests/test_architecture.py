@@ -61,7 +61,8 @@ def test_imports_point_down(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qrobust")):
             continue
-        assert node.module is not None and node.level == 0
+        assert node.module is not None
+        assert node.level == 0
         parts = node.module.split(".")
         others = [parts[1]] if len(parts) > 1 else [a.name for a in node.names]
         for other in others:

@@ -59,7 +59,9 @@ def test_equal_generators_give_equal_images() -> None:
 def test_epsilon_zero_changes_nothing() -> None:
     images, labels = inputs(0.02, 1.0)
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(pgd(half_space, images, labels, ball=LinfBall(0), steps=3, step_size=0.1, generator=generator), images)
+    assert torch.equal(
+        pgd(half_space, images, labels, ball=LinfBall(0), steps=3, step_size=0.1, generator=generator), images
+    )
 
 
 def test_bad_arguments_are_named() -> None:
@@ -70,4 +72,12 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(InputError, match="steps"):
         pgd(half_space, images, labels, ball=LinfBall(0.1), steps=0, step_size=0.1, generator=generator)
     with pytest.raises(InputError, match="no gradient"):
-        pgd(lambda x: half_space(x).detach(), images, labels, ball=LinfBall(0.1), steps=1, step_size=0.1, generator=generator)
+        pgd(
+            lambda x: half_space(x).detach(),
+            images,
+            labels,
+            ball=LinfBall(0.1),
+            steps=1,
+            step_size=0.1,
+            generator=generator,
+        )

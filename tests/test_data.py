@@ -83,7 +83,13 @@ def test_images_of_other_sizes_are_fitted() -> None:
 def test_every_kind_of_picture_becomes_rgb(mode: str, tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     picture = Image.new("RGB", (16, 16), (200, 200, 200))
-    picture = Image.new("I;16", (16, 16), 51400) if mode == "I;16" else picture.quantize(4) if mode == "P" else picture.convert(mode)
+    picture = (
+        Image.new("I;16", (16, 16), 51400)
+        if mode == "I;16"
+        else picture.quantize(4)
+        if mode == "P"
+        else picture.convert(mode)
+    )
     target = root / "test" / "dog" / ("0.tif" if mode in ("CMYK", "I;16") else "0.png")
     (root / "test" / "dog" / "0.png").unlink()
     picture.save(target)
@@ -111,8 +117,7 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
 
 def refused(match: str, spec: str, **options: object) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        data = open_data(spec, seed=0, **options)  # type: ignore[arg-type]  # wrong on purpose
-        data.test.read(slice(None))
+        open_data(spec, seed=0, **options).test.read(slice(None))  # type: ignore[arg-type]  # wrong on purpose
     assert "\n" not in str(caught.value)
 
 

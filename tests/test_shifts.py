@@ -118,7 +118,9 @@ def test_geometry_closed_forms() -> None:
     assert small.sum().item() == pytest.approx(square.sum().item() / 4, rel=0.05)
     leaned = transformations.shear(square, 45, generators=[])
     assert leaned.sum().item() == pytest.approx(square.sum().item(), rel=0.1)
-    assert torch.equal(transformations.inversion(transformations.inversion(image, generators=[]), generators=[]), image)
+    assert torch.equal(
+        transformations.inversion(transformations.inversion(image, generators=[]), generators=[]), image
+    )
 
 
 def test_table_suits_the_size() -> None:

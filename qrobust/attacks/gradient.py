@@ -50,15 +50,11 @@ def pgd(
         moved = adversarial + step_size * ball.steepest(gradient) - images
         adversarial = (images + ball.project(moved)).clamp(0, 1)
     with torch.no_grad():
-        _keep_higher(
-            best, best_loss, adversarial, F.cross_entropy(classifier(adversarial), labels, reduction="none")
-        )
+        _keep_higher(best, best_loss, adversarial, F.cross_entropy(classifier(adversarial), labels, reduction="none"))
     return best
 
 
-def _keep_higher(
-    best: torch.Tensor, best_loss: torch.Tensor, images: torch.Tensor, loss: torch.Tensor
-) -> None:
+def _keep_higher(best: torch.Tensor, best_loss: torch.Tensor, images: torch.Tensor, loss: torch.Tensor) -> None:
     higher = loss > best_loss
     best[higher] = images[higher]
     best_loss[higher] = loss[higher]

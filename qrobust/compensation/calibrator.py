@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from qrobust.classifier import count_macs
 from qrobust.errors import InputError
-from qrobust.integer import GlobalAveragePool
 
 WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 RESIDUAL_BOUND = 0.5  # of the [0, 1] scale, per pixel
@@ -29,6 +28,7 @@ WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is ha
 PHOTOMETRIC, GEOMETRIC = 15, 6
 # Images larger than this are looked at through a stride of 4 instead of 2.
 FINE_SIZE = 64
+HIDDEN = 64
 
 
 class Correction(nn.Module):
@@ -47,8 +47,8 @@ class Correction(nn.Module):
         centres = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
         self.register_buffer("columns", centres.view(1, 1, -1), persistent=False)
         self.register_buffer("rows", centres.view(1, -1, 1), persistent=False)
-        # The spread a well-exposed image has; learned.
-        self.spread = nn.Parameter(torch.tensor(0.2))
+        # The least spread (mean absolute deviation) a well-exposed image has; learned.
+        self.spread = nn.Parameter(torch.tensor(0.12))
 
     def forward(
         self, images: torch.Tensor, maps: torch.Tensor, photometric: torch.Tensor, geometric: torch.Tensor
@@ -63,7 +63,9 @@ class Correction(nn.Module):
         mean = images.mean((2, 3), keepdim=True)
         centred = images - mean
         spread = centred.abs().mean((1, 2, 3), keepdim=True)
-        stretch = torch.tanh(proposal[:, :3, None, None]) * (self.spread / (spread + 0.01) - 1)
+        # Only images of less spread than that are stretched: others stay as they are, whatever is proposed.
+        lacking = torch.relu(self.spread / (spread + 0.01) - 1)
+        stretch = torch.tanh(proposal[:, :3, None, None]) * lacking
         matrix = MATRIX_BOUND * torch.tanh(proposal[:, 3:12] / MATRIX_BOUND)
         offset = OFFSET_BOUND * torch.tanh(proposal[:, 12:15] / OFFSET_BOUND)
         result = images + centred * stretch + offset[:, :, None, None]
@@ -94,6 +96,9 @@ class Calibrator(nn.Module):
         if image_size % (4 * stride):
             raise InputError(f"image_size: a calibrator needs a multiple of {4 * stride}, got {image_size}")
         deep = 2 * width
+        side = image_size // (4 * stride)
+        # Where things are matters for geometry: the summary keeps a coarse grid instead of one mean.
+        grid = max(g for g in (4, 3, 2, 1) if side % g == 0)
         self.image_size, self.width = image_size, width
         self.stem = nn.Sequential(nn.Conv2d(3, width, stride + 2, stride, 1), nn.ReLU())
         self.fine = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
@@ -102,15 +107,27 @@ class Calibrator(nn.Module):
         )
         self.summary = nn.Sequential(
             nn.Conv2d(deep, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU(),
-            GlobalAveragePool(), nn.Flatten(),
-            nn.Linear(deep, 2 * deep), nn.ReLU(),
+            nn.AvgPool2d(side // grid), nn.Flatten(),
+            nn.Linear(deep * grid**2, HIDDEN), nn.ReLU(),
         )  # fmt: skip
-        self.photometric = nn.Linear(2 * deep, PHOTOMETRIC)
-        self.geometric = nn.Linear(2 * deep, GEOMETRIC)
+        self.photometric = nn.Linear(HIDDEN, PHOTOMETRIC)
+        self.geometric = nn.Linear(HIDDEN, GEOMETRIC)
         self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
         self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
         self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
         self.correction = Correction(image_size, stride)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                assert layer.bias is not None
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        # Pixels vary by about a quarter around the middle: begin as if they had been normalised.
+        first = self.stem[0]
+        assert isinstance(first, nn.Conv2d)
+        assert first.bias is not None
+        with torch.no_grad():
+            first.weight.mul_(4)
+            first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
         for last in (self.maps, self.photometric, self.geometric):
             assert last.bias is not None
             nn.init.zeros_(last.weight)
@@ -121,9 +138,7 @@ class Calibrator(nn.Module):
         coarse = self.down(fine)
         merged = self.merge(fine + self.up(coarse))
         summary = self.summary(coarse)
-        return self.correction(
-            images, self.maps(merged), self.photometric(summary), self.geometric(summary)
-        )
+        return self.correction(images, self.maps(merged), self.photometric(summary), self.geometric(summary))
 
 
 def build_calibrator(image_size: int, max_macs: int) -> Calibrator:

@@ -23,11 +23,14 @@ from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
 
 Cell = tuple[str, int]
-# Shares of a batch: this many groups, each under one shift drawn anew; the first stays clean.
-GROUPS = 8
-CLEAN_GROUPS = 2
-# The affine head learns at a tenth of the rate: at the full rate it destabilises everything else.
-GEOMETRY_RATE = 0.1
+# Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.
+GROUPS = 16
+CLEAN_GROUPS = 3
+# The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
+# classifier: at the full rate their jitter destabilises everything else.
+HEADS = ("photometric.", "geometric.")
+HEAD_RATES = (0.3, 0.1)
+RAMP_STEPS = 50
 # Clean validation images at most; times a training run stops to validate.
 MOST_CLEAN = 1000
 VALIDATIONS = 5
@@ -83,7 +86,8 @@ class Validation:
         for images, labels in self.parts:
             hits = 0
             for part, wanted in zip(images.split(250), labels.split(250), strict=True):
-                hits += int((classifier(to_unit(part)).argmax(1) == wanted).sum())
+                inputs = to_unit(part).contiguous(memory_format=torch.channels_last)
+                hits += int((classifier(inputs).argmax(1) == wanted).sum())
             accuracies.append(hits / len(images))
         return accuracies[0], sum(accuracies[1:]) / max(1, len(accuracies) - 1)
 
@@ -98,6 +102,7 @@ def train_calibrator(
     *,
     table: str,
     steps: int,
+    restore_steps: int,
     batch_size: int,
     learning_rate: float,
     use_labels: bool,
@@ -110,7 +115,9 @@ def train_calibrator(
 ) -> Fit:
     """Train `calibrator` in place so that `twin` finds shifted images easier.
 
-    The loss is the cross-entropy of the twin behind the calibrator to the label (or the teacher's
+    First, for `restore_steps`, the calibrator alone learns to give back the unshifted image (mean
+    absolute difference of pixels): a dense signal at a fraction of the cost. Then the loss is the
+    cross-entropy of the twin behind the calibrator to the label (or the teacher's
     prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. A quarter of each
@@ -125,7 +132,8 @@ def train_calibrator(
         validation: images to choose by.
         cells: (shift, severity) to train on.
         table: severity table.
-        steps: optimizer steps.
+        steps: optimizer steps in all.
+        restore_steps: how many of them, at the start, restore pixels only.
         batch_size: images per step, at least 8.
         learning_rate: of Adam, at its peak; cosine to zero.
         use_labels: cross-entropy to the labels; otherwise to the teacher's predictions.
@@ -145,11 +153,9 @@ def train_calibrator(
         raise InputError("shifts: a calibrator needs at least one shift to train on, got none")
     before = state_hash(twin)
     twin.eval()
-    geometry = [p for n, p in calibrator.named_parameters() if n.startswith("geometric.")]
-    rest = [p for n, p in calibrator.named_parameters() if not n.startswith("geometric.")]
-    optimizer = torch.optim.Adam(
-        [{"params": rest}, {"params": geometry}], lr=learning_rate, betas=(0.9, 0.99)
-    )
+    heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
+    rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
+    optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
 
     def pair(images: torch.Tensor) -> torch.Tensor:
         return twin(calibrator(images))
@@ -163,16 +169,19 @@ def train_calibrator(
     else:
         start = validation.measure(pair)
         best = (*start, 0)
-    every = max(1, steps // VALIDATIONS)
+    every = max(1, (steps - restore_steps) // VALIDATIONS)
     note = ""
     while step < steps:
-        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / 50)
-        for group, factor in zip(optimizer.param_groups, (1.0, GEOMETRY_RATE), strict=True):
-            group["lr"] = rate * factor
+        restoring = step < restore_steps
+        begin, end = (0, restore_steps) if restoring else (restore_steps, steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
+        rate = learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[1]["lr"] = rate * HEAD_RATES[0 if restoring else 1]
         loss = _step_loss(
             calibrator, twin, teacher, training, cells, table=table, batch_size=batch_size, step=step,
             use_labels=use_labels, association_weight=association_weight,
-            reverse_weight=reverse_weight, seed=seed,
+            reverse_weight=reverse_weight, restoring=restoring, seed=seed,
         )  # fmt: skip
         if not torch.isfinite(loss):
             diverged = True
@@ -182,13 +191,14 @@ def train_calibrator(
         nn.utils.clip_grad_norm_(calibrator.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if step % every == 0 or step == steps:
-            calibrator.eval()
-            clean, shifted = validation.measure(pair)
-            calibrator.train()
-            note = f"validation: shifts {100 * shifted:.1f} %, clean {100 * clean:.1f} %"
-            if _better((clean, shifted), best[:2], least_clean):
-                best, best_state = (clean, shifted, step), copy.deepcopy(calibrator.state_dict())
+        if (step - restore_steps) % every == 0 or step == steps:
+            if step >= restore_steps:
+                calibrator.eval()
+                clean, shifted = validation.measure(pair)
+                calibrator.train()
+                note = f"validation: shifts {100 * shifted:.1f} %, clean {100 * clean:.1f} %"
+                if _better((clean, shifted), best[:2], least_clean):
+                    best, best_state = (clean, shifted, step), copy.deepcopy(calibrator.state_dict())
             state = {
                 "calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
                 "best": list(best), "start": list(start), "kept": best_state,
@@ -231,6 +241,7 @@ def _step_loss(
     use_labels: bool,
     association_weight: float,
     reverse_weight: float,
+    restoring: bool,
     seed: int,
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
@@ -247,10 +258,12 @@ def _step_loss(
         shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
         aligned += [find_shift(name).keeps_pixels] * len(part)
     images, original = to_unit(torch.cat(shifted)), to_unit(clean)
+    calibrated = calibrator(images)
+    if restoring:
+        return F.l1_loss(calibrated, original)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         view = teacher(original).float()
     targets = labels if use_labels else view.argmax(1)
-    calibrated = calibrator(images)
     with torch.autocast("cpu", torch.bfloat16):
         logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
     loss = F.cross_entropy(logits, targets)

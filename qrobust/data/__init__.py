@@ -134,9 +134,7 @@ def open_data(
             f"calibration and training, got {calibration_images}"
         )
     if test_images is not None and test_images > len(test):
-        raise InputError(
-            f"test_images: expected at most the {len(test)} of {spec}, got {test_images}"
-        )
+        raise InputError(f"test_images: expected at most the {len(test)} of {spec}, got {test_images}")
     data = Data(
         calibration=Split(train_pool, rest[:calibration_images]),
         training=Split(train_pool, rest[calibration_images:][:train_images]),

@@ -126,14 +126,11 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None) -> Image
     return Images(lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]))
 
 
-def array_images(
-    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, origin: str
-) -> Images:
+def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, origin: str) -> Images:
     """Images already in memory: uint8 `(N, H, W, 3)` or `(N, H, W)`, labels `(N,)`."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise InputError(
-            f"data: 'images' in {origin} must be uint8 (N, H, W, 3) or (N, H, W), "
-            f"got {images.dtype} {images.shape}"
+            f"data: 'images' in {origin} must be uint8 (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}"
         )
     if labels.ndim != 1 or len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
@@ -144,8 +141,7 @@ def array_images(
     names = list(class_names) if class_names is not None else [str(i) for i in range(int(labels.max()) + 1)]
     if labels.min() < 0 or labels.max() >= len(names):
         raise InputError(
-            f"data: labels in {origin} must lie in 0..{len(names) - 1}, "
-            f"got {int(labels.min())}..{int(labels.max())}"
+            f"data: labels in {origin} must lie in 0..{len(names) - 1}, got {int(labels.min())}..{int(labels.max())}"
         )
 
     def load(index: int) -> np.ndarray:
@@ -161,9 +157,7 @@ def npz_images(path: Path) -> Images:
         with np.load(path, allow_pickle=False) as archive:
             missing = {"images", "labels"} - set(archive.files)
             if missing:
-                raise InputError(
-                    f"data: {path} must hold arrays 'images' and 'labels', lacks {sorted(missing)}"
-                )
+                raise InputError(f"data: {path} must hold arrays 'images' and 'labels', lacks {sorted(missing)}")
             class_names = [str(n) for n in archive["class_names"]] if "class_names" in archive.files else None
             images, labels = archive["images"], archive["labels"]
     except InputError:
@@ -205,6 +199,4 @@ def torchvision_images(name: str, root: Path, train: bool) -> Images:
         ) from error
     labels = np.asarray(dataset.targets)
     class_names = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
-    return Images(
-        lambda i: np.asarray(dataset[i][0].convert("RGB")), labels, class_names, lambda i: f"{name}[{i}]"
-    )
+    return Images(lambda i: np.asarray(dataset[i][0].convert("RGB")), labels, class_names, lambda i: f"{name}[{i}]")

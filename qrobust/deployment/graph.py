@@ -28,7 +28,7 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def _op(name: str, *inputs: torch.Tensor, shape: torch.Size, dtype: torch.dtype, **attributes: int) -> torch.Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=OPSET)
+    return torch.onnx.ops.symbolic(name, inputs, dict(attributes), dtype=dtype, shape=shape, version=OPSET)
 
 
 def _dequantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, **axis: int) -> torch.Tensor:
@@ -37,6 +37,9 @@ def _dequantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, 
 
 class _ExportedQuantizer(nn.Module):
     """QuantizeLinear then DequantizeLinear."""
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
 
     def __init__(self, source: ActivationQuantizer) -> None:
         super().__init__()
@@ -48,14 +51,19 @@ class _ExportedQuantizer(nn.Module):
         self.register_buffer("zero_point", source.zero_point.to(integer))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        integers = _op(
-            "QuantizeLinear", x, self.scale, self.zero_point, shape=x.shape, dtype=self.zero_point.dtype
-        )
+        integers = _op("QuantizeLinear", x, self.scale, self.zero_point, shape=x.shape, dtype=self.zero_point.dtype)
         return _dequantize(integers, self.scale, self.zero_point)
 
 
 class _ExportedLayer(nn.Module):
     """DequantizeLinear on integer weights and on the int32 bias, then the float operator."""
+
+    weight: torch.Tensor
+    weight_scale: torch.Tensor
+    weight_zero: torch.Tensor
+    bias: torch.Tensor
+    bias_scale: torch.Tensor
+    bias_zero: torch.Tensor
 
     def __init__(self, source: IntegerConv2d | IntegerLinear) -> None:
         super().__init__()
@@ -128,9 +136,10 @@ def export(model: nn.Module, path: Path, image_size: int, metadata: dict[str, ob
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},), optimize=True,
             )  # fmt: skip
     except Exception as error:  # the exporter raises many types
-        while error.__cause__ is not None:
-            error = error.__cause__
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise GateError(f"export: torch.onnx cannot export this model ({reason})") from error
     finally:
         exporter_log.setLevel(level)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,7 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
     if name not in models.list_models(module=models):
         known = ", ".join(models.list_models(module=models)[:4])
         raise InputError(f"model: torchvision has no classifier {name!r} (it has {known}, ...)")
-    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]  # an enum made at run time
+    weights = models.get_model_weights(name).DEFAULT
     size = weights.transforms().crop_size[0]
 
     def build(classes: int) -> nn.Module:
@@ -86,7 +87,8 @@ def _file_factory(path: Path, factory: str) -> Callable[[int], nn.Module]:
     if not path.is_file():
         raise InputError(f"model: no file {path}")
     module_spec = importlib.util.spec_from_file_location(f"qrobust_user_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
@@ -177,6 +179,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise InputError(f"weights: no file {path}")
+    state: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -86,9 +87,7 @@ def _backend_config() -> BackendConfig:
     own = [nn.ReLU, nn.ReLU6, GlobalAveragePool, nn.AvgPool2d, torch.cat, torch.concat, *ADDITIONS]
     shared = [nn.MaxPool2d, torch.nn.functional.max_pool2d, nn.Flatten, nn.Upsample, *operators(*RESHAPES)]
     for pattern, kind in [*((p, OWN_GRID) for p in own), *((p, SHARED_GRID) for p in shared)]:
-        configs.append(
-            BackendPatternConfig(pattern).set_observation_type(kind).add_dtype_config(pool_types)
-        )
+        configs.append(BackendPatternConfig(pattern).set_observation_type(kind).add_dtype_config(pool_types))
     return BackendConfig("qrobust").set_backend_pattern_configs(configs)
 
 
@@ -126,7 +125,7 @@ def prepare(
     custom = PrepareCustomConfig().set_non_traceable_module_classes([*leaves, GlobalAveragePool])
     with _quiet():
         prepared = prepare_qat_fx(
-            graph.train(), QConfigMapping().set_global(QConfig(activation, weight)), example,
+            graph.train(), QConfigMapping().set_global(QConfig(activation, weight)), (example,),
             custom, _backend_config(),
         )  # fmt: skip
     drop_quantizers(prepared, FakeQuantize, leaves)
@@ -159,6 +158,7 @@ def freeze(prepared: fx.GraphModule) -> fx.GraphModule:
         _set_module(frozen, str(node.target), twins[id(module)])
     modules = dict(frozen.named_modules(remove_duplicate=False))
     for node, layer in calls(frozen, (nnqat.Conv2d, nnqat.Linear)):
+        assert isinstance(layer, nnqat.Conv2d | nnqat.Linear)
         source = node.args[0]
         quantizer = modules.get(str(source.target)) if isinstance(source, fx.Node) else None
         if isinstance(quantizer, ActivationQuantizer):
@@ -177,7 +177,7 @@ def _set_module(graph: fx.GraphModule, target: str, module: nn.Module) -> None:
     setattr(graph.get_submodule(parent), name, module)
 
 
-def _activation_quantizer(fake: FakeQuantize, where: str) -> ActivationQuantizer:
+def _activation_quantizer(fake: Any, where: str) -> ActivationQuantizer:
     with _quiet():
         scale, zero_point = fake.calculate_qparams()
     value = float(scale)
@@ -191,8 +191,8 @@ def _activation_quantizer(fake: FakeQuantize, where: str) -> ActivationQuantizer
     return ActivationQuantizer(value, int(zero_point), fake.quant_min, fake.quant_max)
 
 
-def _integer_layer(layer: nn.Module, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
-    fake = layer.weight_fake_quant
+def _integer_layer(layer: nnqat.Conv2d | nnqat.Linear, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
+    fake: Any = layer.weight_fake_quant
     weight = layer.weight.detach()
     bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
     fake.activation_post_process.reset_min_max_vals()

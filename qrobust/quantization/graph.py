@@ -39,9 +39,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(
-    model: nn.Module, leaves: tuple[type[nn.Module], ...] = (Normalization,)
-) -> fx.GraphModule:
+def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = (Normalization,)) -> fx.GraphModule:
     """Trace a network into a graph; `leaves` stay opaque.
 
     Raises:
@@ -66,6 +64,7 @@ def normal_form(graph: fx.GraphModule, example: torch.Tensor) -> fx.GraphModule:
         example: one input, to learn shapes from.
     """
     folded = fuse(graph.eval(), no_trace=True)
+    assert isinstance(folded, fx.GraphModule)
     modules = dict(folded.named_modules())
     ShapeProp(folded).propagate(example)
     for node in list(folded.graph.nodes):
@@ -82,9 +81,11 @@ def normal_form(graph: fx.GraphModule, example: torch.Tensor) -> fx.GraphModule:
         elif module is None and node.target in MEANS and _is_spatial_mean(node):
             pool = _replace(folded, node, GlobalAveragePool())
             if not _argument(node, 2, "keepdim", False):
+                users = list(pool.users)
                 with folded.graph.inserting_after(pool):
                     flat = folded.graph.call_function(torch.flatten, (pool, 1))
-                pool.replace_all_uses_with(flat, lambda user, flat=flat: user is not flat)
+                for user in users:
+                    user.replace_input_with(pool, flat)
         elif module is None and isinstance(node.target, str) and node.target == "add_":
             node.target = "add"
     _separate_repeated_modules(folded)
@@ -118,7 +119,8 @@ def _is_spatial_mean(node: fx.Node) -> bool:
     source = node.args[0]
     if not isinstance(dims, list | tuple) or not isinstance(source, fx.Node):
         return False
-    return source.meta["tensor_meta"].shape.__len__() == 4 and sorted(d % 4 for d in dims) == [2, 3]
+    shape = getattr(source.meta.get("tensor_meta"), "shape", ())
+    return len(shape) == 4 and sorted(d % 4 for d in dims) == [2, 3]
 
 
 def _explicit_pool(node: fx.Node) -> nn.Module:
@@ -166,9 +168,7 @@ def remove_call(graph: fx.GraphModule, node: fx.Node) -> None:
     graph.graph.erase_node(node)
 
 
-def drop_quantizers(
-    graph: fx.GraphModule, quantizer: type[nn.Module], leaves: tuple[type[nn.Module], ...]
-) -> None:
+def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: tuple[type[nn.Module], ...]) -> None:
     """Take away quantizers that cost accuracy and buy nothing.
 
     Between an operator and its activation (the activation would stay in float), on the logits (distinct

@@ -36,11 +36,43 @@ def quantize(
     for images in calibration_images:
         if prepared is None:
             prepared = prepare(model, target, images[:1], observer=observer, leaves=leaves)
-        with torch.inference_mode():
-            prepared(images)
+        observe(prepared, images)
     if prepared is None:
         raise InputError("calibration_images: expected at least one batch, got none")
     return freeze(prepared)
+
+
+def observe(prepared: fx.GraphModule, images: torch.Tensor) -> None:
+    """Let a prepared graph see a batch `(N, 3, S, S)`.
+
+    Raises:
+        InputError: an activation is NaN or infinite; the message names its node.
+    """
+    with torch.inference_mode():
+        try:
+            prepared(images)
+        except RuntimeError as error:
+            node = _first_non_finite(prepared, images)
+            if node is None:
+                raise
+            raise InputError(
+                f"calibration: activation {node!r} holds NaN or infinity; check the weights and the images"
+            ) from error
+
+
+def _first_non_finite(prepared: fx.GraphModule, images: torch.Tensor) -> str | None:
+    """The first node whose output is not finite."""
+    interpreter = fx.Interpreter(prepared)
+    interpreter.env = {}
+    interpreter.args_iter = iter([images])
+    for node in prepared.graph.nodes:
+        try:
+            value = interpreter.env[node] = interpreter.run_node(node)
+        except RuntimeError:
+            return str(node.args[0])
+        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            return str(node.name)
+    return None
 
 
 def restore(

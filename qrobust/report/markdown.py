@@ -12,7 +12,9 @@ def markdown_report(record: dict[str, Any]) -> str:
     lines = [f"# qrobust: {record['config']['model']}", "", *(f"- {v}" for v in verdict(record)), ""]
     lines += table(headline(record))
     graphs = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
-    rows = [["shift", "severity", *(NAMES[g] for g in graphs), "drop", *(["gain"] if "compensated" in graphs else [])]]
+    rows = [
+        ["shift", "severity", *(NAMES[g] for g in graphs), "drop", *(["gain"] if "compensated" in graphs else [])]
+    ]
     for row in record["rows"]:
         cells = [percent(row["accuracy"][g]) for g in graphs]
         gain = [points(row["gain_pp"], row["gain_interval_pp"])] if "gain_pp" in row else []

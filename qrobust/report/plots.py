@@ -51,7 +51,9 @@ def severity_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Marku
     figure = Figure(figsize=(5, 3))
     axes = figure.add_subplot()
     for graph in graphs:
-        values = [100 * np.mean([r["accuracy"][graph] for r in record["rows"] if r["severity"] == s]) for s in severities]
+        values = [
+            100 * np.mean([r["accuracy"][graph] for r in record["rows"] if r["severity"] == s]) for s in severities
+        ]
         axes.plot(severities, values, marker="o", color=COLOURS[graph], label=LABELS[graph])
     axes.set_xticks(severities)
     axes.set_ylim(0, 100)

@@ -46,9 +46,9 @@ def verdict(record: dict[str, Any]) -> list[str]:
             f"(float {latency['float']['batch_1']:.2f} ms)."
         )
     sentences.append(
-        f"Quantization itself costs {points(s['quantization_drop_pp'], s['quantization_drop_interval_pp'])} on clean "
-        f"images and {points(s['shift_quantization_drop_pp'], s['shift_quantization_drop_interval_pp'])} under shift; "
-        f"float and INT8 agree on {percent(s['agreement'])} of clean predictions."
+        f"Quantization itself costs {points(s['quantization_drop_pp'], s['quantization_drop_interval_pp'])} on "
+        f"clean images and {points(s['shift_quantization_drop_pp'], s['shift_quantization_drop_interval_pp'])} under "
+        f"shift; float and INT8 agree on {percent(s['agreement'])} of clean predictions."
     )
     audit = record["audit"]["int8"]
     sentences.append(

@@ -47,15 +47,15 @@ def _corruption(
     function: Callable[..., torch.Tensor], family: str, unit: str, cifar: tuple, imagenet: tuple
 ) -> Shift:
     tables = {"cifar-c": cifar, "imagenet-c": imagenet}
-    arguments = {k: tuple(s if isinstance(s, tuple) else (s,) for s in v) for k, v in tables.items()}
+    arguments: dict[str, tuple[tuple | None, ...]] = {
+        k: tuple(s if isinstance(s, tuple) else (s,) for s in v) for k, v in tables.items()
+    }
     return Shift(function.__name__, family, function, unit, arguments)
 
 
 def _transformation(function: Callable[..., torch.Tensor], unit: str, strengths: tuple) -> Shift:
     arguments = tuple((s,) for s in strengths)
-    return Shift(
-        function.__name__, "geometry", function, unit, dict.fromkeys(TABLES, arguments), keeps_pixels=False
-    )
+    return Shift(function.__name__, "geometry", function, unit, dict.fromkeys(TABLES, arguments), keeps_pixels=False)
 
 
 _ALL = (

@@ -1,0 +1,318 @@
+"""The command line as a user meets it: help, whole runs, stages one by one, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, qrobust, save_npz
+from PIL import Image
+
+from qrobust.results import read_record, without_timings
+
+COMMANDS = ("quantize-and-compensate", "quantize", "evaluate", "compensate", "export", "report", "audit", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = qrobust(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from qrobust.cli import main; "
+        "CliRunner().invoke(main, ['--help']); "
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy', 'matplotlib') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_whole_run_keeps_its_contract(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    s = record["summary"]
+    for key in ("clean_accuracy", "shift_accuracy", "latency_ms", "size_bytes"):
+        assert set(s[key]) == {"float", "int8", "compensated"}
+    for name in ("float", "int8", "compensated"):
+        assert s["size_bytes"][name] == (finished_run / f"{name}.onnx").stat().st_size
+        assert set(s["latency_ms"][name]) == {"batch_1", "batch_32"}
+        assert record["audit"][name]["quantizable_ops"] > 0
+        assert record["parity"][name]["agreement_beyond_ties"] >= 0.985
+    for name in ("int8", "compensated"):
+        assert record["audit"][name]["integer_ops"] == record["audit"][name]["quantizable_ops"]
+    assert record["n_test"] == 80
+    assert s["quantization_drop_pp"] == pytest.approx(
+        100 * (s["clean_accuracy"]["float"] - s["clean_accuracy"]["int8"])
+    )
+    assert s["clean_cost_pp"] == pytest.approx(
+        100 * (s["clean_accuracy"]["int8"] - s["clean_accuracy"]["compensated"])
+    )
+    gain = 100 * (s["shift_accuracy"]["compensated"] - s["shift_accuracy"]["int8"])
+    assert s["compensation_gain_pp"] == pytest.approx(gain)
+    shifted = [r for r in record["rows"] if r["shift"] != "clean"]
+    assert s["shift_accuracy"]["int8"] == pytest.approx(np.mean([r["accuracy"]["int8"] for r in shifted]))
+    assert {r["shift"] for r in shifted if not r["seen_by_calibrator"]} == {"rotation"}
+    assert record["compensation"]["classifier_hash"]["before"] == record["compensation"]["classifier_hash"]["after"]
+    assert s["macs"]["calibrator_share"] <= record["config"]["mac_budget"]
+    assert {"torch", "onnxruntime"} <= set(record["versions"])
+    assert set(record["splits"]) == {"calibration", "training", "validation", "test"}
+    assert record["hardware"]["threads"] == 2
+    assert set(record["stages"]) == {"quantize", "compensate", "export", "evaluate"}
+
+
+def test_compensation_wins_contrast_back(finished_run: Path) -> None:
+    rows = {r["shift"]: r for r in read_record(finished_run / "record.json")["rows"]}
+    assert rows["clean"]["accuracy"]["int8"] > 0.8
+    assert rows["contrast"]["gain_interval_pp"][0] > 10
+
+
+def test_predictions_allow_recomputing_without_inference(finished_run: Path) -> None:
+    rows = {(r["shift"], r["severity"]): r for r in read_record(finished_run / "record.json")["rows"]}
+    for (shift, severity), row in rows.items():
+        with np.load(finished_run / "predictions" / f"{shift}-{severity}.npz", allow_pickle=False) as stored:
+            for name in ("float", "int8", "compensated"):
+                accuracy = (stored[f"{name}.prediction"] == stored["label"]).mean()
+                assert accuracy == pytest.approx(row["accuracy"][name])
+
+
+def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path) -> None:
+    page = (finished_run / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert "https://" not in page
+    assert page.index("Compensation") < page.index("<table>")
+    assert page.count("data:image/png;base64,") == 4 * 2 * 3
+    text = (finished_run / "report.md").read_text()
+    assert "INT8 + calibrator" in text
+
+
+def test_same_seed_same_record(finished_run: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    assert qrobust("run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL).exit_code == 0
+    first, second = (without_timings(read_record(p / "record.json")) for p in (finished_run, out))
+    assert first == second
+    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+
+
+def test_stages_one_by_one_equal_the_whole(finished_run: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "staged"
+    options = dict(zip(SMALL[:-1:2], SMALL[1:-1:2], strict=True))
+    quantizing = ["--data", "--normalization", "--calibration-images", "--train-images", "--test-images"]
+    measuring = ["--shifts", "--severities", "--attack-images", "--epsilons"]
+    training = ["--hold-out", "--steps", "--batch-size"]
+
+    def chosen(names: list[str]) -> list[str]:
+        return [word for n in names for word in (n, options[n])] + ["--threads", "2", "-q"]
+
+    result = qrobust("quantize", "--model", "resnet8", "--weights", weights, "--out", out, *chosen(quantizing))
+    assert result.exit_code == 0, result.output
+    assert {"float.onnx", "int8.onnx"} <= {p.name for p in out.iterdir()}
+    for command, names in (
+        ("evaluate", measuring),
+        ("compensate", measuring + training),
+        ("export", []),
+        ("evaluate", []),
+        ("report", []),
+    ):
+        result = qrobust(command, out, *chosen(names))
+        assert result.exit_code == 0, result.output
+    first, second = (without_timings(read_record(p / "record.json")) for p in (finished_run, out))
+    assert first == second
+
+
+def test_evaluate_before_compensation_and_early_report(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    qrobust(
+        "quantize",
+        "--model",
+        "resnet8",
+        "--weights",
+        weights,
+        "--data",
+        "digits",
+        "--test-images",
+        40,
+        "--out",
+        out,
+        "-q",
+    )
+    for command in ("export", "report"):
+        result = qrobust(command, out, "-q")
+        assert result.exit_code == 2
+        assert "first" in result.output
+    assert qrobust("evaluate", out, "-q", "--shifts", "fog", "--attack-images", 0).exit_code == 0
+    assert qrobust("report", out, "-q").exit_code == 0
+    assert set(read_record(out / "record.json")["summary"]["clean_accuracy"]) == {"float", "int8"}
+
+
+def test_resume_goes_on_and_refuses_other_choices(finished_run: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "resumed"
+    shutil.copytree(finished_run, out)
+    for stage in ("export", "evaluate"):
+        (out / "stages" / f"{stage}.json").unlink()
+    kept = (out / "calibrator.safetensors").read_bytes()
+    arguments = ["run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL]
+    assert qrobust(*arguments, "--resume").exit_code == 0
+    assert (out / "calibrator.safetensors").read_bytes() == kept
+    first, second = (without_timings(read_record(p / "record.json")) for p in (finished_run, out))
+    assert first == second
+    result = qrobust(*arguments, "--resume", "--seed", 4)
+    assert result.exit_code == 2
+    assert "seed=0" in result.output
+
+
+def test_audit_prints_and_gates(finished_run: Path) -> None:
+    result = qrobust("audit", finished_run / "int8.onnx", "--min-integer", "1.0")
+    assert result.exit_code == 0
+    assert "10 of 10" in result.output
+    result = qrobust("audit", finished_run / "float.onnx", "--min-integer", "0.5")
+    assert result.exit_code == 3
+    assert json.loads(qrobust("audit", finished_run / "compensated.onnx", "--json").output)["integer_ops"] == 22
+
+
+def one_line_error(arguments: list[object], out: Path | None, match: str) -> None:
+    result = qrobust(*arguments)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1, result.output
+    assert match in errors[0]
+    assert "Traceback" not in result.output
+    if out is not None:
+        assert not out.exists()
+
+
+def image_folder(root: Path) -> Path:
+    for part in ("train", "test"):
+        for index, name in enumerate("ab"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(30):
+                Image.new("RGB", (32, 32), (index * 99, i, 0)).save(root / part / name / f"{i}.jpg")
+    return root
+
+
+def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
+    """Options that must be refused, and a word of the refusal."""
+    npz = save_npz(tmp_path / "d.npz")
+    weights = tmp_path / "w.pt"
+    base: dict[str, object] = {"--model": "resnet8", "--data": f"npz:{npz}", "--calibration-images": 16}
+    flags: list[object] = []
+    match = ""
+    if kind == "model":
+        base["--model"], match = "resnet21", "model: expected"
+    elif kind == "data":
+        base["--data"], match = "hdf5:x", "data: expected"
+    elif kind == "missing weights":
+        base["--weights"], match = tmp_path / "no.pt", "no file"
+    elif kind == "corrupt weights":
+        weights.write_bytes(b"PK\x03\x04 nonsense")
+        base["--weights"], match = weights, "not a readable"
+    elif kind == "pickle":
+        torch.save({"net": torch.nn.Linear(2, 2)}, weights)
+        base["--weights"], match = weights, "not a readable"
+    elif kind == "shapes":
+        from qrobust.models.resnet import resnet8
+
+        torch.save(resnet8(10).state_dict(), weights)
+        base["--weights"], match = weights, "'fc.bias' has shape (10,)"
+    elif kind == "nan":
+        from qrobust.models.resnet import resnet8
+
+        torch.save(resnet8(3).state_dict() | {"conv1.weight": torch.full((16, 3, 3, 3), torch.nan)}, weights)
+        base["--weights"], match = weights, "NaN"
+    elif kind == "empty class":
+        root = image_folder(tmp_path / "f")
+        (root / "train" / "c").mkdir()
+        base["--data"], match = f"imagefolder:{root}", "holds no image"
+    elif kind == "truncated image":
+        root = image_folder(tmp_path / "f")
+        file = root / "test" / "b" / "7.jpg"
+        file.write_bytes(file.read_bytes()[:300])
+        base["--data"], match = f"imagefolder:{root}", "b/7.jpg"
+    elif kind == "classes":
+        (tmp_path / "m.py").write_text(
+            "from qrobust.models.resnet import resnet8\ndef net():\n    return resnet8(7)\n"
+        )
+        base["--model"], match = f"{tmp_path / 'm.py'}:net", "3 classes"
+    elif kind == "too few":
+        base["--calibration-images"], match = 60, "calibration_images: expected fewer"
+    elif kind == "untraceable":
+        (tmp_path / "m.py").write_text(
+            "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        if x.mean() > 0:\n"
+            "            x = -x\n        return x.mean((2, 3))\ndef net():\n    return Net()\n"
+        )
+        base["--model"], match = f"{tmp_path / 'm.py'}:net", "m.py:4"
+    elif kind == "shift":
+        base["--shifts"], match = "smog", "smog"
+    elif kind == "hold-out":
+        base["--hold-out"], match = "smog", "smog"
+    elif kind == "all held out":
+        base["--shifts"], base["--hold-out"], match = "fog", "fog", "nothing is left"
+    elif kind == "severity":
+        base["--severities"], match = "7", "severity"
+    elif kind == "severity text":
+        base["--severities"], match = "high", "comma-separated"
+    elif kind == "budget":
+        base["--mac-budget"], match = "1e-4", "smallest calibrator"
+    elif kind == "several at once":
+        base["--steps"], base["--attack-images"], match = 0, -1, "attack_images: expected at least 0, got -1"
+    elif kind == "target":
+        base["--target"], match = "riscv", "x86-vnni"
+    elif kind == "threads":
+        base["--threads"], match = 0, "threads"
+    elif kind == "pretrained":
+        flags, match = ["--pretrained"], "only torchvision"
+    return ["run", *(w for pair in base.items() for w in pair), *flags], match
+
+
+KINDS = (
+    "model", "data", "missing weights", "corrupt weights", "pickle", "shapes", "nan", "empty class",
+    "truncated image", "classes", "too few", "untraceable", "shift", "hold-out", "all held out", "severity",
+    "severity text", "budget", "several at once", "target", "threads", "pretrained",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_one_line_and_writes_nothing(kind: str, tmp_path: Path) -> None:
+    arguments, match = bad_case(kind, tmp_path)
+    out = tmp_path / "out"
+    one_line_error([*arguments, "--out", out], out, match)
+
+
+def test_output_folder_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["run", "--model", "resnet8", "--data", f"npz:{save_npz(tmp_path / 'd.npz')}", "--out"]
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.txt").write_text("precious")
+    one_line_error([*arguments, full], None, "not empty")
+    one_line_error([*arguments, full, "--overwrite"], None, "will not remove")
+    assert (full / "thesis.txt").read_text() == "precious"
+    file = tmp_path / "file"
+    file.touch()
+    one_line_error([*arguments, file], None, "is a file")
+    one_line_error([*arguments, file / "below"], None, "not a writable folder")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != locked)  # root may write anywhere
+    one_line_error([*arguments, locked / "out"], locked / "out", "cannot write")
+
+
+def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
+    for command in ("evaluate", "compensate", "export", "report"):
+        one_line_error([command, tmp_path], None, "no config.json")
+    one_line_error(["audit", tmp_path / "none.onnx"], None, "no file")
+
+
+def test_random_weights_are_announced(tmp_path: Path) -> None:
+    arguments, _ = bad_case("budget", tmp_path)
+    assert "random weights" in qrobust(*arguments, "--out", tmp_path / "out").output

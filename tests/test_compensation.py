@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from qrobust.attacks.balls import Ball, L2Ball, LinfBall
+from qrobust.classifier import Compensated, NormalizedModel, count_macs
+from qrobust.compensation.calibrator import WIDTHS, Calibrator, Correction, build_calibrator
+from qrobust.compensation.reverse import reverse_adversarial
+from qrobust.compensation.training import Validation, state_hash, train_calibrator
+from qrobust.data import open_data
+from qrobust.deployment.audit import audit
+from qrobust.deployment.graph import export
+from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.errors import InputError
+from qrobust.quantization.ptq import quantize
+from qrobust.quantization.target import X86_VNNI
+
+
+@pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_loss_falls_with_steps_and_the_budget_holds(
+    ball: Ball, momentum: float, small_model: NormalizedModel, images: torch.Tensor
+) -> None:
+    targets = small_model(images).argmin(1)
+    losses = [F.cross_entropy(small_model(images), targets, reduction="none")]
+    for steps in (1, 2, 4, 8):
+        easier = reverse_adversarial(
+            small_model, images, targets, ball=ball, steps=steps, step_size=ball.epsilon / 4, momentum=momentum
+        )
+        change = easier - images
+        # Float32 rounding of the projection.
+        assert (ball.project(change) - change).abs().max() < 1e-6
+        assert easier.min() >= 0
+        assert easier.max() <= 1
+        losses.append(F.cross_entropy(small_model(easier), targets, reduction="none"))
+    for fewer, more in pairwise(losses):
+        assert (more <= fewer + 1e-5).all()
+    assert losses[-1].mean() < 0.9 * losses[0].mean()
+
+
+def test_reverse_refuses_nonsense(small_model: NormalizedModel, images: torch.Tensor) -> None:
+    targets = torch.zeros(len(images), dtype=torch.long)
+    for options, match in (({"steps": 0}, "steps"), ({"momentum": 1.0}, "momentum")):
+        with pytest.raises(InputError, match=match):
+            reverse_adversarial(
+                small_model, images, targets, ball=LinfBall(0.1), **({"steps": 1, "step_size": 0.1} | options)
+            )
+
+
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_calibrator_starts_as_the_identity(size: int) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, size, size)
+    # Bilinear sampling at the pixel centres rounds in float32.
+    assert (Calibrator(size, 8)(images) - images).abs().max() < 1e-4
+
+
+def test_output_is_an_image_whatever_the_weights(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 8)
+    for parameter in calibrator.parameters():
+        torch.nn.init.normal_(parameter, 0, 2)
+    out = calibrator(images)
+    assert out.shape == images.shape
+    assert torch.isfinite(out).all()
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tensor) -> None:
+    correction = Correction(32, 2)
+    maps, photometric, geometric = torch.zeros(24, 16, 16, 16), torch.zeros(24, 15), torch.zeros(24, 6)
+    negative = photometric.clone()
+    for channel in range(3):
+        negative[:, 3 + 4 * channel] = 3 * torch.atanh(torch.tensor(-2 / 3))
+        negative[:, 12 + channel] = 2 * torch.atanh(torch.tensor(0.5))
+    assert torch.allclose(correction(1 - images, maps, negative, geometric), images, atol=1e-4)
+    mean = images.mean((2, 3), keepdim=True)
+    faint = (images - mean) * 0.2 + mean
+    stretched = photometric.clone()
+    stretched[:, :3] = 10
+    again = correction(faint, maps, stretched, geometric)
+    assert (again - again.mean((2, 3), keepdim=True)).abs().mean() > 3 * (faint - mean).abs().mean()
+    moved = geometric.clone()
+    moved[:, 2] = torch.atanh(torch.tensor(0.25 / 0.8))
+    shifted = correction(images, maps, photometric, moved)
+    assert torch.allclose(shifted[:, :, :, :28], images[:, :, :, 4:], atol=1e-4)
+
+
+def test_budget_chooses_the_width() -> None:
+    small, large = (count_macs(Calibrator(32, w), 32) for w in (WIDTHS[1], WIDTHS[2]))
+    assert build_calibrator(32, large - 1).width == WIDTHS[1]
+    assert build_calibrator(32, large).width == WIDTHS[2]
+    with pytest.raises(InputError, match=r"smallest calibrator at 32 px needs [\d,]+ "):
+        build_calibrator(32, small // 4)
+    with pytest.raises(InputError, match="multiple of 8"):
+        Calibrator(30, 8)
+
+
+def test_quantized_calibrator_exports_with_every_convolution_integer(
+    small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 8)
+    torch.nn.init.normal_(calibrator.maps.weight, 0, 0.1)
+    torch.nn.init.normal_(calibrator.photometric.weight, 0, 0.02)
+    torch.nn.init.normal_(calibrator.geometric.weight, 0, 0.02)
+    frozen = quantize(calibrator.eval(), X86_VNNI, [images], leaves=(Correction,))
+    twin = quantize(small_model, X86_VNNI, [images])
+    pair = Compensated(frozen, twin)
+    export(pair, tmp_path / "pair.onnx", 32)
+    counted = audit(tmp_path / "pair.onnx")
+    assert counted["integer_ops"] == counted["quantizable_ops"] == 22
+    session = OnnxClassifier(tmp_path / "pair.onnx", 1)
+    wanted = pair(images)
+    assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
+
+
+def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Path, tmp_path: Path) -> None:
+    from qrobust.workbench import Reporter, Workbench
+
+    bench = Workbench.open(finished_run, Reporter(), threads=2)
+    cells = [("contrast", 5)]
+    validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=100)
+    before = state_hash(bench.twin)
+
+    def train(name: str, steps: int = 20, **options: object) -> tuple[torch.nn.Module, object]:
+        calibrator = bench.new_calibrator()
+        choices = {
+            "table": "cifar-c", "steps": steps, "restore_steps": 5, "batch_size": 16, "learning_rate": 3e-3, "use_labels": False,
+            "association_weight": 1.0, "reverse_weight": 0.0, "seed": 0, "checkpoint": tmp_path / name,
+            "least_clean": 0.0,
+        } | options  # fmt: skip
+        fit = train_calibrator(calibrator, bench.twin, bench.model, bench.data.training, validation, cells, **choices)
+        return calibrator, fit
+
+    whole, fit = train("whole.pt")
+    assert fit.shift_accuracy > fit.start_shift_accuracy
+    assert state_hash(bench.twin) == before
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, _steps: int, _note: str) -> None:
+        if done == 13:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train("killed.pt", progress=kill)
+    resumed, fit_again = train("killed.pt")
+    assert state_hash(resumed) == state_hash(whole)
+    assert fit_again == fit
+
+    diverged, report = train("diverged.pt", learning_rate=1e30, steps=6)
+    assert report.diverged
+    assert all(torch.isfinite(v).all() for v in diverged.state_dict().values())
+
+    _, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=4)
+    assert not with_reverse.diverged
+    for options, match in (({"batch_size": 4}, "batch_size"),):
+        with pytest.raises(InputError, match=match):
+            train("bad.pt", **options)
+    with pytest.raises(InputError, match="at least one shift"):
+        train_calibrator(
+            bench.new_calibrator(),
+            bench.twin,
+            bench.model,
+            bench.data.training,
+            validation,
+            [],
+            table="cifar-c",
+            steps=1,
+            restore_steps=0,
+            batch_size=16,
+            learning_rate=1e-3,
+            use_labels=True,
+            association_weight=1.0,
+            reverse_weight=0.0,
+            seed=0,
+            checkpoint=tmp_path / "none.pt",
+            least_clean=0.0,
+        )
+
+
+def test_validation_shares_its_limit() -> None:
+    data = open_data("digits", seed=0)
+    validation = Validation(data.validation, [("fog", 1), ("fog", 5)], table="cifar-c", seed=0, limit=60)
+    assert [len(p) for p, _ in validation.parts] == [143, 30, 30]
+    perfect = replace(data.validation)
+    clean, shifted = validation.measure(
+        lambda x: torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10)
+    )
+    zeros = (perfect.labels == 0).float()
+    assert clean == pytest.approx(zeros.mean().item())
+    assert shifted == pytest.approx(zeros[:60].mean().item())

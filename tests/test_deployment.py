@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from qrobust.classifier import NormalizedModel
+from qrobust.deployment.audit import audit, check_gate, parity
+from qrobust.deployment.graph import export, load
+from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
+from qrobust.errors import GateError, InputError
+from qrobust.quantization.ptq import quantize
+from qrobust.quantization.target import X86_VNNI
+
+
+@pytest.fixture
+def exported(small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path) -> tuple[Path, nn.Module]:
+    twin = quantize(small_model, X86_VNNI, [images])
+    export(twin, tmp_path / "int8.onnx", 32, {"class_names": ["a", "b"], "note": "text"})
+    return tmp_path / "int8.onnx", twin
+
+
+def test_exported_twin_is_integer_dynamic_and_says_the_same(
+    exported: tuple[Path, nn.Module], images: torch.Tensor
+) -> None:
+    path, twin = exported
+    session = OnnxClassifier(path, 1)
+    for n in (1, 3, 24):
+        wanted, got = twin(images[:n]), session(images[:n])
+        assert got.shape == (n, 10)
+        # Fused kernels may differ from unfused ones by a step of the last activation here and there.
+        assert (wanted - got).abs().mean() < 0.02 * twin(images).std()
+    counted = audit(path)
+    assert counted["integer_ops"] == counted["quantizable_ops"] == 10
+    assert counted["float_compute"] == {}
+    proto = load(path)
+    assert len(proto.graph.input) == len(proto.graph.output) == 1
+    stored = {i.name: i.data_type for i in proto.graph.initializer if int(np.prod(i.dims)) > 64}
+    assert set(stored.values()) == {onnx.TensorProto.INT8}
+    assert {p.key: p.value for p in proto.metadata_props} == {"class_names": '["a", "b"]', "note": "text"}
+
+
+def test_unfused_graph_equals_the_twin_exactly(exported: tuple[Path, nn.Module], images: torch.Tensor) -> None:
+    """ONNX's own reference runtime on the exported file, an independent implementation, gives the twin's logits."""
+    from onnx.reference import ReferenceEvaluator
+
+    path, twin = exported
+    (logits,) = ReferenceEvaluator(str(path)).run(None, {"images": images[:2].numpy()})
+    # Float32 sums in another order may move an activation that lies on a rounding border by a step.
+    assert np.abs(logits - twin(images[:2]).numpy()).mean() < 0.01 * float(twin(images).std())
+
+
+def test_float_export_equals_torch(small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path) -> None:
+    export(small_model, tmp_path / "float.onnx", 32)
+    session = OnnxClassifier(tmp_path / "float.onnx", 1)
+    assert torch.allclose(session(images), small_model(images), atol=1e-4)
+    assert audit(tmp_path / "float.onnx")["integer_ops"] == 0
+    measured = parity(small_model, session, images, small_model(images).argmax(1))
+    assert measured["agreement"] == measured["torch_accuracy"] == measured["session_accuracy"] == 1
+
+
+def constant(logits: list[list[float]]) -> Callable[[torch.Tensor], torch.Tensor]:
+    table = torch.tensor(logits)
+    return lambda images: table[: len(images)]
+
+
+def test_parity_tells_ties_from_disagreement() -> None:
+    images, labels = torch.zeros(3, 3, 4, 4), torch.zeros(3, dtype=torch.long)
+    ours = constant([[5.0, 0.0], [1.0, 0.99], [5.0, 0.0]])
+    theirs = constant([[5.0, 0.0], [0.99, 1.0], [0.0, 5.0]])
+    measured = parity(ours, theirs, images, labels)
+    assert measured["agreement"] == pytest.approx(1 / 3)
+    assert measured["agreement_beyond_ties"] == pytest.approx(2 / 3)
+    with pytest.raises(GateError, match=r"agree on 66\.7 %"):
+        check_gate("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, integer=True)
+
+
+def test_gate_refuses_float_compute() -> None:
+    measured = {
+        "n": 1000,
+        "agreement": 1.0,
+        "agreement_beyond_ties": 1.0,
+        "torch_accuracy": 0.9,
+        "session_accuracy": 0.9,
+    }
+    audited = {"integer_ops": 3, "quantizable_ops": 5, "float_compute": {"Conv": 2}}
+    with pytest.raises(GateError, match="3 of 5"):
+        check_gate("int8", audited, measured, integer=True)
+    check_gate("float", audited, measured, integer=False)
+    with pytest.raises(GateError, match="accuracy"):
+        check_gate("float", audited, measured | {"session_accuracy": 0.85}, integer=False)
+
+
+class NotExportable(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not today\nsecond line")
+
+
+def test_failed_export_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="cannot export") as caught:
+        export(NotExportable(), tmp_path / "x.onnx", 8)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"nonsense")
+    for path, match in ((tmp_path / "none.onnx", "no file"), (tmp_path / "bad.onnx", "refuses")):
+        with pytest.raises(InputError, match=match) as caught:
+            audit(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="not a readable"):
+        load(tmp_path / "bad.onnx")
+
+
+def test_session_with_two_inputs_is_refused(tmp_path: Path) -> None:
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["a", "b"], ["c"])], "g",
+        [tensor("a", 1, [1, 2]), tensor("b", 1, [1, 2])], [tensor("c", 1, [1, 2])],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(InputError, match="one image input"):
+        OnnxClassifier(tmp_path / "two.onnx", 1)
+
+
+def test_latencies_are_measured_for_each(exported: tuple[Path, nn.Module]) -> None:
+    sessions = {name: OnnxClassifier(exported[0], 1) for name in ("a", "b")}
+    measured = latencies_ms(sessions, 32, 2, rounds=3)
+    assert set(measured) == {"a", "b"}
+    assert all(ms > 0 for ms in measured.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 20), ("mobilenet_v2", 52), ("vgg16_bn", 13)])
+def test_torchvision_networks_come_out_integer(name: str, convolutions: int, tmp_path: Path) -> None:
+    from qrobust.models import find_model, load_model
+
+    model = load_model(
+        find_model(f"torchvision:{name}"), classes=10, image_size=64, weights=None, pretrained=False,
+        normalization=None, seed=0,
+    )  # fmt: skip
+    pixels = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    export(quantize(model, X86_VNNI, [pixels]), tmp_path / "int8.onnx", 64)
+    counted = audit(tmp_path / "int8.onnx")
+    assert counted["float_compute"] == {}
+    assert counted["integer_ops"] == counted["quantizable_ops"] == convolutions + (3 if name == "vgg16_bn" else 1)
