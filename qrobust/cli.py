@@ -66,7 +66,10 @@ def _cores() -> int:
 
 common = _options(
     click.option(
-        "--threads", type=int, default=None, help="Threads for torch and onnxruntime.  [default: all cores]"
+        "--threads",
+        type=int,
+        default=None,
+        help="Threads for torch and onnxruntime.  [default: all cores, or the run's]",
     ),
     click.option("-v", "--verbose", is_flag=True, help="Say more."),
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars."),
@@ -114,7 +117,7 @@ inputs = _options(
 )
 measuring = _options(
     click.option("--shifts", help="Comma-separated names.  [default: all]"),
-    click.option("--severities", help="Comma-separated, 1 to 5.  [default: 1,3,5]"),
+    click.option("--severities", help="Comma-separated, 1 to 5.  [default: 3,5]"),
     click.option(
         "--severity-table",
         type=click.Choice(["auto", "cifar-c", "imagenet-c"]),
@@ -132,7 +135,7 @@ training = _options(
         type=FractionType(),
         help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]",
     ),
-    click.option("--steps", type=int, help="Training steps.  [default: 1500]"),
+    click.option("--steps", type=int, help="Training steps.  [default: 3000]"),
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
     click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
     click.option(
@@ -142,7 +145,10 @@ training = _options(
         help="Train with labels, or with the float model's view alone.  [default: labels]",
     ),
 )
-run_dir = click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path))
+run_dir = _options(
+    click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path)),
+    click.option("--seed", type=int, help="Must be the run's own, which drew its splits.  [default: the run's]"),
+)
 out_options = _options(
     click.option(
         "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; must be new or empty."
@@ -240,7 +246,7 @@ def _begin(out: Path, overwrite: bool, verbose: bool, quiet: bool, threads: int 
     from qrobust.workbench import Workbench, check_folder, create_folder
 
     check_folder(out, overwrite=overwrite)
-    config = RunConfig(threads=threads or _cores(), **_choices(options))
+    config = RunConfig(threads=_cores() if threads is None else threads, **_choices(options))
     bench = Workbench(config, None, _reporter(verbose, quiet))
     prepare_inputs(bench)
     bench.folder = create_folder(out, overwrite=overwrite)
@@ -250,7 +256,7 @@ def _begin(out: Path, overwrite: bool, verbose: bool, quiet: bool, threads: int 
 def _reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
     from qrobust.workbench import Workbench
 
-    return Workbench.open(folder, _reporter(verbose, quiet), threads=threads or _cores(), **_choices(options))
+    return Workbench.open(folder, _reporter(verbose, quiet), threads=threads, **_choices(options))
 
 
 def _finish(bench: Workbench, record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qrobust.errors import InputError
 
-DEFAULT_SEVERITIES = (1, 3, 5)
+DEFAULT_SEVERITIES = (3, 5)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RunConfig:
     severity_table: str = "auto"
     hold_out: tuple[str, ...] = ()
     mac_budget: float = 0.10
-    steps: int = 1500
+    steps: int = 3000
     batch_size: int = 128
     learning_rate: float = 2e-3
     use_labels: bool = True

@@ -282,6 +282,7 @@ def evaluate(bench: Workbench) -> None:
         result["summary"] = summarise(predictions, labels, tuple(trained_on), seed=config.seed)
         result["attacks"] = _attacks(bench, sessions)
         result["severity_table"] = bench.table
+        result["hardware"] = hardware(config.threads)
         latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
@@ -370,7 +371,7 @@ def build_record(bench: Workbench) -> Record:
         "image_size": quantized["image_size"],
         "seeds": {"run": bench.config.seed},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "hardware": hardware(bench.config.threads),
+        "hardware": evaluated["hardware"],
         "stages": {name: {"duration_s": s["duration_s"]} for name, s in stages.items() if s},
     }  # fmt: skip
 

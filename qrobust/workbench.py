@@ -162,8 +162,11 @@ class Workbench:
             raise InputError(
                 f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first"
             )
-        config = read_json(folder.config) | {k: v for k, v in changes.items() if v is not None}
-        return cls(RunConfig.from_json(config), folder, reporter)
+        kept = read_json(folder.config)
+        given = {k: v for k, v in changes.items() if v is not None}
+        if given.get("seed", kept.get("seed")) != kept.get("seed"):
+            raise InputError(f"seed: the splits of {path} were drawn with {kept.get('seed')}, got {given['seed']}")
+        return cls(RunConfig.from_json(kept | given), folder, reporter)
 
     def place(self) -> RunFolder:
         """The folder, which must have been made."""

@@ -307,6 +307,11 @@ def test_output_folder_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one_line_error([*arguments, locked / "out"], locked / "out", "cannot write")
 
 
+def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
+    one_line_error(["report", finished_run, "--seed", 3], None, "drawn with 0")
+    assert qrobust("report", finished_run, "--seed", 0, "-q").exit_code == 0
+
+
 def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
     for command in ("evaluate", "compensate", "export", "report"):
         one_line_error([command, tmp_path], None, "no config.json")

@@ -22,6 +22,8 @@ from qrobust.errors import InputError
 
 WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 RESIDUAL_BOUND = 0.5  # of the [0, 1] scale, per pixel
+FAINT = 0.12  # mean absolute deviation from the mean colour below which an image may be stretched
+STRETCH_BOUND = 5.0  # times what brings an image to that
 MATRIX_BOUND = 3.0  # per entry of the colour matrix, beside the identity
 OFFSET_BOUND = 2.0  # of the [0, 1] scale
 WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is half the image
@@ -47,8 +49,6 @@ class Correction(nn.Module):
         centres = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
         self.register_buffer("columns", centres.view(1, 1, -1), persistent=False)
         self.register_buffer("rows", centres.view(1, -1, 1), persistent=False)
-        # The least spread (mean absolute deviation) a well-exposed image has; learned.
-        self.spread = nn.Parameter(torch.tensor(0.12))
 
     def forward(
         self, images: torch.Tensor, maps: torch.Tensor, photometric: torch.Tensor, geometric: torch.Tensor
@@ -63,9 +63,9 @@ class Correction(nn.Module):
         mean = images.mean((2, 3), keepdim=True)
         centred = images - mean
         spread = centred.abs().mean((1, 2, 3), keepdim=True)
-        # Only images of less spread than that are stretched: others stay as they are, whatever is proposed.
-        lacking = torch.relu(self.spread / (spread + 0.01) - 1)
-        stretch = torch.tanh(proposal[:, :3, None, None]) * lacking
+        # Only faint images are stretched: the others stay as they are, whatever is proposed.
+        lacking = torch.relu(FAINT / (spread + 0.01) - 1)
+        stretch = STRETCH_BOUND * torch.tanh(proposal[:, :3, None, None]) * lacking
         matrix = MATRIX_BOUND * torch.tanh(proposal[:, 3:12] / MATRIX_BOUND)
         offset = OFFSET_BOUND * torch.tanh(proposal[:, 12:15] / OFFSET_BOUND)
         result = images + centred * stretch + offset[:, :, None, None]

@@ -1,0 +1,54 @@
+"""The main job on CIFAR-10 (JPEG) with a ResNet-20: the run whose figures README and docs quote.
+
+    python benchmarks/train_baselines.py --data imagefolder:~/data/cifar10 --model resnet20 --out ~/runs/resnet20
+    python benchmarks/main_job.py --data imagefolder:~/data/cifar10 --training ~/runs/resnet20 --out ~/runs/main
+
+It calls `qrobust run` with its defaults, and copies the record and the report (without pictures of the data) to
+`benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@click.command()
+@click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
+@click.option(
+    "--training", type=click.Path(path_type=Path), required=True, help="Folder that train_baselines.py made."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--threads", default=2, show_default=True)
+def main(data: str, training: Path, out: Path, threads: int) -> None:
+    """Run the main job and keep its record and report."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    command = ["run", "--model", "resnet20", "--weights", str(training / "weights.pt"), "--data", data]
+    command += ["--out", str(out), "--threads", str(threads), "--resume", "-v"]
+    subprocess.run([Path(sys.executable).parent / "qrobust", *command], check=True)
+    record = json.loads((out / "record.json").read_text())
+    record["benchmark"] = {
+        "command": "python benchmarks/main_job.py --data imagefolder:DIR --training TRAINING --out OUT",
+        "commit": commit.stdout.strip(),
+        "training": json.loads((training / "training.json").read_text()),
+    }
+    text, page = json.dumps(record, indent=1), (out / "report.html").read_text()
+    # A result says what was run, not where: folders of this machine are left out.
+    for folder, name in ((str(out.parent), "RUNS"), (str(training.parent), "RUNS"), (str(Path.home()), "~")):
+        text, page = text.replace(folder, name), page.replace(folder, name)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "main_job.json").write_text(text + "\n")
+    page = re.sub(r"<h2>What the calibrator changes</h2>.*?(?=<h2>)", "", page, flags=re.DOTALL)
+    (RESULTS / "main_job.html").write_text(page)
+    (RESULTS / "main_job.md").write_text((out / "report.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What README and docs say is true: figures, links, commands, options."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import qrobust
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_figures_are_those_of_the_results() -> None:
+    checked = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "quote.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    for line in re.findall(r"^(?:.*&& )?qrobust (.+)$", page.read_text(), re.MULTILINE):
+        words = line.split()
+        shown = qrobust(words[0], "--help")
+        assert shown.exit_code == 0, line
+        for option in (w for w in words if w.startswith("--")):
+            assert option in shown.output, f"{option} in {line!r}"
+
+
+def test_every_option_that_a_page_names_exists() -> None:
+    known = "".join(qrobust(c, "--help").output for c in ("run", "quantize", "audit", "demo"))
+    known += "--check --model --data --training --out"  # the scripts in benchmarks/
+    for page in PAGES:
+        for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())):
+            assert option in known, f"{option} in {page.name}"
+
+
+def test_every_part_of_a_record_is_documented(finished_run: Path) -> None:
+    from qrobust.results import read_record
+
+    record, text = read_record(finished_run / "record.json"), (ROOT / "docs" / "record.md").read_text()
+    for keys in (record, record["rows"][1]):
+        for key in keys:
+            assert f"`{key}`" in text, key
+    for key in record["summary"]:
+        assert f"`{key}`" in text or f"`{key.replace('_interval_pp', '_pp')}`" in text, key
