@@ -135,7 +135,7 @@ training = _options(
         type=FractionType(),
         help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]",
     ),
-    click.option("--steps", type=int, help="Training steps.  [default: 3000]"),
+    click.option("--steps", type=int, help="Training steps.  [default: 4000]"),
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
     click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
     click.option(
@@ -249,7 +249,7 @@ def _begin(out: Path, overwrite: bool, verbose: bool, quiet: bool, threads: int 
     config = RunConfig(threads=_cores() if threads is None else threads, **_choices(options))
     bench = Workbench(config, None, _reporter(verbose, quiet))
     prepare_inputs(bench)
-    bench.folder = create_folder(out, overwrite=overwrite)
+    bench.folder = create_folder(out, config, overwrite=overwrite)
     return bench
 
 

@@ -32,7 +32,7 @@ class RunConfig:
     severity_table: str = "auto"
     hold_out: tuple[str, ...] = ()
     mac_budget: float = 0.10
-    steps: int = 3000
+    steps: int = 4000
     batch_size: int = 128
     learning_rate: float = 2e-3
     use_labels: bool = True

@@ -28,7 +28,7 @@ from qrobust.compensation.training import Fit, Validation, state_hash, train_cal
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.errors import InputError
+from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
 from qrobust.models import parse_normalization
 from qrobust.quantization.backend import folded, freeze, prepare, set_mode
@@ -37,24 +37,29 @@ from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.results import SCHEMA, Record, write_json
 from qrobust.shifts.rendering import render, to_uint8, to_unit
-from qrobust.workbench import GRAPHS, Workbench
+from qrobust.workbench import GRAPHS, Workbench, discard_unfinished
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
 RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
 QAT_RATE = 0.25
 # Clean validation accuracy that a calibrator may cost when the best state is chosen, as a fraction.
-CLEAN_COST = 0.005
+CLEAN_COST = 0.0075
 # Shifted validation images in all, and the memory they may take.
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 PARITY_IMAGES = 1000
 LATENCY_BATCHES = (1, 32)
+STAGES = ("quantize", "compensate", "export", "evaluate")
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
 
 
 @contextmanager
 def _stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
-    """Time a stage; on success store what it put into the yielded dict."""
+    """Time a stage; on success store what it put into the yielded dict.
+
+    From its start on, neither the stage nor any that builds on it counts as done.
+    """
     bench.reporter.say(f"{name} ...")
+    bench.place().forget(*STAGES[STAGES.index(name) :])
     torch.set_num_threads(bench.config.threads)
     started = time.perf_counter()
     result: dict[str, Any] = {}
@@ -80,8 +85,18 @@ def prepare_inputs(bench: Workbench) -> None:
 
 
 def quantize(bench: Workbench) -> None:
-    """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images."""
-    folder = bench.place()
+    """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
+
+    A folder in which this fails is removed: there is nothing in it that another stage could use.
+    """
+    try:
+        _quantize(bench)
+    except QRobustError:
+        discard_unfinished(bench.place())
+        raise
+
+
+def _quantize(bench: Workbench) -> None:
     with _stage(bench, "quantize") as result:
         twin = bench.twin
         floating = folded(bench.model, bench.example)
@@ -95,7 +110,6 @@ def quantize(bench: Workbench) -> None:
         result["splits"] = bench.data.summary()
         result["class_names"] = list(bench.data.class_names)
         result["image_size"] = size
-    folder.forget("compensate", "export", "evaluate")
 
 
 def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[str, Any]) -> None:
@@ -170,7 +184,6 @@ def compensate(bench: Workbench) -> None:
         result["classifier_hash"] = {"before": before, "after": state_hash(bench.twin)}
         for checkpoint in folder.checkpoints.iterdir():
             checkpoint.unlink()
-    folder.forget("export", "evaluate")
 
 
 def _train(
@@ -228,7 +241,6 @@ def export(bench: Workbench) -> None:
     with _stage(bench, "export") as result:
         _export(bench, "compensated", bench.torch_classifier("compensated"), result)
         _pictures(bench)
-    folder.forget("evaluate")
 
 
 def _pictures(bench: Workbench) -> None:
@@ -411,9 +423,7 @@ def write_report(bench: Workbench) -> Record:
 
 def run(bench: Workbench, *, resume: bool) -> Record:
     """All stages; with `resume`, those that are not done."""
-    for name, stage in (
-        ("quantize", quantize), ("compensate", compensate), ("export", export), ("evaluate", evaluate),
-    ):  # fmt: skip
+    for name, stage in zip(STAGES, (quantize, compensate, export, evaluate), strict=True):
         if resume and bench.place().stage(name):
             bench.reporter.say(f"{name}: done before, kept")
             continue

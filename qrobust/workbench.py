@@ -130,16 +130,23 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")
 
 
-def create_folder(path: Path, *, overwrite: bool) -> RunFolder:
-    """An empty folder for a new run; what `check_folder` refuses is refused."""
+def create_folder(path: Path, config: RunConfig, *, overwrite: bool) -> RunFolder:
+    """A folder for a new run, with nothing but its configuration; what `check_folder` refuses is refused."""
     check_folder(path, overwrite=overwrite)
     try:
         if path.is_dir():
             shutil.rmtree(path)
         path.mkdir(parents=True)
+        write_json(path / "config.json", config.as_json())
     except OSError as error:
         raise InputError(f"out: cannot write to {path} ({error.strerror})") from error
     return RunFolder(path)
+
+
+def discard_unfinished(folder: RunFolder) -> None:
+    """Remove a folder in which not even the first stage is done; any other is kept."""
+    if not folder.stage("quantize"):
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
+from qrobust.errors import GateError
 from qrobust.results import read_record, without_timings
 
 COMMANDS = ("quantize-and-compensate", "quantize", "evaluate", "compensate", "export", "report", "audit", "demo")
@@ -286,6 +287,18 @@ def test_bad_input_is_one_line_and_writes_nothing(kind: str, tmp_path: Path) -> 
     arguments, match = bad_case(kind, tmp_path)
     out = tmp_path / "out"
     one_line_error([*arguments, "--out", out], out, match)
+
+
+def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise GateError("parity: no")
+
+    monkeypatch.setattr("qrobust.pipeline.check_gate", refuse)
+    arguments, _ = bad_case("none", tmp_path)
+    result = qrobust(*arguments, "--out", tmp_path / "out", "-q")
+    assert result.exit_code == 3
+    assert "Error: parity: no" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_output_folder_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from qrobust.errors import InputError
 
 WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 RESIDUAL_BOUND = 0.5  # of the [0, 1] scale, per pixel
-FAINT = 0.12  # mean absolute deviation from the mean colour below which an image may be stretched
+FAINT = 0.10  # mean absolute deviation from the mean colour below which an image may be stretched
 STRETCH_BOUND = 5.0  # times what brings an image to that
 MATRIX_BOUND = 3.0  # per entry of the colour matrix, beside the identity
 OFFSET_BOUND = 2.0  # of the [0, 1] scale
@@ -53,8 +53,10 @@ class Correction(nn.Module):
     def forward(
         self, images: torch.Tensor, maps: torch.Tensor, photometric: torch.Tensor, geometric: torch.Tensor
     ) -> torch.Tensor:
-        """Images `(N, 3, S, S)`, maps `(N, 4 stride^2, S/stride, S/stride)`, `(N, 15)` and `(N, 6)`."""
+        """Images `(N, 3, S, S)`, maps `(N, 4 stride^2, S'/stride, S'/stride)` of the padded side, `(N, 15)`, `(N, 6)`."""
         maps = F.pixel_shuffle(maps, self.stride)
+        if maps.shape[2] != images.shape[2]:
+            maps = maps[:, :, : images.shape[2], : images.shape[3]]
         change = torch.tanh(maps[:, :3]) * torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
         images = self._photometric(images + change, photometric)
         return self._warp(images.clamp(0, 1), geometric)
@@ -86,17 +88,19 @@ class Calibrator(nn.Module):
     """Images `(N, 3, S, S)` in [0, 1] to images of the same shape and range.
 
     Args:
-        image_size: S in pixels, a multiple of 8 (of 16 above 64 px).
+        image_size: S in pixels, at least 8.
         width: channels of the first layer.
     """
 
     def __init__(self, image_size: int, width: int) -> None:
         super().__init__()
         stride = 2 if image_size <= FINE_SIZE else 4
-        if image_size % (4 * stride):
-            raise InputError(f"image_size: a calibrator needs a multiple of {4 * stride}, got {image_size}")
+        if image_size < 8:
+            raise InputError(f"image_size: a calibrator needs at least 8 pixels, got {image_size}")
+        # What the network looks at is padded to a multiple of its coarsest step.
+        self.padding = -image_size % (4 * stride)
         deep = 2 * width
-        side = image_size // (4 * stride)
+        side = (image_size + self.padding) // (4 * stride)
         # Where things are matters for geometry: the summary keeps a coarse grid instead of one mean.
         grid = max(g for g in (4, 3, 2, 1) if side % g == 0)
         self.image_size, self.width = image_size, width
@@ -134,7 +138,8 @@ class Calibrator(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        fine = self.fine(self.stem(images))
+        seen = F.pad(images, [0, self.padding] * 2) if self.padding else images
+        fine = self.fine(self.stem(seen))
         coarse = self.down(fine)
         merged = self.merge(fine + self.up(coarse))
         summary = self.summary(coarse)

@@ -25,7 +25,7 @@ from qrobust.shifts.severities import find_shift
 Cell = tuple[str, int]
 # Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.
 GROUPS = 16
-CLEAN_GROUPS = 3
+CLEAN_GROUPS = 4
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
 HEADS = ("photometric.", "geometric.")
@@ -34,7 +34,7 @@ RAMP_STEPS = 50
 # Behind the classifier, what the mean absolute difference to the unshifted image still weighs.
 PIXEL_WEIGHT = 4.0
 # Clean validation images at most; times a training run stops to validate.
-MOST_CLEAN = 1000
+MOST_CLEAN = 2000
 VALIDATIONS = 5
 
 
@@ -123,8 +123,9 @@ def train_calibrator(
     prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
-    with a small weight, and three sixteenths of each batch are clean. The state that is kept is the best on validation images: the highest mean accuracy
-    under shift among those with at least `least_clean` clean accuracy.
+    with a small weight, and a quarter of each batch is clean. The state that is kept is the best
+    on validation images: the highest mean accuracy under shift among those with at least `least_clean`
+    clean accuracy.
 
     Args:
         calibrator: images to images, differentiable; ends with the best state.

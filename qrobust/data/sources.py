@@ -14,7 +14,7 @@ from qrobust.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 # Decoded images are kept only while a source fits in this; larger sources decode on every read.
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 256 * 2**20
 # Shorter side before the centre crop, relative to the crop: the ImageNet convention, 256 for 224.
 RESIZE_RATIO = 256 / 224
 # Up to this side a uniform, square data set is used at its own size whatever the model prefers.
