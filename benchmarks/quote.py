@@ -87,7 +87,7 @@ def facts() -> str:
             f"{percent(parity['compensated']['agreement'], 2)} with the calibrator (n = {parity['int8']['n']:,}).",
             f"- Compensation took {minutes['compensate']:.0f} minutes, measuring {minutes['evaluate']:.0f}. On "
             f"validation images the calibrator went from {percent(fit['float']['start_shift_accuracy'])} to "
-            f"{percent(fit['int8']['shift_accuracy'])} under shift.",
+            f"{percent(r['compensation']['validation']['shift_accuracy'])} under shift.",
         ]
     )
 

@@ -127,7 +127,7 @@ def main(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                total += float(loss)
+                total += float(loss.detach())
         seconds += time.monotonic() - started
         state = {
             "model": model.state_dict(),

@@ -12,7 +12,7 @@ from qrobust.attacks.balls import Ball, L2Ball, LinfBall
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation.calibrator import WIDTHS, Calibrator, Correction, build_calibrator
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.training import Validation, state_hash, train_calibrator
+from qrobust.compensation.training import GATE_OFFSETS, Validation, set_gate, state_hash, train_calibrator
 from qrobust.data import open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export
@@ -76,21 +76,23 @@ def test_output_is_an_image_whatever_the_weights(images: torch.Tensor) -> None:
 def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tensor) -> None:
     correction = Correction(32, 2)
     maps, photometric, geometric = torch.zeros(24, 16, 16, 16), torch.zeros(24, 15), torch.zeros(24, 6)
+    wide_open, shut = torch.full((24, 1), 50.0), torch.full((24, 1), -50.0)
     negative = photometric.clone()
     for channel in range(3):
         negative[:, 3 + 4 * channel] = 3 * torch.atanh(torch.tensor(-2 / 3))
         negative[:, 12 + channel] = 2 * torch.atanh(torch.tensor(0.5))
-    assert torch.allclose(correction(1 - images, maps, negative, geometric), images, atol=1e-4)
+    assert torch.allclose(correction(1 - images, maps, negative, geometric, wide_open), images, atol=1e-4)
     mean = images.mean((2, 3), keepdim=True)
     faint = (images - mean) * 0.2 + mean
     stretched = photometric.clone()
     stretched[:, :3] = 10
-    again = correction(faint, maps, stretched, geometric)
+    again = correction(faint, maps, stretched, geometric, wide_open)
     assert (again - again.mean((2, 3), keepdim=True)).abs().mean() > 3 * (faint - mean).abs().mean()
     moved = geometric.clone()
     moved[:, 2] = torch.atanh(torch.tensor(0.25 / 0.8))
-    shifted = correction(images, maps, photometric, moved)
+    shifted = correction(images, maps, photometric, moved, wide_open)
     assert torch.allclose(shifted[:, :, :, :28], images[:, :, :, 4:], atol=1e-4)
+    assert torch.allclose(correction(images, maps + 1, negative, moved, shut), images, atol=1e-4)
 
 
 def test_budget_chooses_the_width() -> None:
@@ -137,7 +139,7 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Pa
         choices = {
             "table": "cifar-c", "steps": steps, "restore_steps": 5, "batch_size": 16, "learning_rate": 3e-3,
             "use_labels": False, "association_weight": 1.0, "reverse_weight": 0.0, "seed": 0,
-            "checkpoint": tmp_path / name, "least_clean": 0.0,
+            "checkpoint": tmp_path / name,
         } | options  # fmt: skip
         fit = train_calibrator(calibrator, bench.twin, bench.model, bench.data.training, validation, cells, **choices)
         return calibrator, fit
@@ -145,6 +147,15 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Pa
     whole, fit = train("whole.pt")
     assert fit.shift_accuracy > fit.start_shift_accuracy
     assert state_hash(bench.twin) == before
+
+    opened = state_hash(whole)
+    assert set_gate(whole, bench.twin, validation, least_clean=0.0) in GATE_OFFSETS
+    assert set_gate(whole, bench.twin, validation, least_clean=2.0) == min(GATE_OFFSETS)
+    clean, _ = validation.measure(bench.twin)
+    # Eight units below its trained bias the gate is all but shut: one image of 143 may still change.
+    assert validation.measure(lambda x: bench.twin(whole(x)))[0] == pytest.approx(clean, abs=0.01)
+    assert state_hash(whole) != opened
+    whole, fit = train("again.pt")
 
     class KilledError(Exception):
         pass
@@ -186,7 +197,6 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Pa
             reverse_weight=0.0,
             seed=0,
             checkpoint=tmp_path / "none.pt",
-            least_clean=0.0,
         )
 
 

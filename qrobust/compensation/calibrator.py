@@ -8,7 +8,8 @@ corrections, applied by a few cheap float operators:
   the image's own statistics;
 * *geometric*: one affine warp of the whole image.
 
-All three are zero at initialisation, so the calibrator starts as the identity.
+All three are zero at initialisation, so the calibrator starts as the identity. One *gate* per image, from
+0 to 1, scales them: it learns to stay shut on images that need no help.
 """
 
 from __future__ import annotations
@@ -51,33 +52,47 @@ class Correction(nn.Module):
         self.register_buffer("rows", centres.view(1, -1, 1), persistent=False)
 
     def forward(
-        self, images: torch.Tensor, maps: torch.Tensor, photometric: torch.Tensor, geometric: torch.Tensor
+        self,
+        images: torch.Tensor,
+        maps: torch.Tensor,
+        photometric: torch.Tensor,
+        geometric: torch.Tensor,
+        gate: torch.Tensor,
     ) -> torch.Tensor:
-        """Images `(N, 3, S, S)`, maps `(N, 4 stride^2, S'/stride, S'/stride)` of the padded side, `(N, 15)`, `(N, 6)`."""
+        """Correct images `(N, 3, S, S)`.
+
+        Args:
+            images: in [0, 1].
+            maps: `(N, 4 stride^2, S'/stride, S'/stride)` of the padded side S'.
+            photometric: `(N, 15)`.
+            geometric: `(N, 6)`.
+            gate: `(N, 1)`, before the sigmoid.
+        """
+        gate = torch.sigmoid(gate)
         maps = F.pixel_shuffle(maps, self.stride)
         if maps.shape[2] != images.shape[2]:
             maps = maps[:, :, : images.shape[2], : images.shape[3]]
-        change = torch.tanh(maps[:, :3]) * torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
-        images = self._photometric(images + change, photometric)
-        return self._warp(images.clamp(0, 1), geometric)
+        attention = torch.sigmoid(maps[:, 3:]) * (RESIDUAL_BOUND * gate[:, :, None, None])
+        images = self._photometric(images + torch.tanh(maps[:, :3]) * attention, photometric, gate)
+        return self._warp(images.clamp(0, 1), geometric, gate)
 
-    def _photometric(self, images: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
+    def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         mean = images.mean((2, 3), keepdim=True)
         centred = images - mean
         spread = centred.abs().mean((1, 2, 3), keepdim=True)
         # Only faint images are stretched: the others stay as they are, whatever is proposed.
         lacking = torch.relu(FAINT / (spread + 0.01) - 1)
-        stretch = STRETCH_BOUND * torch.tanh(proposal[:, :3, None, None]) * lacking
-        matrix = MATRIX_BOUND * torch.tanh(proposal[:, 3:12] / MATRIX_BOUND)
-        offset = OFFSET_BOUND * torch.tanh(proposal[:, 12:15] / OFFSET_BOUND)
+        stretch = (gate * STRETCH_BOUND * torch.tanh(proposal[:, :3]))[:, :, None, None] * lacking
+        matrix = gate * MATRIX_BOUND * torch.tanh(proposal[:, 3:12] / MATRIX_BOUND)
+        offset = gate * OFFSET_BOUND * torch.tanh(proposal[:, 12:15] / OFFSET_BOUND)
         result = images + centred * stretch + offset[:, :, None, None]
         for channel in range(3):
             column = matrix[:, 3 * channel : 3 * channel + 3, None, None]
             result = result + column * images[:, channel : channel + 1]
         return result
 
-    def _warp(self, images: torch.Tensor, proposal: torch.Tensor) -> torch.Tensor:
-        a = (WARP_BOUND * torch.tanh(proposal))[:, :, None, None]
+    def _warp(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        a = (gate * WARP_BOUND * torch.tanh(proposal))[:, :, None, None]
         x = self.columns + a[:, 0] * self.columns + a[:, 1] * self.rows + a[:, 2]
         y = self.rows + a[:, 3] * self.columns + a[:, 4] * self.rows + a[:, 5]
         grid = torch.stack([x, y], dim=3)
@@ -116,6 +131,7 @@ class Calibrator(nn.Module):
         )  # fmt: skip
         self.photometric = nn.Linear(HIDDEN, PHOTOMETRIC)
         self.geometric = nn.Linear(HIDDEN, GEOMETRIC)
+        self.gate = nn.Linear(HIDDEN, 1)
         self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
         self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
         self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
@@ -132,7 +148,7 @@ class Calibrator(nn.Module):
         with torch.no_grad():
             first.weight.mul_(4)
             first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
-        for last in (self.maps, self.photometric, self.geometric):
+        for last in (self.maps, self.photometric, self.geometric, self.gate):
             assert last.bias is not None
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -143,7 +159,9 @@ class Calibrator(nn.Module):
         coarse = self.down(fine)
         merged = self.merge(fine + self.up(coarse))
         summary = self.summary(coarse)
-        return self.correction(images, self.maps(merged), self.photometric(summary), self.geometric(summary))
+        return self.correction(
+            images, self.maps(merged), self.photometric(summary), self.geometric(summary), self.gate(summary)
+        )
 
 
 def build_calibrator(image_size: int, max_macs: int) -> Calibrator:

@@ -28,14 +28,19 @@ GROUPS = 16
 CLEAN_GROUPS = 4
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
-HEADS = ("photometric.", "geometric.")
+HEADS = ("photometric.", "geometric.", "gate.")
 HEAD_RATES = (1.0, 0.3)
 RAMP_STEPS = 50
+# Share of the rate behind the classifier.
+CLASSIFIER_RATE = 0.5
 # Behind the classifier, what the mean absolute difference to the unshifted image still weighs.
 PIXEL_WEIGHT = 4.0
+# What telling shifted images from clean ones weighs: it teaches the gate when to stay shut.
+GATE_WEIGHT = 1.0
 # Clean validation images at most; times a training run stops to validate.
 MOST_CLEAN = 2000
 VALIDATIONS = 5
+GATE_OFFSETS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -8.0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,6 @@ def train_calibrator(
     reverse_weight: float,
     seed: int,
     checkpoint: Path,
-    least_clean: float,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Fit:
     """Train `calibrator` in place so that `twin` finds shifted images easier.
@@ -123,9 +127,8 @@ def train_calibrator(
     prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
-    with a small weight, and a quarter of each batch is clean. The state that is kept is the best
-    on validation images: the highest mean accuracy under shift among those with at least `least_clean`
-    clean accuracy.
+    with a small weight, a quarter of each batch is clean, and the gate learns to tell which. The state that
+    is kept is the one of highest clean plus shift accuracy on validation images.
 
     Args:
         calibrator: images to images, differentiable; ends with the best state.
@@ -144,7 +147,6 @@ def train_calibrator(
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
-        least_clean: clean validation accuracy, as a fraction, that a kept state should have.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -179,6 +181,7 @@ def train_calibrator(
         begin, end = (0, restore_steps) if restoring else (restore_steps, steps)
         cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
         rate = learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
+        rate *= 1.0 if restoring else CLASSIFIER_RATE
         optimizer.param_groups[0]["lr"] = rate
         optimizer.param_groups[1]["lr"] = rate * HEAD_RATES[0 if restoring else 1]
         loss = _step_loss(
@@ -200,7 +203,7 @@ def train_calibrator(
                 clean, shifted = validation.measure(pair)
                 calibrator.train()
                 note = f"validation: shifts {100 * shifted:.1f} %, clean {100 * clean:.1f} %"
-                if _better((clean, shifted), best[:2], least_clean):
+                if clean + shifted > best[0] + best[1]:
                     best, best_state = (clean, shifted, step), copy.deepcopy(calibrator.state_dict())
             state = {
                 "calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
@@ -216,11 +219,31 @@ def train_calibrator(
     return Fit(best[0], best[1], start[0], start[1], int(best[2]), diverged)
 
 
-def _better(new: tuple[float, ...], old: tuple[float, ...], least_clean: float) -> bool:
-    """Enough clean accuracy first, then accuracy under shift."""
-    if (new[0] >= least_clean) != (old[0] >= least_clean):
-        return new[0] >= least_clean
-    return new[1] > old[1] if new[0] >= least_clean else new[0] > old[0]
+@torch.no_grad()
+def set_gate(calibrator: nn.Module, twin: nn.Module, validation: Validation, *, least_clean: float) -> float:
+    """Shift the gate, in place, so that clean images lose no more than allowed.
+
+    Args:
+        calibrator: trained; the bias of its `gate` is changed.
+        twin: the frozen classifier.
+        validation: images to choose by.
+        least_clean: clean validation accuracy to keep, as a fraction.
+
+    Returns:
+        What was added to the gate before its sigmoid: of `GATE_OFFSETS`, the one of highest accuracy under
+        shift among those that keep enough clean accuracy, else the most shut.
+    """
+    bias = calibrator.get_submodule("gate").bias
+    assert isinstance(bias, torch.Tensor)
+    trained = bias.clone()
+    measured = {}
+    for offset in GATE_OFFSETS:
+        bias.copy_(trained + offset)
+        measured[offset] = validation.measure(lambda images: twin(calibrator(images)))
+    enough = {o: shifted for o, (clean, shifted) in measured.items() if clean >= least_clean}
+    chosen = max(enough, key=lambda o: enough[o]) if enough else min(GATE_OFFSETS)
+    bias.copy_(trained + chosen)
+    return chosen
 
 
 def _draw_cell(cells: list[Cell], generator: torch.Generator) -> Cell:
@@ -229,6 +252,17 @@ def _draw_cell(cells: list[Cell], generator: torch.Generator) -> Cell:
     name = names[int(torch.randint(len(names), (), generator=generator))]
     own = [cell for cell in cells if cell[0] == name]
     return own[int(torch.randint(len(own), (), generator=generator))]
+
+
+def _with_gate(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the calibrator makes of the images, and its gate `(N, 1)` before the sigmoid."""
+    gates: list[torch.Tensor] = []
+    correction = calibrator.get_submodule("correction")
+    handle = correction.register_forward_pre_hook(lambda _, inputs: gates.append(inputs[-1]))
+    try:
+        return calibrator(images), gates[0]
+    finally:
+        handle.remove()
 
 
 def _step_loss(
@@ -261,15 +295,18 @@ def _step_loss(
         shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
         aligned += [find_shift(name).keeps_pixels] * len(part)
     images, original = to_unit(torch.cat(shifted)), to_unit(clean)
-    calibrated = calibrator(images)
+    calibrated, gate = _with_gate(calibrator, images)
+    is_shifted = (images != original).flatten(1).any(1, keepdim=True).float()
+    balance = torch.where(is_shifted > 0, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
+    gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
     if restoring:
-        return F.l1_loss(calibrated, original)
+        return F.l1_loss(calibrated, original) + gate_loss
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         view = teacher(original).float()
     targets = labels if use_labels else view.argmax(1)
     with torch.autocast("cpu", torch.bfloat16):
         logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
-    loss = F.cross_entropy(logits, targets) + PIXEL_WEIGHT * F.l1_loss(calibrated, original)
+    loss = F.cross_entropy(logits, targets) + PIXEL_WEIGHT * F.l1_loss(calibrated, original) + gate_loss
     if association_weight:
         loss = loss + association_weight * F.mse_loss(logits, view) / view.var().clamp(min=1e-6)
     if reverse_weight:
