@@ -85,7 +85,7 @@ def facts() -> str:
             f"{audit['compensated']['quantizable_ops']} with the calibrator.",
             f"- Torch and onnxruntime agree on {percent(parity['int8']['agreement'], 2)} of predictions in INT8, "
             f"{percent(parity['compensated']['agreement'], 2)} with the calibrator (n = {parity['int8']['n']:,}).",
-            f"- Compensation took {minutes['compensate']:.0f} minutes, measuring {minutes['evaluate']:.0f}. On "
+            f"- Measuring took {minutes['evaluate']:.0f} minutes. On "
             f"validation images the calibrator went from {percent(fit['float']['start_shift_accuracy'])} to "
             f"{percent(r['compensation']['validation']['shift_accuracy'])} under shift.",
         ]

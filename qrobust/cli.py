@@ -239,7 +239,16 @@ def _reporter(verbose: bool, quiet: bool) -> Reporter:
     return _Console(verbose, quiet)  # type: ignore[return-value]  # same methods, without importing torch
 
 
-def _begin(out: Path, overwrite: bool, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+def _begin(
+    out: Path,
+    overwrite: bool,
+    verbose: bool,
+    quiet: bool,
+    threads: int | None,
+    *,
+    compensating: bool = True,
+    **options: Any,
+) -> Workbench:
     """A workbench for a new run; everything is read and checked before the folder is touched."""
     from qrobust.config import RunConfig
     from qrobust.pipeline import prepare_inputs
@@ -248,7 +257,7 @@ def _begin(out: Path, overwrite: bool, verbose: bool, quiet: bool, threads: int 
     check_folder(out, overwrite=overwrite)
     config = RunConfig(threads=_cores() if threads is None else threads, **_choices(options))
     bench = Workbench(config, None, _reporter(verbose, quiet))
-    prepare_inputs(bench)
+    prepare_inputs(bench, compensating=compensating)
     bench.folder = create_folder(out, config, overwrite=overwrite)
     return bench
 
@@ -323,7 +332,7 @@ def quantize(out: Path, overwrite: bool, **options: Any) -> None:
     """
     from qrobust import pipeline
 
-    bench = _begin(out, overwrite, **options)
+    bench = _begin(out, overwrite, compensating=False, **options)
     pipeline.quantize(bench)
     stage = bench.place().need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():

@@ -71,8 +71,12 @@ def _stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
 
-def prepare_inputs(bench: Workbench) -> None:
+def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
     """Open everything a run reads, so that bad input is refused before anything is written.
+
+    Args:
+        bench: of the run.
+        compensating: whether a calibrator will be trained, which must then fit its budget.
 
     Raises:
         InputError: any of it is not usable.
@@ -82,7 +86,9 @@ def prepare_inputs(bench: Workbench) -> None:
         with bench.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
                 bar.update(len(images))
-    _ = bench.model, bench.new_calibrator(), bench.twin
+    _ = bench.model, bench.twin
+    if compensating:
+        bench.new_calibrator()
 
 
 def quantize(bench: Workbench) -> None:

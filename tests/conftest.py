@@ -15,37 +15,14 @@ from qrobust.cli import main
 from qrobust.models.resnet import SmallResNet
 from qrobust.workbench import Reporter
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 # A whole run, small enough for a test.
 SMALL = [
-    "--data",
-    "digits",
-    "--normalization",
-    "cifar10",
-    "--calibration-images",
-    "64",
-    "--train-images",
-    "256",
-    "--test-images",
-    "80",
-    "--shifts",
-    "contrast,gaussian_noise,rotation,inversion",
-    "--severities",
-    "5",
-    "--hold-out",
-    "rotation",
-    "--steps",
-    "60",
-    "--batch-size",
-    "32",
-    "--attack-images",
-    "20",
-    "--epsilons",
-    "2/255,8/255",
-    "--threads",
-    "2",
-    "-q",
-]
+    "--data", "digits", "--normalization", "cifar10", "--calibration-images", "64", "--train-images", "256",
+    "--test-images", "80", "--shifts", "contrast,gaussian_noise,rotation,inversion", "--severities", "5",
+    "--hold-out", "rotation", "--steps", "200", "--learning-rate", "0.004", "--batch-size", "32",
+    "--attack-images", "20", "--epsilons", "2/255,8/255", "--threads", "1", "-q",
+]  # fmt: skip
 
 
 def qrobust(*arguments: object) -> Result:

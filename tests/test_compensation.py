@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
+from qrobust.compensation import training
 from qrobust.compensation.calibrator import WIDTHS, Calibrator, Correction, build_calibrator
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.training import GATE_OFFSETS, Validation, set_gate, state_hash, train_calibrator
@@ -41,7 +43,7 @@ def test_loss_falls_with_steps_and_the_budget_holds(
         losses.append(F.cross_entropy(small_model(easier), targets, reduction="none"))
     for fewer, more in pairwise(losses):
         assert (more <= fewer + 1e-5).all()
-    assert losses[-1].mean() < 0.9 * losses[0].mean()
+    assert losses[-1].mean() < 0.95 * losses[0].mean()
 
 
 def test_reverse_refuses_nonsense(small_model: NormalizedModel, images: torch.Tensor) -> None:
@@ -120,24 +122,26 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     pair = Compensated(frozen, twin)
     export(pair, tmp_path / "pair.onnx", size)
     counted = audit(tmp_path / "pair.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 22
+    assert counted["integer_ops"] == counted["quantizable_ops"] == 23
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)
     wanted = pair(images)
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
 
 
-def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Path, tmp_path: Path) -> None:
+def test_training_helps_resumes_and_leaves_the_classifier_alone(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from qrobust.workbench import Reporter, Workbench
 
-    bench = Workbench.open(finished_run, Reporter(), threads=2)
+    bench = Workbench.open(finished_run, Reporter(), threads=1)
     cells = [("contrast", 5)]
     validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=100)
     before = state_hash(bench.twin)
 
-    def train(name: str, steps: int = 20, **options: object) -> tuple[torch.nn.Module, object]:
+    def train(name: str, steps: int = 60, **options: object) -> tuple[torch.nn.Module, object]:
         calibrator = bench.new_calibrator()
         choices = {
-            "table": "cifar-c", "steps": steps, "restore_steps": 5, "batch_size": 16, "learning_rate": 3e-3,
+            "table": "cifar-c", "steps": steps, "restore_steps": 40, "batch_size": 16, "learning_rate": 4e-3,
             "use_labels": False, "association_weight": 1.0, "reverse_weight": 0.0, "seed": 0,
             "checkpoint": tmp_path / name,
         } | options  # fmt: skip
@@ -161,7 +165,7 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Pa
         pass
 
     def kill(done: int, _steps: int, _note: str) -> None:
-        if done == 13:
+        if done == 53:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -170,8 +174,12 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(finished_run: Pa
     assert state_hash(resumed) == state_hash(whole)
     assert fit_again == fit
 
-    diverged, report = train("diverged.pt", learning_rate=1e30, steps=6)
+    losses = itertools.chain([training._step_loss] * 45, itertools.repeat(lambda *_, **__: torch.tensor(torch.nan)))
+    monkeypatch.setattr(training, "_step_loss", lambda *a, **k: next(losses)(*a, **k))
+    diverged, report = train("diverged.pt")
+    monkeypatch.undo()
     assert report.diverged
+    assert report.best_step <= 45
     assert all(torch.isfinite(v).all() for v in diverged.state_dict().values())
 
     _, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=4)

@@ -78,7 +78,7 @@ class Validation:
     """
 
     def __init__(self, split: Split, cells: list[Cell], *, table: str, seed: int, limit: int) -> None:
-        size = max(20, limit // max(1, len(cells)))
+        size = min(len(split), max(20, limit // max(1, len(cells))))
         clean = torch.arange(min(len(split), MOST_CLEAN))
         self.parts = [(split.read(clean), split.labels[clean])]
         for index, (name, severity) in enumerate(cells):

@@ -18,7 +18,9 @@ LABELS = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 def _svg(figure: Figure) -> markupsafe.Markup:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "qrobust", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight", transparent=True)
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", transparent=True
+        )
     text = buffer.getvalue()
     # Our own drawing of our own numbers; nothing of the user's text is in it unescaped.
     return markupsafe.Markup(re.sub(r"^.*?<svg", "<svg", text, flags=re.DOTALL))
