@@ -201,8 +201,8 @@ def attack_rows(
                 pixels = to_unit(to_uint8(adversarial))
                 still[part] = session(pixels).argmax(1) == labels[part]
                 progress(len(pixels))
-            robust = float(still.float().mean())
-            noise = float((session(noisy).argmax(1) == labels).float().mean())
+            robust = int(still.sum()) / len(labels)
+            noise = int((session(noisy).argmax(1) == labels).sum()) / len(labels)
             rows.append({
                 "classifier": name, "attack": f"pgd-{steps}", "norm": "Linf", "epsilon": epsilon,
                 "n": len(labels), "robust_accuracy": robust,

@@ -128,9 +128,20 @@ def test_untraceable_model_names_the_line(images: torch.Tensor) -> None:
 
 
 def test_pool_with_unequal_windows_is_refused() -> None:
+    # 30 cells to 7: windows of five and six.
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(7), nn.Flatten())
     with pytest.raises(InputError, match="windows of unequal size"):
         quantize(model.eval(), X86_VNNI, [torch.rand(2, 3, 32, 32)])
+
+
+@pytest.mark.parametrize(("size", "want"), [(1, 7), (2, 7), (4, 2), (7, 7), (14, 7), (5, 1)])
+def test_adaptive_pools_are_written_exactly(size: int, want: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(want), nn.Flatten()).eval()
+    pixels = torch.rand(2, 3, size, size)
+    graph = folded(model, pixels)
+    assert not any(isinstance(m, nn.AdaptiveAvgPool2d) for m in graph.modules())
+    assert torch.allclose(graph(pixels), model(pixels), atol=1e-6)
 
 
 def test_padding_that_no_kernel_has() -> None:

@@ -67,14 +67,15 @@ def parity(
     ours, theirs = wanted.argmax(1), got.argmax(1)
     gap = wanted.gather(1, ours[:, None]) - wanted.gather(1, theirs[:, None])
     tie = gap[:, 0] <= TIE * wanted.std()
+    n = len(images)
     return {
-        "n": len(images),
-        "agreement": float((ours == theirs).float().mean()),
-        "agreement_beyond_ties": float(tie.float().mean()),
+        "n": n,
+        "agreement": int((ours == theirs).sum()) / n,
+        "agreement_beyond_ties": int(tie.sum()) / n,
         "max_logit_difference": float((wanted - got).abs().max()),
         "mean_logit_difference": float((wanted - got).abs().mean()),
-        "torch_accuracy": float((ours == labels).float().mean()),
-        "session_accuracy": float((theirs == labels).float().mean()),
+        "torch_accuracy": int((ours == labels).sum()) / n,
+        "session_accuracy": int((theirs == labels).sum()) / n,
     }
 
 

@@ -7,6 +7,7 @@ taken away.
 
 from __future__ import annotations
 
+import math
 import operator
 import traceback
 from collections.abc import Callable, Iterable
@@ -90,6 +91,7 @@ def normal_form(graph: fx.GraphModule, example: torch.Tensor) -> fx.GraphModule:
             node.target = "add"
     _separate_repeated_modules(folded)
     folded.graph.eliminate_dead_code()
+    folded.delete_all_unused_submodules()
     folded.graph.lint()
     folded.recompile()
     return folded
@@ -134,8 +136,16 @@ def _explicit_pool(node: fx.Node) -> nn.Module:
         return nn.Identity()
     if all(s % w == 0 for s, w in zip(size, want, strict=True)):
         return nn.AvgPool2d((size[0] // want[0], size[1] // want[1]))
-    if all(w % s == 0 for s, w in zip(size, want, strict=True)):
-        return nn.Upsample(scale_factor=(want[0] // size[0], want[1] // size[1]), mode="nearest")
+    # Repeat every cell and average again: exact where each window touches its cells alike.
+    common = [math.gcd(s, w) for s, w in zip(size, want, strict=True)]
+    repeat = nn.Upsample(scale_factor=tuple(w // c for w, c in zip(want, common, strict=True)), mode="nearest")
+    average = [s // c for s, c in zip(size, common, strict=True)]
+    if average == [1, 1]:
+        return repeat
+    pool = nn.Sequential(repeat, nn.AvgPool2d((average[0], average[1])))
+    cells = torch.arange(float(size[0] * size[1])).square().view(1, 1, *size)
+    if torch.allclose(pool(cells), F.adaptive_avg_pool2d(cells, want)):
+        return pool
     raise InputError(
         f"model: an adaptive pool from {size} to {want} has windows of unequal size, which no integer "
         f"kernel computes; choose --image-size so that one side divides the other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -48,16 +49,20 @@ def observe(prepared: fx.GraphModule, images: torch.Tensor) -> None:
     Raises:
         InputError: an activation is NaN or infinite; the message names its node.
     """
-    with torch.inference_mode():
+    failure = None
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # observers warn of infinities, which are an error here
         try:
-            prepared(images)
-        except RuntimeError as error:
-            node = _first_non_finite(prepared, images)
-            if node is None:
-                raise
-            raise InputError(
-                f"calibration: activation {node!r} holds NaN or infinity; check the weights and the images"
-            ) from error
+            if torch.isfinite(prepared(images)).all():
+                return
+        except RuntimeError as error:  # a histogram of NaN
+            failure = error
+        node = _first_non_finite(prepared, images)
+    if node is None:
+        raise failure or InputError("calibration: the output is not finite")
+    raise InputError(
+        f"calibration: activation {node!r} holds NaN or infinity; check the weights and the images"
+    ) from failure
 
 
 def _first_non_finite(prepared: fx.GraphModule, images: torch.Tensor) -> str | None:
