@@ -122,7 +122,9 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"out: {path} is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
-            raise InputError(f"out: {path} is not empty; give --overwrite to replace the run in it")
+            raise InputError(
+                f"out: {path} is not empty; `qrobust run --resume` goes on with a run, --overwrite replaces it"
+            )
         if not (path / "config.json").exists():
             raise InputError(f"out: {path} holds files that are not a run's; --overwrite will not remove them")
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
