@@ -139,6 +139,11 @@ training = _options(
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
     click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
     click.option(
+        "--reverse-weight",
+        type=float,
+        help="Weight of the pull towards reverse adversarial examples of the clean images.  [default: 0]",
+    ),
+    click.option(
         "--labels/--no-labels",
         "use_labels",
         default=None,
