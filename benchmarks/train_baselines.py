@@ -65,7 +65,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
 @click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits")
 @click.option("--model", "name", type=click.Choice(sorted(BUILT_IN)), default="resnet20", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--epochs", default=50, show_default=True)
+@click.option("--epochs", default=40, show_default=True)
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--max-lr", default=0.2, show_default=True)
 @click.option("--weight-decay", default=5e-4, show_default=True)

@@ -458,7 +458,9 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     """
     from qrobust import demo as example
     from qrobust import pipeline
+    from qrobust.workbench import check_folder
 
+    check_folder(out, overwrite=overwrite)
     with example.weights_file(
         options["seed"], _reporter(options["verbose"], options["quiet"]), options["threads"] or _cores()
     ) as weights:

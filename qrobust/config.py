@@ -46,7 +46,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least = {
-            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "batch_size": 8,
+            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "batch_size": 16,
             "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
         mistakes = [

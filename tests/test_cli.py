@@ -266,6 +266,8 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
         base["--mac-budget"], match = "1e-4", "smallest calibrator"
     elif kind == "several at once":
         base["--steps"], base["--attack-images"], match = 0, -1, "attack_images: expected at least 0, got -1"
+    elif kind == "batch":
+        base["--batch-size"], match = 8, "batch_size: expected at least 16, got 8"
     elif kind == "target":
         base["--target"], match = "riscv", "x86-vnni"
     elif kind == "threads":
@@ -278,7 +280,7 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
 KINDS = (
     "model", "data", "missing weights", "corrupt weights", "pickle", "shapes", "nan", "empty class",
     "truncated image", "classes", "too few", "untraceable", "shift", "hold-out", "all held out", "severity",
-    "severity text", "budget", "several at once", "target", "threads", "pretrained",
+    "severity text", "budget", "several at once", "batch", "target", "threads", "pretrained",
 )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def train_calibrator(
         table: severity table.
         steps: optimizer steps in all.
         restore_steps: how many of them, at the start, restore pixels only.
-        batch_size: images per step, at least 8.
+        batch_size: images per step, at least 16.
         learning_rate: of Adam, at its peak; cosine to zero.
         use_labels: cross-entropy to the labels; otherwise to the teacher's predictions.
         association_weight: weight of the squared distance of logits.

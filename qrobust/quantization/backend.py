@@ -49,7 +49,6 @@ from qrobust.quantization.graph import (
     calls,
     drop_quantizers,
     normal_form,
-    operators,
     remove_call,
     trace,
 )
@@ -85,7 +84,7 @@ def _backend_config() -> BackendConfig:
             BackendPatternConfig(qat).set_observation_type(OWN_GRID).add_dtype_config(types).set_root_module(layer)
         )
     own = [nn.ReLU, nn.ReLU6, GlobalAveragePool, nn.AvgPool2d, torch.cat, torch.concat, *ADDITIONS]
-    shared = [nn.MaxPool2d, torch.nn.functional.max_pool2d, nn.Flatten, nn.Upsample, *operators(*RESHAPES)]
+    shared = [nn.MaxPool2d, torch.nn.functional.max_pool2d, nn.Flatten, nn.Upsample, *RESHAPES]
     for pattern, kind in [*((p, OWN_GRID) for p in own), *((p, SHARED_GRID) for p in shared)]:
         configs.append(BackendPatternConfig(pattern).set_observation_type(kind).add_dtype_config(pool_types))
     return BackendConfig("qrobust").set_backend_pattern_configs(configs)

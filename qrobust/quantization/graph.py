@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import fx, nn
@@ -27,6 +27,7 @@ RELUS: dict[object, type[nn.Module]] = {
     F.relu6: nn.ReLU6,
 }  # fmt: skip
 MEANS = (torch.mean, "mean")
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add")
 DROPOUTS = (F.dropout, F.dropout2d, F.alpha_dropout)
 RESHAPES = (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
 
@@ -209,11 +210,3 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
         tail = source
     graph.graph.lint()
     graph.recompile()
-
-
-def operators(*targets: object) -> list[Callable | str]:
-    """Functions and method names as patterns; a spelling aid for `backend`."""
-    return [t for t in targets if callable(t) or isinstance(t, str)]
-
-
-ADDITIONS = operators(operator.add, operator.iadd, torch.add, "add")
