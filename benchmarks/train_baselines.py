@@ -27,8 +27,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.data import Split, open_data
-from qrobust.models.resnet import BUILT_IN
+from qrobust.models import BUILT_IN
 
+# Epochs, peak learning rate and label smoothing of each network, where they differ from the defaults.
+RECIPES = {
+    "cifar_resnet18": {"epochs": 10, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_vgg16_bn": {"epochs": 14, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_mobilenet_v2": {"epochs": 14, "max_lr": 0.1, "label_smoothing": 0.1},
+}
+DEFAULTS = {"epochs": 40, "max_lr": 0.2, "label_smoothing": 0.0}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -65,9 +72,10 @@ def accuracy(model: nn.Module, split: Split) -> float:
 @click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits")
 @click.option("--model", "name", type=click.Choice(sorted(BUILT_IN)), default="resnet20", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--epochs", default=40, show_default=True)
+@click.option("--epochs", type=int, help="[default: the network's recipe]")
 @click.option("--batch-size", default=128, show_default=True)
-@click.option("--max-lr", default=0.2, show_default=True)
+@click.option("--max-lr", type=float, help="[default: the network's recipe]")
+@click.option("--label-smoothing", type=float, help="[default: the network's recipe]")
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
@@ -75,14 +83,19 @@ def main(
     data: str,
     name: str,
     out: Path,
-    epochs: int,
+    epochs: int | None,
     batch_size: int,
-    max_lr: float,
+    max_lr: float | None,
+    label_smoothing: float | None,
     weight_decay: float,
     seed: int,
     threads: int,
 ) -> None:
     """Train NAME on DATA and leave weights.pt and training.json in OUT."""
+    recipe = DEFAULTS | RECIPES.get(name, {})
+    epochs = int(recipe["epochs"]) if epochs is None else epochs
+    max_lr = recipe["max_lr"] if max_lr is None else max_lr
+    smoothing = recipe["label_smoothing"] if label_smoothing is None else label_smoothing
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     opened = open_data(data, seed=seed, preferred_size=32)
@@ -122,7 +135,7 @@ def main(
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = model(batch)
-                loss = F.cross_entropy(logits.float(), labels[chosen])
+                loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -147,6 +160,7 @@ def main(
             "epochs": epochs,
             "batch_size": batch_size,
             "max_lr": max_lr,
+            "label_smoothing": smoothing,
             "weight_decay": weight_decay,
             "schedule": "one-cycle, 20 % warm-up",
             "augmentation": "crop with 4 px padding, mirror",

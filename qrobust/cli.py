@@ -79,7 +79,10 @@ seed = click.option(
 )
 inputs = _options(
     click.option(
-        "--model", required=True, help="torchvision:NAME, path/to/file.py:FACTORY, resnet8, resnet20 or resnet32."
+        "--model",
+        required=True,
+        help="torchvision:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, cifar_resnet18, "
+        "cifar_mobilenet_v2, cifar_vgg16_bn.",
     ),
     click.option("--weights", help="State dict (.pt, .pth) or .safetensors; nothing in the file is executed."),
     click.option("--pretrained", is_flag=True, help="Let torchvision fetch its own weights."),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from qrobust.classifier import count_macs
 from qrobust.errors import InputError
 from qrobust.models import find_model, load_model, parse_normalization
 from qrobust.models.resnet import resnet8
@@ -137,3 +138,12 @@ def test_contradicting_options(tmp_path: Path) -> None:
 def test_bad_normalisation(text: str) -> None:
     with pytest.raises(InputError, match="normalization"):
         parse_normalization(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "million_macs"), [("cifar_resnet18", 555.4), ("cifar_mobilenet_v2", 88.0), ("cifar_vgg16_bn", 313.2)]
+)
+def test_reference_networks_keep_the_image_in_their_stem(name: str, million_macs: float) -> None:
+    model = load(name)
+    # The figures that these forms have in the literature: a stride or a pool too many would quarter them.
+    assert count_macs(model, 32) / 1e6 == pytest.approx(million_macs, abs=0.1)

@@ -15,7 +15,12 @@ from torch import nn
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.errors import InputError
-from qrobust.models.resnet import BUILT_IN
+from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
+from qrobust.models.resnet import resnet8, resnet20, resnet32
+
+BUILT_IN: dict[str, Callable[[int], nn.Module]] = {
+    f.__name__: f for f in (resnet8, resnet20, resnet32, cifar_resnet18, cifar_mobilenet_v2, cifar_vgg16_bn)
+}
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

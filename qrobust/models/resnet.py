@@ -3,8 +3,6 @@ Recognition", arXiv 1512.03385, section 4.2, with projection shortcuts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -77,6 +75,3 @@ def resnet20(num_classes: int) -> SmallResNet:
 def resnet32(num_classes: int) -> SmallResNet:
     """ResNet-32, 70 M multiply-accumulates at 32x32."""
     return SmallResNet(32, num_classes)
-
-
-BUILT_IN: dict[str, Callable[[int], nn.Module]] = {f.__name__: f for f in (resnet8, resnet20, resnet32)}
