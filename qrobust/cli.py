@@ -108,15 +108,75 @@ inputs = _options(
         "--target",
         default="x86-vnni",
         show_default=True,
-        help="CPU family whose integer kernels the graph is made for.",
+        help="CPU family whose integer kernels the graph is made for: x86-vnni, x86-avx2 or arm64.",
+    ),
+    click.option(
+        "--bits",
+        type=click.Choice(["w8a8", "w6a8", "w4a8", "w4a4"]),
+        default="w8a8",
+        show_default=True,
+        help="Bits of weights and activations; narrow ones stay in 8-bit containers and run as fast.",
+    ),
+    click.option(
+        "--edges",
+        type=click.Choice(["8bit", "same", "float"]),
+        default="8bit",
+        show_default=True,
+        help="The first and the last layer: 8 bits, the same bits as the rest, or float.",
+    ),
+    click.option("--layer-bits", help="Comma-separated LAYER=BITS; LAYER may be a pattern, BITS may be float."),
+    click.option(
+        "--keep-float", help="Comma-separated layers to leave in float, or auto:N for the N most sensitive."
+    ),
+    click.option(
+        "--ptq",
+        type=click.Choice(["default", "auto"]),
+        default="default",
+        show_default=True,
+        help="auto tries ranges, equalization, rounding and bias correction on validation images, keeps the best.",
     ),
     click.option(
         "--observer",
-        type=click.Choice(["histogram", "moving-average"]),
-        default="histogram",
+        type=click.Choice(["min-max", "moving-average", "percentile", "histogram", "mse"]),
+        default="mse",
         show_default=True,
-        help="How activation ranges are chosen.",
+        help="How activation ranges are chosen; histogram is by least KL divergence.",
     ),
+    click.option("--equalize", is_flag=True, help="Cross-layer equalization."),
+    click.option("--bias-correction", is_flag=True, help="Take back the shift that quantization gives each channel."),
+    click.option(
+        "--rounding",
+        type=click.Choice(["nearest", "adaround"]),
+        default="nearest",
+        show_default=True,
+        help="Of weights below 8 bits: to the nearest, or learned.",
+    ),
+    click.option(
+        "--storage",
+        type=click.Choice(["int8", "int4"]),
+        default="int8",
+        show_default=True,
+        help="How 4-bit weights lie in the file: int4 halves it, and runs as fast once loaded.",
+    ),
+    click.option(
+        "--qat-epochs", type=float, default=0, show_default=True, help="Quantization-aware training; 0: none."
+    ),
+    click.option("--qat-learning-rate", type=float, default=1e-4, show_default=True, help="Peak rate of Adam."),
+    click.option(
+        "--qat-ranges",
+        type=click.Choice(["learned", "frozen"]),
+        default="learned",
+        show_default=True,
+        help="Whether step sizes learn, too.",
+    ),
+    click.option(
+        "--qat-distillation",
+        type=float,
+        default=0.9,
+        show_default=True,
+        help="Weight of the float model's view, the labels have the rest.",
+    ),
+    click.option("--qat-shifts", is_flag=True, help="Train on shifted images, too."),
 )
 measuring = _options(
     click.option("--shifts", help="Comma-separated names.  [default: all]"),
@@ -181,7 +241,8 @@ def _choices(options: dict[str, Any]) -> dict[str, Any]:
     """Options as they stand in a RunConfig; those not given are left out."""
     fraction = FractionType()
     kinds: dict[str, Callable[[str], Any]] = {
-        "shifts": str, "hold_out": str, "severities": int, "epsilons": lambda t: fraction.convert(t, None, None),
+        "shifts": str, "hold_out": str, "layer_bits": str, "keep_float": str, "severities": int,
+        "epsilons": lambda t: fraction.convert(t, None, None),
     }  # fmt: skip
     parsed = {k: _split(v, kinds[k]) if k in kinds else v for k, v in options.items()}
     return {k: v for k, v in parsed.items() if v is not None}

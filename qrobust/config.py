@@ -26,7 +26,21 @@ class RunConfig:
     train_images: int | None = None
     test_images: int | None = None
     target: str = "x86-vnni"
-    observer: str = "histogram"
+    bits: str = "w8a8"
+    edges: str = "8bit"
+    layer_bits: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
+    ptq: str = "default"
+    observer: str = "mse"
+    equalize: bool = False
+    bias_correction: bool = False
+    rounding: str = "nearest"
+    storage: str = "int8"
+    qat_epochs: float = 0.0
+    qat_learning_rate: float = 1e-4
+    qat_ranges: str = "learned"
+    qat_distillation: float = 0.9
+    qat_shifts: bool = False
     shifts: tuple[str, ...] = ()
     severities: tuple[int, ...] = DEFAULT_SEVERITIES
     severity_table: str = "auto"
@@ -58,7 +72,15 @@ class RunConfig:
             mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
         if not 0 < self.learning_rate <= 1:
             mistakes.append(f"learning_rate: expected a number in (0, 1], got {self.learning_rate}")
-        for name in ("association_weight", "reverse_weight"):
+        if not 0 < self.qat_learning_rate <= 1:
+            mistakes.append(f"qat_learning_rate: expected a number in (0, 1], got {self.qat_learning_rate}")
+        if not 0 <= self.qat_distillation <= 1:
+            mistakes.append(f"qat_distillation: expected a weight from 0 to 1, got {self.qat_distillation}")
+        choices = {"ptq": ("default", "auto"), "storage": ("int8", "int4"), "qat_ranges": ("learned", "frozen")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                mistakes.append(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("qat_epochs", "association_weight", "reverse_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 mistakes.append(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         mistakes += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]

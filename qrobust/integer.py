@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
+
 
 class _FakeQuantize(torch.autograd.Function):
     """Round to the grid going forward; going back, pass the gradient where nothing saturated."""
@@ -57,7 +59,11 @@ class ActivationQuantizer(nn.Module):
 
 
 class _IntegerLayer(nn.Module):
-    """Integer weights per output channel, and an int32 bias at scale `input_scale * weight_scale`."""
+    """Integer weights per output channel, and an int32 bias at scale `input_scale * weight_scale`.
+
+    Attributes:
+        qmax: largest magnitude a weight may have: 127 for 8 bits, 7 for 4.
+    """
 
     def __init__(
         self,
@@ -65,18 +71,20 @@ class _IntegerLayer(nn.Module):
         weight_scale: torch.Tensor,
         bias: torch.Tensor,
         input_scale: torch.Tensor,
+        qmax: int = 127,
     ) -> None:
         super().__init__()
+        self.qmax = qmax
         self.weight_int: torch.Tensor
         self.weight_scale: torch.Tensor
         self.bias_int: torch.Tensor
         self.bias_scale: torch.Tensor
         bias_scale = input_scale * weight_scale
-        limit = 2.0**31 - 128  # the largest float32 below 2**31
         self.register_buffer("weight_int", weight_int)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias_scale", bias_scale)
-        self.register_buffer("bias_int", (bias / bias_scale).round().clamp(-limit, limit).to(torch.int32))
+        levels = (bias / bias_scale).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
+        self.register_buffer("bias_int", levels.to(torch.int32))
 
     def weight(self) -> torch.Tensor:
         """The float weight that the integers stand for."""
@@ -86,6 +94,18 @@ class _IntegerLayer(nn.Module):
     def bias(self) -> torch.Tensor:
         """The float bias that the integers stand for, `(out,)`."""
         return self.bias_int.to(torch.float32) * self.bias_scale
+
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The layer on `x` with another float weight in place of its own."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.apply_weight(x, self.weight())
+
+    def shift_bias(self, by: torch.Tensor) -> None:
+        """Add `by` `(out,)` to the bias, rounded to its integers, in place."""
+        moved = self.bias_int.to(torch.float64) + (by.to(torch.float64) / self.bias_scale).round()
+        self.bias_int.copy_(moved.clamp(-LARGEST_BIAS, LARGEST_BIAS).to(torch.int32))
 
 
 class IntegerConv2d(_IntegerLayer):
@@ -97,24 +117,25 @@ class IntegerConv2d(_IntegerLayer):
         weight_scale: torch.Tensor,
         bias: torch.Tensor,
         input_scale: torch.Tensor,
+        qmax: int = 127,
         *,
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         groups: int,
     ) -> None:
-        super().__init__(weight_int, weight_scale, bias, input_scale)
+        super().__init__(weight_int, weight_scale, bias, input_scale, qmax)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight(), self.bias(), self.stride, self.padding, self.dilation, self.groups)
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, self.bias(), self.stride, self.padding, self.dilation, self.groups)
 
 
 class IntegerLinear(_IntegerLayer):
     """A linear layer `(N, in)` to `(N, out)` on quantized input."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight(), self.bias())
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, self.bias())
 
 
 class GlobalAveragePool(nn.Module):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,24 +21,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 import qrobust
 from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import Correction
 from qrobust.compensation.training import Fit, Validation, set_gate, state_hash, train_calibrator
+from qrobust.config import RunConfig
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
 from qrobust.models import parse_normalization
-from qrobust.quantization.backend import folded, freeze, prepare, set_mode
-from qrobust.quantization.ptq import observe
+from qrobust.quantization.graph import folded
+from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.qat import QatFit, refreeze, thaw
+from qrobust.quantization.qat import train as train_twin
+from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.results import SCHEMA, Record, write_json
 from qrobust.shifts.rendering import render, to_uint8, to_unit
-from qrobust.workbench import GRAPHS, Workbench, discard_unfinished
+from qrobust.workbench import GRAPHS, SENSITIVITY_IMAGES, Workbench, discard_unfinished
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
 RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
@@ -47,6 +54,7 @@ CLEAN_COST = 0.0075
 # Shifted validation images in all, and the memory they may take.
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 PARITY_IMAGES = 1000
+NOISE_IMAGES, QAT_VALIDATION_IMAGES = 32, 2000
 LATENCY_BATCHES = (1, 32)
 STAGES = ("quantize", "compensate", "export", "evaluate")
 COMPENSATION_KEYS = ("width", "trained_on", "training", "gate_offset", "validation", "classifier_hash")
@@ -86,7 +94,7 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
         with bench.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
                 bar.update(len(images))
-    _ = bench.model, bench.twin
+    _ = bench.model, bench.quantized
     if compensating:
         bench.new_calibrator()
 
@@ -105,13 +113,27 @@ def quantize(bench: Workbench) -> None:
 
 def _quantize(bench: Workbench) -> None:
     with _stage(bench, "quantize") as result:
-        twin = bench.twin
+        quantized = bench.quantized
+        twin, fit = quantized.twin, None
+        if bench.config.qat_epochs:
+            twin, fit = _quantization_aware_training(bench)
         floating = folded(bench.model, bench.example)
+        in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
         _export(bench, "float", floating, result)
-        _export(bench, "int8", twin, result)
+        _export(bench, "int8", twin, result, in_float=len(in_float))
         bench.save_model()
-        bench.save_twin()
+        bench.save_twin(twin)
         size = bench.data.image_size
+        noise = layer_noise(quantized.observed.graph, twin, quantized.observed.images[:NOISE_IMAGES])
+        result["quantization"] = {
+            "target": bench.config.target,
+            "recipe": asdict(quantized.recipe),
+            "trials": [asdict(t) for t in quantized.trials],
+            "kept_in_float": in_float,
+            "layer_noise": [asdict(n) for n in noise],
+            "layer_effects": [asdict(e) for e in quantized.effects],
+            "qat": asdict(fit) if fit else None,
+        }
         result["macs"] = {"classifier": count_macs(bench.model, size)}
         result["twin_hash"] = state_hash(twin)
         result["splits"] = bench.data.summary()
@@ -119,18 +141,73 @@ def _quantize(bench: Workbench) -> None:
         result["image_size"] = size
 
 
-def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[str, Any]) -> None:
-    """Write a graph and pass it through the gates: checker, audit, parity."""
+def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatFit]:
+    """Train the twin; a run that was killed goes on from its checkpoint."""
+    folder, config, quantized = bench.place(), bench.config, bench.quantized
+    folder.checkpoints.mkdir(exist_ok=True)
+    trainable = thaw(quantized.observed.graph, quantized.twin, learn_ranges=config.qat_ranges == "learned")
+    trainable = trainable.to(memory_format=torch.channels_last)
+    steps = max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size))
+    with bench.reporter.bar("train the twin", steps) as bar:
+        done = 0
+
+        def progress(step: int, _total: int, note: str) -> None:
+            nonlocal done
+            bar.update(step - done, note)
+            done = step
+
+        fit = train_twin(
+            trainable, folded(bench.model, bench.example), bench.data.training,
+            bench.data.validation.first(QAT_VALIDATION_IMAGES), steps=steps, batch_size=config.batch_size,
+            learning_rate=config.qat_learning_rate, distillation=config.qat_distillation,
+            cells=bench.training_cells if config.qat_shifts else [], table=bench.table, seed=config.seed,
+            checkpoint=folder.checkpoints / f"qat-{_choices_key(config, 'qat')}.pt", progress=progress,
+        )  # fmt: skip
+    if fit.diverged:
+        bench.reporter.warn("warning: quantization-aware training diverged; the best state before that is kept")
+    bench.reporter.detail(
+        f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
+        f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
+    )
+    for checkpoint in folder.checkpoints.iterdir():
+        checkpoint.unlink()
+    return refreeze(trainable), fit
+
+
+def _choices_key(config: RunConfig, kind: str) -> str:
+    """Changes with every choice that training depends on."""
+    choices = {k: v for k, v in sorted(config.as_json().items()) if k != "threads"}
+    return hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
+
+
+def sensitivity(bench: Workbench) -> list[dict[str, object]]:
+    """What each layer alone costs, measured on validation images and added to the quantize stage's result."""
+    folder = bench.place()
+    stage = folder.need_stage("quantize", "quantize")
+    quantized, judge = bench.quantized, bench.data.validation.first(SENSITIVITY_IMAGES)
+    layers = len(quantized.observed.layers)
+    with bench.reporter.bar("judge layers", layers) as bar:
+        effects = layer_effects(quantized.observed.graph, bench.twin, judge, lambda name: bar.update(1, name))
+    stage["quantization"]["layer_effects"] = [asdict(e) for e in effects]
+    folder.finish("quantize", stage)
+    return [
+        noise | next((asdict(e) for e in effects if e.name == noise["name"]), {})
+        for noise in stage["quantization"]["layer_noise"]
+    ]
+
+
+def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[str, Any], in_float: int = 0) -> None:
+    """Write a graph and pass it through the gates: checker, audit (`in_float` layers excepted), parity."""
     path = bench.place().graph(name)
     part = path.with_name(f".{name}.onnx")
     try:
-        export_graph(model, part, bench.data.image_size, _metadata(bench, name))
+        export_graph(model, part, bench.data.image_size, _metadata(bench, name), storage=bench.config.storage)
         audited = audit(part)
         split = bench.data.validation
         images = to_unit(split.read(slice(0, PARITY_IMAGES)))
         session = OnnxClassifier(part, bench.config.threads)
         measured = parity(model, session, images, split.labels[:PARITY_IMAGES])
-        check_gate(name, audited, measured, integer=name != "float")
+        check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -178,14 +255,14 @@ def compensate(bench: Workbench) -> None:
         restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
         steps = (restore_steps + float_steps, restore_steps)
         floating = _train(bench, calibrator, validation, steps, config.learning_rate, "float")
-        prepared = prepare(calibrator.eval(), bench.target, bench.example, leaves=(Correction,))
-        for images in _calibrator_images(bench):
-            observe(prepared, images)
-        set_mode(prepared, observing=False, quantizing=True)
+        recipe = Recipe()
+        observed = observe(calibrator.eval(), _calibrator_images(bench), recipe, leaves=(Correction,))
+        frozen = build(observed, bench.target, recipe)
+        trainable = thaw(observed.graph, frozen, learn_ranges=False)
         rate = config.learning_rate * QAT_RATE
-        integer = _train(bench, prepared, validation, (config.steps - steps[0], 0), rate, "int8")
-        offset = set_gate(prepared, bench.twin, validation, least_clean=clean - CLEAN_COST)
-        frozen = freeze(prepared)
+        integer = _train(bench, trainable, validation, (config.steps - steps[0], 0), rate, "int8")
+        offset = set_gate(trainable, bench.twin, validation, least_clean=clean - CLEAN_COST)
+        frozen = refreeze(trainable)
         result["gate_offset"] = offset
         result["validation"] = dict(
             zip(
@@ -209,8 +286,6 @@ def _train(
     kind: str,
 ) -> Fit:
     config = bench.config
-    choices = {k: v for k, v in sorted(config.as_json().items()) if k != "threads"}
-    key = hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
     calibrator.train()
     with bench.reporter.bar(f"train calibrator ({kind})", steps[0]) as bar:
         done = 0
@@ -226,7 +301,7 @@ def _train(
             restore_steps=steps[1], batch_size=config.batch_size, learning_rate=learning_rate,
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
-            checkpoint=bench.place().checkpoints / f"{kind}-{key}.pt", progress=progress,
+            checkpoint=bench.place().checkpoints / f"{kind}-{_choices_key(config, kind)}.pt", progress=progress,
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
@@ -252,7 +327,8 @@ def export(bench: Workbench) -> None:
     folder = bench.place()
     folder.need_stage("compensate", "compensate")
     with _stage(bench, "export") as result:
-        _export(bench, "compensated", bench.torch_classifier("compensated"), result)
+        in_float = len(folder.need_stage("quantize", "quantize")["quantization"]["kept_in_float"])
+        _export(bench, "compensated", bench.torch_classifier("compensated"), result, in_float=in_float)
         _pictures(bench)
 
 
@@ -386,6 +462,7 @@ def build_record(bench: Workbench) -> Record:
         "rows": evaluated["rows"],
         "severity_table": evaluated["severity_table"],
         "attacks": evaluated["attacks"],
+        "quantization": quantized["quantization"],
         "audit": quantized["audit"] | exported["audit"],
         "parity": quantized["parity"] | exported["parity"],
         "compensation": None if compensated is None else {k: compensated[k] for k in COMPENSATION_KEYS},

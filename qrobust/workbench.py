@@ -26,13 +26,17 @@ from qrobust.data import Data, open_data
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
 from qrobust.models import ModelSpec, find_model, load_model
-from qrobust.quantization.ptq import quantize, restore
+from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, restore, search
+from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.sensitivity import LayerEffect
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.results import read_json, write_json
 from qrobust.shifts.severities import SHIFTS, cells, find_shift, table_for
 
 GRAPHS = ("float", "int8", "compensated")
 BATCH = 64
+# Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
+SEARCH_IMAGES, SENSITIVITY_IMAGES = 1000, 256
 
 
 class Bar(Protocol):
@@ -151,6 +155,25 @@ def discard_unfinished(folder: RunFolder) -> None:
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """What post-training quantization came to.
+
+    Attributes:
+        twin: fake-quantized, frozen.
+        recipe: what made it.
+        observed: the float graph that it was made from.
+        trials: what `--ptq auto` tried, in order; empty without.
+        effects: of each layer alone, where `--keep-float auto:N` measured them.
+    """
+
+    twin: fx.GraphModule
+    recipe: Recipe
+    observed: Observed
+    trials: list[Trial]
+    effects: list[LayerEffect]
+
+
 @dataclass
 class Workbench:
     """The objects of one run, made when first asked for."""
@@ -234,15 +257,62 @@ class Workbench:
                 bar.update(len(images))
 
     @cached_property
-    def twin(self) -> fx.GraphModule:
-        """The fake-quantized twin: restored from the folder once it is there, else observed."""
-        if self.folder is not None and self.folder.twin.exists():
-            return restore(self.model, self.target, self.data.image_size, load_file(self.folder.twin))
-        return quantize(self.model, self.target, self.calibration_batches(), observer=self.config.observer)
+    def recipe(self) -> Recipe:
+        """How the classifier is asked to be quantized; `quantized` knows what became of it.
 
-    def save_twin(self) -> None:
-        """Keep the twin's integers in the folder."""
-        _save(self.twin, self.place().twin)
+        Raises:
+            InputError: a choice that does not exist.
+        """
+        c = self.config
+        exceptions = []
+        for entry in c.layer_bits:
+            layer, _, bits = entry.rpartition("=")
+            if not layer:
+                raise InputError(f"layer_bits: expected LAYER=BITS, got {entry!r}")
+            exceptions.append((layer, bits))
+        exceptions += [(layer, "float") for layer in c.keep_float if not layer.startswith("auto:")]
+        return Recipe(
+            c.bits, c.edges, tuple(exceptions), c.observer, c.equalize, c.bias_correction, c.rounding
+        )  # fmt: skip
+
+    @cached_property
+    def quantized(self) -> Quantized:
+        """The result of post-training quantization, made anew."""
+        automatic = [k for k in self.config.keep_float if k.startswith("auto:")]
+        recipe, effects = self.recipe, list[LayerEffect]()
+        if automatic:
+            count = automatic[0].removeprefix("auto:")
+            if len(automatic) > 1 or not count.isdigit():
+                raise InputError(f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}")
+            judge = self.data.validation.first(SENSITIVITY_IMAGES)
+            with self.reporter.bar("judge layers", len(judge)) as bar:
+                recipe, effects = keep_worst_in_float(
+                    self.model, self.target, self.calibration_batches, judge, recipe, int(count),
+                    progress=lambda name: bar.update(1, name),
+                )  # fmt: skip
+        if self.config.ptq == "auto":
+            chosen = self.data.validation.first(SEARCH_IMAGES)
+            twin, recipe, trials, observed = search(
+                self.model, self.target, self.calibration_batches, chosen, recipe, seed=self.config.seed,
+                progress=self.reporter.detail,
+            )  # fmt: skip
+            return Quantized(twin, recipe, observed, trials, effects)
+        observed = observe(self.model, self.calibration_batches(), recipe)
+        return Quantized(build(observed, self.target, recipe, seed=self.config.seed), recipe, observed, [], effects)
+
+    @cached_property
+    def twin(self) -> fx.GraphModule:
+        """The fake-quantized twin that the folder holds."""
+        stage = self.place().need_stage("quantize", "quantize")
+        return restore(
+            self.model, self.target, self.data.image_size, load_file(self.place().twin),
+            recipe=Recipe.from_json(stage["quantization"]["recipe"]),
+        )  # fmt: skip
+
+    def save_twin(self, twin: fx.GraphModule) -> None:
+        """Keep the twin's integers in the folder, and use it from now on."""
+        self.__dict__["twin"] = twin
+        _save(twin, self.place().twin)
 
     def new_calibrator(self) -> Calibrator:
         """An identity calibrator within the budget, seeded."""

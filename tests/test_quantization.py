@@ -9,8 +9,9 @@ from qrobust.classifier import NormalizedModel, count_macs, input_gradient
 from qrobust.compensation.training import state_hash
 from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear
-from qrobust.quantization.backend import folded
+from qrobust.quantization.graph import folded
 from qrobust.quantization.ptq import quantize, restore
+from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
 
 
@@ -61,7 +62,7 @@ def test_twin_is_integer_close_and_differentiable(small_model: NormalizedModel, 
 
 @pytest.mark.parametrize("observer", ["histogram", "moving-average"])
 def test_twin_is_restored_from_its_state(observer: str, small_model: NormalizedModel, images: torch.Tensor) -> None:
-    twin = quantize(small_model, X86_VNNI, [images], observer=observer)
+    twin = quantize(small_model, X86_VNNI, [images], recipe=Recipe(ranges=observer))
     again = restore(small_model, X86_VNNI, 32, twin.state_dict())
     assert torch.equal(twin(images), again(images))
     assert state_hash(twin) == state_hash(again)
@@ -162,7 +163,7 @@ class Explodes(nn.Module):
 @pytest.mark.parametrize("observer", ["histogram", "moving-average"])
 def test_activation_without_a_range_is_named(observer: str) -> None:
     with pytest.raises(InputError, match=r"activation '\w+' h.* (NaN|finite)"):
-        quantize(Explodes().eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)], observer=observer)
+        quantize(Explodes().eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)], recipe=Recipe(ranges=observer))
 
 
 def test_no_calibration_images(small_model: NormalizedModel) -> None:

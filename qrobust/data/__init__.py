@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,10 @@ class Split:
     def read(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Images at these positions of the split, uint8 `(n, 3, S, S)`."""
         return self.source.read(self.indices[positions])
+
+    def first(self, count: int) -> Split:
+        """The first so many images of the seeded order, or all there are."""
+        return replace(self, indices=self.indices[:count])
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All images in order: (uint8 `(n, 3, S, S)`, labels `(n,)`)."""

@@ -36,22 +36,27 @@ def _dequantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, 
 
 
 class _ExportedQuantizer(nn.Module):
-    """QuantizeLinear then DequantizeLinear."""
+    """QuantizeLinear then DequantizeLinear; fewer than 8 bits are clipped in their 8-bit container."""
 
     scale: torch.Tensor
     zero_point: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
 
     def __init__(self, source: ActivationQuantizer) -> None:
         super().__init__()
         integer = torch.uint8 if source.qmin >= 0 else torch.int8
         limits = torch.iinfo(integer)
-        if (source.qmin, source.qmax) != (limits.min, limits.max):
-            raise GateError(f"export: no operator for activations in [{source.qmin}, {source.qmax}]")
+        self.narrow = (source.qmin, source.qmax) != (limits.min, limits.max)
         self.register_buffer("scale", source.scale.clone())
         self.register_buffer("zero_point", source.zero_point.to(integer))
+        self.register_buffer("low", torch.tensor(source.qmin, dtype=integer))
+        self.register_buffer("high", torch.tensor(source.qmax, dtype=integer))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         integers = _op("QuantizeLinear", x, self.scale, self.zero_point, shape=x.shape, dtype=self.zero_point.dtype)
+        if self.narrow:
+            integers = _op("Clip", integers, self.low, self.high, shape=x.shape, dtype=self.zero_point.dtype)
         return _dequantize(integers, self.scale, self.zero_point)
 
 
@@ -109,7 +114,9 @@ def _exportable(model: nn.Module) -> nn.Module:
     return exported
 
 
-def export(model: nn.Module, path: Path, image_size: int, metadata: dict[str, object] | None = None) -> None:
+def export(
+    model: nn.Module, path: Path, image_size: int, metadata: dict[str, object] | None = None, *, storage: str = "int8"
+) -> None:
     """Write a classifier as one ONNX file, checked, with a dynamic batch.
 
     Args:
@@ -117,6 +124,8 @@ def export(model: nn.Module, path: Path, image_size: int, metadata: dict[str, ob
             integer weights between QuantizeLinear and DequantizeLinear.
         path: the file, replaced only when the new one is whole.
         image_size: S in pixels.
+        storage: `int8`, or `int4` to store weights that fit into 4 bits as such: a smaller file that onnxruntime
+            unpacks once, when it is loaded.
         metadata: stored as the file's metadata, values as JSON unless they are strings.
 
     Raises:
@@ -146,6 +155,8 @@ def export(model: nn.Module, path: Path, image_size: int, metadata: dict[str, ob
     assert program is not None
     proto = program.model_proto
     _strip(proto)
+    if storage == "int4":
+        _pack_weights(proto)
     for key, value in (metadata or {}).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -157,6 +168,30 @@ def export(model: nn.Module, path: Path, image_size: int, metadata: dict[str, ob
     part = path.with_name(path.name + ".part")
     onnx.save_model(proto, part)
     os.replace(part, path)
+
+
+def _pack_weights(proto: onnx.ModelProto) -> None:
+    """Store int8 weights in [-8, 7] as int4, unpacked by a Cast, which onnxruntime folds at load time.
+
+    A DequantizeLinear straight on int4 would leave the convolution in float.
+    """
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    casts = []
+    for node in proto.graph.node:
+        tensor = initializers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if tensor is None or tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.min() < -8 or values.max() > 7:
+            continue
+        name, packed = tensor.name, f"{tensor.name}_int4"
+        tensor.CopyFrom(
+            onnx.helper.make_tensor(packed, onnx.TensorProto.INT4, values.shape, values.flatten().tolist())
+        )
+        casts.append(onnx.helper.make_node("Cast", [packed], [name], f"{name}_unpack", to=onnx.TensorProto.INT8))
+    rest = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*casts, *rest])
 
 
 def _strip(proto: onnx.ModelProto) -> None:

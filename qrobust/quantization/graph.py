@@ -28,6 +28,7 @@ RELUS: dict[object, type[nn.Module]] = {
 }  # fmt: skip
 MEANS = (torch.mean, "mean")
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add")
+LAYERS = (nn.Conv2d, nn.Linear)
 DROPOUTS = (F.dropout, F.dropout2d, F.alpha_dropout)
 RESHAPES = (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
 
@@ -173,6 +174,22 @@ def calls(graph: fx.GraphModule, kinds: type | tuple[type, ...]) -> Iterable[tup
             yield node, modules[str(node.target)]
 
 
+def set_module(graph: fx.GraphModule, target: str, module: nn.Module) -> None:
+    """Put a module under a dotted name."""
+    parent, _, name = target.rpartition(".")
+    setattr(graph.get_submodule(parent), name, module)
+
+
+def layer_names(graph: fx.GraphModule) -> list[str]:
+    """Names of all convolutions and linear layers, in order of execution, as the network's author knows them."""
+    return list(dict.fromkeys(public_name(str(node.target)) for node, _ in calls(graph, LAYERS)))
+
+
+def public_name(target: str) -> str:
+    """A module's name without the wrapper that holds the normalisation."""
+    return target.removeprefix("network.")
+
+
 def remove_call(graph: fx.GraphModule, node: fx.Node) -> None:
     """Let the users of a one-argument call read its argument instead."""
     node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # a module call's argument is a node
@@ -210,3 +227,8 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
         tail = source
     graph.graph.lint()
     graph.recompile()
+
+
+def folded(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """The float network as it is before quantization: batch norm folded, pools explicit."""
+    return normal_form(trace(model, (Normalization,)), example).eval().requires_grad_(False)

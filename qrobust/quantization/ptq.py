@@ -1,16 +1,154 @@
-"""Post-training quantization: observe, freeze, and rebuild a frozen twin from its saved state."""
+"""Post-training quantization: observe once, then build twins by any recipe from what was seen."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import fx, nn
 
+from qrobust.classifier import Normalization
+from qrobust.data import Split
 from qrobust.errors import InputError
-from qrobust.quantization.backend import freeze, prepare
+from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.quantization.backend import insert_observers
+from qrobust.quantization.correction import correct_biases
+from qrobust.quantization.equalization import equalize
+from qrobust.quantization.graph import LAYERS, calls, layer_names, normal_form, public_name, trace
+from qrobust.quantization.observers import RANGES, Observer
+from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.rounding import learn_rounding
+from qrobust.quantization.sensitivity import LayerEffect, divergence, layer_effects, logits_on, worst_layers
 from qrobust.quantization.target import Target
+from qrobust.quantization.twin import freeze, skeleton
+
+# Calibration images that bias correction and learned rounding work on, and the memory they may take.
+KEPT_IMAGES, KEPT_BYTES = 256, 2**24
+ROUNDING_STEPS = 600
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A float graph that has seen the calibration images.
+
+    Attributes:
+        graph: with an `Observer` wherever the twin will have a quantizer.
+        layers: names of all convolutions and linear layers, in order of execution.
+        images: some of the calibration images, `(N, 3, S, S)` in [0, 1].
+        recipe: its `equalize` and its float layers are in the graph; the rest is still open.
+    """
+
+    graph: fx.GraphModule
+    layers: list[str]
+    images: torch.Tensor
+    recipe: Recipe
+
+
+def prepare(
+    model: nn.Module, example: torch.Tensor, recipe: Recipe, leaves: tuple[type[nn.Module], ...] = ()
+) -> tuple[fx.GraphModule, list[str]]:
+    """Trace a network, fold and equalize it, and put an observer wherever a grid is needed.
+
+    Args:
+        model: in eval mode; it is not changed.
+        example: one input `(1, 3, S, S)`.
+        recipe: decides equalization and which layers stay in float.
+        leaves: module classes that stay in float as they are.
+
+    Returns:
+        The graph, and its layers' names.
+
+    Raises:
+        InputError: the model cannot be traced, is quantized already, or the recipe names no layer of it.
+    """
+    if any(isinstance(m, IntegerConv2d | IntegerLinear | ActivationQuantizer) for m in model.modules()):
+        raise InputError("model: expected a float network, got one that is quantized already")
+    graph = normal_form(trace(model, (Normalization, *leaves)), example)
+    layers = layer_names(graph)
+    bits = recipe.for_layers(layers)
+    if recipe.equalize:
+        equalize(graph)
+    in_float = tuple(str(n.target) for n, _ in calls(graph, LAYERS) if bits[public_name(str(n.target))] is None)
+    return insert_observers(graph, example, leaves=leaves, in_float=in_float), layers
+
+
+def observe(
+    model: nn.Module,
+    calibration_images: Iterable[torch.Tensor],
+    recipe: Recipe,
+    *,
+    leaves: tuple[type[nn.Module], ...] = (),
+) -> Observed:
+    """Let a float network see the calibration images, once, in bounded memory.
+
+    Args:
+        model: in eval mode; it is not changed.
+        calibration_images: batches `(N, 3, S, S)` in [0, 1].
+        recipe: decides equalization and which layers stay in float.
+        leaves: module classes that stay in float.
+
+    Raises:
+        InputError: no images, or an activation that is NaN or infinite; the message names its node.
+    """
+    graph: fx.GraphModule | None = None
+    layers: list[str] = []
+    kept: list[torch.Tensor] = []
+    for images in calibration_images:
+        if graph is None:
+            graph, layers = prepare(model, images[:1], recipe, leaves)
+        see(graph, images)
+        room = min(KEPT_IMAGES, KEPT_BYTES // (4 * images[0].numel())) - sum(map(len, kept))
+        kept.append(images[: max(0, room)])
+    if graph is None:
+        raise InputError("calibration_images: expected at least one batch, got none")
+    _enable(graph, False)
+    return Observed(graph, layers, torch.cat(kept), recipe)
+
+
+def see(graph: fx.GraphModule, images: torch.Tensor) -> None:
+    """Let an observing graph see a batch `(N, 3, S, S)`.
+
+    Raises:
+        InputError: an activation is NaN or infinite; the message names its node.
+    """
+    with torch.inference_mode():
+        logits = graph(images)
+    for node, observer in calls(graph, Observer):
+        assert isinstance(observer, Observer)
+        if not observer.finite:
+            raise InputError(
+                f"calibration: activation {str(node.args[0])!r} holds NaN or infinity; check the weights and the "
+                f"images"
+            )
+    if not torch.isfinite(logits).all():
+        raise InputError("calibration: the output holds NaN or infinity; check the weights and the images")
+
+
+def _enable(graph: fx.GraphModule, enabled: bool) -> None:
+    for module in graph.modules():
+        if isinstance(module, Observer):
+            module.enabled = enabled
+
+
+def build(observed: Observed, target: Target, recipe: Recipe, *, seed: int = 0) -> fx.GraphModule:
+    """The twin that a recipe makes of an observed network.
+
+    Args:
+        observed: of the same float layers and equalization as `recipe`.
+        target: integer types and ranges.
+        recipe: how to quantize.
+        seed: of learned rounding.
+
+    Raises:
+        InputError: an activation has no usable range.
+    """
+    twin = freeze(observed.graph, target, recipe, recipe.for_layers(observed.layers))
+    if recipe.rounding == "adaround":
+        learn_rounding(observed.graph, twin, observed.images, steps=ROUNDING_STEPS, seed=seed)
+    if recipe.correct_bias:
+        correct_biases(observed.graph, twin, observed.images)
+    return twin
 
 
 def quantize(
@@ -18,8 +156,9 @@ def quantize(
     target: Target,
     calibration_images: Iterable[torch.Tensor],
     *,
-    observer: str = "histogram",
+    recipe: Recipe | None = None,
     leaves: tuple[type[nn.Module], ...] = (),
+    seed: int = 0,
 ) -> fx.GraphModule:
     """Turn a float network into its fake-quantized twin.
 
@@ -27,57 +166,15 @@ def quantize(
         model: in eval mode; it is not changed.
         target: integer types and ranges.
         calibration_images: batches `(N, 3, S, S)` in [0, 1] on which ranges are observed.
-        observer: `histogram` (least squared error) or `moving-average`.
+        recipe: how; default `Recipe()`.
         leaves: module classes that stay in float.
+        seed: of learned rounding.
 
     Raises:
-        InputError: the model cannot be traced, or an activation has no finite range.
+        InputError: the model cannot be traced, or an activation has no usable range.
     """
-    prepared = None
-    for images in calibration_images:
-        if prepared is None:
-            prepared = prepare(model, target, images[:1], observer=observer, leaves=leaves)
-        observe(prepared, images)
-    if prepared is None:
-        raise InputError("calibration_images: expected at least one batch, got none")
-    return freeze(prepared)
-
-
-def observe(prepared: fx.GraphModule, images: torch.Tensor) -> None:
-    """Let a prepared graph see a batch `(N, 3, S, S)`.
-
-    Raises:
-        InputError: an activation is NaN or infinite; the message names its node.
-    """
-    failure = None
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # observers warn of infinities, which are an error here
-        try:
-            if torch.isfinite(prepared(images)).all():
-                return
-        except RuntimeError as error:  # a histogram of NaN
-            failure = error
-        node = _first_non_finite(prepared, images)
-    if node is None:
-        raise failure or InputError("calibration: the output is not finite")
-    raise InputError(
-        f"calibration: activation {node!r} holds NaN or infinity; check the weights and the images"
-    ) from failure
-
-
-def _first_non_finite(prepared: fx.GraphModule, images: torch.Tensor) -> str | None:
-    """The first node whose output is not finite."""
-    interpreter = fx.Interpreter(prepared)
-    interpreter.env = {}
-    interpreter.args_iter = iter([images])
-    for node in prepared.graph.nodes:
-        try:
-            value = interpreter.env[node] = interpreter.run_node(node)
-        except RuntimeError:
-            return str(node.args[0])
-        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
-            return str(node.name)
-    return None
+    recipe = recipe or Recipe()
+    return build(observe(model, calibration_images, recipe, leaves=leaves), target, recipe, seed=seed)
 
 
 def restore(
@@ -86,10 +183,148 @@ def restore(
     image_size: int,
     state: dict[str, torch.Tensor],
     *,
+    recipe: Recipe | None = None,
     leaves: tuple[type[nn.Module], ...] = (),
 ) -> fx.GraphModule:
-    """Rebuild a twin from the float model and the state dict of the twin."""
-    gray = torch.full((1, 3, image_size, image_size), 0.5)
-    twin = quantize(model, target, [gray], observer="moving-average", leaves=leaves)
+    """Rebuild a twin from the float model, the recipe that made it, and the twin's state dict."""
+    recipe = recipe or Recipe()
+    example = torch.full((1, 3, image_size, image_size), 0.5)
+    graph, layers = prepare(model, example, recipe, leaves)
+    twin = skeleton(graph, target, recipe.for_layers(layers))
     twin.load_state_dict(state)
     return twin
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe that the search tried, and what it gave on validation images.
+
+    Attributes:
+        ranges, equalize, correct_bias, rounding: of the recipe.
+        divergence: mean KL divergence of the twin's probabilities from the float model's, in nats.
+        agreement: share of predictions equal to the float model's.
+        accuracy: of the twin, as a fraction.
+        kept: it was the best so far.
+    """
+
+    ranges: str
+    equalize: bool
+    correct_bias: bool
+    rounding: str
+    divergence: float
+    agreement: float
+    accuracy: float
+    kept: bool
+
+
+def search(
+    model: nn.Module,
+    target: Target,
+    calibration_images: Callable[[], Iterable[torch.Tensor]],
+    validation: Split,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[fx.GraphModule, Recipe, list[Trial], Observed]:
+    """Try recipes one choice at a time and keep the best so far (`--ptq auto`).
+
+    First every rule for ranges, then equalization, then learned rounding (below 8 bits), then bias
+    correction: at most nine twins. The best is the one of least divergence from the float model on
+    validation images: accuracy differences among good 8-bit twins are noise.
+
+    Args:
+        model: float, in eval mode.
+        target: integer types and ranges.
+        calibration_images: gives the batches anew each time it is called (at most twice).
+        validation: images to choose by.
+        recipe: bits, edges and exceptions are kept, the rest is where the search starts.
+        seed: of learned rounding.
+        progress: called with a line on each trial.
+
+    Returns:
+        The best twin, its recipe, every trial in order, and the observed graph that the twin was made from.
+    """
+    observations: dict[bool, Observed] = {}
+    trials: list[Trial] = []
+    reference: torch.Tensor | None = None
+    best: tuple[float, fx.GraphModule, Recipe] | None = None
+
+    def attempt(candidate: Recipe) -> None:
+        nonlocal best, reference
+        if candidate.equalize not in observations:
+            observations[candidate.equalize] = observe(model, calibration_images(), candidate)
+        observed = observations[candidate.equalize]
+        if reference is None:
+            reference = logits_on(observed.graph, validation)
+        twin = build(observed, target, candidate, seed=seed)
+        logits = logits_on(twin, validation)
+        same = float((logits.argmax(1) == reference.argmax(1)).float().mean())
+        right = float((logits.argmax(1) == validation.labels).float().mean())
+        away = divergence(reference, logits)
+        kept = best is None or away < best[0]
+        if kept:
+            best = (away, twin, candidate)
+        choices = (candidate.ranges, candidate.equalize, candidate.correct_bias, candidate.rounding)
+        trials.append(Trial(*choices, away, same, right, kept))
+        progress(
+            f"{candidate.ranges}{', equalized' * candidate.equalize}{', bias corrected' * candidate.correct_bias}"
+            f"{', learned rounding' * (candidate.rounding == 'adaround')}: divergence {away:.5f}"
+        )
+
+    def current() -> Recipe:
+        assert best is not None
+        return best[2]
+
+    attempt(recipe)
+    for ranges in RANGES:
+        if ranges != recipe.ranges:
+            attempt(replace(recipe, ranges=ranges))
+    attempt(replace(current(), equalize=not recipe.equalize))
+    if any(b is not None and b[0] < 8 for b in recipe.for_layers(observations[recipe.equalize].layers).values()):
+        attempt(replace(current(), rounding="adaround" if recipe.rounding == "nearest" else "nearest"))
+    attempt(replace(current(), correct_bias=not recipe.correct_bias))
+    assert best is not None
+    return best[1], best[2], trials, observations[best[2].equalize]
+
+
+def keep_worst_in_float(
+    model: nn.Module,
+    target: Target,
+    calibration_images: Callable[[], Iterable[torch.Tensor]],
+    validation: Split,
+    recipe: Recipe,
+    count: int,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Recipe, list[LayerEffect]]:
+    """The recipe with the `count` layers left in float whose quantization alone costs most.
+
+    Args:
+        model: float, in eval mode.
+        target: integer types and ranges.
+        calibration_images: gives the batches anew.
+        validation: images to measure on.
+        recipe: whose layers are judged.
+        count: how many.
+        progress: called with each layer's name once it is measured.
+
+    Returns:
+        The recipe, and the effect of each layer.
+
+    Raises:
+        InputError: `count` is below 1 or not below the number of layers.
+    """
+    observed = observe(model, calibration_images(), recipe)
+    if not 1 <= count < len(observed.layers):
+        raise InputError(
+            f"keep_float: expected auto:N with N from 1 to {len(observed.layers) - 1} for this network's "
+            f"{len(observed.layers)} layers, got auto:{count}"
+        )
+    effects = layer_effects(observed.graph, build(observed, target, recipe), validation, progress)
+    return recipe.keeping_float(worst_layers(effects, count)), effects
+
+
+def trials_json(trials: list[Trial]) -> list[dict[str, object]]:
+    """Trials as plain data for a record."""
+    return [asdict(t) for t in trials]

@@ -1,0 +1,289 @@
+"""Quantization-aware training: thaw a twin, train its weights and ranges, freeze it again.
+
+Straight-through gradients (Bengio et al., arXiv 1308.3432); the step sizes of activations and weights may
+learn too (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qrobust.classifier import Classifier
+from qrobust.data import Split
+from qrobust.errors import InputError
+from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.quantization.graph import LAYERS, calls, set_module
+from qrobust.quantization.sensitivity import divergence, logits_on
+from qrobust.quantization.twin import integer_layer
+from qrobust.quantization.walk import INTEGER_LAYERS
+from qrobust.shifts.rendering import render, to_unit
+
+VALIDATIONS = 8
+WARM_UP = 0.05
+PADDING = 0.125
+GROUPS = 8
+
+
+class _LearnedStep(torch.autograd.Function):
+    """`round(x / s) s` within [low, high] levels; gradients of the paper's equations 2 to 5."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, scale: torch.Tensor, low: int, high: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.limits = (low, high)  # type: ignore[attr-defined]  # torch types ctx without attributes
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
+        x, scale = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        low, high = ctx.limits  # type: ignore[attr-defined]  # set in forward
+        level = x / scale
+        inside = (level >= low) & (level <= high)
+        grad_scale = None
+        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]  # torch types ctx without it
+            slope = torch.where(inside, level.round() - level, level.clamp(low, high))
+            product = (grads[0] * slope).float()
+            dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
+            grad_scale = product.sum(dims, keepdim=True).view(scale.shape) if scale.ndim else product.sum()
+        return grads[0] * inside, grad_scale, None, None
+
+
+class TrainableQuantizer(nn.Module):
+    """An activation quantizer whose step size may learn: any shape in, same shape out."""
+
+    def __init__(self, source: ActivationQuantizer, learn: bool) -> None:
+        super().__init__()
+        self.qmin, self.qmax, self.zero_point = source.qmin, source.qmax, int(source.zero_point)
+        self.log_scale = nn.Parameter(source.scale.log(), requires_grad=learn)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
+        return _LearnedStep.apply(x, self.log_scale.exp().to(x.dtype), low, high)
+
+    def frozen(self) -> ActivationQuantizer:
+        """With the step size it has now."""
+        return ActivationQuantizer(float(self.log_scale.exp()), self.zero_point, self.qmin, self.qmax)
+
+
+class TrainableLayer(nn.Module):
+    """A convolution or linear layer on fake-quantized weights; both weights and their step sizes may learn."""
+
+    def __init__(self, source: nn.Conv2d | nn.Linear, layer: IntegerConv2d | IntegerLinear, learn: bool) -> None:
+        super().__init__()
+        self.geometry, self.qmax = [source], layer.qmax  # in a list: not a submodule, its weights do not train
+        self.weight = nn.Parameter(source.weight.detach().clone())
+        self.bias = nn.Parameter(layer.bias().clone())
+        shape = (-1, *[1] * (self.weight.ndim - 1))
+        self.log_scale = nn.Parameter(layer.weight_scale.log().view(shape), requires_grad=learn)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = _LearnedStep.apply(self.weight, self.log_scale.exp(), -self.qmax, self.qmax)
+        layer = self.geometry[0]
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
+        """With the integers that the weights round to now."""
+        shell = copy.copy(self.geometry[0])
+        shell._parameters = dict(shell._parameters) | {"bias": self.bias}
+        scale = self.log_scale.detach().exp().flatten()
+        return integer_layer(shell, self.weight.detach(), scale, (-self.qmax, self.qmax), source)
+
+
+def thaw(prepared: fx.GraphModule, twin: fx.GraphModule, *, learn_ranges: bool) -> fx.GraphModule:
+    """A trainable copy of a twin.
+
+    Args:
+        prepared: the observed float graph that the twin was made from, whose weights training starts at.
+        twin: frozen; it is not changed.
+        learn_ranges: whether step sizes learn, or stay as they were observed.
+    """
+    trainable = copy.deepcopy(twin)
+    floats = dict(prepared.named_modules(remove_duplicate=False))
+    made: dict[int, nn.Module] = {}
+    for node, module in calls(trainable, (ActivationQuantizer, *INTEGER_LAYERS)):
+        if id(module) not in made:
+            if isinstance(module, ActivationQuantizer):
+                made[id(module)] = TrainableQuantizer(module, learn_ranges)
+            else:
+                source = floats[str(node.target)]
+                assert isinstance(source, nn.Conv2d | nn.Linear)
+                assert isinstance(module, IntegerConv2d | IntegerLinear)
+                made[id(module)] = TrainableLayer(source, module, learn_ranges)
+        set_module(trainable, str(node.target), made[id(module)])
+    for _, layer in calls(trainable, LAYERS):
+        layer.requires_grad_(True)
+    trainable.delete_all_unused_submodules()
+    return trainable
+
+
+def refreeze(trainable: fx.GraphModule) -> fx.GraphModule:
+    """The twin that a trainable graph has become."""
+    twin = copy.deepcopy(trainable)
+    made: dict[int, ActivationQuantizer] = {}
+    for node, module in calls(twin, TrainableQuantizer):
+        assert isinstance(module, TrainableQuantizer)
+        set_module(twin, str(node.target), made.setdefault(id(module), module.frozen()))
+    modules = dict(twin.named_modules(remove_duplicate=False))
+    for node, layer in calls(twin, TrainableLayer):
+        assert isinstance(layer, TrainableLayer)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        quantizer = modules[str(source.target)]
+        assert isinstance(quantizer, ActivationQuantizer)
+        set_module(twin, str(node.target), layer.frozen(quantizer))
+    twin.delete_all_unused_submodules()
+    return twin.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class QatFit:
+    """What quantization-aware training did, on validation images.
+
+    Attributes:
+        start_accuracy, accuracy: of the twin before, and of the one that was kept, as fractions.
+        start_divergence, divergence: from the float model, in nats, likewise.
+        best_step: the optimizer step whose state was kept; 0 is the start.
+        steps: optimizer steps made.
+        diverged: training was stopped at a loss that is not finite.
+    """
+
+    start_accuracy: float
+    accuracy: float
+    start_divergence: float
+    divergence: float
+    best_step: int
+    steps: int
+    diverged: bool
+
+
+def train(
+    trainable: fx.GraphModule,
+    teacher: Classifier,
+    training: Split,
+    validation: Split,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    distillation: float,
+    cells: list[tuple[str, int]],
+    table: str,
+    seed: int,
+    checkpoint: Path,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> QatFit:
+    """Train a thawed twin, in place; it ends with the state that was best on validation images.
+
+    The loss is cross-entropy to the labels and the KL divergence from the float teacher's probabilities.
+    Images are moved by up to an eighth of their side; with `cells`, half of each batch is shifted. Adam,
+    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy, and of those
+    the one nearest to the teacher.
+
+    Args:
+        trainable: from `thaw`.
+        teacher: the float classifier.
+        training: images to learn from.
+        validation: images to choose by.
+        steps: optimizer steps.
+        batch_size: images per step, at least 8.
+        learning_rate: of Adam, at its peak; step sizes learn at the same rate, relative to their size.
+        distillation: weight of the teacher, from 0 to 1; the labels have the rest.
+        cells: (shift, severity) to add to the training images; empty for none.
+        table: severity table of the cells.
+        seed: decides images, moves and shifts of every step.
+        checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
+        progress: called with steps done, all steps and a note.
+
+    Raises:
+        InputError: an argument out of range.
+    """
+    if batch_size < GROUPS:
+        raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
+    if not 0 <= distillation <= 1:
+        raise InputError(f"distillation: expected a weight from 0 to 1, got {distillation}")
+    parameters = [p for p in trainable.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    reference = torch.cat([teacher(to_unit(images)) for images, _ in validation.batches(50)])
+
+    def measure() -> tuple[float, float]:
+        logits = logits_on(trainable, validation)
+        return float((logits.argmax(1) == validation.labels).float().mean()), divergence(reference, logits)
+
+    step, diverged = 0, False
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        trainable.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, start, best, kept = state["step"], tuple(state["start"]), tuple(state["best"]), state["kept"]
+    else:
+        start = measure()
+        best, kept = (*start, 0), copy.deepcopy(trainable.state_dict())
+    every = max(1, steps // VALIDATIONS)
+    note = ""
+    while step < steps:
+        warm = min(1.0, (step + 1) / (WARM_UP * steps + 1))
+        optimizer.param_groups[0]["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        images, clean, labels = _batch(training, batch_size, cells, table, seed, step)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            view = teacher(clean).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
+        away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
+        loss = (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
+        if not torch.isfinite(loss):
+            diverged = True
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        if step % every == 0 or step == steps:
+            accuracy, away_now = measure()
+            note = f"validation {100 * accuracy:.2f} %"
+            if (accuracy, -away_now) > (best[0], -best[1]):
+                best, kept = (accuracy, away_now, step), copy.deepcopy(trainable.state_dict())
+            state = {
+                "model": trainable.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "start": list(start), "best": list(best), "kept": kept,
+            }  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".part"))
+            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+        progress(step, steps, note)
+    trainable.load_state_dict(kept)
+    return QatFit(start[0], best[0], start[1], best[1], int(best[2]), step, diverged)
+
+
+def _batch(
+    training: Split, batch_size: int, cells: list[tuple[str, int]], table: str, seed: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, the same without shifts, and labels: a function of the seed and the step alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    chosen = torch.randint(len(training), (batch_size,), generator=generator)
+    pixels, labels = training.read(chosen), training.labels[chosen]
+    reach = int(PADDING * pixels.shape[-1])
+    padded = F.pad(pixels, [reach] * 4)
+    moves = torch.randint(2 * reach + 1, (batch_size, 2), generator=generator).tolist()
+    height, width = pixels.shape[2:]
+    pixels = torch.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(moves)])
+    shifted = pixels
+    if cells:
+        parts = list(pixels.chunk(GROUPS))
+        for index in range(len(parts) // 2):
+            name, severity = cells[int(torch.randint(len(cells), (), generator=generator))]
+            parts[index] = render(parts[index], name, severity, table=table, seed=seed * 1_000_003 + step)
+        shifted = torch.cat(parts)
+    return to_unit(shifted), to_unit(pixels), labels

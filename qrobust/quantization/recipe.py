@@ -1,0 +1,88 @@
+"""How a network is to be quantized: bits, exceptions and the tricks to use. Plain choices."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from qrobust.errors import InputError
+from qrobust.quantization.observers import RANGES
+
+BITS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a8": (6, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
+EDGES = ("8bit", "same", "float")
+ROUNDINGS = ("nearest", "adaround")
+FLOAT = "float"
+# Bits of weights and of input activations of each layer; None where it stays in float.
+Bits = dict[str, tuple[int, int] | None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Choices of one quantization.
+
+    Attributes:
+        bits: `w8a8`, `w6a8`, `w4a8` or `w4a4`: bits of weights and of the activations that layers read.
+            Narrow values stay in 8-bit containers, so the same integer kernels run; tensors that only
+            additions and pools read keep 8 bits.
+        edges: the first and the last layer: `8bit`, `same` as the rest, or `float`.
+        exceptions: (layer name or pattern, bits or `float`), a later one wins.
+        ranges: how activation ranges are chosen, a key of `RANGES`.
+        equalize: cross-layer equalization (Nagel et al., arXiv 1906.04721).
+        correct_bias: bias correction on calibration images (same paper).
+        rounding: of weights: `nearest` or learned, `adaround` (Nagel et al., arXiv 2004.10568).
+
+    Raises:
+        InputError: any choice that does not exist.
+    """
+
+    bits: str = "w8a8"
+    edges: str = "8bit"
+    exceptions: tuple[tuple[str, str], ...] = ()
+    ranges: str = "mse"
+    equalize: bool = False
+    correct_bias: bool = False
+    rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        choices = {"bits": BITS, "edges": EDGES, "ranges": RANGES, "rounding": ROUNDINGS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for layer, bits in self.exceptions:
+            if bits not in BITS and bits != FLOAT:
+                known = ", ".join([*BITS, FLOAT])
+                raise InputError(f"layer_bits: expected one of {known} for {layer!r}, got {bits!r}")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Recipe:
+        """The inverse of `dataclasses.asdict`, after a trip through JSON."""
+        return cls(**data | {"exceptions": tuple((layer, bits) for layer, bits in data["exceptions"])})
+
+    def keeping_float(self, layers: tuple[str, ...]) -> Recipe:
+        """The same, with these layers left in float."""
+        return replace(self, exceptions=(*self.exceptions, *((name, FLOAT) for name in layers)))
+
+    def for_layers(self, layers: list[str]) -> Bits:
+        """Bits of weights and input activations of each layer; None for float.
+
+        Args:
+            layers: names of all convolutions and linear layers, in order of execution.
+
+        Raises:
+            InputError: an exception's name matches no layer; the nearest name is suggested.
+        """
+        chosen: Bits = dict.fromkeys(layers, BITS[self.bits])
+        if self.edges != "same":
+            for name in {layers[0], layers[-1]} if layers else set():
+                chosen[name] = BITS["w8a8"] if self.edges == "8bit" else None
+        for pattern, bits in self.exceptions:
+            found = [name for name in layers if fnmatchcase(name, pattern)]
+            if not found:
+                near = difflib.get_close_matches(pattern, layers, 1, 0.0)
+                hint = f"; the nearest is {near[0]!r}" if near else ""
+                raise InputError(f"layer: no convolution or linear layer is called {pattern!r}{hint}")
+            for name in found:
+                chosen[name] = None if bits == FLOAT else BITS[bits]
+        return chosen

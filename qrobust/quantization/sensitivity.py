@@ -1,0 +1,130 @@
+"""Which layer costs what: signal-to-noise ratios of every layer, and what each alone does to the output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qrobust.data import Split
+from qrobust.quantization.graph import calls, public_name, set_module
+from qrobust.quantization.walk import INTEGER_LAYERS, walk
+from qrobust.shifts.rendering import to_unit
+
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """Signal-to-quantization-noise ratios of one layer, in decibels.
+
+    Attributes:
+        name: of the layer.
+        weight_bits: of the signed range that its weights use.
+        weight_sqnr_db: of its weights.
+        input_sqnr_db: of its input's own rounding and clipping alone.
+        output_sqnr_db: of its output, with everything before it quantized as well.
+    """
+
+    name: str
+    weight_bits: int
+    weight_sqnr_db: float
+    input_sqnr_db: float
+    output_sqnr_db: float
+
+
+@dataclass(frozen=True)
+class LayerEffect:
+    """What quantizing one layer alone (weights and input) does to an otherwise float network.
+
+    Attributes:
+        name: of the layer.
+        n: validation images.
+        accuracy_drop: float accuracy minus that with this layer quantized, as a fraction.
+        divergence: mean KL divergence of the predicted probabilities from the float ones, in nats.
+    """
+
+    name: str
+    n: int
+    accuracy_drop: float
+    divergence: float
+
+
+def sqnr_db(signal: torch.Tensor, noisy: torch.Tensor) -> float:
+    """`10 log10(|signal|^2 / |signal - noisy|^2)`; infinite where they are equal."""
+    noise = float((signal.double() - noisy.double()).square().sum())
+    return 10 * math.log10(float(signal.double().square().sum()) / noise) if noise else math.inf
+
+
+def layer_noise(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -> list[LayerNoise]:
+    """Signal-to-noise ratios of every integer layer, in order of execution.
+
+    Args:
+        prepared: the observed float graph that the twin was made from.
+        twin: frozen.
+        images: one batch `(N, 3, S, S)` in [0, 1].
+    """
+    return [
+        LayerNoise(
+            v.name, v.layer.qmax.bit_length() + 1, sqnr_db(v.float_layer.weight, v.layer.weight()),
+            sqnr_db(v.float_input, v.quantizer(v.float_input)), sqnr_db(v.float_output(), v.output()),
+        )
+        for v in walk(prepared, twin, images)
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def divergence(float_logits: torch.Tensor, logits: torch.Tensor) -> float:
+    """Mean KL divergence, in nats, of the probabilities of `logits` from those of `float_logits`."""
+    return float(F.kl_div(logits.log_softmax(1), float_logits.log_softmax(1), reduction="batchmean", log_target=True))
+
+
+@torch.no_grad()
+def logits_on(model: nn.Module, split: Split) -> torch.Tensor:
+    """Logits `(N, K)` of a classifier on a split's images."""
+    return torch.cat([model(to_unit(images)) for images, _ in split.batches(BATCH)])
+
+
+def layer_effects(
+    prepared: fx.GraphModule,
+    twin: fx.GraphModule,
+    validation: Split,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[LayerEffect]:
+    """What each integer layer alone costs, in order of execution.
+
+    Args:
+        prepared: the observed float graph that the twin was made from; it is left as it was.
+        twin: frozen.
+        validation: images to measure on; the work is one pass over them per layer.
+        progress: called with each layer's name once it is measured.
+    """
+    quantized = {str(node.target): (node, layer) for node, layer in calls(twin, INTEGER_LAYERS)}
+    quantizers = dict(twin.named_modules(remove_duplicate=False))
+    reference = logits_on(prepared, validation)
+    right = float((reference.argmax(1) == validation.labels).float().mean())
+    effects = []
+    for target, (node, layer) in quantized.items():
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        original = prepared.get_submodule(target)
+        set_module(prepared, target, nn.Sequential(quantizers[str(source.target)], layer))
+        try:
+            logits = logits_on(prepared, validation)
+        finally:
+            set_module(prepared, target, original)
+        accuracy = float((logits.argmax(1) == validation.labels).float().mean())
+        name = public_name(target)
+        effects.append(LayerEffect(name, len(validation), right - accuracy, divergence(reference, logits)))
+        progress(name)
+    return effects
+
+
+def worst_layers(effects: list[LayerEffect], count: int) -> tuple[str, ...]:
+    """Names of the layers whose quantization alone moves the output most."""
+    ranked = sorted(effects, key=lambda e: e.divergence, reverse=True)
+    return tuple(e.name for e in ranked[:count])
