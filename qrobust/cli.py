@@ -217,6 +217,7 @@ run_dir = _options(
     click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path)),
     click.option("--seed", type=int, help="Must be the run's own, which drew its splits.  [default: the run's]"),
 )
+resume = click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 out_options = _options(
     click.option(
         "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; must be new or empty."
@@ -331,6 +332,20 @@ def _begin(
     return bench
 
 
+def _begin_or_resume(
+    out: Path, overwrite: bool, resume: bool, *, compensating: bool = True, **options: Any
+) -> Workbench:
+    """A workbench for a new run, or for one that was interrupted, which must have been begun alike."""
+    from qrobust import pipeline
+
+    if not (resume and (out / "config.json").is_file()):
+        return _begin(out, overwrite, compensating=compensating, **options)
+    bench = _reopen(out, options["verbose"], options["quiet"], options["threads"])
+    given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
+    pipeline.check_same_config(bench, _choices(given))
+    return bench
+
+
 def _reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
     from qrobust.workbench import Workbench
 
@@ -367,7 +382,7 @@ def main() -> None:
 @measuring
 @training
 @out_options
-@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+@resume
 @seed
 @common
 def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
@@ -379,30 +394,30 @@ def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> Non
     """
     from qrobust import pipeline
 
-    if resume and (out / "config.json").is_file():
-        bench = _reopen(out, options["verbose"], options["quiet"], options["threads"])
-        given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
-        pipeline.check_same_config(bench, _choices(given))
-    else:
-        bench = _begin(out, overwrite, **options)
+    bench = _begin_or_resume(out, overwrite, resume, **options)
     _finish(bench, pipeline.run(bench, resume=resume))
 
 
 @main.command()
 @inputs
 @out_options
+@resume
 @seed
 @common
-def quantize(out: Path, overwrite: bool, **options: Any) -> None:
+def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Quantize a trained classifier: float.onnx and int8.onnx in a new run folder, audited.
 
     \b
     qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
+    qrobust quantize ... --ptq auto                      search on validation images, keep the best
+    qrobust quantize ... --bits w4a8 --rounding adaround 4-bit weights, learned rounding
+    qrobust quantize ... --bits w4a4 --qat-epochs 2      train the twin; --resume goes on after a kill
     """
     from qrobust import pipeline
 
-    bench = _begin(out, overwrite, compensating=False, **options)
-    pipeline.quantize(bench)
+    bench = _begin_or_resume(out, overwrite, resume, compensating=False, **options)
+    if not (resume and bench.place().stage("quantize")):
+        pipeline.quantize(bench)
     stage = bench.place().need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():
         agreement = stage["parity"][name]["agreement"]
@@ -410,6 +425,38 @@ def quantize(out: Path, overwrite: bool, **options: Any) -> None:
             f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
             f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
         )
+
+
+@main.command()
+@run_dir
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@common
+def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
+    """Which layers of a run's classifier quantization costs most, one by one.
+
+    Signal-to-noise ratios in decibels of each layer's weights, of its input's rounding alone, and of its
+    output with everything before it quantized; and what quantizing that layer alone does on validation
+    images. `qrobust quantize --keep-float auto:N` leaves the N worst in float.
+    """
+    import json
+
+    from qrobust import pipeline
+
+    bench = _reopen(run_folder, **options)
+    layers = pipeline.sensitivity(bench)
+    if as_json:
+        click.echo(json.dumps(layers, indent=2))
+        return
+    click.echo(
+        f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop"
+    )
+    for layer in sorted(layers, key=lambda found: -found["divergence"]):
+        click.echo(
+            f"{layer['name']:34s} {layer['weight_bits']:4d} {layer['weight_sqnr_db']:9.1f} "
+            f"{layer['input_sqnr_db']:9.1f} {layer['output_sqnr_db']:9.1f} {layer['divergence']:9.5f} "
+            f"{100 * layer['accuracy_drop']:+.2f}"
+        )
+    click.echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
 
 
 @main.command()

@@ -180,7 +180,7 @@ def _choices_key(config: RunConfig, kind: str) -> str:
     return hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
 
 
-def sensitivity(bench: Workbench) -> list[dict[str, object]]:
+def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
     """What each layer alone costs, measured on validation images and added to the quantize stage's result."""
     folder = bench.place()
     stage = folder.need_stage("quantize", "quantize")

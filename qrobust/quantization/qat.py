@@ -73,7 +73,7 @@ class TrainableQuantizer(nn.Module):
 
     def frozen(self) -> ActivationQuantizer:
         """With the step size it has now."""
-        return ActivationQuantizer(float(self.log_scale.exp()), self.zero_point, self.qmin, self.qmax)
+        return ActivationQuantizer(float(self.log_scale.detach().exp()), self.zero_point, self.qmin, self.qmax)
 
 
 class TrainableLayer(nn.Module):

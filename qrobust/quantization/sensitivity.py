@@ -16,6 +16,7 @@ from qrobust.quantization.walk import INTEGER_LAYERS, walk
 from qrobust.shifts.rendering import to_unit
 
 BATCH = 50
+MOST_DB = 200.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class LayerEffect:
 
 
 def sqnr_db(signal: torch.Tensor, noisy: torch.Tensor) -> float:
-    """`10 log10(|signal|^2 / |signal - noisy|^2)`; infinite where they are equal."""
+    """`10 log10(|signal|^2 / |signal - noisy|^2)`, at most 200: that is equality, to any purpose."""
     noise = float((signal.double() - noisy.double()).square().sum())
-    return 10 * math.log10(float(signal.double().square().sum()) / noise) if noise else math.inf
+    power = float(signal.double().square().sum())
+    return 10 * math.log10(power / noise) if power and noise > power * 1e-20 else MOST_DB * (power > 0)
 
 
 def layer_noise(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -> list[LayerNoise]:

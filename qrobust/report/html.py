@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from qrobust.report.plots import gains_plot, severity_plot
+from qrobust.report.plots import gains_plot, layers_plot, severity_plot
 from qrobust.report.verdict import NAMES, headline, percent, points, verdict
 
 PICTURE_SIDE = 112
@@ -39,6 +39,7 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         headline=headline(record),
         gains=gains_plot(record),
         severity=severity_plot(record, graphs),
+        layers=layers_plot(record),
         pictures=_picture_rows(pictures) if pictures else [],
     )
 

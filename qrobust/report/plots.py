@@ -64,3 +64,26 @@ def severity_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Marku
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def layers_plot(record: dict[str, Any]) -> markupsafe.Markup:
+    """Signal-to-noise ratio per layer and, where it was measured, what the layer alone does to the output."""
+    quantization = record["quantization"]
+    layers, effects = quantization["layer_noise"], {e["name"]: e for e in quantization["layer_effects"]}
+    rows = np.arange(len(layers))
+    figure = Figure(figsize=(9, 0.24 * len(layers) + 1))
+    axes = figure.add_subplot(1, 2 if effects else 1, 1)
+    for key, marker, label in (("weight", "s", "weights"), ("input", "o", "input alone"), ("output", "D", "output")):
+        axes.plot([layer[f"{key}_sqnr_db"] for layer in layers], rows, marker, markersize=4, label=label)
+    axes.set_yticks(rows, [layer["name"] for layer in layers], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("signal to quantization noise, dB")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
+    if effects:
+        alone = figure.add_subplot(1, 2, 2, sharey=axes)
+        found = [effects.get(layer["name"], {}).get("divergence", 0.0) for layer in layers]
+        alone.barh(rows, found, color=COLOURS["int8"])
+        alone.tick_params(labelleft=False)
+        alone.set_xlabel("KL divergence from float with only this layer quantized, nats")
+    return _svg(figure)

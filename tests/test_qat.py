@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qrobust.classifier import NormalizedModel
+from qrobust.compensation.training import state_hash
+from qrobust.data import Data, open_data
+from qrobust.errors import InputError
+from qrobust.integer import ActivationQuantizer, IntegerConv2d
+from qrobust.quantization.ptq import Observed, build, observe
+from qrobust.quantization.qat import QatFit, TrainableQuantizer, _LearnedStep, refreeze, thaw, train
+from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.target import X86_VNNI
+from qrobust.shifts.rendering import to_unit
+
+RECIPE = Recipe("w4a4")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return open_data("digits", seed=0, calibration_images=48, test_images=48)
+
+
+@pytest.fixture
+def observed(small_model: NormalizedModel, digits: Data) -> Observed:
+    return observe(small_model, (to_unit(i) for i, _ in digits.calibration.batches(16)), RECIPE)
+
+
+def test_gradients_of_learned_steps_by_hand() -> None:
+    # Levels -0.6 (inside), 1.3 (inside), 5 (above 3): arXiv 1902.08153, equations 3 and 5.
+    x = torch.tensor([-0.3, 0.65, 2.5], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    y = _LearnedStep.apply(x, scale, -3, 3)
+    assert torch.allclose(y, torch.tensor([-0.5, 0.5, 1.5]))
+    y.sum().backward()
+    assert x.grad is not None
+    assert scale.grad is not None
+    assert x.grad.tolist() == [1, 1, 0]
+    assert float(scale.grad) == pytest.approx((-1 + 0.6) + (1 - 1.3) + 3, abs=1e-6)
+
+
+def test_gradient_per_channel_sums_over_the_channel() -> None:
+    weight = torch.randn(4, 3, 2, 2, requires_grad=True)
+    scale = torch.full((4, 1, 1, 1), 0.3, requires_grad=True)
+    _LearnedStep.apply(weight, scale, -7, 7).sum().backward()
+    assert scale.grad is not None
+    assert scale.grad.shape == scale.shape
+    alone = torch.tensor(0.3, requires_grad=True)
+    _LearnedStep.apply(weight[2].detach(), alone, -7, 7).sum().backward()
+    assert alone.grad is not None
+    # One sum over twelve float32 values, in another order.
+    assert float(scale.grad[2]) == pytest.approx(float(alone.grad), abs=1e-5)
+
+
+def test_thawed_twin_computes_what_the_twin_computes(observed: Observed, digits: Data) -> None:
+    twin = build(observed, X86_VNNI, RECIPE)
+    images = to_unit(digits.test.read(slice(0, 8)))
+    trainable = thaw(observed.graph, twin, learn_ranges=True)
+    # exp(log(scale)) is not quite the scale, so a value on the edge of two steps may move by one.
+    wanted, got = twin(images), trainable(images)
+    assert (wanted - got).abs().mean() < 0.02 * wanted.std()
+    again = refreeze(trainable)(images)
+    assert (got - again).abs().mean() < 0.02 * wanted.std()
+
+
+def fit(
+    trainable: torch.fx.GraphModule, model: NormalizedModel, digits: Data, folder: Path, **changes: object
+) -> QatFit:
+    options = {
+        "steps": 24, "batch_size": 16, "learning_rate": 1e-3, "distillation": 1.0, "cells": [],
+        "table": "cifar-c", "seed": 0, "checkpoint": folder / "qat.pt",
+    }  # fmt: skip
+    return train(
+        trainable, model, digits.training, digits.validation.first(60), **(options | changes)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
+    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+) -> None:
+    twin = build(observed, X86_VNNI, RECIPE)
+    before, floats = state_hash(twin), state_hash(observed.graph)
+    trainable = thaw(observed.graph, twin, learn_ranges=True)
+    result = fit(trainable, small_model, digits, tmp_path)
+    assert (result.accuracy, -result.divergence) > (result.start_accuracy, -result.start_divergence)
+    assert result.best_step > 0
+    assert not result.diverged
+    assert (state_hash(twin), state_hash(observed.graph)) == (before, floats)
+    trained = refreeze(trainable)
+    layer = trained.get_submodule("network.blocks.0.conv1")
+    assert isinstance(layer, IntegerConv2d)
+    assert layer.weight_int.abs().max() <= 7
+
+
+def test_frozen_ranges_stay(small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path) -> None:
+    twin = build(observed, X86_VNNI, RECIPE)
+    trainable = thaw(observed.graph, twin, learn_ranges=False)
+    fit(trainable, small_model, digits, tmp_path, steps=4, learning_rate=1e-2)
+    scales = [m.frozen().scale for m in trainable.modules() if isinstance(m, TrainableQuantizer)]
+    kept = [m.scale for m in twin.modules() if isinstance(m, ActivationQuantizer)]
+    assert torch.allclose(torch.stack(scales), torch.stack(kept), rtol=1e-5)
+
+
+def test_training_resumes_to_the_same_weights(
+    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+) -> None:
+    twin = build(observed, X86_VNNI, RECIPE)
+    whole, parts = (thaw(observed.graph, twin, learn_ranges=True) for _ in range(2))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    fit(whole, small_model, digits, tmp_path / "a")
+
+    class KilledError(Exception):
+        pass
+
+    def kill(step: int, *_: object) -> None:
+        if step == 14:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(parts, small_model, digits, tmp_path / "b", progress=kill)
+    resumed = thaw(observed.graph, twin, learn_ranges=True)
+    fit(resumed, small_model, digits, tmp_path / "b")
+    assert state_hash(whole) == state_hash(resumed)
+
+
+def test_shifted_images_are_drawn(
+    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+) -> None:
+    twin = build(observed, X86_VNNI, RECIPE)
+    plain, shifted = (thaw(observed.graph, twin, learn_ranges=True) for _ in range(2))
+    fit(plain, small_model, digits, tmp_path, steps=2)
+    (tmp_path / "qat.pt").unlink()
+    fit(shifted, small_model, digits, tmp_path, steps=2, cells=[("contrast", 5)])
+    assert state_hash(plain) != state_hash(shifted)
+
+
+def test_divergence_is_stopped_and_the_start_kept(
+    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+) -> None:
+    twin = build(observed, X86_VNNI, RECIPE)
+    trainable = thaw(observed.graph, twin, learn_ranges=True)
+
+    def teacher(images: torch.Tensor) -> torch.Tensor:
+        logits = small_model(images)
+        return logits if len(images) != 16 else logits * float("nan")
+
+    result = fit(trainable, teacher, digits, tmp_path)  # type: ignore[arg-type]  # any callable teaches
+    assert result.diverged
+    assert (result.steps, result.best_step) == (0, 0)
+    assert state_hash(refreeze(trainable)) == state_hash(refreeze(thaw(observed.graph, twin, learn_ranges=True)))
+
+
+def test_bad_input(small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path) -> None:
+    trainable = thaw(observed.graph, build(observed, X86_VNNI, RECIPE), learn_ranges=True)
+    with pytest.raises(InputError, match="batch_size: expected at least 8, got 4"):
+        fit(trainable, small_model, digits, tmp_path, batch_size=4)
+    with pytest.raises(InputError, match=r"distillation: expected a weight from 0 to 1, got 1.5"):
+        fit(trainable, small_model, digits, tmp_path, distillation=1.5)
