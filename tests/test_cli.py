@@ -18,7 +18,17 @@ from PIL import Image
 from qrobust.errors import GateError
 from qrobust.results import read_record, without_timings
 
-COMMANDS = ("quantize-and-compensate", "quantize", "evaluate", "compensate", "export", "report", "audit", "demo")
+COMMANDS = (
+    "quantize-and-compensate",
+    "quantize",
+    "sensitivity",
+    "evaluate",
+    "compensate",
+    "export",
+    "report",
+    "audit",
+    "demo",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -336,3 +346,97 @@ def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
 def test_random_weights_are_announced(tmp_path: Path) -> None:
     arguments, _ = bad_case("budget", tmp_path)
     assert "random weights" in qrobust(*arguments, "--out", tmp_path / "out").output
+
+
+def small_quantize(weights: Path, out: Path, *options: object) -> list[object]:
+    return [
+        "quantize", "--model", "resnet8", "--weights", weights, "--data", "digits", "--normalization", "cifar10",
+        "--calibration-images", "48", "--train-images", "96", "--test-images", "48", "--out", out, "--threads", "1",
+        "-q", *options,
+    ]  # fmt: skip
+
+
+def test_narrow_bits_stay_integer_and_int4_is_smaller(weights: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for storage in ("int8", "int4"):
+        out = tmp_path / storage
+        result = qrobust(*small_quantize(weights, out, "--bits", "w4a4", "--storage", storage))
+        assert result.exit_code == 0, result.output
+        stage = json.loads((out / "stages" / "quantize.json").read_text())
+        assert stage["audit"]["int8"]["integer_ops"] == stage["audit"]["int8"]["quantizable_ops"] == 10
+        assert stage["quantization"]["recipe"]["bits"] == "w4a4"
+        assert {n["weight_bits"] for n in stage["quantization"]["layer_noise"]} == {4, 8}
+        sizes[storage] = (out / "int8.onnx").stat().st_size
+    # 76 thousand 4-bit weights save half a byte each.
+    assert sizes["int8"] - sizes["int4"] > 30_000
+
+
+def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--ptq", "auto", "--keep-float", "auto:1", "--layer-bits", "blocks.0.*=w4a8"]
+    result = qrobust(*small_quantize(weights, out, *options))
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "stages" / "quantize.json").read_text())["quantization"]
+    assert len(found["trials"]) == 8
+    assert (
+        min(t["divergence"] for t in found["trials"]) == [t for t in found["trials"] if t["kept"]][-1]["divergence"]
+    )
+    assert len(found["kept_in_float"]) == 1
+    assert len(found["layer_effects"]) == 10
+    table = qrobust("sensitivity", out, "-q")
+    assert table.exit_code == 0, table.output
+    assert "blocks.2.conv2" in table.output
+    layers = json.loads(qrobust("sensitivity", out, "-q", "--json").output)
+    assert len(layers) == 9
+    assert all(layer["n"] > 0 and layer["divergence"] >= 0 for layer in layers)
+
+
+def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qrobust.quantization import qat
+
+    options = ["--bits", "w4a4", "--qat-epochs", "2", "--qat-learning-rate", "0.001"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert qrobust(*small_quantize(weights, whole, *options)).exit_code == 0
+    draw = qat._batch
+
+    def kill(*arguments: object) -> object:
+        if arguments[-1] == 1:
+            raise KeyboardInterrupt
+        return draw(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(qat, "_batch", kill)
+    assert qrobust(*small_quantize(weights, killed, *options)).exit_code != 0
+    monkeypatch.undo()
+    assert list((killed / "checkpoints").glob("qat-*.pt"))
+    refused = qrobust(*small_quantize(weights, killed, *options[:-1], "0.002", "--resume"))
+    assert refused.exit_code == 2
+    assert "qat_learning_rate=0.001, got 0.002" in refused.output
+    assert qrobust(*small_quantize(weights, killed, *options, "--resume")).exit_code == 0
+    assert (whole / "twin.safetensors").read_bytes() == (killed / "twin.safetensors").read_bytes()
+    assert json.loads((whole / "stages" / "quantize.json").read_text())["quantization"]["qat"]["steps"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--keep-float", "blocks.9.conv1"],
+            "no convolution or linear layer is called 'blocks.9.conv1'; the nearest",
+        ),
+        (["--keep-float", "auto:99"], "auto:N with N from 1 to 9"),
+        (["--keep-float", "auto:x"], "keep_float: expected layer names or one auto:N"),
+        (["--layer-bits", "fc"], "layer_bits: expected LAYER=BITS, got 'fc'"),
+        (["--layer-bits", "fc=w5a5"], "layer_bits: expected one of w8a8"),
+        (["--qat-epochs", "-1"], "qat_epochs: expected a finite number >= 0, got -1"),
+        (["--qat-epochs", "1", "--qat-distillation", "2"], "qat_distillation: expected a weight from 0 to 1, got 2"),
+        (["--target", "x87"], "target: expected one of x86-vnni, x86-avx2, arm64, got 'x87'"),
+    ],
+)
+def test_bad_quantization_choices_write_nothing(
+    options: list[str], message: str, weights: Path, tmp_path: Path
+) -> None:
+    result = qrobust(*small_quantize(weights, tmp_path / "out", *options))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -145,6 +145,7 @@ def integer_layer(
     # A channel of almost no weight would give its bias a scale too fine for 32 bits.
     scale = torch.maximum(scale, bias.abs() / (source.scale * 2.0**30))
     integers = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(*weight_range).to(torch.int8)
+    integers = integers.contiguous()
     if isinstance(layer, nn.Linear):
         return IntegerLinear(integers, scale, bias, source.scale, weight_range[1])
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
