@@ -23,8 +23,8 @@ from qrobust.quantization.graph import calls
 from qrobust.statistics import wilson_interval
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
-# Floats held at once, of activations and of pair sums: 64 MiB each.
-CHUNK = 2**24
+# Floats of activations and of pair sums looked at in one go (or one image, or one pair): 4 MiB stay near the core.
+CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class LayerSaturation:
         risky_pairs: share of its weight pairs that could overflow.
         saturated_sums: share of its pair sums that did.
         changed_outputs: share of its outputs, before activation and rounding, that came out wrong.
-        mean_error: mean error of all outputs, in standard deviations of the layer's exact output.
+        mean_error: mean error of all outputs, in standard deviations of the layer's exact output (of a
+            constant output in its own unit).
         largest_error: the largest error, same unit.
     """
 
