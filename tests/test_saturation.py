@@ -214,7 +214,9 @@ def test_chunks_change_nothing(
 def test_a_pair_is_simulated_whole(small_model: NormalizedModel, images: torch.Tensor) -> None:
     twin = quantize(small_model, X86_VNNI, [images])
     pair = Compensated(nn.Identity(), twin)
-    assert torch.equal(without_vnni(pair)(images), without_vnni(twin)(images))
+    simulated = without_vnni(pair)
+    assert torch.equal(simulated(images), without_vnni(twin)(images))
+    assert [m.name for m in layers(simulated)] == [n for n, m in pair.named_modules() if hasattr(m, "weight_int")]
 
 
 def test_gradient_is_straight_through(small_model: NormalizedModel, images: torch.Tensor) -> None:
@@ -237,3 +239,5 @@ def test_what_is_not_a_twin_is_refused(small_model: NormalizedModel, images: tor
         without_vnni(bare)
     with pytest.raises(InputError, match=r"^batches: expected at least one image, got none$"):
         saturation_risk(twin_of(layer), [])
+    with pytest.raises(InputError, match=r"^batches: expected float images in \[0, 1\], got torch.uint8$"):
+        saturation_risk(twin_of(layer), [(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1))])

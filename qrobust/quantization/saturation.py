@@ -32,7 +32,7 @@ class LayerSaturation:
     """What saturation did to one layer, on the images it was measured on.
 
     Attributes:
-        name: the layer's name in the twin.
+        name: the layer's name, as `named_modules` has it.
         proven: no pair of its weights can overflow, whatever the activations.
         risky_pairs: share of its weight pairs that could overflow.
         saturated_sums: share of its pair sums that did.
@@ -191,7 +191,7 @@ def without_vnni(twin: nn.Module) -> nn.Module:
     """
     simulated = copy.deepcopy(twin)
     found = 0
-    for graph in [m for m in simulated.modules() if isinstance(m, fx.GraphModule)]:
+    for path, graph in [(p, m) for p, m in simulated.named_modules() if isinstance(m, fx.GraphModule)]:
         modules = dict(graph.named_modules(remove_duplicate=False))
         for node, layer in list(calls(graph, (IntegerConv2d, IntegerLinear))):
             assert isinstance(layer, IntegerConv2d | IntegerLinear)
@@ -204,8 +204,9 @@ def without_vnni(twin: nn.Module) -> nn.Module:
                     f"twin: expected unsigned activations, which x86 kernels multiply, before layer "
                     f"{node.target!r}; got [{quantizer.qmin}, {quantizer.qmax}]"
                 )
-            name = f"{node.name}_without_vnni"
-            graph.add_submodule(name, _SaturatingLayer(str(node.target), layer, quantizer))
+            name, target = f"{node.name}_without_vnni", str(node.target)
+            full_name = f"{path}.{target}" if path else target
+            graph.add_submodule(name, _SaturatingLayer(full_name, layer, quantizer))
             node.target = name
             found += 1
         graph.delete_all_unused_submodules()
@@ -236,11 +237,13 @@ def saturation_risk(twin: nn.Module, batches: Iterable[tuple[torch.Tensor, torch
         `layers`, a `LayerSaturation` each, as dictionaries.
 
     Raises:
-        InputError: as for `without_vnni`, or there are no images.
+        InputError: as for `without_vnni`, images are integers, or there are none.
     """
     simulated = without_vnni(twin)
     n = right = right_without = equal = 0
     for images, labels in batches:
+        if not images.is_floating_point():
+            raise InputError(f"batches: expected float images in [0, 1], got {images.dtype}")
         ours, theirs = twin(images).argmax(1), simulated(images).argmax(1)
         n += len(labels)
         right += int((ours == labels).sum())
