@@ -5,13 +5,14 @@
 
 Single operators first, with weights made to overflow: the simulation must give the emulated integers exactly,
 which fixes the order in which products are paired. Then whole networks, exported as `qrobust` exports them: the
-trained ones of `--training` (made by train_baselines.py) in 8 and in 7 bits, and torchvision's ResNet-18 and
+trained ones of `--training` (made by train_baselines.py) in 8 bits, in 7, and in 8 with the worst layer in 7; and torchvision's ResNet-18 and
 MobileNetV2 with random weights for their shapes. Each graph runs natively and under `qemu-x86_64 -cpu Haswell`,
 on the same images.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -220,7 +222,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 @torch.inference_mode()
 def check_network(
-    name: str, twin: fx.GraphModule, images: torch.Tensor, labels: torch.Tensor | None, inner: int, folder: Path
+    name: str,
+    weights: str,
+    twin: fx.GraphModule,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    inner: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """One graph natively, emulated, as the twin has it and as it is simulated."""
     plain, open_graph = folder / "int8.onnx", folder / "activations.onnx"
@@ -243,6 +251,7 @@ def check_network(
     audited = audit(plain)
     result = {
         "network": name,
+        "weights": weights,
         "n": len(images),
         "image_size": images.shape[-1],
         "integer_ops": audited["integer_ops"],
@@ -287,6 +296,15 @@ def pixels(data: Data, split: str, n: int) -> torch.Tensor:
     return getattr(data, split).read(slice(0, n)).float() / 255
 
 
+def validation(data: Data) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return ((images.float() / 255, labels) for images, labels in data.validation.batches(100))
+
+
+def worst_layer(risk: dict[str, Any]) -> str:
+    """The layer whose outputs saturation changes most."""
+    return str(max(risk["layers"], key=lambda layer: layer["mean_error"])["name"])
+
+
 @click.command()
 @click.option("--data", "spec", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
 @click.option(
@@ -315,15 +333,17 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
                 find_model(recipe["model"]), classes=len(data.class_names), image_size=32,
                 weights=where / "weights.pt", pretrained=False, normalization="cifar10", seed=seed,
             )  # fmt: skip
-            for target in (X86_VNNI, SEVEN_BITS):
-                twin = quantize(model, target, pixels(data, "calibration", len(data.calibration)).split(64))
-                row = check_network(
-                    recipe["model"], twin, pixels(data, "test", n), data.test.labels[:n], inner, folder
-                )
-                row["weight_range"] = target.weight_range
-                batches = ((x.float() / 255, y) for x, y in data.validation.batches(100))
+            calibration = pixels(data, "calibration", len(data.calibration)).split(64)
+            eight, seven = (quantize(model, target, calibration) for target in (X86_VNNI, SEVEN_BITS))
+            worst = worst_layer(saturation_risk(eight, validation(data)))
+            mixed = copy.deepcopy(eight)
+            mixed.set_submodule(worst, seven.get_submodule(worst))
+            for weights, twin in (("8 bit", eight), ("7 bit", seven), (f"8 bit, `{worst}` 7 bit", mixed)):
+                images, labels = pixels(data, "test", n), data.test.labels[:n]
+                row = check_network(recipe["model"], weights, twin, images, labels, inner, folder)
                 started = time.monotonic()
-                row["risk"] = saturation_risk(twin, batches) | {"seconds": round(time.monotonic() - started, 1)}
+                row["risk"] = saturation_risk(twin, validation(data))
+                row["risk_seconds"] = round(time.monotonic() - started, 1)
                 networks.append(row)
                 click.echo(json.dumps({k: v for k, v in row.items() if k not in ("activations", "risk")}))
         larger = open_data(spec, seed=seed, image_size=64)
@@ -334,8 +354,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
             )  # fmt: skip
             settle(model, pixels(larger, "calibration", 32))
             twin = quantize(model, X86_VNNI, pixels(larger, "calibration", 32).split(16))
-            row = check_network(spec_name, twin, pixels(larger, "test", 16), None, 8, folder)
-            row["weight_range"] = X86_VNNI.weight_range
+            row = check_network(spec_name, "8 bit", twin, pixels(larger, "test", 16), None, 8, folder)
             networks.append(row)
             click.echo(json.dumps({k: v for k, v in row.items() if k != "activations"}))
     result = {
