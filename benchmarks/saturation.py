@@ -5,9 +5,9 @@
 
 Single operators first, with weights made to overflow: the simulation must give the emulated integers exactly,
 which fixes the order in which products are paired. Then whole networks, exported as `qrobust` exports them: the
-trained ones of `--training` (made by train_baselines.py) in 8 bits, in 7, and in 8 with the worst layer in 7; and torchvision's ResNet-18 and
-MobileNetV2 with random weights for their shapes. Each graph runs natively and under `qemu-x86_64 -cpu Haswell`,
-on the same images.
+trained ones of `--training` (made by train_baselines.py) in 8 bits, in 7, and in 8 with only the worst layer in 7;
+torchvision's ResNet-18 and MobileNetV2 with random weights, for their shapes. Each graph runs natively and under
+`qemu-x86_64 -cpu Haswell`, on the same images.
 """
 
 from __future__ import annotations
