@@ -24,6 +24,10 @@ def record() -> dict[str, Any]:
     return json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text())
 
 
+def saturation_record() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / "saturation.json").read_text())
+
+
 def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %"
 
@@ -92,7 +96,75 @@ def facts() -> str:
     )
 
 
-QUOTES: dict[str, Callable[[], str]] = {f.__name__: f for f in (headline, shifts, facts)}
+def saturation_operators() -> str:
+    """One sentence on the single operators."""
+    r = saturation_record()
+    rows = r["operators"]
+    total, changed, wrong = (
+        sum(row[k] for row in rows) for k in ("outputs", "changed_by_saturation", "emulated_unlike_simulation")
+    )
+    return (
+        f"{len(rows)} single operators with {total:,} integer outputs, of which saturation changes {changed:,}: "
+        f"{wrong} differ between simulation and emulation."
+    )
+
+
+def saturation_networks() -> str:
+    """A line per network and bit-width: logits, correlation, agreement, accuracy on the emulated images."""
+    r = saturation_record()
+    lines = [
+        "| network | weights | n | error without VNNI | left after simulation | twin to session, with VNNI "
+        "| correlation | accuracy with VNNI | without, emulated | without, simulated |",
+        "|---|---|" + "---:|" * 8,
+    ]
+    for row in r["networks"]:
+        accuracy, correlation = row.get("accuracy", {}), row["error_correlation"]
+        means = [
+            row[k]["mean_difference"] for k in ("native_and_emulated", "simulated_and_emulated", "twin_and_native")
+        ]
+        shown = [percent(accuracy[k]) if k in accuracy else "" for k in ("native", "emulated", "simulated")]
+        lines.append(
+            f"| {row['network'].removeprefix('torchvision:')}{'' if accuracy else ', random weights'} "
+            f"| {row['weights']} | {row['n']:,} "
+            f"| {' | '.join(f'{m:.4f}' for m in means)} "
+            f"| {'' if correlation is None else f'{correlation:.4f}'} | {' | '.join(shown)} |"
+        )
+    lines += [
+        "",
+        f"Differences are means over all logits. onnxruntime {r['versions']['onnxruntime']}; natively on "
+        f"{r['hardware']['processor']} with AVX512-VNNI, without VNNI on {r['emulator']['version']}, "
+        f"`{r['emulator']['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def saturation_risks() -> str:
+    """What the estimate says of each trained network on validation images, and of its worst layers."""
+    lines = []
+    for row in saturation_record()["networks"]:
+        if "risk" not in row:
+            continue
+        risk, name = row["risk"], f"{row['network']}, {row['weights']}"
+        if risk["proven"]:
+            lines.append(f"- {name}: proven, no layer can saturate on any image.")
+            continue
+        low, high = risk["accuracy_without_vnni_interval"]
+        worst = max(risk["layers"], key=lambda layer: layer["mean_error"])
+        others = max(layer["mean_error"] for layer in risk["layers"] if layer is not worst)
+        lines.append(
+            f"- {name}: {percent(risk['accuracy'])} with VNNI, expected "
+            f"{percent(risk['accuracy_without_vnni'])} [{percent(low)}, {percent(high)}] without, agreement "
+            f"{percent(risk['agreement'])} (n = {risk['n']:,}, {row['risk_seconds']:.0f} s). Worst layer "
+            f"`{worst['name']}`: {percent(worst['saturated_sums'], 2)} of its pair sums saturate, which changes "
+            f"{percent(worst['changed_outputs'])} of its outputs by {worst['mean_error']:.3f} standard deviations on "
+            f"average; no other layer's mean error is above {others:.5f}."
+        )
+    return "\n".join(lines)
+
+
+QUOTES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (headline, shifts, facts, saturation_operators, saturation_networks, saturation_risks)
+}
 
 
 def quoted(text: str) -> str:
