@@ -31,7 +31,7 @@ from qrobust.config import RunConfig
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.errors import InputError, QRobustError
+from qrobust.errors import GateError, InputError, QRobustError
 from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
 from qrobust.models import parse_normalization
 from qrobust.quantization.graph import folded
@@ -39,6 +39,7 @@ from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, refreeze, thaw
 from qrobust.quantization.qat import train as train_twin
 from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
@@ -55,6 +56,8 @@ CLEAN_COST = 0.0075
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 PARITY_IMAGES = 1000
 NOISE_IMAGES, QAT_VALIDATION_IMAGES = 32, 2000
+# At most so many validation images, and pixels of them, to estimate saturation on.
+SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 LATENCY_BATCHES = (1, 32)
 STAGES = ("quantize", "compensate", "export", "evaluate")
 COMPENSATION_KEYS = ("width", "trained_on", "training", "gate_offset", "validation", "classifier_hash")
@@ -133,12 +136,30 @@ def _quantize(bench: Workbench) -> None:
             "layer_noise": [asdict(n) for n in noise],
             "layer_effects": [asdict(e) for e in quantized.effects],
             "qat": asdict(fit) if fit else None,
+            "saturation": _saturation(bench, twin),
         }
         result["macs"] = {"classifier": count_macs(bench.model, size)}
         result["twin_hash"] = state_hash(twin)
         result["splits"] = bench.data.summary()
         result["class_names"] = list(bench.data.class_names)
         result["image_size"] = size
+
+
+def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None:
+    """What an x86 CPU without VNNI would make of the twin; None where activations are signed."""
+    if bench.target.activation_range[0] < 0:
+        return None
+    size = bench.data.image_size
+    judged = bench.data.validation.first(max(16, min(SATURATION_IMAGES, SATURATION_PIXELS // size**2)))
+    found = saturation_risk(twin, ((to_unit(images), labels) for images, labels in judged.batches(16)))
+    if not found["proven"] and bench.config.target == "x86-avx2":
+        raise GateError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
+    bench.reporter.detail(
+        "without VNNI: nothing can saturate" if found["proven"] else
+        f"without VNNI: {100 * found['accuracy_without_vnni']:.1f} % instead of {100 * found['accuracy']:.1f} % "
+        f"expected (n = {found['n']})"
+    )  # fmt: skip
+    return found
 
 
 def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatFit]:

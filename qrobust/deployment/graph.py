@@ -11,7 +11,6 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -158,6 +157,7 @@ def export(
     _strip(proto)
     if storage == "int4":
         _pack_weights(proto)
+    _unshare_zero_points(proto)
     for key, value in (metadata or {}).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -193,6 +193,24 @@ def _pack_weights(proto: onnx.ModelProto) -> None:
     rest = list(proto.graph.node)
     del proto.graph.node[:]
     proto.graph.node.extend([*casts, *rest])
+
+
+def _unshare_zero_points(proto: onnx.ModelProto) -> None:
+    """Give every DequantizeLinear a zero point of its own.
+
+    onnxruntime's `session.x64quantprecision`, for x86 CPUs without VNNI, rewrites each in place and refuses a
+    graph in which two are one.
+    """
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    taken: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in initializers:
+            shared = node.input[2]
+            if shared in taken:
+                copied = proto.graph.initializer.add()
+                copied.CopyFrom(initializers[shared])
+                copied.name = node.input[2] = f"{node.input[0]}_zero_point"
+            taken.add(node.input[2])
 
 
 def _strip(proto: onnx.ModelProto) -> None:

@@ -55,6 +55,14 @@ def verdict(record: dict[str, Any]) -> list[str]:
         f"onnxruntime runs {audit['integer_ops']} of {audit['quantizable_ops']} convolutions and matrix products of "
         f"the INT8 graph on integers."
     )
+    saturation = record["quantization"]["saturation"]
+    if saturation and not saturation["proven"]:
+        low, high = saturation["accuracy_without_vnni_interval"]
+        sentences.append(
+            f"On an x86 CPU without VNNI expect {percent(saturation['accuracy_without_vnni'])} "
+            f"[{100 * low:.1f}, {100 * high:.1f}] instead of {percent(saturation['accuracy'])} (simulated on "
+            f"{saturation['n']} validation images); `--target x86-avx2` is for those."
+        )
     return sentences + list(record["attacks"]["flags"])
 
 
