@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.deployment.diagnosis import GraphView, Reason, float_islands, label, why_float
+from qrobust.deployment.diagnosis import GraphView, Reason, float_islands, label, misread_biases, why_float
 from qrobust.deployment.graph import Graph, Node, all_graphs, attributes, load
 from qrobust.deployment.runtime import Kernel, open_session, run_profiled
 from qrobust.errors import GateError, InputError
@@ -69,7 +69,8 @@ def audit(
         multiply-accumulates per image and their quotient `integer_mac_share` (None if all are unknown);
         `unknown_macs`, compute by type that is in neither because its shapes do not tell its work;
         `time_share` of each operator type on this CPU, one thread. With `explain` also `blocked`, the float
-        compute with its `macs` and `reasons`, and `float_islands`, see `qrobust.deployment.diagnosis`.
+        compute with its `macs` and `reasons`, `float_islands` and `misread_biases`, see
+        `qrobust.deployment.diagnosis`.
 
     Raises:
         InputError: not an ONNX file that onnxruntime runs, not one image input, an image size that is missing,
@@ -77,6 +78,7 @@ def audit(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        time_share = _time_share(path, image_size, signed_activations, folder)
         graph, compute, other = _execute(path, image_size, signed_activations, folder)
         if not compute:
             raise InputError(f"onnx: {path} has no convolution and no matrix product: nothing to audit")
@@ -90,17 +92,16 @@ def audit(
             "total_macs": total,
             "integer_mac_share": integer / total if total else None,
             "unknown_macs": _by_type(c.node.op_type for c in compute if c.macs is None),
-            "time_share": _time_share(path, image_size, signed_activations, folder),
+            "time_share": time_share,
         }
         if explain:
             open_session(path, 1, folder / "basic.onnx", signed_activations=signed_activations, level="basic")
             before = GraphView(load(folder / "basic.onnx").graph)
             signed = platform.machine() in ARM if signed_activations is None else signed_activations
+            blocked = [(c, *why_float(c.node, before, signed)) for c in compute if not c.integer]
             result["blocked"] = [
                 {"node": label(node), "op_type": node.op_type, "macs": c.macs, "reasons": _plain(reasons)}
-                for c in compute
-                if not c.integer
-                for node, reasons in [why_float(c.node, before, signed)]
+                for c, node, reasons in blocked
             ]
             result["float_islands"] = [
                 {"nodes": {label(node): node.op_type for node in group}, "reasons": _plain(reasons)}
@@ -108,6 +109,9 @@ def audit(
                     GraphView(graph), before, {c.node.output[0] for c in compute}, signed
                 )
             ]
+            result["misread_biases"] = {
+                label(node): why for node, why in misread_biases(before, {node.output[0] for _, node, _ in blocked})
+            }
     return result
 
 
@@ -127,13 +131,14 @@ def _execute(
     open_session(path, 1, optimized, signed_activations=signed, without=(BLOCKED_LAYOUT,))
     original, numbered = load(optimized), load(optimized)
     for number, node in enumerate(n for part in all_graphs(numbered.graph) for n in part.node):
-        node.name = str(number)  # files may leave names out, or use one twice
+        node.name = str(number)  # files may leave names out
     optimized.write_bytes(numbered.SerializeToString())
     batch, (kernels,) = run_profiled(optimized, image_size, folder, signed_activations=signed, level="none")
     view = GraphView(original.graph)
     compute, other = [], []
-    for kernel in {kernel.node: kernel for kernel in kernels}.values():  # once, also in a loop
-        node = view.nodes[int(kernel.node)]
+    # Once each, also in a loop; onnxruntime may split a DequantizeLinear by reader ("7/duplicated").
+    for number, kernel in {int(kernel.node.partition("/")[0]): kernel for kernel in kernels}.items():
+        node = view.nodes[number]
         if not COMPUTE.search(node.op_type):
             other.append(node.op_type)
             continue

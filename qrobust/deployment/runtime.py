@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def open_session(
     Args:
         path: the ONNX file.
         threads: threads within an operator.
-        optimized: where onnxruntime writes the graph it executes.
+        optimized: where onnxruntime writes the graph it executes; its large constants lie beside it (.bin).
         signed_activations: True fuses int8 activations as onnxruntime does on ARM, False treats them as on
             x86, where it first tries to make them uint8; None is this CPU's own way.
         level: how far onnxruntime optimises: `all`, `basic` (before integer operators are fused) or `none`.
@@ -64,6 +65,9 @@ def open_session(
         options.add_session_config_entry("session.qdqisint8allowed", str(int(signed_activations)))
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # Otherwise it would point, from another folder, at the external data of the original.
+        data = f"{optimized.stem}.bin"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -193,7 +197,10 @@ def run_profiled(
         for _ in range(rounds):
             session.run(None, feed)
     except Exception as error:  # as in open_session
-        raise InputError(f"onnx: onnxruntime cannot run {path} ({str(error).splitlines()[0]})") from error
+        line = str(error).splitlines()[0]
+        found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
+        reason = f"node {found[1]}: {found[2]}" if found else line
+        raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error
     events = json.loads(Path(session.end_profiling()).read_text())
     runs: list[list[Kernel]] = [[]]
     for event in events:
