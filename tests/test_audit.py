@@ -14,13 +14,9 @@ import torch
 from conftest import qrobust
 from onnx_graphs import GraphBuilder, conv_graph, gemm_graph, s8
 
-from qrobust.classifier import NormalizedModel, count_macs
 from qrobust.deployment.audit import audit, check_share
-from qrobust.deployment.graph import export
 from qrobust.deployment.runtime import OnnxClassifier, open_session
 from qrobust.errors import GateError, InputError
-from qrobust.quantization.ptq import quantize
-from qrobust.quantization.target import X86_VNNI
 
 
 def floats(g: GraphBuilder, *shape: int) -> str:
@@ -81,16 +77,6 @@ def test_macs_of_one_image(name: str, batch: str | int, tmp_path: Path) -> None:
     assert sum(audited["time_share"].values()) == pytest.approx(1, abs=5e-5 * len(audited["time_share"]))
 
 
-def test_macs_are_those_that_torch_counts(small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path) -> None:
-    """Integer and float kernels, in onnxruntime's own layouts, against hooks on the layers in torch."""
-    for name, model, share in (("float", small_model, 0), ("int8", quantize(small_model, X86_VNNI, [images]), 1)):
-        export(model, tmp_path / f"{name}.onnx", 32)
-        audited = audit(tmp_path / f"{name}.onnx")
-        assert audited["total_macs"] == count_macs(small_model, 32)
-        assert audited["integer_mac_share"] == share
-        assert audited["unknown_macs"] == {}
-
-
 def test_layouts_with_the_channels_last(tmp_path: Path) -> None:
     g = GraphBuilder(("n", "h", "w", 3))
     path = g.save(
@@ -127,6 +113,13 @@ def test_work_that_is_not_known_is_named_and_gates(tmp_path: Path) -> None:
     with pytest.raises(GateError, match="of LSTM are not known"):
         check_share(audited, 0.5, None)
     assert "not counted, their work is not known: 1 LSTM" in qrobust("audit", path).output
+
+
+def test_dynamic_quantization_is_called_so(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    result = qrobust("audit", g.save(tmp_path / "g.onnx", dynamic(g)))
+    assert "1 of 1 convolutions" in result.output
+    assert "quantized dynamically: 1 DynamicQuantizeLinear" in result.output
 
 
 def test_shares_gate() -> None:

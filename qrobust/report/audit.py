@@ -25,6 +25,11 @@ def audit_lines(audited: dict[str, Any]) -> list[str]:
         lines.append(f"  not counted, their work is not known: {_listed(audited['unknown_macs'])}")
     times = ", ".join(f"{kind} {share:.0%}" for kind, share in audited["time_share"].items() if share >= 0.01)
     lines += [f"  time on this CPU, one thread: {times}", f"  other operators: {_listed(audited['other_ops'])}"]
+    if dynamic := audited["other_ops"].get("DynamicQuantizeLinear"):
+        lines.append(
+            f"  quantized dynamically: {dynamic} DynamicQuantizeLinear look for each image's ranges, and what lies "
+            "between integer operators is float; ranges observed beforehand need neither"
+        )
     if audited["blocked"]:
         lines.append(f"  left in float: {_listed(audited['float_compute'])}")
         lines += _by_reason([(b["node"], b["macs"] or 0, b["reasons"]) for b in audited["blocked"]], total)
