@@ -92,7 +92,7 @@ def test_names_may_be_missing(tmp_path: Path) -> None:
         node.name = ""
     audited = audit(g.save(tmp_path / "none.onnx", "Conv1_out"), explain=True)
     assert audited["total_macs"] == 64 * (12 + 20)
-    assert [b["node"] for b in audited["blocked"]] == ["(makes Conv0_out)", "(makes Conv1_out)"]
+    assert [b["node"] for b in audited["blocked"]] == ["(Conv of images)", "(Conv of Conv0_out)"]
 
 
 def test_a_file_that_was_already_optimised(tmp_path: Path) -> None:

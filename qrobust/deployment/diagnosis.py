@@ -109,7 +109,7 @@ class GraphView:
 
 def label(node: Node) -> str:
     """A node's name, or what else finds it in the file."""
-    return node.name or f"(makes {node.output[0]})"
+    return node.name or f"({node.op_type} of {node.input[0]})"
 
 
 def _about(node: Node) -> str:
@@ -144,16 +144,24 @@ def why_float(executed: Node, view: GraphView, signed: bool) -> tuple[Node, list
     return node, reasons or [NOTHING_FOUND]
 
 
-def _before_fusion(executed: Node, view: GraphView) -> Node | None:
-    """The node as it was before its activation or a transpose was fused into it: by name, else up its output."""
+def _same_node(executed: Node, view: GraphView) -> Node | None:
+    """A node in the graph before fusion: by name, which files may leave out, or by what it makes."""
     kind = executed.op_type.removeprefix("Fused")
     for node in view.nodes:
         if node.name and node.name == executed.name and node.op_type in (kind, executed.op_type):
             return node
     node = view.producer.get(executed.output[0])
-    while node is not None and node.op_type not in (kind, executed.op_type):
-        node = view.producer.get(node.input[0]) if node.input else None
-    return node
+    return node if node is not None and node.op_type in (kind, executed.op_type) else None
+
+
+def _before_fusion(executed: Node, view: GraphView) -> Node | None:
+    """The same, also where an activation or a transpose was fused into the node: then up from what it makes."""
+    found = _same_node(executed, view)
+    node = view.producer.get(executed.output[0])
+    while found is None and node is not None and node.input:
+        node = view.producer.get(node.input[0])
+        found = node if node is not None and node.op_type == executed.op_type.removeprefix("Fused") else None
+    return found
 
 
 def _dequantizer(value: str, view: GraphView) -> Node | None:
@@ -357,7 +365,7 @@ def float_islands(
 
     Args:
         executed: the graph that onnxruntime runs.
-        before: the graph before integer operators are fused; what onnxruntime added since is not listed.
+        before: the graph before integer operators are fused; layout changes added since are not listed.
         compute: first outputs of convolutions and matrix products; `why_float` explains those.
         signed: as in `why_float`.
 
@@ -372,9 +380,14 @@ def float_islands(
             continue
         for start in executed.readers[dequantizer.output[0]]:
             group = _connected(start, executed, seen)
-            own = [before.producer[node.output[0]] for node in group if node.output[0] in before.producer]
-            if own and all(_shut_in(node, executed, compute) for node in group):
-                islands.append((own, _island_reasons(own, before, signed)))
+            if not group or not all(_shut_in(node, executed, compute) for node in group):
+                continue
+            found = [_same_node(node, before) for node in group]
+            known = [node for node in found if node is not None]
+            if len(known) == len(found):
+                islands.append((known, _island_reasons(known, before, signed)))
+            elif any(node.op_type not in MOVING for node in group):  # onnxruntime moves layouts about
+                islands.append((group, _island_reasons(group, executed, signed)))
     return islands
 
 
@@ -399,7 +412,8 @@ def _shut_in(node: Node, view: GraphView, compute: set[str]) -> bool:
 
 
 def _island_reasons(group: list[Node], view: GraphView, signed: bool) -> list[Reason]:
-    types = " and ".join(sorted({node.op_type for node in group}))
+    without = {node.op_type for node in group} - FUSING_OTHERS - MOVING or {node.op_type for node in group}
+    types = " and ".join(sorted(without))
     (node, *others) = group
     if others or node.op_type not in FUSING_OTHERS | MOVING | {"Relu", "Clip"}:
         instead = "; over whole images GlobalAveragePool does the same and has one" if types == "ReduceMean" else ""
