@@ -95,6 +95,21 @@ def test_names_may_be_missing(tmp_path: Path) -> None:
     assert [b["node"] for b in audited["blocked"]] == ["(Conv of images)", "(Conv of Conv0_out)"]
 
 
+def test_old_files_whose_constants_are_inputs(tmp_path: Path) -> None:
+    """Before IR version 4 every constant had to be listed as an input, also one that onnxruntime merges away."""
+    g = GraphBuilder()
+    ones = onnx.helper.make_tensor("ones", onnx.TensorProto.FLOAT, [1], [1.0])
+    weights = [g.op("ConstantOfShape", g.const([3, 3, 1, 1], np.int64), value=ones) for _ in range(2)]
+    result = g.op("Conv", g.op("Conv", "images", weights[0]), weights[1])
+    proto = onnx.load(g.save(tmp_path / "g.onnx", result))
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        onnx.helper.make_tensor_value_info(c.name, c.data_type, c.dims) for c in proto.graph.initializer
+    )
+    onnx.save(proto, tmp_path / "old.onnx")
+    assert audit(tmp_path / "old.onnx", explain=True)["total_macs"] == 2 * 64 * 9
+
+
 def test_a_file_that_was_already_optimised(tmp_path: Path) -> None:
     for path, share in ((conv_graph(tmp_path / "int8.onnx"), 1), (gemm_graph(tmp_path / "float.onnx", alpha=2.0), 0)):
         done = path.with_suffix(".done.onnx")

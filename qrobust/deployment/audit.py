@@ -128,8 +128,13 @@ def _execute(
 ) -> tuple[Graph, list[Compute], list[str]]:
     """Let onnxruntime optimise a file and run the result: its graph, its compute, its other operators' types."""
     optimized = folder / "optimized.onnx"
-    open_session(path, 1, optimized, signed_activations=signed, without=(BLOCKED_LAYOUT,))
+    session = open_session(path, 1, optimized, signed_activations=signed, without=(BLOCKED_LAYOUT,))
     original, numbered = load(optimized), load(optimized)
+    # Before IR version 4 every constant is an input too, and stays one where onnxruntime folded it away.
+    images = [value for value in numbered.graph.input if value.name in {i.name for i in session.get_inputs()}]
+    del numbered.graph.input[:]
+    numbered.graph.input.extend(images)
+    numbered.ir_version = max(numbered.ir_version, 4)
     for number, node in enumerate(n for part in all_graphs(numbered.graph) for n in part.node):
         node.name = str(number)  # files may leave names out
     optimized.write_bytes(numbered.SerializeToString())
