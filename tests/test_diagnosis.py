@@ -14,6 +14,7 @@ from conftest import qrobust
 from onnx_graphs import GraphBuilder, Part, conv_graph, gemm_graph, s8
 
 from qrobust.deployment.audit import audit
+from qrobust.deployment.diagnosis import REMEDIES
 
 Values = Any
 
@@ -215,6 +216,18 @@ def test_two_faults_are_both_named(tmp_path: Path) -> None:
     assert [r.partition(":")[0] for r in reasons] == ["input-not-quantized", "output-is-result"]
 
 
+def test_constants_that_are_inputs_too(tmp_path: Path) -> None:
+    path = conv_graph(tmp_path / "g.onnx")
+    proto = onnx.load(path)
+    value_info = onnx.helper.make_tensor_value_info
+    proto.graph.input.extend(value_info(c.name, c.data_type, c.dims) for c in proto.graph.initializer)
+    onnx.save(proto, tmp_path / "open.onnx")
+    audited, reasons = explained(tmp_path / "open.onnx")
+    assert audited["integer_ops"] == 0
+    assert [r.partition(":")[0] for r in reasons] == ["constants-are-inputs"]
+    assert explained(path)[0]["integer_ops"] == 1
+
+
 ISLANDS: dict[str, tuple[str, Part, Part]] = {
     "mean": ("no-integer-kernel: onnxruntime has no integer form of ReduceMean on CPUs; over whole images Global",
              lambda g, y: g.qdq(g.op("ReduceMean", y, g.const([2, 3], np.int64), name="island")),
@@ -278,3 +291,8 @@ def test_misread_bias_gives_wrong_sums(build: Callable[..., Path], scales: dict,
     factor = 0.001 - 0.0002 if build is gemm_graph else 9e-7 - 2e-7
     assert np.abs(results[0] - results[1]).max() > 4 * factor
     assert "wrong sums" in qrobust("audit", path).output
+
+
+def test_every_reason_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "audit-an-onnx-file.md").read_text()
+    assert [code for code in REMEDIES if f"`{code}`" not in page] == []

@@ -46,6 +46,7 @@ REMEDIES = {
     "type-mismatch": "use one integer type for all activations",
     "signed-activations": "use uint8 activations for x86; for ARM int8 is right: audit with --target arm64",
     "gemm-factors": "fold alpha and beta into weight and bias",
+    "constants-are-inputs": "take the constants off the list of the graph's inputs",
     "scales-differ": "give input and output the same scale and zero point",
     "no-integer-kernel": "replace the operator by one that has an integer form, or leave it where it is small",
     "unexplained": "none known; please report the file",
@@ -74,6 +75,7 @@ class GraphView:
         graphs = list(all_graphs(graph))
         self.nodes = [node for part in graphs for node in part.node]
         self.constants = {tensor.name: tensor for part in graphs for tensor in part.initializer}
+        self.changeable = {value.name for value in graph.input if value.name in self.constants}
         self.results = {value.name for part in graphs for value in part.output}
         self.producer = {value: node for node in self.nodes for value in node.output if value}
         self.readers: dict[str, list[Node]] = defaultdict(list)
@@ -140,8 +142,18 @@ def why_float(executed: Node, view: GraphView, signed: bool) -> tuple[Node, list
         *_output_reasons(node, view),
     ]
     reasons += _bias_reasons(node, view, elsewhere=bool(reasons))
-    reasons += _type_reasons(node, view, signed) if not reasons else []
+    reasons = reasons or _type_reasons(node, view, signed) or _changeable_reasons(node, view)
     return node, reasons or [NOTHING_FOUND]
+
+
+def _changeable_reasons(node: Node, view: GraphView) -> list[Reason]:
+    """A constant that is listed as an input may be given another value by the caller."""
+    makers = [maker for value in node.input if (maker := _dequantizer(value, view)) is not None]
+    around = [node, *makers, *_readers_behind_activation(node, view)]
+    names = sorted({value for other in around for value in other.input} & view.changeable)
+    return (
+        [Reason("constants-are-inputs", f"constants around it are inputs, too: {', '.join(names)}")] if names else []
+    )
 
 
 def _same_node(executed: Node, view: GraphView) -> Node | None:
