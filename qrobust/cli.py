@@ -528,26 +528,51 @@ def report(run_folder: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--min-integer", type=FractionType(), help="Exit with code 3 below this share of integer operators.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit(file: Path, min_integer: float | None, as_json: bool) -> None:
-    """Count what onnxruntime runs on integers in FILE.onnx, read from the graph it optimises for this CPU."""
+@click.option("--image-size", type=int, help="Side in pixels, where the file leaves it open.")
+@click.option(
+    "--target",
+    type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
+    help="Fuse as onnxruntime does on that CPU family: they differ in int8 activations.  [default: this CPU]",
+)
+@click.option(
+    "--min-integer",
+    type=FractionType(),
+    help="Exit with code 3 below this share (0 to 1) of integer multiply-accumulates.",
+)
+@click.option(
+    "--min-integer-nodes",
+    type=FractionType(),
+    help="Exit with code 3 below this share of integer convolutions and matrix products, each counting one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every node and reason.")
+def audit(
+    file: Path,
+    image_size: int | None,
+    target: str | None,
+    min_integer: float | None,
+    min_integer_nodes: float | None,
+    as_json: bool,
+) -> None:
+    """Tell what onnxruntime runs on integers in FILE.onnx, and what keeps the rest in float.
+
+    Counted in multiply-accumulates and in operators, from the kernels that ran on one random image.
+    """
     import json
 
     from qrobust.deployment.audit import audit as audit_file
-    from qrobust.errors import GateError
+    from qrobust.deployment.audit import check_share
+    from qrobust.report.audit import audit_lines
 
-    result: dict[str, Any] = audit_file(file)
-    integer, total = result["integer_ops"], result["quantizable_ops"]
+    for name, share in (("--min-integer", min_integer), ("--min-integer-nodes", min_integer_nodes)):
+        if share is not None and not 0 <= share <= 1:
+            raise click.BadParameter(f"expected a share from 0 to 1, got {share:g}", param_hint=name)
+    signed = None if target is None else target == "arm64"
+    result = audit_file(file, image_size, signed_activations=signed, explain=True)
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
-        click.echo(f"{file}: {integer} of {total} convolutions and matrix products run on integers")
-        for title, key in (("left in float", "float_compute"), ("other operators", "other_ops")):
-            if result[key]:
-                click.echo(f"  {title}: " + ", ".join(f"{n} {kind}" for kind, n in result[key].items()))
-    if min_integer is not None and integer < min_integer * total:
-        raise GateError(f"audit: {integer} of {total} operators are integer, expected at least {min_integer:.0%}")
+        click.echo(f"{file}{f' as on {target}' if target else ''}\n" + "\n".join(audit_lines(result)))
+    check_share(result, min_integer, min_integer_nodes)
 
 
 @main.command()

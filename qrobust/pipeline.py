@@ -147,7 +147,7 @@ def _quantize(bench: Workbench) -> None:
 
 def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None:
     """What an x86 CPU without VNNI would make of the twin; None where activations are signed."""
-    if bench.target.activation_range[0] < 0:
+    if bench.target.signed:
         return None
     size = bench.data.image_size
     judged = bench.data.validation.first(max(16, min(SATURATION_IMAGES, SATURATION_PIXELS // size**2)))
@@ -223,10 +223,10 @@ def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[st
     part = path.with_name(f".{name}.onnx")
     try:
         export_graph(model, part, bench.data.image_size, _metadata(bench, name), storage=bench.config.storage)
-        audited = audit(part)
+        audited = audit(part, signed_activations=bench.target.signed or None)
         split = bench.data.validation
         images = to_unit(split.read(slice(0, PARITY_IMAGES)))
-        session = OnnxClassifier(part, bench.config.threads)
+        session = OnnxClassifier(part, bench.config.threads, bench.target.signed or None)
         measured = parity(model, session, images, split.labels[:PARITY_IMAGES])
         check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
         os.replace(part, path)

@@ -12,7 +12,7 @@ from qrobust.errors import InputError
 SCHEMA = "qrobust.run/1"
 Record = dict[str, Any]
 # Keys whose values differ between two runs of the same seed.
-TIMING_KEYS = frozenset({"created", "command", "duration_s", "latency_ms"})
+TIMING_KEYS = frozenset({"created", "command", "duration_s", "latency_ms", "time_share"})
 
 
 def write_json(path: Path, value: object) -> None:

@@ -342,7 +342,7 @@ class Workbench:
 
     def session(self, name: str) -> OnnxClassifier:
         """The exported graph as a classifier."""
-        return OnnxClassifier(self.place().graph(name), self.config.threads)
+        return OnnxClassifier(self.place().graph(name), self.config.threads, self.target.signed or None)
 
     @cached_property
     def table(self) -> str:

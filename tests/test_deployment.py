@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.classifier import NormalizedModel
+from qrobust.classifier import NormalizedModel, count_macs
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export, load
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
@@ -38,6 +38,7 @@ def test_exported_twin_is_integer_dynamic_and_says_the_same(
         assert (wanted - got).abs().mean() < 0.02 * twin(images).std()
     counted = audit(path)
     assert counted["integer_ops"] == counted["quantizable_ops"] == 10
+    assert counted["integer_macs"] == counted["total_macs"] == count_macs(twin, 32)
     assert counted["float_compute"] == {}
     proto = load(path)
     assert len(proto.graph.input) == len(proto.graph.output) == 1
@@ -84,7 +85,9 @@ def test_float_export_equals_torch(small_model: NormalizedModel, images: torch.T
     export(small_model, tmp_path / "float.onnx", 32)
     session = OnnxClassifier(tmp_path / "float.onnx", 1)
     assert torch.allclose(session(images), small_model(images), atol=1e-4)
-    assert audit(tmp_path / "float.onnx")["integer_ops"] == 0
+    counted = audit(tmp_path / "float.onnx")
+    assert counted["integer_ops"] == counted["integer_macs"] == 0
+    assert counted["total_macs"] == count_macs(small_model, 32)
     measured = parity(small_model, session, images, small_model(images).argmax(1))
     assert measured["agreement"] == measured["torch_accuracy"] == measured["session_accuracy"] == 1
 

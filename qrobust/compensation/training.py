@@ -60,8 +60,7 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
-        digest.update(repr(value.item()).encode() if not value.ndim else b"")
+        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

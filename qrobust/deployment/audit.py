@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import platform
+import re
+import statistics
+import tempfile
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.deployment.runtime import node_types
-from qrobust.errors import GateError
+from qrobust.deployment.diagnosis import GraphView, Reason, float_islands, label, misread_biases, why_float
+from qrobust.deployment.graph import Graph, Node, all_graphs, attributes, load
+from qrobust.deployment.runtime import Kernel, open_session, run_profiled
+from qrobust.errors import GateError, InputError
 
-INTEGER = frozenset({"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger",
-                     "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})  # fmt: skip
-FLOAT = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul",
-                   "FusedMatMul", "TransposeMatMul"})  # fmt: skip
+# What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
+COMPUTE = re.compile(r"Conv(?!ert)|Gemm|MatMul|Einsum|Attention|LSTM|GRU|RNN|MoE")
+INTEGER = re.compile(r"^Q(?!MoE)|Integer|^DynamicQuantize")
+CONTROL = frozenset({"If", "Loop", "Scan"})
+# Blocked layouts pad channels, which would count work that is not the model's.
+BLOCKED_LAYOUT = "NchwcTransformer"
+TIMED_ROUNDS = 6
+# Where onnxruntime fuses int8 activations by itself.
+ARM = ("aarch64", "arm64")
 # Below this agreement a graph does not say what its twin says; the rest is ties (see `parity`).
 LEAST_AGREEMENT = 0.985
 MOST_ACCURACY_DIFFERENCE = 0.003
@@ -23,25 +37,178 @@ MOST_ACCURACY_DIFFERENCE = 0.003
 TIE = 0.05
 
 
-def audit(path: Path) -> dict[str, object]:
-    """Count what onnxruntime runs on integers, in the graph it optimised for this CPU.
+@dataclass(frozen=True)
+class Compute:
+    """A convolution or matrix product that onnxruntime ran.
+
+    Attributes:
+        node: of the graph that it optimised.
+        macs: multiply-accumulates for one image; None where shapes do not tell.
+        integer: whether it ran on integers.
+    """
+
+    node: Node
+    macs: int | None
+    integer: bool
+
+
+def audit(
+    path: Path, image_size: int | None = None, *, signed_activations: bool | None = None, explain: bool = False
+) -> dict[str, Any]:
+    """Count what onnxruntime runs on integers: the kernels it runs on one image.
+
+    Args:
+        path: any ONNX file with one image input.
+        image_size: the side, in pixels, of axes that the file leaves open.
+        signed_activations: fuse int8 activations as on ARM (True) or as on x86 (False); None: as on this CPU.
+        explain: also tell what keeps the rest in float.
 
     Returns:
-        `integer_ops` of `quantizable_ops` convolutions and matrix products, and every other operator
-        by type under `other_ops`.
+        `integer_ops` of `quantizable_ops` convolutions and matrix products; by type those left in float
+        (`float_compute`) and all other operators (`other_ops`); `integer_macs` of `total_macs`
+        multiply-accumulates per image and their quotient `integer_mac_share` (None if all are unknown);
+        `unknown_macs`, compute by type that is in neither because its shapes do not tell its work;
+        `time_share` of each operator type on this CPU, one thread. With `explain` also `blocked`, the float
+        compute with its `macs` and `reasons`, `float_islands` and `misread_biases`, see
+        `qrobust.deployment.diagnosis`.
 
     Raises:
-        InputError: not an ONNX file that onnxruntime accepts.
+        InputError: not an ONNX file that onnxruntime runs, not one image input, an image size that is missing,
+            or nothing to audit: neither a convolution nor a matrix product.
     """
-    types = Counter(node_types(path))
-    integer = sum(n for kind, n in types.items() if kind in INTEGER)
-    in_float = {kind: n for kind, n in sorted(types.items()) if kind in FLOAT}
-    return {
-        "integer_ops": integer,
-        "quantizable_ops": integer + sum(in_float.values()),
-        "float_compute": in_float,
-        "other_ops": {k: n for k, n in sorted(types.items()) if k not in FLOAT and k not in INTEGER},
-    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        time_share = _time_share(path, image_size, signed_activations, folder)
+        graph, compute, other = _execute(path, image_size, signed_activations, folder)
+        if not compute:
+            raise InputError(f"onnx: {path} has no convolution and no matrix product: nothing to audit")
+        integer, total = (sum(c.macs or 0 for c in compute if c.integer or not only) for only in (True, False))
+        result = {
+            "integer_ops": sum(c.integer for c in compute),
+            "quantizable_ops": len(compute),
+            "float_compute": _by_type(c.node.op_type for c in compute if not c.integer),
+            "other_ops": _by_type(other),
+            "integer_macs": integer,
+            "total_macs": total,
+            "integer_mac_share": integer / total if total else None,
+            "unknown_macs": _by_type(c.node.op_type for c in compute if c.macs is None),
+            "time_share": time_share,
+        }
+        if explain:
+            open_session(path, 1, folder / "basic.onnx", signed_activations=signed_activations, level="basic")
+            before = GraphView(load(folder / "basic.onnx").graph)
+            signed = platform.machine() in ARM if signed_activations is None else signed_activations
+            blocked = [(c, *why_float(c.node, before, signed)) for c in compute if not c.integer]
+            result["blocked"] = [
+                {"node": label(node), "op_type": node.op_type, "macs": c.macs, "reasons": _plain(reasons)}
+                for c, node, reasons in blocked
+            ]
+            result["float_islands"] = [
+                {"nodes": {label(node): node.op_type for node in group}, "reasons": _plain(reasons)}
+                for group, reasons in float_islands(
+                    GraphView(graph), before, {c.node.output[0] for c in compute}, signed
+                )
+            ]
+            result["misread_biases"] = {
+                label(node): why for node, why in misread_biases(before, {node.output[0] for _, node, _ in blocked})
+            }
+    return result
+
+
+def _by_type(types: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(types).items()))
+
+
+def _plain(reasons: list[Reason]) -> list[dict[str, str]]:
+    return [{"code": r.code, "why": r.why, "remedy": r.remedy} for r in reasons]
+
+
+def _execute(
+    path: Path, image_size: int | None, signed: bool | None, folder: Path
+) -> tuple[Graph, list[Compute], list[str]]:
+    """Let onnxruntime optimise a file and run the result: its graph, its compute, its other operators' types."""
+    optimized = folder / "optimized.onnx"
+    session = open_session(path, 1, optimized, signed_activations=signed, without=(BLOCKED_LAYOUT,))
+    original, numbered = load(optimized), load(optimized)
+    # Before IR version 4 every constant is an input too, and stays one where onnxruntime folded it away.
+    images = [value for value in numbered.graph.input if value.name in {i.name for i in session.get_inputs()}]
+    del numbered.graph.input[:]
+    numbered.graph.input.extend(images)
+    numbered.ir_version = max(numbered.ir_version, 4)
+    for number, node in enumerate(n for part in all_graphs(numbered.graph) for n in part.node):
+        node.name = str(number)  # files may leave names out
+    optimized.write_bytes(numbered.SerializeToString())
+    batch, (kernels,) = run_profiled(optimized, image_size, folder, signed_activations=signed, level="none")
+    view = GraphView(original.graph)
+    compute, other = [], []
+    # Once each, also in a loop; onnxruntime may split a DequantizeLinear by reader ("7/duplicated").
+    for number, kernel in {int(kernel.node.partition("/")[0]): kernel for kernel in kernels}.items():
+        node = view.nodes[number]
+        if not COMPUTE.search(node.op_type):
+            other.append(node.op_type)
+            continue
+        macs = _macs(kernel, node, view)
+        # MatMulNBits rounds its input to 8 bits at this level, and computes in float at all others.
+        integer = INTEGER.search(node.op_type) or attributes(node).get("accuracy_level") == 4
+        compute.append(Compute(node, None if macs is None else macs // batch, bool(integer)))
+    return original.graph, compute, other
+
+
+def _macs(kernel: Kernel, node: Node, view: GraphView) -> int | None:
+    """Multiply-accumulates of one kernel, from the shapes it ran with."""
+    given = attributes(node)
+    if "Conv" in node.op_type:
+        index = 3 if node.op_type == "QLinearConv" else 1
+        constant = view.constants.get(node.input[index])
+        weight = kernel.inputs[index] if constant is None else constant.dims
+        positions = kernel.inputs[0] if "Transpose" in node.op_type else kernel.outputs[0]
+        return math.prod(positions) * math.prod(weight[1:])
+    if "MatMul" in node.op_type or "Gemm" in node.op_type:
+        left = kernel.inputs[0]
+        return math.prod(kernel.outputs[0]) * left[-2 if given.get("transA") else -1]
+    if node.op_type == "Einsum":
+        terms = given["equation"].decode().replace(" ", "").split("->")[0].split(",")
+        if "." not in "".join(terms):
+            letters = zip("".join(terms), (d for shape in kernel.inputs for d in shape), strict=True)
+            return math.prod(dict(letters).values())
+    return None
+
+
+def _time_share(path: Path, image_size: int | None, signed: bool | None, folder: Path) -> dict[str, float]:
+    """Share of each operator type in the time of the graph as it is deployed, the first run apart."""
+    _, runs = run_profiled(path, image_size, folder, TIMED_ROUNDS, signed_activations=signed)
+    spent: Counter[str] = Counter()
+    for again in zip(*runs[1:], strict=True):  # the median: another program may take the processor for a while
+        if again[0].op_type not in CONTROL:
+            spent[again[0].op_type] += round(statistics.median(kernel.microseconds for kernel in again))
+    return {kind: round(time / max(1, spent.total()), 4) for kind, time in spent.most_common()}
+
+
+def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: float | None) -> None:
+    """Refuse a graph of which too little is integer.
+
+    Args:
+        audited: what `audit` returns.
+        least_macs: smallest share of the multiply-accumulates, 0 to 1.
+        least_nodes: smallest share of the convolutions and matrix products, 0 to 1.
+
+    Raises:
+        GateError: below either, or the share of the multiply-accumulates is not known.
+    """
+    if least_macs is not None:
+        if audited["unknown_macs"]:
+            raise GateError(
+                f"audit: the multiply-accumulates of {', '.join(audited['unknown_macs'])} are not known, and so "
+                "neither is the integer share; count operators instead (--min-integer-nodes)"
+            )
+        if audited["integer_mac_share"] < least_macs:
+            raise GateError(
+                f"audit: {audited['integer_mac_share']:.1%} of the multiply-accumulates are integer, "
+                f"expected at least {least_macs:.1%}"
+            )
+    integer, total = audited["integer_ops"], audited["quantizable_ops"]
+    if least_nodes is not None and integer < least_nodes * total:
+        raise GateError(f"audit: {integer} of {total} operators are integer, expected at least {least_nodes:.1%}")
 
 
 @torch.inference_mode()

@@ -8,9 +8,12 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -25,6 +28,8 @@ from qrobust.integer import (
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
+Node: TypeAlias = onnx.NodeProto
+Graph: TypeAlias = onnx.GraphProto
 
 
 def _op(name: str, *inputs: torch.Tensor, shape: torch.Size, dtype: torch.dtype, **attributes: int) -> torch.Tensor:
@@ -237,3 +242,54 @@ def load(path: Path) -> onnx.ModelProto:
         raise InputError(f"onnx: no file {error.filename or path}") from error
     except Exception as error:  # protobuf raises its own types
         raise InputError(f"onnx: {path} is not a readable ONNX file ({error})") from error
+
+
+def attributes(node: Node) -> dict[str, Any]:
+    """A node's attributes as plain values."""
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def array(tensor: onnx.TensorProto) -> np.ndarray:
+    """An initializer's values."""
+    return onnx.numpy_helper.to_array(tensor)
+
+
+def all_graphs(graph: Graph) -> Iterator[Graph]:
+    """A graph, and those inside its If, Loop and Scan nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                if inner.node:
+                    yield from all_graphs(inner)
+
+
+def complaint(path: Path) -> str | None:
+    """What is wrong with a file that onnxruntime refuses, where the file itself tells."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf raises its own types
+        return "it is not an ONNX file, or not a whole one"
+    if not proto.graph.node:
+        return "it holds no graph"
+    known = {"", "ai.onnx", *(function.domain for function in proto.functions)}
+    custom = sorted(
+        {
+            f"{node.domain}:{node.op_type}"
+            for graph in all_graphs(proto.graph)
+            for node in graph.node
+            if node.domain not in known and not node.domain.startswith(("ai.onnx.", "com.microsoft", "com.ms."))
+        }
+    )
+    if custom:
+        return f"it needs custom operators: {', '.join(custom)}"
+    folder = path.parent.resolve()
+    for tensor in proto.graph.initializer:
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+        if location is None:
+            continue
+        if not (folder / location).resolve().is_relative_to(folder):
+            return f"its external data {location!r} lies outside its folder"
+        if not (folder / location).is_file():
+            return f"its external data {location!r} is missing"
+    return None

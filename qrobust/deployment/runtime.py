@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
+import re
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,9 +15,41 @@ import torch
 
 from qrobust.errors import InputError
 
+LEVELS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+# Types an image input may have.
+PIXELS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 
-def open_session(path: Path, threads: int, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+
+def open_session(
+    path: Path,
+    threads: int,
+    optimized: Path | None = None,
+    *,
+    signed_activations: bool | None = None,
+    level: str = "all",
+    without: tuple[str, ...] = (),
+    profile: Path | None = None,
+) -> onnxruntime.InferenceSession:
     """An onnxruntime CPU session.
+
+    Args:
+        path: the ONNX file.
+        threads: threads within an operator.
+        optimized: where onnxruntime writes the graph it executes; its large constants lie beside it (.bin).
+        signed_activations: True fuses int8 activations as onnxruntime does on ARM, False treats them as on
+            x86, where it first tries to make them uint8; None is this CPU's own way.
+        level: how far onnxruntime optimises: `all`, `basic` (before integer operators are fused) or `none`.
+        without: names of onnxruntime's graph transformers to leave out.
+        profile: prefix of the file in which onnxruntime notes every kernel that ran.
 
     Raises:
         InputError: the file is missing or onnxruntime refuses it.
@@ -25,20 +59,34 @@ def open_session(path: Path, threads: int, optimized: Path | None = None) -> onn
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options.graph_optimization_level = LEVELS[level]
+    if signed_activations is not None:
+        options.add_session_config_entry("session.qdqisint8allowed", str(int(signed_activations)))
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # Otherwise it would point, from another folder, at the external data of the original.
+        data = f"{optimized.stem}.bin"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except Exception as error:  # onnxruntime raises a type per cause, none of them public
-        raise InputError(f"onnx: onnxruntime refuses {path} ({str(error).splitlines()[0]})") from error
+        from qrobust.deployment.graph import complaint
+
+        reason = complaint(path) or str(error).splitlines()[0]
+        raise InputError(f"onnx: onnxruntime refuses {path} ({reason})") from error
 
 
 class OnnxClassifier:
     """A session as a classifier: images `(N, 3, S, S)` in [0, 1] to logits `(N, K)`; no gradient."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self.session = open_session(path, threads)
+    def __init__(self, path: Path, threads: int, *, signed_activations: bool | None = None) -> None:
+        self.session = open_session(path, threads, signed_activations=signed_activations)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(
@@ -50,13 +98,6 @@ class OnnxClassifier:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
-
-
-def optimized_copy(path: Path, folder: Path) -> Path:
-    """Let onnxruntime write the graph it would execute on this CPU; returns the file in `folder`."""
-    result = folder / "optimized.onnx"
-    open_session(path, 1, optimized=result)
-    return result
 
 
 def latencies_ms(
@@ -82,9 +123,95 @@ def latencies_ms(
     return {name: float(np.median(values)) for name, values in samples.items()}
 
 
-def node_types(path: Path) -> Sequence[str]:
-    """Operator types of the graph that onnxruntime executes, one per node."""
-    from qrobust.deployment.graph import load
+@dataclass(frozen=True)
+class Kernel:
+    """One operator that onnxruntime ran.
 
-    with tempfile.TemporaryDirectory() as folder:
-        return [node.op_type for node in load(optimized_copy(path, Path(folder))).graph.node]
+    Attributes:
+        node: the node's name in the graph that ran.
+        op_type: its operator.
+        inputs: shapes of its inputs; constants that onnxruntime packed beforehand are missing.
+        outputs: shapes of its outputs.
+        microseconds: how long it took.
+    """
+
+    node: str
+    op_type: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    microseconds: int
+
+
+def image_feed(session: onnxruntime.InferenceSession, path: Path, image_size: int | None) -> dict[str, np.ndarray]:
+    """Random pixels for a session with one image input, a single image where the batch is open.
+
+    Args:
+        session: of the file at `path`, which is named in errors.
+        path: the file.
+        image_size: the side, in pixels, of axes that the file leaves open.
+
+    Raises:
+        InputError: there is not one input of four axes, or its size is neither in the file nor given.
+    """
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise InputError(f"onnx: {path} must have one image input, has {len(inputs)}: {[i.name for i in inputs]}")
+    (image,) = inputs
+    if len(image.shape) != 4 or image.type not in PIXELS:
+        raise InputError(
+            f"onnx: {path} must have an image input (N, C, H, W) or (N, H, W, C), "
+            f"has {image.name!r} {image.type} {image.shape}"
+        )
+    shape = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
+    if shape[0] is None:
+        shape[0] = 1
+    if shape[1] is None and shape[3] is None:
+        shape[1] = 3
+    if None in shape and image_size is None:
+        raise InputError(f"onnx: {path} leaves the size of {image.name!r} {image.shape} open: --image-size is needed")
+    if image_size is not None and None not in shape and image_size not in shape[1:]:
+        raise InputError(f"onnx: {path} takes images {image.shape}, got --image-size {image_size}")
+    pixels = np.random.default_rng(0).random([d or image_size or 0 for d in shape])
+    scale = 255 if image.type == "tensor(uint8)" else 1
+    return {image.name: (pixels * scale).astype(PIXELS[image.type])}
+
+
+def run_profiled(
+    path: Path, image_size: int | None, folder: Path, rounds: int = 1, **session_options: Any
+) -> tuple[int, list[list[Kernel]]]:
+    """Run a graph on one thread; the batch it was given, and the kernels of each round.
+
+    Args:
+        path: the ONNX file; see `image_feed` for what its input must be.
+        image_size: the side of axes that the file leaves open.
+        folder: for onnxruntime's profile.
+        rounds: how often to run.
+        session_options: for `open_session`.
+
+    Raises:
+        InputError: onnxruntime refuses the file or cannot run it.
+    """
+    session = open_session(path, 1, profile=folder / "profile", **session_options)
+    feed = image_feed(session, path, image_size)
+    try:
+        for _ in range(rounds):
+            session.run(None, feed)
+    except Exception as error:  # as in open_session
+        line = str(error).splitlines()[0]
+        found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
+        reason = f"node {found[1]}: {found[2]}" if found else line
+        raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error
+    events = json.loads(Path(session.end_profiling()).read_text())
+    runs: list[list[Kernel]] = [[]]
+    for event in events:
+        if event["name"] == "model_run":  # noted when a run ends
+            runs.append([])
+        elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            about = event["args"]
+            inputs, outputs = (
+                tuple(tuple(shape) for entry in about[key] for shape in entry.values())
+                for key in ("input_type_shape", "output_type_shape")
+            )
+            name = event["name"].removesuffix("_kernel_time")
+            runs[-1].append(Kernel(name, about["op_name"], inputs, outputs, event["dur"]))
+    return next(iter(feed.values())).shape[0], runs[:rounds]

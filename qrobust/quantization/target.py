@@ -21,9 +21,14 @@ class Target:
     weight_range: tuple[int, int]
     why: str
 
+    @property
+    def signed(self) -> bool:
+        """Whether activations are int8 rather than uint8."""
+        return self.activation_range[0] < 0
+
     def activations(self, bits: int) -> tuple[int, int]:
         """The range of an activation of so many bits, within the target's own."""
-        low, high = (0, 2**bits - 1) if self.activation_range[0] == 0 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)
         return max(low, self.activation_range[0]), min(high, self.activation_range[1])
 
     def weights(self, bits: int) -> tuple[int, int]:
