@@ -226,7 +226,7 @@ def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[st
         audited = audit(part, signed_activations=bench.target.signed or None)
         split = bench.data.validation
         images = to_unit(split.read(slice(0, PARITY_IMAGES)))
-        session = OnnxClassifier(part, bench.config.threads, bench.target.signed or None)
+        session = OnnxClassifier(part, bench.config.threads, signed_activations=bench.target.signed or None)
         measured = parity(model, session, images, split.labels[:PARITY_IMAGES])
         check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
         os.replace(part, path)

@@ -342,7 +342,8 @@ class Workbench:
 
     def session(self, name: str) -> OnnxClassifier:
         """The exported graph as a classifier."""
-        return OnnxClassifier(self.place().graph(name), self.config.threads, self.target.signed or None)
+        path, signed = self.place().graph(name), self.target.signed or None
+        return OnnxClassifier(path, self.config.threads, signed_activations=signed)
 
     @cached_property
     def table(self) -> str:
