@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -223,7 +224,7 @@ def layers(simulated: nn.Module) -> list[LayerSaturation]:
 
 
 @torch.inference_mode()
-def saturation_risk(twin: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, object]:
+def saturation_risk(twin: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
     """What a CPU without VNNI would make of a twin, on these images.
 
     Args:
