@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from qrobust.compensation.training import state_hash
 from qrobust.data import Data, open_data
 from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d
+from qrobust.quantization import ptq
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import QatFit, TrainableQuantizer, _LearnedStep, refreeze, thaw, train
 from qrobust.quantization.recipe import Recipe
@@ -55,8 +57,12 @@ def test_gradient_per_channel_sums_over_the_channel() -> None:
     assert float(scale.grad[2]) == pytest.approx(float(alone.grad), abs=1e-5)
 
 
-def test_thawed_twin_computes_what_the_twin_computes(observed: Observed, digits: Data) -> None:
-    twin = build(observed, X86_VNNI, RECIPE)
+@pytest.mark.parametrize("rounding", ["nearest", "adaround"])
+def test_thawed_twin_computes_what_the_twin_computes(
+    rounding: str, observed: Observed, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptq, "ROUNDING_STEPS", 60)
+    twin = build(observed, X86_VNNI, replace(RECIPE, rounding=rounding))
     images = to_unit(digits.test.read(slice(0, 8)))
     trainable = thaw(observed.graph, twin, learn_ranges=True)
     # exp(log(scale)) is not quite the scale, so a value on the edge of two steps may move by one.

@@ -214,7 +214,7 @@ def _unshare_zero_points(proto: onnx.ModelProto) -> None:
             if shared in taken:
                 copied = proto.graph.initializer.add()
                 copied.CopyFrom(initializers[shared])
-                copied.name = node.input[2] = f"{node.input[0]}_zero_point"
+                copied.name = node.input[2] = f"{node.output[0]}_zero_point"
             taken.add(node.input[2])
 
 

@@ -82,10 +82,13 @@ class TrainableLayer(nn.Module):
     def __init__(self, source: nn.Conv2d | nn.Linear, layer: IntegerConv2d | IntegerLinear, learn: bool) -> None:
         super().__init__()
         self.geometry, self.qmax = [source], layer.qmax  # in a list: not a submodule, its weights do not train
-        self.weight = nn.Parameter(source.weight.detach().clone())
+        scale = layer.weight_scale.view(-1, *[1] * (source.weight.ndim - 1))
+        exact = source.weight.detach() / scale
+        # Where rounding was learned, training starts at what was learned.
+        nearest = exact.round().clamp(-layer.qmax, layer.qmax) == layer.weight_int
+        self.weight = nn.Parameter(torch.where(nearest, exact, layer.weight_int.float()) * scale)
         self.bias = nn.Parameter(layer.bias().clone())
-        shape = (-1, *[1] * (self.weight.ndim - 1))
-        self.log_scale = nn.Parameter(layer.weight_scale.log().view(shape), requires_grad=learn)
+        self.log_scale = nn.Parameter(scale.log(), requires_grad=learn)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = _LearnedStep.apply(self.weight, self.log_scale.exp(), -self.qmax, self.qmax)
