@@ -45,13 +45,14 @@ from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear
 from qrobust.quantization.graph import (
     ADDITIONS,
+    CLAMPS,
+    PRODUCTS,
     RESHAPES,
     calls,
     drop_quantizers,
-    normal_form,
-    remove_call,
-    trace,
+    traced,
 )
+from qrobust.quantization.rewrites import remove_call
 from qrobust.quantization.target import Target
 
 OBSERVERS = {"histogram": HistogramObserver, "moving-average": MovingAverageMinMaxObserver}
@@ -83,8 +84,9 @@ def _backend_config() -> BackendConfig:
         configs.append(
             BackendPatternConfig(qat).set_observation_type(OWN_GRID).add_dtype_config(types).set_root_module(layer)
         )
-    own = [nn.ReLU, nn.ReLU6, GlobalAveragePool, nn.AvgPool2d, torch.cat, torch.concat, *ADDITIONS]
-    shared = [nn.MaxPool2d, torch.nn.functional.max_pool2d, nn.Flatten, nn.Upsample, *RESHAPES]
+    own = [*CLAMPS, nn.LeakyReLU, nn.Sigmoid, GlobalAveragePool, nn.AvgPool2d, torch.cat, torch.concat,
+           *ADDITIONS, *PRODUCTS]  # fmt: skip
+    shared = [nn.MaxPool2d, nn.Flatten, nn.Upsample, *RESHAPES]
     for pattern, kind in [*((p, OWN_GRID) for p in own), *((p, SHARED_GRID) for p in shared)]:
         configs.append(BackendPatternConfig(pattern).set_observation_type(kind).add_dtype_config(pool_types))
     return BackendConfig("qrobust").set_backend_pattern_configs(configs)
@@ -111,7 +113,7 @@ def prepare(
         InputError: the model cannot be traced.
     """
     leaves = (Normalization, *leaves)
-    graph = normal_form(trace(model, leaves), example)
+    graph = traced(model, leaves, example)
     low, high = target.activation_range
     activation = FakeQuantize.with_args(
         observer=OBSERVERS[observer], quant_min=low, quant_max=high, dtype=torch.quint8
@@ -140,7 +142,7 @@ def set_mode(prepared: fx.GraphModule, *, observing: bool, quantizing: bool) -> 
 
 def folded(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """The float network as it is before quantization: batch norm folded, pools explicit."""
-    return normal_form(trace(model, (Normalization,)), example).eval().requires_grad_(False)
+    return traced(model, (Normalization,), example).eval().requires_grad_(False)
 
 
 def freeze(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -217,14 +219,15 @@ def _integer_layer(layer: nnqat.Conv2d | nnqat.Linear, source: ActivationQuantiz
 
 
 def _drop_redundant_relus(graph: fx.GraphModule) -> None:
-    """A ReLU or ReLU6 whose result is only ever quantized to a range inside its own says nothing new."""
+    """A clamp whose result is only ever quantized to a range inside its own, to half a step, says nothing new."""
     modules = dict(graph.named_modules(remove_duplicate=False))
-    for node, module in calls(graph, (nn.ReLU, nn.ReLU6)):
+    for node, clamp in calls(graph, CLAMPS):
+        low, high = (0.0, float("inf")) if isinstance(clamp, nn.ReLU) else (clamp.min_val, clamp.max_val)
         quantizers = [modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
         inside = all(
             isinstance(q, ActivationQuantizer)
-            and q.bounds()[0] >= 0
-            and (isinstance(module, nn.ReLU) or q.bounds()[1] <= 6 + float(q.scale) / 2)
+            and q.bounds()[0] >= low - float(q.scale) / 2
+            and q.bounds()[1] <= high + float(q.scale) / 2
             for q in quantizers
         )
         if quantizers and inside:
