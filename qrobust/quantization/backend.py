@@ -42,7 +42,7 @@ with warnings.catch_warnings():
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear
+from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear, SelfAttention
 from qrobust.quantization.graph import (
     ADDITIONS,
     CLAMPS,
@@ -123,7 +123,7 @@ def prepare(
         observer=PerChannelMinMaxObserver, quant_min=low, quant_max=high, dtype=torch.qint8,
         qscheme=torch.per_channel_symmetric, ch_axis=0,
     )  # fmt: skip
-    custom = PrepareCustomConfig().set_non_traceable_module_classes([*leaves, GlobalAveragePool])
+    custom = PrepareCustomConfig().set_non_traceable_module_classes([*leaves, GlobalAveragePool, SelfAttention])
     with _quiet():
         prepared = prepare_qat_fx(
             graph.train(), QConfigMapping().set_global(QConfig(activation, weight)), (example,),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
-from qrobust.integer import GlobalAveragePool
+from qrobust.integer import GlobalAveragePool, SelfAttention
 
 IN_PLACE: dict[object, Callable[..., Any]] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -180,6 +180,8 @@ def rewrite(graph: fx.GraphModule, node: fx.Node) -> None:
         replace(graph, node, nn.LeakyReLU(float(module.weight)))
     elif isinstance(module, nn.SiLU):
         _product(graph, node, _call_before(graph, node, nn.Sigmoid(), node.args[0], f"{node.name}_gate"))
+    elif isinstance(module, nn.MultiheadAttention):
+        _self_attention(graph, node, module)
     elif isinstance(module, nn.Hardswish | nn.Hardsigmoid):
         _hard_gate(graph, node, isinstance(module, nn.Hardswish))
 
@@ -253,6 +255,33 @@ def _hard_gate(graph: fx.GraphModule, node: fx.Node, times_input: bool) -> None:
     else:
         node.replace_all_uses_with(gate)
         graph.graph.erase_node(node)
+
+
+def _self_attention(graph: fx.GraphModule, node: fx.Node, layer: nn.MultiheadAttention) -> None:
+    """Split plain self-attention into two linear layers and what is between them; others stay as they are."""
+    source = node.args[0]
+    results = [user for user in node.users if user.users]
+    plain = (
+        all(a is source for a in node.args) and len(node.args) == 3 and len(_shape(source)) == 3
+        and not any(v for k, v in node.kwargs.items() if k != "average_attn_weights" and k != "need_weights")
+        and layer.batch_first and layer.in_proj_weight is not None and layer.bias_k is None
+        and not layer.add_zero_attn and all(u.target is operator.getitem and u.args[1] == 0 for u in results)
+    )  # fmt: skip
+    if not plain or not results:
+        return
+    width = layer.embed_dim
+    inward, outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+    inward.weight, inward.bias = layer.in_proj_weight, layer.in_proj_bias
+    outward.weight, outward.bias = layer.out_proj.weight, layer.out_proj.bias
+    value: Any = source
+    parts = {"in": inward, "heads": SelfAttention(layer.num_heads), "out": outward}
+    for name, part in parts.items():
+        value = _call_before(graph, node, part, value, f"{node.name}_{name}")
+        value.meta = dict(results[0].meta)
+    for result in results:
+        result.replace_all_uses_with(value)
+    for user in [*node.users, node]:
+        graph.graph.erase_node(user)
 
 
 # Per-channel factors and offsets
