@@ -32,27 +32,32 @@ FIXED_SIZE = ("vit", "maxvit", "swin", "vgg", "alexnet")
 # Beyond the limit, but the smallest of their kind.
 ALSO = ("vit_b_32", "vgg11", "vgg11_bn")
 # They move or choose numbers, on whatever type these are.
-MOVING = ("Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Gather Expand Shape Pad Identity Cast "
-          "MaxPool Resize ConstantOfShape Where Range Tile ReorderInput ReorderOutput Constant").split()  # fmt: skip
+MOVING = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather", "Expand",
+          "Shape", "Pad", "Identity", "Cast", "MaxPool", "Resize", "ConstantOfShape", "Where", "Range", "Tile",
+          "ReorderInput", "ReorderOutput", "Constant")  # fmt: skip
 
 
-def networks() -> tuple[list[str], dict[str, str]]:
-    """The networks to measure, and the bigger sister of each of the others."""
+def networks() -> tuple[list[str], list[str]]:
+    """The networks to measure, and the bigger ones."""
     from torchvision import models
 
-    measured, sisters = [], {}
-    millions = {
-        name: models.get_model_weights(name).DEFAULT.meta["num_params"] / 1e6
-        for name in models.list_models(module=models)
-    }
-    for name, size in millions.items():
-        if size <= MOST_MILLIONS or name in ALSO:
-            measured.append(name)
-    for name in millions:
-        if name not in measured:
-            alike = [m for m in measured if m[:5] == name[:5]] or ["resnet50"]
-            sisters[name] = max(alike, key=lambda m: len(os.path.commonprefix([m, name])))
-    return measured, sisters
+    every = models.list_models(module=models)
+    millions = {name: models.get_model_weights(name).DEFAULT.meta["num_params"] / 1e6 for name in every}
+    measured = [n for n in every if millions[n] <= MOST_MILLIONS or n in ALSO]
+    return measured, [n for n in every if n not in measured]
+
+
+def sister(name: str, measured: list[str]) -> str:
+    """The measured network of the same operators: the one whose name begins most alike."""
+    plain = name.removeprefix("wide_")
+    return max(measured, key=lambda m: (_common(m, plain), m.endswith("_bn") == name.endswith("_bn")))
+
+
+def _common(first: str, second: str) -> int:
+    """How many letters two names have in common from the start."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def images(n: int, side: int, seed: int) -> Any:
@@ -74,7 +79,7 @@ def unsettle(model: Any, pixels: Any) -> None:
     """Batch norms that have seen these images and are then moved a little; factors and heads that do not vanish."""
     import torch
 
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
@@ -92,6 +97,16 @@ def unsettle(model: Any, pixels: Any) -> None:
             parameter.uniform_(0.05, 0.2)
         elif not parameter.any() and name.endswith("weight"):
             parameter.normal_(0, 0.02)
+
+
+def float_layers(plain: Any) -> list[str]:
+    """Layers, and functions of torchvision that torch.fx does not look into, whose matrix products stay in float."""
+    import torch
+
+    layers = [type(m).__name__ for m in plain.modules() if "Attention" in type(m).__name__]
+    functions = [n.target for n in plain.graph.nodes if n.op == "call_function"]
+    closed = [f for f in functions if (f.__module__ or "").startswith("torchvision") or f is torch.einsum]
+    return layers + [f.__name__ for f in closed]
 
 
 def measure(name: str, side: int | None) -> dict[str, Any]:
@@ -126,14 +141,15 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             row["step"] = "trace"
-            folded(model, pixels[:1])
+            plain = folded(model, pixels[:1])
+            row["float_layers"] = dict(sorted(Counter(float_layers(plain)).items()))
             row["step"] = "quantize"
             twin = quantize(model, X86_VNNI, pixels.split(4), observer="moving-average")
             row["step"] = "export"
             path = Path(folder) / "int8.onnx"
             export(twin, path, side)
             row["step"] = "run"
-            audited = audit(path)
+            audited: Any = audit(path)
             with torch.inference_mode():
                 wanted = torch.cat([model(part) for part in tests.split(4)])
                 nudged = torch.cat([model(part) for part in tests.mul(255).round().div(255).split(4)])
@@ -214,19 +230,20 @@ def main(
     if worker is not None:
         click.echo(json.dumps(measure(worker, image_size)))
         return
-    names, sisters = networks()
+    names, bigger = networks()
     wanted = only.split(",") if only else names
     unknown = sorted(set(wanted) - set(names))
     if unknown:
         raise click.UsageError(f"unknown networks {unknown}; there are {', '.join(names)}")
     result = json.loads(out.read_text()) if out.is_file() else {"rows": {}}
-    result |= circumstances("python benchmarks/zoo.py") | {"sisters": sisters}
+    result |= circumstances("python benchmarks/zoo.py")
     for name in wanted:
         if name in result["rows"] and not again:
             continue
         row = in_a_process(name, image_size, timeout, memory)
         result["rows"][name] = row
         result["rows"] = {n: result["rows"][n] for n in names if n in result["rows"]}
+        result["sisters"] = {n: sister(n, list(result["rows"])) for n in (*names, *bigger) if n not in result["rows"]}
         part = out.with_name(out.name + ".part")
         part.write_text(json.dumps(result, indent=1) + "\n")
         os.replace(part, out)

@@ -220,14 +220,15 @@ def _integer_layer(layer: nnqat.Conv2d | nnqat.Linear, source: ActivationQuantiz
 
 def _drop_redundant_relus(graph: fx.GraphModule) -> None:
     """A clamp whose result is only ever quantized to a range inside its own, to half a step, says nothing new."""
+    half = 0.5 + 1e-3  # of a step, and float rounding
     modules = dict(graph.named_modules(remove_duplicate=False))
     for node, clamp in calls(graph, CLAMPS):
-        low, high = (0.0, float("inf")) if isinstance(clamp, nn.ReLU) else (clamp.min_val, clamp.max_val)
+        low, high = (clamp.min_val, clamp.max_val) if isinstance(clamp, nn.Hardtanh) else (0.0, float("inf"))
         quantizers = [modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
         inside = all(
             isinstance(q, ActivationQuantizer)
-            and q.bounds()[0] >= low - float(q.scale) / 2
-            and q.bounds()[1] <= high + float(q.scale) / 2
+            and q.bounds()[0] >= low - half * float(q.scale)
+            and q.bounds()[1] <= high + half * float(q.scale)
             for q in quantizers
         )
         if quantizers and inside:

@@ -20,7 +20,6 @@ from qrobust.classifier import Normalization
 from qrobust.errors import InputError
 from qrobust.integer import SelfAttention
 from qrobust.quantization.rewrites import (
-    called,
     explicit_padding,
     out_of_place,
     remove_call,

@@ -91,8 +91,7 @@ def out_of_place(graph: fx.GraphModule) -> None:
     modules = [called(graph, node) for node in graph.graph.nodes]
     changing = [_in_place(n, m) for n, m in zip(graph.graph.nodes, modules, strict=True)]
     for module in modules:
-        if hasattr(module, "inplace"):
-            module.inplace = False
+        _let_argument_be(module)
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     for node in [n for n, changes in zip(list(graph.graph.nodes), changing, strict=True) if changes]:
         if node.op == "call_method":
@@ -100,12 +99,17 @@ def out_of_place(graph: fx.GraphModule) -> None:
         elif node.target in IN_PLACE:
             node.target = IN_PLACE[node.target]
         elif node.op == "call_function":
-            arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]  # a function here
+            arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)
             arguments.arguments["inplace"] = False
             node.args, node.kwargs = arguments.args, arguments.kwargs
         for user in list(node.args[0].users):
             if order[user] > order[node]:
                 user.replace_input_with(node.args[0], node)
+
+
+def _let_argument_be(module: nn.Module | None) -> None:
+    if module is not None and hasattr(module, "inplace"):
+        module.inplace = False  # type: ignore[assignment]  # a plain attribute, not a tensor
 
 
 def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
@@ -176,6 +180,8 @@ def rewrite(graph: fx.GraphModule, node: fx.Node) -> None:
         replace(graph, node, _explicit_average(node))
     elif isinstance(module, nn.AdaptiveMaxPool2d) and not module.return_indices:
         replace(graph, node, _explicit_maximum(node))
+    elif isinstance(module, nn.AvgPool2d) and module.ceil_mode and module.count_include_pad:
+        replace(graph, node, _average_without_counted_padding(module))
     elif isinstance(module, nn.PReLU) and module.num_parameters == 1:
         replace(graph, node, nn.LeakyReLU(float(module.weight)))
     elif isinstance(module, nn.SiLU):
@@ -194,8 +200,7 @@ def _as_module(node: fx.Node) -> nn.Module | None:
     """The module for a function or method, or None where its arguments are tensors."""
     args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), _value)
     made = MODULES[node.target](*args, **{k: v for k, v in kwargs.items() if k != "inplace"})
-    if made is not None and hasattr(made, "inplace"):
-        made.inplace = False
+    _let_argument_be(made)
     return made
 
 
@@ -341,7 +346,7 @@ def _per_channel(graph: fx.GraphModule, constant: object, channels: int) -> torc
     if not isinstance(constant, fx.Node) or constant.op != "get_attr":
         return None
     value = operator.attrgetter(str(constant.target))(graph).detach().double()
-    if value.numel() == 1 or tuple(value.shape[-3:]) == (channels, 1, 1) and value.numel() == channels:
+    if value.numel() == 1 or (value.numel() == channels and value.shape[-3:] == (channels, 1, 1)):
         return value.reshape(-1).expand(channels)
     return None
 
@@ -486,6 +491,20 @@ def _explicit_maximum(node: fx.Node) -> nn.Module:
     return nn.MaxPool2d((size[0] // want[0], size[1] // want[1]))
 
 
+def _average_without_counted_padding(pool: nn.AvgPool2d) -> nn.Module:
+    """The same pool for onnxruntime, whose integer kernel divides wrongly where windows are cut and padding counts.
+
+    It divides a cut window by the size of a whole one (measured on 1.32; its float kernel and torch do not).
+    """
+    plain = nn.AvgPool2d(
+        pool.kernel_size, pool.stride, ceil_mode=True, count_include_pad=False, divisor_override=pool.divisor_override
+    )
+    if pool.padding in (0, (0, 0)):
+        return plain
+    high, wide = (pool.padding,) * 2 if isinstance(pool.padding, int) else pool.padding
+    return nn.Sequential(nn.ZeroPad2d((wide, wide, high, high)), plain)
+
+
 def _explicit_average(node: fx.Node) -> nn.Module:
     size, want = _sizes(node)
     if want == (1, 1):
@@ -502,6 +521,6 @@ def _explicit_average(node: fx.Node) -> nn.Module:
         return repeat
     pool = nn.Sequential(repeat, nn.AvgPool2d((average[0], average[1])))
     cells = torch.arange(float(size[0] * size[1])).square().view(1, 1, *size)
-    if torch.allclose(pool(cells), F.adaptive_avg_pool2d(cells, want)):
+    if torch.allclose(pool(cells), F.adaptive_avg_pool2d(cells, (want[0], want[1]))):
         return pool
     raise _unequal("pool", size, want)
