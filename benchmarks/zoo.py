@@ -76,27 +76,30 @@ def images(n: int, side: int, seed: int) -> Any:
 
 
 def unsettle(model: Any, pixels: Any) -> None:
-    """Batch norms that have seen these images and are then moved a little; factors and heads that do not vanish."""
+    """Batch norms that fit these images without being the identity; factors and heads that do not vanish.
+
+    A norm divides by the root mean square rather than the standard deviation of what it reads: in a deep network of
+    random weights all images look more and more alike, and to divide by what is left of their differences would
+    make the logits a matter of rounding.
+    """
     import torch
 
-    norms: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        model(pixels)
-    for norm in norms:
-        norm.eval()
-        norm.running_mean.add_(0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
-        for scale in (norm.running_var, norm.weight):
-            scale.mul_(torch.empty_like(scale).uniform_(0.7, 1.4))
-        norm.bias.add_(0.2 * torch.randn_like(norm.bias))
+    def settle(norm: Any, inputs: Any) -> None:
+        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        norm.running_var.copy_(inputs[0].square().mean((0, 2, 3)))
+        norm.weight.uniform_(0.7, 1.4)
+        norm.bias.normal_(0, 0.3)
+
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             parameter.uniform_(0.05, 0.2)
         elif not parameter.any() and name.endswith("weight"):
             parameter.normal_(0, 0.02)
+    hooks = [m.register_forward_pre_hook(settle) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        model(pixels)
+    for hook in hooks:
+        hook.remove()
 
 
 def float_layers(plain: Any) -> list[str]:
