@@ -154,6 +154,11 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
             and isinstance(modules[str(node.target)], kinds)
         )  # fmt: skip
 
+    def moves(node: object, targets: tuple[object, ...]) -> bool:
+        return is_call(node, nn.Flatten) or (
+            isinstance(node, fx.Node) and node.op != "call_module" and node.target in targets
+        )
+
     for node, _ in calls(graph, quantizer):
         users = list(node.users)
         before_activation = len(users) == 1 and is_call(users[0], CLAMPS)
@@ -165,13 +170,13 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
         source = tail.args[0] if tail.args else None
         if is_call(tail, quantizer):
             remove_call(graph, tail)
-        elif not (tail.target in RESHAPES or is_call(tail, nn.Flatten)):
+        elif not moves(tail, RESHAPES):
             break
         tail = source
     for node, _ in calls(graph, quantizer):
         origin = node.args[0]
-        while isinstance(origin, fx.Node) and origin.target in (*RESHAPES, *PARTS):
-            origin = origin.args[0]
+        while moves(origin, (*RESHAPES, *PARTS)):
+            origin = origin.args[0]  # type: ignore[union-attr]  # it moves, so it is a node
         if is_call(origin, quantizer):
             node.target = origin.target  # type: ignore[union-attr]  # a call, so a node
     graph.graph.lint()
