@@ -141,17 +141,22 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     row: dict[str, Any] = {"parameters_millions": millions, "image_size": side, "preferred_size": preferred}
     unsettle(model, images(CALIBRATION_IMAGES, side, SEED + 1))
     pixels, tests = images(CALIBRATION_IMAGES, side, SEED + 2), images(TEST_IMAGES, side, SEED + 3)
+
+    def at(step: str) -> None:
+        row["step"] = step
+        click.echo(step, err=True)  # what is known of a process that had to be stopped
+
     try:
         with tempfile.TemporaryDirectory() as folder:
-            row["step"] = "trace"
+            at("trace")
             plain = folded(model, pixels[:1])
             row["float_layers"] = dict(sorted(Counter(float_layers(plain)).items()))
-            row["step"] = "quantize"
+            at("quantize")
             twin = quantize(model, X86_VNNI, pixels.split(4), observer="moving-average")
-            row["step"] = "export"
+            at("export")
             path = Path(folder) / "int8.onnx"
             export(twin, path, side)
-            row["step"] = "run"
+            at("run")
             audited: Any = audit(path)
             with torch.inference_mode():
                 wanted = torch.cat([model(part) for part in tests.split(4)])
@@ -188,8 +193,9 @@ def in_a_process(name: str, side: int | None, timeout: float, memory_gib: float)
             command, capture_output=True, text=True, timeout=timeout, check=False,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"step": "unknown", "reason": f"took more than {timeout:.0f} s", "seconds": timeout}
+    except subprocess.TimeoutExpired as error:
+        steps = (error.stderr or b"").decode().split() or ["start"]
+        return {"step": steps[-1], "reason": f"took more than {timeout:g} s in all", "seconds": timeout}
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         return json.loads(lines[-1])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import operator
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -288,3 +292,29 @@ def test_what_has_no_integer_form_is_named(middle: object, match: str, pixels: t
     with pytest.raises(InputError, match=match) as caught:
         quantize(network(middle), X86_VNNI, [pixels])  # type: ignore[arg-type]  # see `network`
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_zoo_keeps_its_rows_whatever_becomes_of_a_network(tmp_path: Path) -> None:
+    script, out = Path(__file__).parent.parent / "benchmarks" / "zoo.py", tmp_path / "zoo.json"
+
+    def row(*options: str) -> dict[str, Any]:
+        command = [sys.executable, script, "--only", "squeezenet1_1", "--image-size", "64", "--out", out, *options]
+        subprocess.run(command, check=True, capture_output=True)
+        return json.loads(out.read_text())["rows"]["squeezenet1_1"]
+
+    assert row("--timeout", "0.1")["reason"] == "took more than 0.1 s in all"
+    assert "reason" in row()  # kept
+    assert "reason" in row("--again", "--memory", "0.2")  # too little to import torch
+    done = row("--again")
+    assert done["integer_ops"] == done["quantizable_ops"] == 26
+    assert done["parity"]["agreement"] >= 0.9
+
+
+def test_zoo_refuses_an_unknown_network(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "zoo.py"
+    command = [sys.executable, script, "--only", "resnet17", "--out", tmp_path / "zoo.json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "resnet17" in done.stderr
+    assert not (tmp_path / "zoo.json").exists()
