@@ -20,12 +20,8 @@ QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 
 
-def record() -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text())
-
-
-def saturation_record() -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / "saturation.json").read_text())
+def record(name: str = "main_job") -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -98,7 +94,7 @@ def facts() -> str:
 
 def saturation_operators() -> str:
     """One sentence on the single operators."""
-    r = saturation_record()
+    r = record("saturation")
     rows = r["operators"]
     total, changed, wrong = (
         sum(row[k] for row in rows) for k in ("outputs", "changed_by_saturation", "emulated_unlike_simulation")
@@ -111,7 +107,7 @@ def saturation_operators() -> str:
 
 def saturation_networks() -> str:
     """A line per network and bit-width: logits, correlation, agreement, accuracy on the emulated images."""
-    r = saturation_record()
+    r = record("saturation")
     lines = [
         "| network | weights | n | error without VNNI | left after simulation | twin to session, with VNNI "
         "| correlation | accuracy with VNNI | without, emulated | without, simulated |",
@@ -141,7 +137,7 @@ def saturation_networks() -> str:
 def saturation_risks() -> str:
     """What the estimate says of each trained network on validation images, and of its worst layers."""
     lines = []
-    for row in saturation_record()["networks"]:
+    for row in record("saturation")["networks"]:
         if "risk" not in row:
             continue
         risk, name = row["risk"], f"{row['network']}, {row['weights']}"
@@ -162,8 +158,77 @@ def saturation_risks() -> str:
     return "\n".join(lines)
 
 
+def zoo() -> str:
+    """A line per network of torchvision's zoo."""
+    lines = [
+        "| network | parameters | side | integer | float operators left | agreement | logits | pixels | file |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for name, row in record("zoo")["rows"].items():
+        side = f"{row['image_size']} px" if "image_size" in row else "-"
+        if "reason" in row:
+            lines.append(f"| {name} | - | {side} | - | stopped ({row['step']}): {row['reason']} | - | - | - | - |")
+            continue
+        left = _left_in_float(row)
+        listed = ", ".join(f"{n} {kind}" for kind, n in sorted(left.items(), key=lambda x: -x[1])) or "none"
+        spread, parity = row["logit_std"], row["parity"]
+        lines.append(
+            f"| {name} | {row['parameters_millions']:.1f} M | {side} | {row['integer_ops']} of "
+            f"{row['quantizable_ops']} | {listed} | {percent(parity['agreement'], 0)} | "
+            f"{parity['mean_logit_difference'] / spread:.4f} | {row['mean_change_by_rounded_pixels'] / spread:.4f} | "
+            f"{row['size_bytes'] / 2**20:.1f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def _left_in_float(row: dict[str, Any]) -> dict[str, int]:
+    """Operators that compute in float, without the normalisation of the pixels and the pool that is integer."""
+    left = row["float_compute"] | row["other_float"]
+    left = {kind: n - (kind in ("Sub", "Div")) for kind, n in left.items() if kind != "NhwcMaxPool"}
+    return {kind: n for kind, n in left.items() if n}
+
+
+def zoo_summary() -> str:
+    """How many networks are integer, what keeps the others from it, and which were not measured."""
+    r = record("zoo")
+    rows = r["rows"]
+    whole = [n for n, row in rows.items() if "reason" not in row and row["integer_ops"] == row["quantizable_ops"]]
+    nothing = [n for n in whole if not _left_in_float(rows[n])]
+    lines = [
+        f"Of {len(rows)} networks measured, {len(whole)} run every convolution and matrix product on integers, and "
+        f"{len(nothing)} of these leave no other operator in float either. The others:",
+        "",
+    ]
+    for name, row in rows.items():
+        if "reason" in row:
+            lines.append(f"- {name} stopped at step {row['step']!r}: {row['reason']}.")
+        elif name not in whole:
+            layers = ", ".join(f"{n} {kind}" for kind, n in row["float_layers"].items())
+            lines.append(
+                f"- {name}: {row['quantizable_ops'] - row['integer_ops']} of {row['quantizable_ops']} convolutions "
+                f"and matrix products stay in float, inside {layers}."
+            )
+    alike: dict[str, list[str]] = {}
+    for bigger, sister in r["sisters"].items():
+        alike.setdefault(sister, []).append(bigger)
+    lines += ["", "Not measured, of the same operators as a network above:", ""]
+    lines += [f"- like {sister}: {', '.join(names)}." for sister, names in alike.items()]
+    hardware, versions = r["hardware"], r["versions"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"onnxruntime {versions['onnxruntime']}, torch {versions['torch']}, torchvision "
+            f"{versions['torchvision']}, {hardware['threads']} thread of {hardware['processor']}; "
+            f"{r['calibration_images']} images for ranges, {r['test_images']} to compare, seed {r['seed']}, commit "
+            f"{r['commit']}, `{r['command']}`.",
+        ]
+    )
+
+
 QUOTES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (headline, shifts, facts, saturation_operators, saturation_networks, saturation_risks)
+    f.__name__: f
+    for f in (headline, shifts, facts, saturation_operators, saturation_networks, saturation_risks, zoo, zoo_summary)
 }
 
 

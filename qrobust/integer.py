@@ -143,3 +143,18 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean((2, 3), keepdim=True)
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values side by side `(N, L, 3 D)` to `(N, L, D)`, in float between integer layers.
+
+    Scaled dot products in `heads` groups of channels (Vaswani et al., arXiv 1706.03762).
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        queries, keys, values = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)

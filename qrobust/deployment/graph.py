@@ -91,8 +91,10 @@ class _ExportedLayer(nn.Module):
         if isinstance(self.source, IntegerConv2d):
             conv = self.source
             return nn.functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        shape = torch.Size([x.shape[0], weight.shape[0]])
-        return _op("Gemm", x, weight, bias, shape=shape, dtype=torch.float32, transB=1)
+        rows = x.reshape(-1, x.shape[-1])  # Gemm knows matrices only
+        shape = torch.Size([rows.shape[0], weight.shape[0]])
+        product = _op("Gemm", rows, weight, bias, shape=shape, dtype=torch.float32, transB=1)
+        return product.reshape(*x.shape[:-1], -1)
 
 
 class _ExportedPool(nn.Module):

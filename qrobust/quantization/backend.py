@@ -26,8 +26,8 @@ with warnings.catch_warnings():
     from torch.ao.quantization.quantize_fx import prepare_fx
 
 from qrobust.classifier import Normalization
-from qrobust.integer import GlobalAveragePool
-from qrobust.quantization.graph import ADDITIONS, RESHAPES, calls, drop_quantizers, set_module
+from qrobust.integer import GlobalAveragePool, SelfAttention
+from qrobust.quantization.graph import ADDITIONS, CLAMPS, PRODUCTS, RESHAPES, calls, drop_quantizers, set_module
 from qrobust.quantization.observers import Observer
 
 OWN_GRID = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
@@ -47,8 +47,9 @@ def _backend_config() -> BackendConfig:
         configs.append(
             BackendPatternConfig(layer).set_observation_type(OWN_GRID).add_dtype_config(types).set_root_module(layer)
         )
-    own = [nn.ReLU, nn.ReLU6, GlobalAveragePool, nn.AvgPool2d, torch.cat, torch.concat, *ADDITIONS]
-    shared = [nn.MaxPool2d, torch.nn.functional.max_pool2d, nn.Flatten, nn.Upsample, *RESHAPES]
+    own = [*CLAMPS, nn.LeakyReLU, nn.Sigmoid, GlobalAveragePool, nn.AvgPool2d, torch.cat, torch.concat,
+           *ADDITIONS, *PRODUCTS]  # fmt: skip
+    shared = [nn.MaxPool2d, nn.Flatten, nn.Upsample, *RESHAPES]
     for pattern, kind in [*((p, OWN_GRID) for p in own), *((p, SHARED_GRID) for p in shared)]:
         configs.append(BackendPatternConfig(pattern).set_observation_type(kind).add_dtype_config(pool_types))
     return BackendConfig("qrobust").set_backend_pattern_configs(configs)
@@ -74,7 +75,7 @@ def insert_observers(
     choice = QConfigMapping().set_global(QConfig(observer, PlaceholderObserver.with_args(dtype=torch.qint8)))
     for name in in_float:
         choice.set_module_name(name, None)
-    custom = PrepareCustomConfig().set_non_traceable_module_classes([*leaves, GlobalAveragePool])
+    custom = PrepareCustomConfig().set_non_traceable_module_classes([*leaves, GlobalAveragePool, SelfAttention])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one deprecation warning per torch.ao call
         prepared = prepare_fx(

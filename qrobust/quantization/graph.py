@@ -1,36 +1,42 @@
-"""Rewrites of a traced network before and after `torch.ao.quantization`: plain torch.fx.
+"""The graph before and after `torch.ao.quantization`: plain torch.fx.
 
-Before: batch norm folded, dropout removed, adaptive pools written as the pools they are at this size,
-functional activations written as modules. After: quantizers that stand where the runtime wants none are
-taken away.
+Before: the network in its normal form, what `rewrites` can say with integer kernels said so. After: quantizers
+that stand where the runtime wants none are taken away, and what is only moved keeps its grid.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 import operator
 import traceback
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
-from qrobust.integer import GlobalAveragePool
+from qrobust.integer import SelfAttention
+from qrobust.quantization.rewrites import (
+    explicit_padding,
+    out_of_place,
+    remove_call,
+    rewrite,
+    separate_repeated_modules,
+)
 
-RELUS: dict[object, type[nn.Module]] = {
-    F.relu: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU,
-    F.relu6: nn.ReLU6,
-}  # fmt: skip
-MEANS = (torch.mean, "mean")
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add")
+ADDITIONS = (operator.add, torch.add, "add")
+PRODUCTS = (operator.mul, torch.mul, "mul")
+RESHAPES = (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose,
+            torch.swapaxes, "flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose",
+            "contiguous")  # fmt: skip
+PARTS = (operator.getitem, torch.chunk, torch.split, "chunk", "split")
 LAYERS = (nn.Conv2d, nn.Linear)
-DROPOUTS = (F.dropout, F.dropout2d, F.alpha_dropout)
-RESHAPES = (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
+CLAMPS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+# They read what a matrix product gives in float anyway: rounding it first would buy nothing.
+FLOAT_LAYERS = (nn.GELU, nn.LayerNorm, nn.Softmax, nn.LogSoftmax, nn.Tanh, SelfAttention)
 
 
 class _Tracer(fx.Tracer):
@@ -59,111 +65,71 @@ def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = (Normalization
         raise InputError(f"model: torch.fx cannot trace {type(model).__name__}{place} ({reason})") from error
 
 
+class _Shapes(ShapeProp):
+    """Notes the shape of every tensor, and every result that is none (sizes, numbers)."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if not isinstance(result, torch.Tensor):
+            n.meta["value"] = result
+        return result
+
+
+def traced(model: nn.Module, leaves: tuple[type[nn.Module], ...], example: torch.Tensor) -> fx.GraphModule:
+    """The normal form of a network, which says what the network says.
+
+    Args:
+        model: in eval mode; it is not changed.
+        leaves: module classes that stay as they are.
+        example: one input `(1, 3, S, S)`.
+
+    Raises:
+        InputError: see `trace` and `normal_form`; or tracing lost something, such as an in-place change that
+            shows through a second name (`y = x; x += 1`).
+    """
+    graph = trace(model, leaves)
+    plain = normal_form(graph, example)
+    with torch.no_grad():
+        wanted = model(example.clone())
+        scale = float(wanted.nan_to_num().abs().max())
+        # The same operators in the same order give the same numbers. Folding rounds differently: a deep network
+        # of random weights makes up to half a percent of that, a change of meaning far more.
+        for form, tolerance in ((graph, 1e-5), (plain, 0.05)):
+            got = form(example.clone())
+            if not torch.allclose(wanted, got, rtol=0, atol=tolerance * scale, equal_nan=True):
+                raise InputError(
+                    f"model: {type(model).__name__} as a graph says something else than before (difference up to "
+                    f"{float((wanted - got).abs().max()):.3g}); look for an in-place change of a tensor that has "
+                    f"two names, and for what happens only once or at random"
+                )
+    return plain
+
+
 def normal_form(graph: fx.GraphModule, example: torch.Tensor) -> fx.GraphModule:
-    """Fold batch norm, remove dropout, make pools and activations explicit modules.
+    """Say what the network computes with the operators that have integer kernels, as far as possible.
 
     Args:
         graph: a traced network in eval mode; it is not changed.
         example: one input, to learn shapes from.
+
+    Raises:
+        InputError: a layer has no integer form and none is left in float for it; the message names it.
     """
-    folded = fuse(graph.eval(), no_trace=True)
-    assert isinstance(folded, fx.GraphModule)
-    modules = dict(folded.named_modules())
-    ShapeProp(folded).propagate(example)
-    for node in list(folded.graph.nodes):
-        module = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(module, nn.Dropout | nn.Dropout2d | nn.AlphaDropout | nn.Identity) or (
-            node.op == "call_function" and node.target in DROPOUTS
-        ):
-            node.replace_all_uses_with(node.args[0])
-            folded.graph.erase_node(node)
-        elif module is None and node.target in RELUS:
-            _replace(folded, node, RELUS[node.target]())
-        elif isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
-            _replace(folded, node, _explicit_pool(node))
-        elif module is None and node.target in MEANS and _is_spatial_mean(node):
-            pool = _replace(folded, node, GlobalAveragePool())
-            if not _argument(node, 2, "keepdim", False):
-                users = list(pool.users)
-                with folded.graph.inserting_after(pool):
-                    flat = folded.graph.call_function(torch.flatten, (pool, 1))
-                for user in users:
-                    user.replace_input_with(pool, flat)
-        elif module is None and isinstance(node.target, str) and node.target == "add_":
-            node.target = "add"
-    _separate_repeated_modules(folded)
-    folded.graph.eliminate_dead_code()
-    folded.delete_all_unused_submodules()
-    folded.graph.lint()
-    folded.recompile()
-    return folded
-
-
-def _separate_repeated_modules(graph: fx.GraphModule) -> None:
-    """A ReLU called twice becomes two: what follows each call is observed separately."""
-    seen: set[str] = set()
-    modules = dict(graph.named_modules())
-    for node in graph.graph.nodes:
-        if node.op != "call_module":
-            continue
-        if node.target in seen and isinstance(modules[node.target], nn.ReLU | nn.ReLU6 | nn.MaxPool2d):
-            module = modules[node.target]
-            _replace(graph, node, type(module)() if not isinstance(module, nn.MaxPool2d) else module)
-        seen.add(str(node.target))
-
-
-def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
-    if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[position] if len(node.args) > position else default
-
-
-def _is_spatial_mean(node: fx.Node) -> bool:
-    dims = _argument(node, 1, "dim", None)
-    source = node.args[0]
-    if not isinstance(dims, list | tuple) or not isinstance(source, fx.Node):
-        return False
-    shape = getattr(source.meta.get("tensor_meta"), "shape", ())
-    return len(shape) == 4 and sorted(d % 4 for d in dims) == [2, 3]
-
-
-def _explicit_pool(node: fx.Node) -> nn.Module:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    size = tuple(source.meta["tensor_meta"].shape[2:])
-    want = tuple(node.meta["tensor_meta"].shape[2:])
-    if want == (1, 1):
-        return GlobalAveragePool()
-    if size == want:
-        return nn.Identity()
-    if all(s % w == 0 for s, w in zip(size, want, strict=True)):
-        return nn.AvgPool2d((size[0] // want[0], size[1] // want[1]))
-    # Repeat every cell and average again: exact where each window touches its cells alike.
-    common = [math.gcd(s, w) for s, w in zip(size, want, strict=True)]
-    repeat = nn.Upsample(scale_factor=tuple(w // c for w, c in zip(want, common, strict=True)), mode="nearest")
-    average = [s // c for s, c in zip(size, common, strict=True)]
-    if average == [1, 1]:
-        return repeat
-    pool = nn.Sequential(repeat, nn.AvgPool2d((average[0], average[1])))
-    cells = torch.arange(float(size[0] * size[1])).square().view(1, 1, *size)
-    if torch.allclose(pool(cells), F.adaptive_avg_pool2d(cells, want)):
-        return pool
-    raise InputError(
-        f"model: an adaptive pool from {size} to {want} has windows of unequal size, which no integer "
-        f"kernel computes; choose --image-size so that one side divides the other"
-    )
-
-
-def _replace(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> fx.Node:
-    """Put a call of `module` where `node` was, on its first argument."""
-    name = f"{node.name}_explicit"
-    graph.add_submodule(name, module)
-    with graph.graph.inserting_before(node):
-        call = graph.graph.call_module(name, (node.args[0],))
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    graph.graph.erase_node(node)
-    return call
+    plain = copy.deepcopy(graph).eval()
+    out_of_place(plain)
+    separate_repeated_modules(plain)
+    explicit_padding(plain)
+    with torch.no_grad():
+        _Shapes(plain).propagate(example.clone())
+    for node in list(plain.graph.nodes):
+        rewrite(plain, node)
+    for node, _ in calls(plain, nn.Identity):
+        remove_call(plain, node)
+    plain.graph.eliminate_dead_code()
+    plain.delete_all_unused_submodules()
+    plain.graph.lint()
+    plain.recompile()
+    return plain
 
 
 def calls(graph: fx.GraphModule, kinds: type | tuple[type, ...]) -> Iterable[tuple[fx.Node, nn.Module]]:
@@ -190,18 +156,12 @@ def public_name(target: str) -> str:
     return target.removeprefix("network.")
 
 
-def remove_call(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Let the users of a one-argument call read its argument instead."""
-    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # a module call's argument is a node
-    graph.graph.erase_node(node)
-
-
 def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: tuple[type[nn.Module], ...]) -> None:
     """Take away quantizers that cost accuracy and buy nothing.
 
     Between an operator and its activation (the activation would stay in float), on the logits (distinct
-    ones would tie), and on a linear layer's output that only float `leaves` read (integer kernels give
-    float there at no cost).
+    ones would tie), and on a linear layer's output that only float layers read (integer kernels give
+    float there at no cost). What is only moved keeps the grid it is on.
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
 
@@ -211,10 +171,15 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
             and isinstance(modules[str(node.target)], kinds)
         )  # fmt: skip
 
+    def moves(node: object, targets: tuple[object, ...]) -> bool:
+        return is_call(node, nn.Flatten) or (
+            isinstance(node, fx.Node) and node.op != "call_module" and node.target in targets
+        )
+
     for node, _ in calls(graph, quantizer):
         users = list(node.users)
-        before_activation = len(users) == 1 and is_call(users[0], (nn.ReLU, nn.ReLU6))
-        into_float = is_call(node.args[0], nn.Linear) and all(is_call(u, leaves) for u in users)
+        before_activation = len(users) == 1 and is_call(users[0], CLAMPS)
+        into_float = is_call(node.args[0], nn.Linear) and all(is_call(u, (*leaves, *FLOAT_LAYERS)) for u in users)
         if before_activation or (into_float and users):
             remove_call(graph, node)
     tail = next(n for n in graph.graph.nodes if n.op == "output").args[0]
@@ -222,13 +187,19 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
         source = tail.args[0] if tail.args else None
         if is_call(tail, quantizer):
             remove_call(graph, tail)
-        elif not (tail.target in RESHAPES or is_call(tail, nn.Flatten)):
+        elif not moves(tail, RESHAPES):
             break
         tail = source
+    for node, _ in calls(graph, quantizer):
+        origin = node.args[0]
+        while moves(origin, (*RESHAPES, *PARTS)):
+            origin = origin.args[0]  # type: ignore[union-attr]  # it moves, so it is a node
+        if is_call(origin, quantizer):
+            node.target = origin.target  # type: ignore[union-attr]  # a call, so a node
     graph.graph.lint()
     graph.recompile()
 
 
 def folded(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """The float network as it is before quantization: batch norm folded, pools explicit."""
-    return normal_form(trace(model, (Normalization,)), example).eval().requires_grad_(False)
+    return traced(model, (Normalization,), example).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization.backend import insert_observers
 from qrobust.quantization.correction import correct_biases
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import LAYERS, calls, layer_names, normal_form, public_name, trace
+from qrobust.quantization.graph import LAYERS, calls, layer_names, public_name, traced
 from qrobust.quantization.observers import RANGES, Observer
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.rounding import learn_rounding
@@ -64,7 +64,7 @@ def prepare(
     """
     if any(isinstance(m, IntegerConv2d | IntegerLinear | ActivationQuantizer) for m in model.modules()):
         raise InputError("model: expected a float network, got one that is quantized already")
-    graph = normal_form(trace(model, (Normalization, *leaves)), example)
+    graph = traced(model, (Normalization, *leaves), example)
     layers = layer_names(graph)
     bits = recipe.for_layers(layers)
     if recipe.equalize:

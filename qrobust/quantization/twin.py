@@ -10,9 +10,10 @@ from torch import fx, nn
 
 from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
-from qrobust.quantization.graph import LAYERS, calls, public_name, remove_call, set_module
+from qrobust.quantization.graph import CLAMPS, LAYERS, calls, public_name, set_module
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
+from qrobust.quantization.rewrites import remove_call
 from qrobust.quantization.target import Target
 
 # Clipping of narrow weights: shares of the largest weight that are tried.
@@ -76,7 +77,7 @@ def _frozen(
         chosen = bits[public_name(str(node.target))]
         if isinstance(quantizer, ActivationQuantizer) and chosen is not None:
             set_module(twin, str(node.target), _integer_layer(layer, quantizer, target.weights(chosen[0])))
-    _drop_redundant_relus(twin)
+    _drop_redundant_clamps(twin)
     twin.graph.lint()
     twin.recompile()
     twin.delete_all_unused_submodules()
@@ -159,15 +160,17 @@ def integer_layer(
     )  # fmt: skip
 
 
-def _drop_redundant_relus(graph: fx.GraphModule) -> None:
-    """A ReLU or ReLU6 whose result is only ever quantized to a range inside its own says nothing new."""
+def _drop_redundant_clamps(graph: fx.GraphModule) -> None:
+    """A clamp whose result is only ever quantized to a range inside its own, to half a step, says nothing new."""
+    half = 0.5 + 1e-3  # of a step, and float rounding
     modules = dict(graph.named_modules(remove_duplicate=False))
-    for node, module in calls(graph, (nn.ReLU, nn.ReLU6)):
+    for node, clamp in calls(graph, CLAMPS):
+        low, high = (clamp.min_val, clamp.max_val) if isinstance(clamp, nn.Hardtanh) else (0.0, float("inf"))
         quantizers = [modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
         inside = all(
             isinstance(q, ActivationQuantizer)
-            and q.bounds()[0] >= 0
-            and (isinstance(module, nn.ReLU) or q.bounds()[1] <= 6 + float(q.scale) / 2)
+            and q.bounds()[0] >= low - half * float(q.scale)
+            and q.bounds()[1] <= high + half * float(q.scale)
             for q in quantizers
         )
         if quantizers and inside:
