@@ -14,7 +14,7 @@ from qrobust.errors import GateError
 INTEGER = frozenset({"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger",
                      "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})  # fmt: skip
 FLOAT = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul",
-                   "FusedMatMul", "TransposeMatMul"})  # fmt: skip
+                   "FusedMatMul", "TransposeMatMul", "Einsum"})  # fmt: skip
 # Below this agreement a graph does not say what its twin says; the rest is ties (see `parity`).
 LEAST_AGREEMENT = 0.985
 MOST_ACCURACY_DIFFERENCE = 0.003
