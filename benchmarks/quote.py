@@ -203,10 +203,11 @@ def zoo_summary() -> str:
         if "reason" in row:
             lines.append(f"- {name} stopped at step {row['step']!r}: {row['reason']}.")
         elif name not in whole:
-            layers = ", ".join(f"{n} {kind}" for kind, n in row["float_layers"].items())
+            # What a leading underscore hides pads or looks something up, and multiplies nothing.
+            layers = ", ".join(f"{n} {kind}" for kind, n in row["float_layers"].items() if kind[0] != "_")
             lines.append(
                 f"- {name}: {row['quantizable_ops'] - row['integer_ops']} of {row['quantizable_ops']} convolutions "
-                f"and matrix products stay in float, inside {layers}."
+                f"and matrix products stay in float, inside {layers}, which is not taken apart."
             )
     alike: dict[str, list[str]] = {}
     for bigger, sister in r["sisters"].items():
