@@ -103,7 +103,7 @@ def operator_layer(weight: torch.Tensor, stride: int, padding: int, groups: int)
         return IntegerLinear(weight, scale, bias, torch.tensor(INPUT_SCALE))
     return IntegerConv2d(
         weight, scale, bias, torch.tensor(INPUT_SCALE),
-        stride=(stride,) * 2, padding=(padding,) * 2, dilation=(1, 1), groups=groups,
+        stride=(stride,) * 2, padding=(padding,) * 4, dilation=(1, 1), groups=groups,
     )  # fmt: skip
 
 

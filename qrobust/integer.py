@@ -7,9 +7,13 @@ trained through them. `deployment.graph` writes each as QuantizeLinear / Dequant
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from qrobust.errors import InputError
 
 LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
 
@@ -108,8 +112,46 @@ class _IntegerLayer(nn.Module):
         self.bias_int.copy_(moved.clamp(-LARGEST_BIAS, LARGEST_BIAS).to(torch.int32))
 
 
+class PaddedConv2d(nn.Conv2d):
+    """A float convolution whose zero padding may differ from side to side, as ONNX's may.
+
+    Attributes:
+        pads: zeros at the left, right, top and bottom.
+    """
+
+    def __init__(self, source: nn.Conv2d, pads: tuple[int, int, int, int]) -> None:
+        geometry: Any = (
+            source.kernel_size,
+            source.stride,
+            0,
+            source.dilation,
+            source.groups,
+            source.bias is not None,
+        )
+        super().__init__(source.in_channels, source.out_channels, *geometry)
+        self.weight, self.bias = source.weight, source.bias
+        self.pads = pads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(x, self.pads))
+
+
+def zero_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Zeros that a convolution adds at the left, right, top and bottom."""
+    if isinstance(layer, PaddedConv2d):
+        return layer.pads
+    if isinstance(layer.padding, str):
+        raise InputError(f"model: a convolution has padding {layer.padding!r}, expected numbers")
+    high, wide = layer.padding
+    return wide, wide, high, high
+
+
 class IntegerConv2d(_IntegerLayer):
-    """A convolution `(N, C, H, W)` to `(N, out, H', W')` on quantized input."""
+    """A convolution `(N, C, H, W)` to `(N, out, H', W')` on quantized input.
+
+    Attributes:
+        padding: zeros at the left, right, top and bottom.
+    """
 
     def __init__(
         self,
@@ -120,7 +162,7 @@ class IntegerConv2d(_IntegerLayer):
         qmax: int = 127,
         *,
         stride: tuple[int, ...],
-        padding: tuple[int, ...],
+        padding: tuple[int, int, int, int],
         dilation: tuple[int, ...],
         groups: int,
     ) -> None:
@@ -128,7 +170,23 @@ class IntegerConv2d(_IntegerLayer):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, weight, self.bias(), self.stride, self.padding, self.dilation, self.groups)
+        return convolve(x, weight, self.bias(), self.stride, self.padding, self.dilation, self.groups)
+
+
+def convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> torch.Tensor:
+    """`F.conv2d` with zeros at the left, right, top and bottom."""
+    left, right, top, bottom = padding
+    if left == right and top == bottom:
+        return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+    return F.conv2d(F.pad(x, padding), weight, bias, stride, 0, dilation, groups)
 
 
 class IntegerLinear(_IntegerLayer):

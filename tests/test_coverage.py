@@ -95,6 +95,24 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
     return images[:12, :, ::2, ::2].contiguous()
 
 
+class _SamePadding(nn.Conv2d):
+    """A subclass that pads and calls the function, as ports from TensorFlow do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(x, [0, 1, 0, 1]), self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+class _Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.offset = nn.Parameter(torch.randn(8, 8, 1, 1) / 8), nn.Parameter(torch.randn(8))
+        self.matrix = nn.Parameter(torch.randn(8, 8) / 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = F.linear(x.mean((2, 3)), self.matrix).sigmoid()
+        return F.conv2d(x, weight=self.kernel, bias=self.offset) * gate[:, :, None, None]
+
+
 def shuffled(x: torch.Tensor) -> torch.Tensor:
     n, c, h, w = x.size()
     left, right = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w).chunk(2, dim=1)
@@ -171,6 +189,11 @@ FORMS: dict[str, tuple[object, ...]] = {
     "padding same": (nn.Conv2d(8, 8, 3, padding="same", dilation=2), nn.Conv2d(8, 8, 2, padding="valid")),
     "groups": (nn.Conv2d(8, 16, 3, groups=4), nn.ReLU6(inplace=True), nn.Conv2d(16, 8, 1, groups=2)),
     "padding layer": (nn.ReflectionPad2d(1), nn.Conv2d(8, 8, 3)),
+    "zeros around": (nn.ZeroPad2d(1), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)),
+    "zeros on two sides": (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU6()),
+    "zeros by function": (lambda x: F.pad(x, (2, 0, 1, 0)), nn.Conv2d(8, 8, 3, 1, 1, groups=8)),
+    "same as TensorFlow": (_SamePadding(8, 8, 3, 2, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
+    "functional layers": (_Functional(),),
 }  # fmt: skip
 
 

@@ -28,9 +28,10 @@ def integer_layer(
     """A layer of these int8 weights, with a bias of its output channel's number."""
     scale, bias = torch.full((len(weight),), WEIGHT_SCALE), torch.arange(len(weight)) * INPUT_SCALE * WEIGHT_SCALE
     parts = (weight.to(torch.int8), scale, bias, torch.tensor(INPUT_SCALE))
+    sides = (padding[1], padding[1], padding[0], padding[0])
     if weight.ndim == 2:
         return IntegerLinear(*parts)
-    return IntegerConv2d(*parts, stride=(stride,) * 2, padding=padding, dilation=(dilation,) * 2, groups=groups)
+    return IntegerConv2d(*parts, stride=(stride,) * 2, padding=sides, dilation=(dilation,) * 2, groups=groups)
 
 
 def twin_of(layer: nn.Module, zero_point: int = 0, qmin: int = 0, qmax: int = 255) -> fx.GraphModule:

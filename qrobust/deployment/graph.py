@@ -32,7 +32,9 @@ Node: TypeAlias = onnx.NodeProto
 Graph: TypeAlias = onnx.GraphProto
 
 
-def _op(name: str, *inputs: torch.Tensor, shape: torch.Size, dtype: torch.dtype, **attributes: int) -> torch.Tensor:
+def _op(
+    name: str, *inputs: torch.Tensor, shape: torch.Size, dtype: torch.dtype, **attributes: int | list[int]
+) -> torch.Tensor:
     return torch.onnx.ops.symbolic(name, inputs, dict(attributes), dtype=dtype, shape=shape, version=OPSET)
 
 
@@ -89,12 +91,29 @@ class _ExportedLayer(nn.Module):
         weight = _dequantize(self.weight, self.weight_scale, self.weight_zero, axis=0)
         bias = _dequantize(self.bias, self.bias_scale, self.bias_zero, axis=0)
         if isinstance(self.source, IntegerConv2d):
-            conv = self.source
-            return nn.functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            return self._convolution(self.source, x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])  # Gemm knows matrices only
         shape = torch.Size([rows.shape[0], weight.shape[0]])
         product = _op("Gemm", rows, weight, bias, shape=shape, dtype=torch.float32, transB=1)
         return product.reshape(*x.shape[:-1], -1)
+
+    def _convolution(
+        self, conv: IntegerConv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        left, right, top, bottom = conv.padding
+        if left == right and top == bottom:
+            return nn.functional.conv2d(x, weight, bias, conv.stride, (top, left), conv.dilation, conv.groups)
+        sides = [
+            (n + before + after - d * (k - 1) - 1) // s + 1
+            for n, before, after, d, k, s in zip(
+                x.shape[2:], (top, left), (bottom, right), conv.dilation, weight.shape[2:], conv.stride, strict=True
+            )
+        ]
+        shape = torch.Size([x.shape[0], len(weight), *sides])
+        return _op(
+            "Conv", x, weight, bias, shape=shape, dtype=torch.float32, pads=[top, left, bottom, right],
+            strides=list(conv.stride), dilations=list(conv.dilation), group=conv.groups,
+        )  # fmt: skip
 
 
 class _ExportedPool(nn.Module):

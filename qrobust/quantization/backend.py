@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from torch.ao.quantization.quantize_fx import prepare_fx
 
 from qrobust.classifier import Normalization
-from qrobust.integer import GlobalAveragePool, SelfAttention
+from qrobust.integer import GlobalAveragePool, PaddedConv2d, SelfAttention
 from qrobust.quantization.graph import ADDITIONS, CLAMPS, PRODUCTS, RESHAPES, calls, drop_quantizers, set_module
 from qrobust.quantization.observers import Observer
 
@@ -43,7 +43,7 @@ def _backend_config() -> BackendConfig:
     types = DTypeConfig(torch.quint8, torch.quint8, torch.qint8, torch.float32)
     pool_types = DTypeConfig(torch.quint8, torch.quint8)
     configs = []
-    for layer in (nn.Conv2d, nn.Linear):
+    for layer in (nn.Conv2d, PaddedConv2d, nn.Linear):
         configs.append(
             BackendPatternConfig(layer).set_observation_type(OWN_GRID).add_dtype_config(types).set_root_module(layer)
         )
@@ -75,7 +75,9 @@ def insert_observers(
     choice = QConfigMapping().set_global(QConfig(observer, PlaceholderObserver.with_args(dtype=torch.qint8)))
     for name in in_float:
         choice.set_module_name(name, None)
-    custom = PrepareCustomConfig().set_non_traceable_module_classes([*leaves, GlobalAveragePool, SelfAttention])
+    custom = PrepareCustomConfig().set_non_traceable_module_classes(
+        [*leaves, GlobalAveragePool, PaddedConv2d, SelfAttention]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one deprecation warning per torch.ao call
         prepared = prepare_fx(

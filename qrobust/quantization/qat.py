@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, zero_padding
 from qrobust.quantization.graph import LAYERS, calls, set_module
 from qrobust.quantization.sensitivity import divergence, logits_on
 from qrobust.quantization.twin import integer_layer
@@ -95,7 +95,8 @@ class TrainableLayer(nn.Module):
         layer = self.geometry[0]
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, self.bias)
-        return F.conv2d(x, weight, self.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        padding = zero_padding(layer)
+        return convolve(x, weight, self.bias, layer.stride, padding, layer.dilation, layer.groups)
 
     def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
         """With the integers that the weights round to now."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
-from qrobust.integer import GlobalAveragePool, SelfAttention
+from qrobust.integer import GlobalAveragePool, PaddedConv2d, SelfAttention, zero_padding
 
 IN_PLACE: dict[object, Callable[..., Any]] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -141,19 +141,22 @@ def explicit_padding(graph: fx.GraphModule) -> None:
     """
     for node in graph.graph.nodes:
         layer = called(graph, node)
-        if not isinstance(layer, nn.Conv2d):
-            continue
-        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        if layer.padding == "valid":
-            layer.padding = (0, 0)
-        elif layer.padding == "same" and not any(span % 2 for span in spans):
-            layer.padding = (spans[0] // 2, spans[1] // 2)
-        if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            continue
-        raise InputError(
-            f"model: layer {node.target!r} has padding {layer.padding!r} ({layer.padding_mode}), which no integer "
-            f"kernel has; put a padding layer (nn.ReflectionPad2d, nn.ZeroPad2d, ...) before a convolution without"
-        )
+        if isinstance(layer, nn.Conv2d):
+            _numeric_padding(layer, str(node.target))
+
+
+def _numeric_padding(layer: nn.Conv2d, name: str) -> None:
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if layer.padding == "valid":
+        layer.padding = (0, 0)
+    elif layer.padding == "same" and not any(span % 2 for span in spans):
+        layer.padding = (spans[0] // 2, spans[1] // 2)
+    if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return
+    raise InputError(
+        f"model: layer {name!r} has padding {layer.padding!r} ({layer.padding_mode}), which no integer "
+        f"kernel has; put a padding layer (nn.ReflectionPad2d, nn.ZeroPad2d, ...) before a convolution without"
+    )
 
 
 def rewrite(graph: fx.GraphModule, node: fx.Node) -> None:
@@ -168,6 +171,10 @@ def rewrite(graph: fx.GraphModule, node: fx.Node) -> None:
         if made is None:
             return
         node, module = replace(graph, node, made), made
+    elif module is None and node.target in (F.conv2d, F.linear):
+        node, module = _explicit_layer(graph, node)
+    if isinstance(module, nn.Conv2d):
+        _absorb_padding(graph, node, module)
     if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd) or _is_idle(node):
         remove_call(graph, node)
     elif module is None and node.target in MEANS and _is_spatial_mean(node):
@@ -222,6 +229,63 @@ def _shape(node: object) -> tuple[int, ...]:
     """Of a tensor; nothing for what is none."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+
+
+# Convolutions and linear layers
+
+
+def _explicit_layer(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, nn.Module | None]:
+    """A functional convolution or linear layer on stored weights as the module that says the same."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")  # F.linear's end with the bias
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    stored = [given[n] for n in ("weight", "bias") if given.get(n) is not None]
+    if any(n.op != "get_attr" for n in stored):
+        return node, None
+    weight, *bias = (operator.attrgetter(str(n.target))(graph).detach() for n in stored)
+    name = f"{str(stored[0].target).removesuffix('.weight')}_layer"
+    layer: nn.Conv2d | nn.Linear
+    if node.target is F.conv2d:
+        geometry = {k: given[k] for k in ("stride", "padding", "dilation", "groups") if k in given}
+        channels = weight.shape[1] * given.get("groups", 1)
+        layer = nn.Conv2d(channels, len(weight), weight.shape[2:], **geometry, bias=bool(bias))
+        _numeric_padding(layer, name)
+    else:
+        layer = nn.Linear(weight.shape[1], len(weight), bool(bias))
+    _set_weights(layer, weight, *bias)
+    call = _call_before(graph, node, layer, given["input"], name)
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
+    return call, layer
+
+
+def _absorb_padding(graph: fx.GraphModule, node: fx.Node, layer: nn.Conv2d) -> None:
+    """Zeros that a layer of their own puts around the image become the convolution's own padding."""
+    source = node.args[0]
+    padding = called(graph, source)
+    if not isinstance(source, fx.Node) or len(source.users) != 1:
+        return
+    if isinstance(padding, nn.ZeroPad2d) or (isinstance(padding, nn.ConstantPad2d) and padding.value == 0):
+        pads = tuple(padding.padding)
+    elif source.target is F.pad and _is_zero_pad(source):
+        pads = tuple(source.args[1])  # type: ignore[arg-type]  # checked just now
+    else:
+        return
+    if len(pads) != 4 or min(pads) < 0:
+        return
+    left, right, top, bottom = (p + own for p, own in zip(pads, zero_padding(layer), strict=True))
+    if left == right and top == bottom and not isinstance(layer, PaddedConv2d):
+        layer.padding = (top, left)
+    else:
+        node.target = f"{node.target}_padded"
+        graph.add_submodule(str(node.target), PaddedConv2d(layer, (left, right, top, bottom)))
+    remove_call(graph, source)
+
+
+def _is_zero_pad(node: fx.Node) -> bool:
+    pads, mode, value = (
+        _argument(node, i, n, d) for i, n, d in ((1, "pad", ()), (2, "mode", "constant"), (3, "value", 0))
+    )
+    return len(node.args) > 1 and isinstance(pads, list | tuple) and mode == "constant" and not value
 
 
 # Products with a gate
@@ -416,12 +480,13 @@ def _producer(graph: fx.GraphModule, source: fx.Node) -> nn.Conv2d | nn.Linear |
 
 def _can_absorb(reader: nn.Module | None, bias: torch.Tensor) -> bool:
     """A convolution in front of which an affine map can vanish: padding must not show the offset's absence."""
-    return isinstance(reader, nn.Conv2d) and (not bias.any() or tuple(reader.padding) == (0, 0))
+    return isinstance(reader, nn.Conv2d) and (not bias.any() or not any(zero_padding(reader)))
 
 
-def _set_weights(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
+def _set_weights(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.float(), requires_grad=False)
 
 
 def _depthwise(

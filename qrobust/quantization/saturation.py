@@ -147,8 +147,7 @@ class _SaturatingLayer(nn.Module):
         layer = self.layer
         if isinstance(layer, IntegerLinear):
             return integers.t()[:, :, None]
-        height, width = layer.padding
-        padded = F.pad(integers, (width, width, height, height), value=float(self.zero_point))
+        padded = F.pad(integers, layer.padding, value=float(self.zero_point))
         kernel = tuple(layer.weight_int.shape[2:])
         return F.unfold(padded, kernel, layer.dilation, 0, layer.stride).transpose(0, 1)
 

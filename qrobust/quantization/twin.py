@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, zero_padding
 from qrobust.quantization.graph import CLAMPS, LAYERS, calls, public_name, set_module
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
@@ -156,7 +156,7 @@ def integer_layer(
         )
     return IntegerConv2d(
         integers, scale, bias, source.scale, weight_range[1],
-        stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups,
+        stride=layer.stride, padding=zero_padding(layer), dilation=layer.dilation, groups=layer.groups,
     )  # fmt: skip
 
 
