@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from torch import nn
@@ -57,7 +58,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     opened = open_data(
         data, seed=0, image_size=SIZE, class_names_file=Path(class_names), calibration_images=CALIBRATION_IMAGES
     )
-    sessions = {name: OnnxClassifier(out / f"{name}.onnx", threads) for name in ("float", "int8")}
+    sessions: dict[str, Any] = {name: OnnxClassifier(out / f"{name}.onnx", threads) for name in ("float", "int8")}
     same, n, right = 0, 0, dict.fromkeys(sessions, 0)
     for split in (opened.training, opened.validation, opened.test):
         found = predict(sessions, split, CLEAN, table="imagenet-c", seed=0)

@@ -42,13 +42,13 @@ NETWORKS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
 VARIANTS: dict[str, list[str]] = {
     "w8a8": [],
     "w8a8-auto": ["--ptq", "auto"],
-    "w8a8-qat": ["--qat-epochs", "0.5", "--qat-learning-rate", "0.00002"],
-    "w6a8": ["--bits", "w6a8", "--rounding", "adaround"],
-    "w4a8": ["--bits", "w4a8", "--rounding", "adaround"],
-    "w4a8-qat": ["--bits", "w4a8", "--rounding", "adaround", "--qat-epochs", "1"],
-    "w4a4": ["--bits", "w4a4", "--rounding", "adaround"],
-    "w4a4-qat": ["--bits", "w4a4", "--rounding", "adaround", "--qat-epochs", "2", "--qat-learning-rate", "0.0003"],
+    "w8a8-qat": ["--qat-epochs", "0.25", "--qat-learning-rate", "0.00002"],
     "w8a8-avx2": ["--target", "x86-avx2"],
+    "w6a8": ["--bits", "w6a8"],
+    "w4a8": ["--bits", "w4a8", "--rounding", "adaround"],
+    "w4a8-qat": ["--bits", "w4a8", "--qat-epochs", "0.5", "--qat-learning-rate", "0.0001"],
+    "w4a4": ["--bits", "w4a4", "--rounding", "adaround"],
+    "w4a4-qat": ["--bits", "w4a4", "--qat-epochs", "1", "--qat-learning-rate", "0.0003"],
 }
 STATIC = ("MinMax", "Entropy", "Percentile")
 BATCHES, THREADS, ROUNDS = (1, 32), (1, 2), 15

@@ -227,10 +227,89 @@ def zoo_summary() -> str:
     )
 
 
-QUOTES: dict[str, Callable[[], str]] = {
-    f.__name__: f
-    for f in (headline, shifts, facts, saturation_operators, saturation_networks, saturation_risks, zoo, zoo_summary)
-}
+def _best_peer(found: dict[str, Any]) -> str:
+    peer = found["best_peer"]
+    return peer.replace("quantize_static-", "quantize_static, ").replace("nncf", "NNCF")
+
+
+def quantization() -> str:
+    """A line per network and variant: accuracy on onnxruntime and the drop from float, with intervals."""
+    lines = [
+        "| network | variant | accuracy | drop, points | integer | file | agreement with twin "
+        "| largest logit difference |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for network, found in record("quantization")["networks"].items():
+        for name, v in found["variants"].items():
+            low, high = v.get("drop_interval_pp", (0, 0))
+            drop = "" if name == "float" else f"{v['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            parity = v.get("parity")
+            own = f"{percent(parity['agreement'], 2)} | {parity['max_logit_difference']:.2f}" if parity else " | "
+            lines.append(
+                f"| {network} | {name} | {percent(v['accuracy'], 2)} | {drop} | {v['integer_ops']} of "
+                f"{v['quantizable_ops']} | {v['size_bytes'] / 2**20:.2f} MiB | {own} |"
+            )
+    return "\n".join(lines)
+
+
+def quantization_peers() -> str:
+    """W8A8 against the best peer, in accuracy and in time."""
+    lines = []
+    for network, found in record("quantization")["networks"].items():
+        peer, times = found["best_peer"], found["latency_ms"]
+        ratios = [t["w8a8"] / min(t[p] for p in found["peers"]) for t in times.values()]
+        lines.append(
+            f"- {network}: {found['against_best_peer_pp']:+.2f} points against {_best_peer(found)} "
+            f"({percent(found['variants'][peer]['accuracy'], 2)}), n = {found['n_test']:,}; time by that of the fastest "
+            f"peer: {min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} combinations of threads and batch."
+        )
+    return "\n".join(lines)
+
+
+def quantization_speed() -> str:
+    """Milliseconds per batch and how many times faster than float."""
+    lines = [
+        "| network | threads | batch | float | W8A8 | W4A8 | W4A4 | W8A8 over float |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for network, found in record("quantization")["networks"].items():
+        for key, t in found["latency_ms"].items():
+            _, threads, _, batch = key.split("_")
+            cells = " | ".join(f"{t[n]:.2f} ms" for n in ("float", "w8a8", "w4a8", "w4a4"))
+            lines.append(f"| {network} | {threads} | {batch} | {cells} | {t['float'] / t['w8a8']:.2f} |")
+    return "\n".join(lines)
+
+
+def efficientnet_lite0() -> str:
+    """One sentence on the pretrained network on real photographs."""
+    r = record("efficientnet_lite0")
+    low, high = r["agreement_interval"]
+    return (
+        f"EfficientNet-Lite0 with its published weights, W8A8, on {r['n']} photographs of ImageNet classes that ranges "
+        f"were not observed on: agreement with float {percent(r['agreement'])} [{percent(low)}, {percent(high)}], accuracy "
+        f"{percent(r['accuracy']['float'])} float, {percent(r['accuracy']['int8'])} INT8; {r['integer_ops']} of "
+        f"{r['quantizable_ops']} convolutions and matrix products integer; "
+        f"{r['latency_ms']['batch_1']['float']:.1f} ms become {r['latency_ms']['batch_1']['int8']:.1f} ms at batch 1 "
+        f"({r['hardware']['threads']} threads)."
+    )
+
+
+def quantize_cost() -> str:
+    """Time and memory by number of calibration images."""
+    r = record("quantize_cost")
+    lines = ["| calibration images | quantize | export | peak memory above imports |", "|---:|---:|---:|---:|"]
+    lines += [
+        f"| {row['images']:,} | {row['quantize_s']:.1f} s | {row['export_s']:.1f} s "
+        f"| {row['peak_with_export_above_imports_mib']:.0f} MiB |"
+        for row in r["rows"]
+    ]
+    return "\n".join([*lines, "", f"MobileNetV2 at {r['image_size']} px, {r['hardware']['threads']} threads."])
+
+
+MAIN = (headline, shifts, facts)
+SATURATION = (saturation_operators, saturation_networks, saturation_risks)
+QUANTIZATION = (quantization, quantization_peers, quantization_speed, efficientnet_lite0, quantize_cost)
+QUOTES: dict[str, Callable[[], str]] = {f.__name__: f for f in (*MAIN, *SATURATION, zoo, zoo_summary, *QUANTIZATION)}
 
 
 def quoted(text: str) -> str:

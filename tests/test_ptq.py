@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.ao.quantization
 from torch import nn
 
 from qrobust.classifier import NormalizedModel
@@ -282,3 +283,16 @@ def test_bad_input(small_model: NormalizedModel, calibration: list[torch.Tensor]
     twin = quantize(small_model, X86_VNNI, calibration)
     with pytest.raises(InputError, match="quantized already"):
         quantize(twin, X86_VNNI, calibration)
+
+
+def test_networks_quantized_by_torch_are_refused() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fake = torch.nn.Sequential(torch.ao.quantization.FakeQuantize())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fake(x).mean((2, 3))
+
+    with pytest.raises(InputError, match=r"quantized already \('fake\.0': FakeQuantize\)"):
+        quantize(Held().eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)])

@@ -62,8 +62,14 @@ def prepare(
     Raises:
         InputError: the model cannot be traced, is quantized already, or the recipe names no layer of it.
     """
-    if any(isinstance(m, IntegerConv2d | IntegerLinear | ActivationQuantizer) for m in model.modules()):
-        raise InputError("model: expected a float network, got one that is quantized already")
+    for name, module in model.named_modules():
+        kind = type(module)
+        if issubclass(kind, IntegerConv2d | IntegerLinear | ActivationQuantizer) or kind.__module__.startswith(
+            ("torch.ao.", "torchao.")
+        ):
+            raise InputError(
+                f"model: expected a float network, got one quantized already ({name!r}: {kind.__name__})"
+            )
     graph = traced(model, (Normalization, *leaves), example)
     layers = layer_names(graph)
     bits = recipe.for_layers(layers)

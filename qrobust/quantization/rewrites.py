@@ -304,9 +304,8 @@ def _hard_gate(graph: fx.GraphModule, node: fx.Node, times_input: bool) -> None:
     """hardsigmoid(x) = clip(x / 6 + 1/2, 0, 1), hardswish(x) = x hardsigmoid(x) (arXiv 1905.02244).
 
     There is no integer HardSigmoid kernel. A depthwise convolution whose quantizer ends at 0 and 1 is integer,
-    rounds once, and needs nothing new in twin or export. Measured at MobileNetV3's shapes it takes 0.70 to 0.85
-    of the time of the float operator between quantizers, and 1.0 to 1.1 of that of an integer Add of a constant
-    to a rescaled input, which would need two readings of one integer tensor.
+    rounds once, and needs nothing new in twin or export. An integer Add of a constant to a rescaled input would be
+    about as fast, but needs one integer tensor read on two scales.
     """
     source = node.args[0]
     assert isinstance(source, fx.Node)
