@@ -261,7 +261,8 @@ def quantization_peers() -> str:
         lines.append(
             f"- {network}: {found['against_best_peer_pp']:+.2f} points against {_best_peer(found)} "
             f"({percent(found['variants'][peer]['accuracy'], 2)}), n = {found['n_test']:,}; time by that of the "
-            f"fastest peer: {min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} combinations of threads and batch."
+            f"fastest peer: {min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} combinations of "
+            f"threads and batch."
         )
     return "\n".join(lines)
 
@@ -287,7 +288,8 @@ def efficientnet_lite0() -> str:
     return (
         f"EfficientNet-Lite0 with its published weights, W8A8, on {r['n']} photographs of ImageNet classes that "
         f"ranges were not observed on: agreement with float {percent(r['agreement'])} [{percent(low)}, "
-        f"{percent(high)}], accuracy {percent(r['accuracy']['float'])} float, {percent(r['accuracy']['int8'])} INT8; {r['integer_ops']} of "
+        f"{percent(high)}], accuracy {percent(r['accuracy']['float'])} float, "
+        f"{percent(r['accuracy']['int8'])} INT8; {r['integer_ops']} of "
         f"{r['quantizable_ops']} convolutions and matrix products integer; "
         f"{r['latency_ms']['batch_1']['float']:.1f} ms become {r['latency_ms']['batch_1']['int8']:.1f} ms at batch 1 "
         f"({r['hardware']['threads']} threads)."
