@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -296,3 +298,25 @@ def test_networks_quantized_by_torch_are_refused() -> None:
 
     with pytest.raises(InputError, match=r"quantized already \('fake\.0': FakeQuantize\)"):
         quantize(Held().eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)])
+
+
+def stores_of(size: int) -> int:
+    """How many tensor stores of so many bytes are alive."""
+    stores = [o.untyped_storage() for o in gc.get_objects() if type(o) is torch.Tensor]
+    return len({s.data_ptr() for s in stores if s.nbytes() == size})
+
+
+def test_batches_are_let_go(small_model: NormalizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ptq, "KEPT_IMAGES", 8)
+    generator, alive = torch.Generator().manual_seed(0), []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for _ in range(12):
+            images = torch.rand(5, 3, 32, 32, generator=generator)
+            alive.append(stores_of(images.untyped_storage().nbytes()))
+            yield images
+
+    observed = observe(small_model, batches(), Recipe())
+    assert observed.images.shape == (8, 3, 32, 32)
+    # This batch, the one before, and one that was kept whole.
+    assert max(alive) <= 3

@@ -105,7 +105,8 @@ def observe(
             graph, layers = prepare(model, images[:1], recipe, leaves)
         see(graph, images)
         room = min(KEPT_IMAGES, KEPT_BYTES // (4 * images[0].numel())) - sum(map(len, kept))
-        kept.append(images[: max(0, room)])
+        if room > 0:
+            kept.append(images[:room].clone())  # a view would keep the whole batch
     if graph is None:
         raise InputError("calibration_images: expected at least one batch, got none")
     _enable(graph, False)
