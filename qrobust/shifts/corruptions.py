@@ -10,7 +10,6 @@ depends on that image and its generator alone.
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Callable, Sequence
 
@@ -33,6 +32,8 @@ from qrobust.shifts.frost import PICTURES, frost_picture
 Generators = Sequence[torch.Generator]
 # Bits of one random number that `poisson` draws per value.
 RANDOM_BITS = 31
+# So many float32 values stay in a core's own cache.
+CACHED_VALUES = 2**18
 
 
 def _normal(generators: Generators, shape: Sequence[int]) -> torch.Tensor:
@@ -170,26 +171,32 @@ def glass_blur(
     """Blur by `sigma` px, swap each pixel with a random one at most `reach` px away, `rounds` times, blur again."""
     n, _, height, width = images.shape
     start, ends = _swap_schedule(height, width, reach, rounds)
-    draws = torch.empty(n, len(start), dtype=torch.int32)
-    for draw, generator in zip(draws, generators, strict=True):
-        draw.random_(4 * reach**2, generator=generator)
-    down, right = np.divmod(draws.numpy().T, 2 * reach)
+    there = np.empty((len(start), n), dtype=np.int64)
+    offsets = np.add.outer(np.arange(-reach, reach) * width, np.arange(-reach, reach)).ravel()
+    for image, generator in enumerate(generators):
+        draws = torch.empty(len(start), dtype=torch.int32).random_(len(offsets), generator=generator)
+        there[:, image] = offsets.take(draws.numpy())
+    here = np.add.outer(start, np.arange(n) * (height * width))
+    there += here
     # Swaps of one step lie side by side, for all images.
-    here = start[:, None] + np.arange(n) * (height * width)
-    there = here + (down - reach) * width + (right - reach)
+    here, there = here.ravel(), there.ravel()
     source = np.arange(n * height * width)
     begin = 0
-    for end in ends.tolist():
-        a, b = here[begin:end].ravel(), there[begin:end].ravel()
-        kept = source[a]
-        source[a] = source[b]
+    for end in (ends * n).tolist():
+        a, b = here[begin:end], there[begin:end]
+        kept = source.take(a)
+        source[a] = source.take(b)
         source[b] = kept
         begin = end
     # 8-bit pixels are swapped, as in the published code.
-    soft = smooth(images, sigma).mul_(255).floor_().div_(255)
-    places = torch.from_numpy(source).view(n, -1) - torch.arange(n)[:, None] * (height * width)
-    swapped = [s.flatten(1).index_select(1, p).view(s.shape) for s, p in zip(soft, places, strict=True)]
-    return smooth(torch.stack(swapped), sigma)
+    places = torch.from_numpy(source).view(n, 1, -1) - torch.arange(n)[:, None, None] * (height * width)
+    result = torch.empty_like(images)
+    portion = max(1, CACHED_VALUES // images[0].numel())
+    for target, part, place in zip(*(t.split(portion) for t in (result, images, places)), strict=True):
+        soft = smooth(part, sigma).mul(255).floor_().div_(255)
+        swapped = soft.flatten(2).gather(2, place.expand(-1, 3, -1)).view(soft.shape)
+        target.copy_(smooth(swapped, sigma))
+    return result
 
 
 def motion_blur(images: torch.Tensor, radius: int, sigma: float, *, generators: Generators) -> torch.Tensor:
@@ -433,10 +440,11 @@ def _jolt(images: torch.Tensor, reach: float, generators: Generators) -> torch.T
     after = before + (2 * _uniform(generators, (3, 2)).double() - 1) * reach
     # The map from the shown picture back to the given one, in px: (x, y, 1) @ back.
     back = torch.linalg.solve(torch.cat([after, torch.ones(n, 3, 1)], 2), before.expand(n, 3, 2))
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    back = (back * 2 / (torch.tensor([width, height]) - 1)).float()
-    grid = x[:, :, None] * back[:, None, None, 0] + y[:, :, None] * back[:, None, None, 1] + back[:, None, None, 2]
-    return F.grid_sample(images, grid - 1, mode="bilinear", padding_mode="reflection", align_corners=True)
+    # In the units of the sampler, from -1 to 1 between the centres of the outermost pixels.
+    along_x, along_y, offset = (back * 2 / (torch.tensor([width, height]) - 1)).float().unbind(1)
+    columns = torch.arange(width)[:, None] * along_x[:, None, None] + (offset - 1)[:, None, None]
+    grid = columns + torch.arange(height)[:, None, None] * along_y[:, None, None]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
 
 
 def per_image(pixels: torch.Tensor, change: Callable[[Image.Image], Image.Image]) -> torch.Tensor:
@@ -448,12 +456,9 @@ def per_image(pixels: torch.Tensor, change: Callable[[Image.Image], Image.Image]
 def jpeg_compression(pixels: torch.Tensor, quality: int, *, generators: Generators) -> torch.Tensor:
     """Encode and decode uint8 `(N, 3, H, W)` as JPEG of `quality` (1 to 95)."""
 
-    def compress(image: Image.Image) -> Image.Image:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        return Image.open(buffer)
+    from torchvision.io import decode_jpeg, encode_jpeg
 
-    return per_image(pixels, compress)
+    return torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in pixels])
 
 
 def pixelate(pixels: torch.Tensor, fraction: float, *, generators: Generators) -> torch.Tensor:

@@ -67,8 +67,9 @@ def smooth(images: torch.Tensor, sigma: float, *, truncate: float = 4.0, mirror:
         columns = _smoothing_matrix(width, sigma, reach, mirror)
         return torch.stack([rows @ image @ columns.T for image in images])
     if mirror:
-        images = images[..., mirrored(torch.arange(-reach, height + reach), height), :]
-        images = images[..., mirrored(torch.arange(-reach, width + reach), width)]
+        for axis in (2, 3):
+            first, last = images.narrow(axis, 0, reach), images.narrow(axis, images.shape[axis] - reach, reach)
+            images = torch.cat([first.flip(axis), images, last.flip(axis)], axis)
     else:
         images = F.pad(images, [reach] * 4, mode="replicate")
     weights = gaussian_weights(sigma, reach).tolist()
@@ -104,17 +105,19 @@ def _fourier_size(least: int) -> int:
 
 def convolve(padded: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """Correlate `(N, C, H + h - 1, W + w - 1)` with a kernel `(h, w)`: `(N, C, H, W)`."""
-    taps = torch.nonzero(kernel).tolist()
     height, width = padded.shape[2] - kernel.shape[0] + 1, padded.shape[3] - kernel.shape[1] + 1
+    taps = torch.nonzero(kernel).tolist()
+    result = torch.zeros(*padded.shape[:2], height, width)
     if len(taps) <= DIRECT_TAPS:
-        result = torch.zeros(*padded.shape[:2], height, width)
         for y, x in taps:
             result.add_(padded[..., y : y + height, x : x + width], alpha=float(kernel[y, x]))
         return result
     shape = (_fourier_size(padded.shape[2]), _fourier_size(padded.shape[3]))
-    spectrum = torch.fft.rfft2(kernel, s=shape).conj()
-    parts = [torch.fft.irfft2(torch.fft.rfft2(p, s=shape) * spectrum, s=shape)[:, :height, :width] for p in padded]
-    return torch.stack(parts)
+    spectrum = torch.fft.rfft2(kernel, s=shape).conj().resolve_conj()
+    for target, image in zip(result, padded, strict=True):
+        product = torch.fft.rfft2(image, s=shape).mul_(spectrum)
+        target.copy_(torch.fft.irfft2(product, s=shape)[:, :height, :width])
+    return result
 
 
 def smear(images: torch.Tensor, radius: int, sigma: float, angles: torch.Tensor) -> torch.Tensor:
@@ -132,9 +135,9 @@ def smear(images: torch.Tensor, radius: int, sigma: float, angles: torch.Tensor)
     weights = weights / weights.sum()
     dy = torch.ceil(taps * torch.sin(angles)[:, None] - 0.5).long()
     dx = torch.ceil(taps * torch.cos(angles)[:, None] - 0.5).long()
+    height, width = images.shape[2:]
     left, right, top, bottom = (max(0, int(d)) for d in (-dx.min(), dx.max(), -dy.min(), dy.max()))
     padded = F.pad(images, [left, right, top, bottom], mode="replicate")
-    height, width = images.shape[2:]
     result = torch.zeros_like(images)
     offsets = zip((dy + top).tolist(), (dx + left).tolist(), strict=True)
     for image, target, (rows, columns) in zip(padded, result, offsets, strict=True):
@@ -146,9 +149,9 @@ def smear(images: torch.Tensor, radius: int, sigma: float, angles: torch.Tensor)
 def displace(images: torch.Tensor, right: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """Sample bilinearly at each pixel's own place plus `(N, H, W)` px; mirrored at the border."""
     _, _, height, width = images.shape
-    x = (torch.arange(width) + right + 0.5) * (2 / width) - 1
-    y = (torch.arange(height)[:, None] + down + 0.5) * (2 / height) - 1
-    grid = torch.stack([x, y], -1)
+    grid = torch.empty(len(images), height, width, 2)
+    torch.add((torch.arange(width) * 2 + 1) / width - 1, right, alpha=2 / width, out=grid[..., 0])
+    torch.add(((torch.arange(height) * 2 + 1) / height - 1)[:, None], down, alpha=2 / height, out=grid[..., 1])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -26,10 +26,6 @@ SEVERITIES = (1, 2, 3, 4, 5)
 IMAGENET_TABLE_SIZE = 64
 
 
-# Images are rendered in portions of so many values, so that what is in between stays in the cache.
-VALUES_AT_ONCE = 2**18
-
-
 @dataclass(frozen=True)
 class Shift:
     """One kind of shift.
@@ -55,7 +51,7 @@ class Shift:
     keeps_pixels: bool = True
     random: bool = True
     on_pixels: bool = False
-    values_at_once: int = VALUES_AT_ONCE
+    values_at_once: int = c.CACHED_VALUES
     is_own: bool = False
 
 
@@ -98,7 +94,7 @@ _CORRUPTIONS = (
                 ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), random=False),
     _corruption(c.glass_blur, "blur", "sigma and reach, px; rounds",
                 ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-                ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)), values_at_once=2**23),
+                ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)), values_at_once=2**22),
     _corruption(c.motion_blur, "blur", "radius and sigma, px",
                 ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
                 ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))),
