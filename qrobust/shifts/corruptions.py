@@ -162,7 +162,7 @@ def _swap_schedule(height: int, width: int, reach: int, rounds: int) -> tuple[np
     place = np.broadcast_to(rows[:, None] * width + columns, step.shape)
     order = np.argsort(step, axis=None, kind="stable")
     ends = np.cumsum(np.bincount(step.ravel()))
-    return place.ravel()[order], ends
+    return place.ravel()[order].astype(np.int32), ends
 
 
 def glass_blur(
@@ -171,25 +171,21 @@ def glass_blur(
     """Blur by `sigma` px, swap each pixel with a random one at most `reach` px away, `rounds` times, blur again."""
     n, _, height, width = images.shape
     start, ends = _swap_schedule(height, width, reach, rounds)
-    there = np.empty((len(start), n), dtype=np.int64)
-    offsets = np.add.outer(np.arange(-reach, reach) * width, np.arange(-reach, reach)).ravel()
-    for image, generator in enumerate(generators):
-        draws = torch.empty(len(start), dtype=torch.int32).random_(len(offsets), generator=generator)
-        there[:, image] = offsets.take(draws.numpy())
-    here = np.add.outer(start, np.arange(n) * (height * width))
-    there += here
-    # Swaps of one step lie side by side, for all images.
-    here, there = here.ravel(), there.ravel()
-    source = np.arange(n * height * width)
+    offsets = np.add.outer(np.arange(-reach, reach) * width, np.arange(-reach, reach)).ravel().astype(np.int32)
+    here = np.add.outer(np.arange(n, dtype=np.int32) * (height * width), start)
+    there = here.copy()
+    for partner, generator in zip(there, generators, strict=True):
+        partner += offsets.take(torch.empty(len(start), dtype=torch.int32).random_(len(offsets), generator=generator))
+    source = np.arange(n * height * width, dtype=np.int32)
     begin = 0
-    for end in (ends * n).tolist():
-        a, b = here[begin:end], there[begin:end]
+    for end in ends.tolist():
+        a, b = here[:, begin:end], there[:, begin:end]
         kept = source.take(a)
         source[a] = source.take(b)
         source[b] = kept
         begin = end
     # 8-bit pixels are swapped, as in the published code.
-    places = torch.from_numpy(source).view(n, 1, -1) - torch.arange(n)[:, None, None] * (height * width)
+    places = torch.from_numpy(source).long().view(n, 1, -1) - torch.arange(n)[:, None, None] * (height * width)
     result = torch.empty_like(images)
     portion = max(1, CACHED_VALUES // images[0].numel())
     for target, part, place in zip(*(t.split(portion) for t in (result, images, places)), strict=True):
@@ -442,8 +438,11 @@ def _jolt(images: torch.Tensor, reach: float, generators: Generators) -> torch.T
     back = torch.linalg.solve(torch.cat([after, torch.ones(n, 3, 1)], 2), before.expand(n, 3, 2))
     # In the units of the sampler, from -1 to 1 between the centres of the outermost pixels.
     along_x, along_y, offset = (back * 2 / (torch.tensor([width, height]) - 1)).float().unbind(1)
-    columns = torch.arange(width)[:, None] * along_x[:, None, None] + (offset - 1)[:, None, None]
-    grid = columns + torch.arange(height)[:, None, None] * along_y[:, None, None]
+    grid = torch.empty(n, height, width, 2)
+    for axis in (0, 1):
+        columns = torch.arange(width) * along_x[:, axis, None, None] + (offset[:, axis, None, None] - 1)
+        rows = torch.arange(height)[:, None] * along_y[:, axis, None, None]
+        torch.add(columns, rows, out=grid[..., axis])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
 
 
