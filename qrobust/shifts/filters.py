@@ -166,11 +166,16 @@ def wobble(
     Uniform noise in [-1, 1] is smoothed by a Gaussian of `sigma` px and multiplied by `amplitude` px.
     """
     n, _, height, width = images.shape
-    fields = torch.empty(n, 2, height, width)
-    for field, generator in zip(fields, generators, strict=True):
-        field.uniform_(-1, 1, generator=generator)
-    fields = smooth(fields, sigma, truncate=3.0, mirror=True).mul_(amplitude)
+    words = [random_words(2 * height * width, torch.int16, g) for g in generators]
+    noise = torch.stack(words).view(n, 2, height, width).to(torch.float32).add_(0.5)
+    fields = smooth(noise, sigma, truncate=3.0, mirror=True).mul_(amplitude / 2**15)
     return displace(images, fields[:, 0], fields[:, 1])
+
+
+def random_words(count: int, kind: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """`count` integers over the whole range of an integer type, many from each 64-bit draw."""
+    draws = torch.empty(-(-count * kind.itemsize // 8), dtype=torch.int64)
+    return draws.random_(-(2**63), None, generator=generator).view(kind)[:count]
 
 
 def side(images: torch.Tensor) -> float:

@@ -114,7 +114,7 @@ _CORRUPTIONS = (
                 ((1, 0.4, 1), (0.8, 0.6, 1), (0.7, 0.7, 1), (0.65, 0.7, 1), (0.6, 0.75, 1))),
     _corruption(c.fog, "weather", "thickness and roughness decay",
                 ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-                ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))),
+                ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)), values_at_once=2**20),
     _corruption(c.brightness, "weather", "added to value, of 1",
                 (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5), random=False),
     _corruption(c.contrast, "digital", "factor",
