@@ -71,7 +71,8 @@ def _apply(images: torch.Tensor, shift: Shift, strength: tuple, label: str) -> t
     if shift.is_own:
         return to_uint8(_own(shift, inputs, strength, generators))
     result = shift.function(inputs, *strength, generators=generators)
-    return result if result.dtype == torch.uint8 else to_uint8(result)
+    # The result is nobody else's: rounded in place.
+    return result if result.dtype == torch.uint8 else result.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _own(shift: Shift, images: torch.Tensor, strength: tuple, generators: list[torch.Generator]) -> torch.Tensor:

@@ -119,7 +119,7 @@ def _luma(images: torch.Tensor) -> torch.Tensor:
 
 def grey(images: torch.Tensor, *, generators: Generators) -> torch.Tensor:
     """Luma (ITU-R BT.601) in all three channels."""
-    return _luma(images).expand_as(images)
+    return _luma(images).repeat(1, 3, 1, 1)
 
 
 def saturation(images: torch.Tensor, factor: float, *, generators: Generators) -> torch.Tensor:
