@@ -148,13 +148,13 @@ def gaussian_blur(images: torch.Tensor, sigma: float, *, generators: Generators)
 
 
 @functools.lru_cache(maxsize=16)
-def _swap_schedule(height: int, width: int, reach: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """When each swap of `glass_blur` happens: positions `(swaps,)` in that order, and where each step ends.
+def _glass_schedule(height: int, width: int, reach: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """When each pixel of `glass_blur` is replaced: positions `(pixels,)` in that order, and where each step ends.
 
-    One after the other, from the last pixel to the first, each pixel is swapped with one at most `reach`
-    away. Two swaps whose reaches do not meet can be exchanged, so swaps `2 reach` columns apart in
-    successive rows, and rows `2 reach` apart in successive rounds, run at the same step: the outcome is
-    that of the sequence, to the bit.
+    One after the other, from the last pixel to the first, each takes the value of one at most `reach` away.
+    Two of them whose reaches do not meet can be exchanged, so pixels `2 reach` columns apart in successive
+    rows, and rows `2 reach` apart in successive rounds, are replaced at the same step: the outcome is that
+    of the sequence, to the bit.
     """
     rows = np.arange(height - reach, reach, -1)
     columns = np.arange(width - reach, reach, -1)
@@ -169,9 +169,20 @@ def _swap_schedule(height: int, width: int, reach: int, rounds: int) -> tuple[np
 def glass_blur(
     images: torch.Tensor, sigma: float, reach: int, rounds: int, *, generators: Generators
 ) -> torch.Tensor:
-    """Blur by `sigma` px, swap each pixel with a random one at most `reach` px away, `rounds` times, blur again."""
+    """Blur by `sigma` px, let each pixel take the value of a random one nearby, `rounds` times, blur again.
+
+    The published code means to swap the two pixels, but assigns one view of an array to another, so that one
+    of the two values is lost. The published images were made that way, so it is done so here.
+
+    Args:
+        images: `(N, 3, H, W)`.
+        sigma: of both blurs, in px.
+        reach: a pixel looks at most so many px up or left, and one less down or right.
+        rounds: how often all pixels are replaced, one after the other.
+        generators: one per image.
+    """
     n, _, height, width = images.shape
-    start, ends = _swap_schedule(height, width, reach, rounds)
+    start, ends = _glass_schedule(height, width, reach, rounds)
     offsets = np.add.outer(np.arange(-reach, reach) * width, np.arange(-reach, reach)).ravel().astype(np.int32)
     # One of the offsets for each 16-bit number; how often each occurs differs by less than one in a thousand.
     offset_of = offsets[np.arange(2**16) * len(offsets) >> 16]
@@ -182,19 +193,15 @@ def glass_blur(
     source = np.arange(n * height * width, dtype=np.int32)
     begin = 0
     for end in ends.tolist():
-        a, b = here[:, begin:end], there[:, begin:end]
-        kept = source.take(a)
-        source[a] = source.take(b)
-        source[b] = kept
+        source[here[:, begin:end]] = source.take(there[:, begin:end])
         begin = end
-    # 8-bit pixels are swapped, as in the published code.
     places = torch.from_numpy(source).long().view(n, 1, -1) - torch.arange(n)[:, None, None] * (height * width)
     result = torch.empty_like(images)
     portion = max(1, CACHED_VALUES // images[0].numel())
     for target, part, place in zip(*(t.split(portion) for t in (result, images, places)), strict=True):
-        soft = smooth(part, sigma).mul(255).floor_().div_(255)
-        swapped = soft.flatten(2).gather(2, place.expand(-1, 3, -1)).view(soft.shape)
-        target.copy_(smooth(swapped, sigma))
+        soft = smooth(part, sigma).mul(255).floor_().div_(255)  # to 8 bits, as published
+        shuffled = soft.flatten(2).gather(2, place.expand(-1, 3, -1)).view(soft.shape)
+        target.copy_(smooth(shuffled, sigma))
     return result
 
 
