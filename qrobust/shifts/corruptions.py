@@ -359,11 +359,13 @@ def spatter(
 
 
 def _rim_distance(wet: torch.Tensor) -> torch.Tensor:
-    """Distance in px, at most 20, to the nearest wet pixel that has a dry neighbour."""
-    dry = F.max_pool2d(F.pad((~wet).float(), [1] * 4, mode="replicate"), 3, stride=1)
+    """Distance in px, at most 20, to the nearest rim: the pixel left of or above a change from wet to dry."""
     height, width = wet.shape[2:]
     far = 20.0
-    beside = torch.where(wet & (dry > 0), torch.zeros(()), torch.full((), far))
+    rim = torch.zeros_like(wet)
+    rim[..., :-1] |= wet[..., :-1] != wet[..., 1:]
+    rim[..., :-1, :] |= wet[..., :-1, :] != wet[..., 1:, :]
+    beside = torch.where(rim, torch.zeros(()), torch.full((), far))
     for axis, size in ((3, width), (2, height)):
         nearest = beside.square()
         for offset in range(1, min(20, size)):
@@ -381,7 +383,7 @@ def _relief(distance: torch.Tensor) -> torch.Tensor:
     def box(values: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(pad_reflect(values, 1), 3, stride=1)
 
-    levels = box(distance).round_().long()
+    levels = box(distance).long()
     counts = torch.zeros(len(levels), 256).scatter_add_(1, levels.flatten(1), torch.ones(levels[0].numel()).expand(
         len(levels), -1
     ))  # fmt: skip
@@ -389,7 +391,7 @@ def _relief(distance: torch.Tensor) -> torch.Tensor:
     above = (counts.cumsum(1) - first) * 255 / (counts.sum(1, keepdim=True) - first).clamp(min=1)
     equal = above.round_().clamp_(0, 255).gather(1, levels.flatten(1)).view(levels.shape)
     kernel = torch.tensor([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]])
-    return box(convolve(pad_reflect(equal, 1), kernel).clamp_(0, 255))
+    return box(convolve(pad_reflect(equal, 1), kernel).clamp_(0, 255)).round_()
 
 
 def brightness(images: torch.Tensor, offset: float, *, generators: Generators) -> torch.Tensor:

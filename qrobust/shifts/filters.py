@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -159,7 +160,7 @@ def displace(images: torch.Tensor, right: torch.Tensor, down: torch.Tensor) -> t
 
 
 def wobble(
-    images: torch.Tensor, amplitude: float, sigma: float, generators: list[torch.Generator] | tuple
+    images: torch.Tensor, amplitude: float, sigma: float, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
     """Displace every pixel by a smooth random field.
 

@@ -61,7 +61,8 @@ def _whole_picture(index: int) -> torch.Tensor:
     colour, spread, count, length = _LOOKS[index]
     rng = np.random.default_rng(index)
     ferns, haze = (torch.from_numpy(f)[None, None] for f in (_ferns(count, length, rng), _haze(rng)))
-    light = sum(f / f.std() for f in (smooth(ferns, 0.7), haze))
+    ferns = smooth(ferns, 0.7)
+    light = ferns / ferns.std() + haze / haze.std()
     light = (light - light.mean()) / light.std() * spread
     return (torch.tensor(colour)[:, None, None] + light[0]).clamp(0, 255) / 255
 

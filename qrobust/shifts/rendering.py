@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import torch
 
 from qrobust.errors import InputError
@@ -112,14 +113,9 @@ def render_grid(images: torch.Tensor, grid: str) -> Iterator[torch.Tensor]:
         yield to_uint8(pose(to_unit(images), degrees, right, down))
 
 
-def _start_worker(images: torch.Tensor) -> None:
-    global _images
-    torch.set_num_threads(1)
-    _images = images
-
-
-def _render_in_worker(name: str, severity: int, table: str, seed: int, begin: int, end: int) -> torch.Tensor:
-    return render(_images[begin:end], name, severity, table=table, seed=seed)
+def _render_in_worker(pixels: np.ndarray, name: str, severity: int, table: str, seed: int) -> np.ndarray:
+    """Arrays, because tensors would each hold a file descriptor open on their way between processes."""
+    return render(torch.from_numpy(pixels), name, severity, table=table, seed=seed).numpy()
 
 
 def render_all(
@@ -154,18 +150,19 @@ def render_all(
         for cell, begin in work:
             yield cell, begin, render(images[begin : begin + batch_size], *cell, table=table, seed=seed)
         return
-    ahead: deque[tuple[tuple[str, int], int, Future[torch.Tensor]]] = deque()
+    ahead: deque[tuple[tuple[str, int], int, Future[np.ndarray]]] = deque()
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (images.share_memory_(),)) as pool:
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         try:
             for cell, begin in work:
-                future = pool.submit(_render_in_worker, *cell, table, seed, begin, begin + batch_size)
+                part = images[begin : begin + batch_size].numpy()
+                future = pool.submit(_render_in_worker, part, *cell, table, seed)
                 ahead.append((cell, begin, future))
                 if len(ahead) > 2 * workers:
                     done = ahead.popleft()
-                    yield done[0], done[1], done[2].result()
+                    yield done[0], done[1], torch.from_numpy(done[2].result())
             while ahead:
                 done = ahead.popleft()
-                yield done[0], done[1], done[2].result()
+                yield done[0], done[1], torch.from_numpy(done[2].result())
         finally:
             pool.shutdown(cancel_futures=True)
