@@ -352,19 +352,58 @@ def spatter(
         cover = cover * (cover >= 0.8)
         return images * (1 - cover) + cover * torch.tensor([63, 42, 20])[:, None, None] / 255
     depth = (liquid * wet * 255).floor()
-    weight = depth * _relief(_rim_distance(wet))
+    weight = depth * _relief(_distance(_edges(depth)))
     peak = weight.amax((1, 2, 3), keepdim=True)
     weight = weight / torch.where(peak > 0, peak, torch.ones(()))
     return images + strength * weight * torch.tensor([175, 238, 238])[:, None, None] / 255
 
 
-def _rim_distance(wet: torch.Tensor) -> torch.Tensor:
-    """Distance in px, at most 20, to the nearest rim: the pixel left of or above a change from wet to dry."""
-    height, width = wet.shape[2:]
+def _edges(depth: torch.Tensor) -> torch.Tensor:
+    """Canny's edges of `(N, 1, H, W)`, 0 to 255, as bool: above 150, and above 50 if connected to these.
+
+    Canny, "A Computational Approach to Edge Detection", 1986; gradients by Sobel's filter, their size as the
+    sum of both components.
+    """
+    around = F.pad(depth, [1] * 4, mode="replicate")
+    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    across, down = convolve(around, sobel), convolve(around, sobel.T)
+    steep = across.abs() + down.abs()
+    ring = F.pad(steep, [1] * 4)
+    height, width = steep.shape[2:]
+
+    def beyond(y: int, x: int) -> torch.Tensor:
+        """The steepness of each pixel's neighbour."""
+        return ring[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+
+    is_across = down.abs() < math.tan(math.pi / 8) * across.abs()
+    is_down = down.abs() > math.tan(3 * math.pi / 8) * across.abs()
+    falls = across * down < 0
+    # Of two equal neighbours across or down the first is the crest; on a diagonal none is.
+    crest = torch.where(
+        is_across,
+        (steep > beyond(0, -1)) & (steep >= beyond(0, 1)),
+        torch.where(
+            is_down,
+            (steep > beyond(-1, 0)) & (steep >= beyond(1, 0)),
+            torch.where(
+                falls,
+                (steep > beyond(-1, 1)) & (steep > beyond(1, -1)),
+                (steep > beyond(-1, -1)) & (steep > beyond(1, 1)),
+            ),
+        ),
+    )
+    maybe, sure = crest & (steep > 50), crest & (steep > 150)
+    while True:
+        grown = maybe & (F.max_pool2d(sure.float(), 3, stride=1, padding=1) > 0)
+        if torch.equal(grown, sure):
+            return sure
+        sure = grown
+
+
+def _distance(rim: torch.Tensor) -> torch.Tensor:
+    """Distance in px, at most 20, to the nearest pixel that is True."""
+    height, width = rim.shape[2:]
     far = 20.0
-    rim = torch.zeros_like(wet)
-    rim[..., :-1] |= wet[..., :-1] != wet[..., 1:]
-    rim[..., :-1, :] |= wet[..., :-1, :] != wet[..., 1:, :]
     beside = torch.where(rim, torch.zeros(()), torch.full((), far))
     for axis, size in ((3, width), (2, height)):
         nearest = beside.square()
