@@ -8,6 +8,7 @@ their own, in physical units, whatever the table.
 from __future__ import annotations
 
 import functools
+import hashlib
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Shift:
         on_pixels: the function takes uint8 instead of float32 in [0, 1].
         values_at_once: how many values the function is given at once, at least one image's.
         is_own: a user's function, whose output is checked.
+        version: changes when equal arguments give other pixels than before, so that what was kept is not reused.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Shift:
     on_pixels: bool = False
     values_at_once: int = c.CACHED_VALUES
     is_own: bool = False
+    version: str = ""
 
 
 def _arguments(strengths: tuple) -> tuple[tuple, ...]:
@@ -86,7 +89,7 @@ _CORRUPTIONS = (
     _corruption(c.gaussian_noise, "noise", "standard deviation, of 1",
                 (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     _corruption(c.shot_noise, "noise", "photons at white",
-                (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
+                (500, 250, 100, 75, 50), (60, 25, 12, 5, 3), version="alias tables"),
     _corruption(c.impulse_noise, "noise", "fraction of values",
                 (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
     _corruption(c.defocus_blur, "blur", "radius and rim, px",
@@ -235,9 +238,10 @@ def _own_shift(name: str) -> Shift:
     strengths = tuple(getattr(function, "strengths", (0.2, 0.4, 0.6, 0.8, 1.0)))
     if len(strengths) != len(SEVERITIES):
         raise InputError(f"shift: expected 5 strengths of {name}, got {len(strengths)}")
+    version = hashlib.sha256(path.read_bytes()).hexdigest()
     # What a user's function moves is not known; so it counts as one that moves.
     return Shift(name, "own", function, "as its author says", dict.fromkeys(TABLES, tuple((s,) for s in strengths)),
-                 keeps_pixels=False, is_own=True)  # fmt: skip
+                 keeps_pixels=False, is_own=True, version=version)  # fmt: skip
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
