@@ -219,11 +219,11 @@ def main(images: Path, check: bool, measure: bool, scale: bool, only: str | None
         parts["speed"] = lambda: {"224": speed(images, 224, 16, rounds), "32": speed(images, 32, 100, rounds)}
     if scale:
         parts["workers"] = lambda: workers(images, 224, 64)
-    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     packages = ("torch", "torchvision", "pillow", "numpy") + ("imagecorruptions-imaug",) * (check or measure)
     for name, part in parts.items():
         found = part()
+        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         if name == "faithful" and only:
             found["corruptions"] = record[name]["corruptions"] | found["corruptions"]
         record[name] = found | {

@@ -403,3 +403,48 @@ def test_published_strengths_differ_by_table() -> None:
         assert strengths["cifar-c"] != strengths["imagenet-c"]
         assert all(len(s) == 5 for s in strengths.values())
     assert (len(SUITES["corruptions-15"]), len(SUITES["corruptions-19"]), len(SUITES["default"])) == (15, 19, 15)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_each_table_has_the_strength_it_publishes(table: str, severity: int) -> None:
+    """On flat grey, closed forms of what an image goes through, from render to 8-bit pixels."""
+    level = 100
+    pixels = torch.full((8, 3, 64, 64), level, dtype=torch.uint8)
+    pixels += torch.arange(8, dtype=torch.uint8)[:, None, None, None] // 7  # not all alike, so other draws
+    x = level / 255
+
+    def spread(name: str) -> float:
+        return render(pixels, name, severity, table=table, seed=0).float().div(255).std().item()
+
+    (sigma,), (photons,), (amount,), (speckle,) = (
+        SHIFTS[n].strengths[table][severity - 1] or ()
+        for n in ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+    )
+    if sigma < 0.15:  # else black and white cut the tails off
+        # 98,304 samples and rounding to 255 levels: within 2 %.
+        assert spread("gaussian_noise") == pytest.approx(sigma, rel=0.02)
+    if photons > 20:
+        assert spread("shot_noise") == pytest.approx(math.sqrt(x / photons), rel=0.02)
+    if speckle < 0.3:
+        assert spread("speckle_noise") == pytest.approx(x * speckle, rel=0.02)
+    hit = render(pixels, "impulse_noise", severity, table=table, seed=0)
+    # A fraction p of 98,304 samples has a standard error of at most 0.0016.
+    assert ((hit == 0) | (hit == 255)).float().mean().item() == pytest.approx(amount, abs=0.006)
+    (offset,), (factor,) = (SHIFTS[n].strengths[table][severity - 1] or () for n in ("brightness", "contrast"))
+    assert (render(pixels, "brightness", severity, table=table, seed=0)[0].float().mean().item() - level) / 255 == (
+        pytest.approx(offset, abs=0.002)  # rounding to 255 levels
+    )
+    halves = pixels.clone()
+    halves[..., 32:] = 200
+    low = render(halves, "contrast", severity, table=table, seed=0).float()
+    assert (low[..., 40] - low[..., 20]).mean().item() / 100 == pytest.approx(factor, abs=0.02)
+    point = torch.zeros(1, 3, 65, 65, dtype=torch.uint8)
+    point[..., 32, 32] = 255
+    blurred = corruptions.gaussian_blur(
+        to_unit(point), *SHIFTS["gaussian_blur"].strengths[table][severity - 1], generators=NONE
+    )
+    (wanted,) = SHIFTS["gaussian_blur"].strengths[table][severity - 1] or ()
+    # The peak of a Gaussian; sampled at less than a pixel it is too coarse for that.
+    if wanted >= 1:
+        assert blurred.max().item() == pytest.approx(1 / (2 * math.pi * wanted**2), rel=0.02)
