@@ -292,11 +292,9 @@ def test_corners_of_the_affine_map_move_evenly() -> None:
 
 def test_perspective_shortens_the_far_edge() -> None:
     white = torch.ones(1, 3, 100, 100)
-    seen = transformations.perspective(white, 0.4, generators=NONE)[0, 0].sum(1)
-    # A row and a half from the edge; sampling fades over one pixel on either side.
-    assert seen[1].item() == pytest.approx(60, abs=2.5)
-    assert seen[-1].item() == pytest.approx(100, abs=2.5)
-    assert (seen.diff() >= -1e-3).all()
+    seen = (transformations.perspective(white, 0.4, generators=NONE)[0, 0] > 0.5).sum(1)
+    # Straight edges: every row has the width that lies on the line, to a pixel on either side.
+    assert (seen - torch.linspace(60, 100, 100)).abs().max() < 2.5
 
 
 def test_pose_is_rotation_and_translation() -> None:

@@ -69,11 +69,9 @@ def perspective(images: torch.Tensor, share: float, *, generators: Generators) -
     _, _, height, width = images.shape
     y = ((torch.arange(height) + 0.5) * (2 / height) - 1)[:, None].expand(height, width)
     x = ((torch.arange(width) + 0.5) * (2 / width) - 1).expand(height, width)
-    # The homography that keeps the corners' heights and scales width by (1 - share) at the top, 1 at the bottom.
-    top = 1 - share
-    deep, mid = (1 - top) / (1 + top), 2 * top / (1 + top)
-    divisor = 1 - deep * y
-    grid = torch.stack([x / (mid / divisor), (y - deep) / divisor], -1)
+    # The homography under which the width falls evenly from 1 at the bottom to (1 - share) at the top.
+    breadth = 1 - share / 2 + share / 2 * y
+    grid = torch.stack([x / breadth, ((1 - share / 2) * y + share / 2) / breadth], -1)
     return F.grid_sample(
         images, grid.expand(len(images), -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=False
     )
