@@ -105,7 +105,7 @@ def poisson(images: torch.Tensor, photons: float, *, generators: Generators) -> 
     words = [random_words(images[0].numel(), torch.int32, g).bitwise_and_(2**RANDOM_BITS - 1) for g in generators]
     draws = torch.stack(words).view(images.shape)
     cells = (images * 255).round_().to(torch.int32).bitwise_left_shift_(column_bits)
-    places = cells.add_(draws.bitwise_and(2**column_bits - 1)).long().flatten()
+    places = cells.add_(draws.bitwise_and(2**column_bits - 1)).flatten()
     below = draws.bitwise_right_shift_(column_bits).flatten() < limits.index_select(0, places)
     return counts.index_select(0, places.mul_(2).add_(below)).view(images.shape)
 
