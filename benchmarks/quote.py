@@ -308,10 +308,57 @@ def quantize_cost() -> str:
     return "\n".join([*lines, "", f"MobileNetV2 at {r['image_size']} px, {r['hardware']['threads']} threads."])
 
 
+def corruption_fidelity() -> str:
+    """How far each corruption is from the reference implementation."""
+    part = record("corruptions")["faithful"]
+    lines = [
+        "| corruption | largest difference of pixels, of 255 | of the mean distortion | of its spread | |",
+        "|---|---:|---:|---:|---|",
+    ]
+    notes = []
+    for name, found in part["corruptions"].items():
+        if found["random"]:
+            changes = (percent(found[f"worst_{k}_change"]) for k in ("distortion", "spread"))
+            figures = "| " + " | ".join(("", *changes))
+        else:
+            figures = f"| {found['worst_pixel_difference']:.2f} | |"
+        word = "agrees" if found["agrees"] else "differs"
+        lines.append(f"| {name.replace('_', ' ')} {figures} | {word} |")
+        if not found["agrees"]:
+            notes.append(f"- {name.replace('_', ' ')}: {found['exception'] or 'no reason known.'}")
+    about = (
+        f"n = {part['n']} photographs at {part['size']} px, the worst of five severities of the table "
+        f"`{part['table']}`; imagecorruptions-imaug {part['versions']['imagecorruptions-imaug']}."
+    )
+    return "\n".join([*lines, "", about, "", *notes])
+
+
+def corruption_speed() -> str:
+    """Milliseconds per image and severity, ours and the reference's."""
+    part = record("corruptions")["speed"]
+    sizes = [k for k in part if k.isdigit()]
+    lines = [
+        "| corruption | " + " | ".join(f"reference, {s} px | ours | ratio" for s in sizes) + " |",
+        "|---" + "|---:" * 3 * len(sizes) + "|",
+    ]
+    rows = {**part[sizes[0]]["corruptions"], "mean of the 15": None}
+    for name in rows:
+        cells = [part[s]["mean_of_15"] if rows[name] is None else part[s]["corruptions"][name] for s in sizes]
+        figures = (f"{c['reference_ms']:.3f} ms | {c['ours_ms']:.3f} ms | {c['ratio']:.1f}" for c in cells)
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(figures)} |")
+    about = (
+        f"Processor time per image and severity on one thread of {part['hardware']['processor']}, mean of five "
+        f"severities of the table `{part[sizes[0]]['table']}`, medians of {part[sizes[0]]['rounds']} rounds."
+    )
+    return "\n".join([*lines, "", about])
+
+
 MAIN = (headline, shifts, facts)
+ZOO = (zoo, zoo_summary)
+SHIFTS = (corruption_fidelity, corruption_speed)
 SATURATION = (saturation_operators, saturation_networks, saturation_risks)
 QUANTIZATION = (quantization, quantization_peers, quantization_speed, efficientnet_lite0, quantize_cost)
-QUOTES: dict[str, Callable[[], str]] = {f.__name__: f for f in (*MAIN, *SATURATION, zoo, zoo_summary, *QUANTIZATION)}
+QUOTES: dict[str, Callable[[], str]] = {f.__name__: f for f in (*MAIN, *SATURATION, *ZOO, *SHIFTS, *QUANTIZATION)}
 
 
 def quoted(text: str) -> str:

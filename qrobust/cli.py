@@ -179,7 +179,7 @@ inputs = _options(
     click.option("--qat-shifts", is_flag=True, help="Train on shifted images, too."),
 )
 measuring = _options(
-    click.option("--shifts", help="Comma-separated names.  [default: all]"),
+    click.option("--shifts", help="Comma-separated names, suites or FILE.py:FUNCTION.  [default: suite 'default']"),
     click.option("--severities", help="Comma-separated, 1 to 5.  [default: 3,5]"),
     click.option(
         "--severity-table",

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.results import SCHEMA, Record, write_json
 from qrobust.shifts.rendering import render, to_uint8, to_unit
+from qrobust.shifts.severities import find_shift
 from qrobust.workbench import GRAPHS, SENSITIVITY_IMAGES, Workbench, discard_unfinished
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
@@ -418,8 +420,12 @@ def _cell_predictions(
     progress: Callable[[int], None],
 ) -> dict[str, Predictions]:
     folder = bench.place()
-    path = folder.predictions / f"{cell[0]}-{cell[1]}.npz"
-    about = (bench.data.test.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size)
+    path = folder.predictions / f"{quote(cell[0], safe='')}-{cell[1]}.npz"
+    about: tuple[object, ...] = (
+        bench.data.test.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size
+    )  # fmt: skip
+    if cell != CLEAN and find_shift(cell[0]).version:
+        about += (find_shift(cell[0]).version,)
     keys = {
         name: hashlib.sha256(folder.graph(name).read_bytes() + repr(about).encode()).hexdigest() for name in sessions
     }

@@ -31,7 +31,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.sensitivity import LayerEffect
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.results import read_json, write_json
-from qrobust.shifts.severities import SHIFTS, cells, find_shift, table_for
+from qrobust.shifts.severities import cells, expand, find_shift, table_for
 
 GRAPHS = ("float", "int8", "compensated")
 BATCH = 64
@@ -353,14 +353,15 @@ class Workbench:
     @cached_property
     def cells(self) -> list[tuple[str, int]]:
         """Every (shift, severity) to measure."""
-        return cells(self.config.shifts or tuple(SHIFTS), self.config.severities, self.table)
+        return cells(expand(self.config.shifts), self.config.severities, self.table)
 
     @cached_property
     def training_cells(self) -> list[tuple[str, int]]:
         """Every (shift, severity) a calibrator may learn from."""
-        for name in self.config.hold_out:
+        held_out = expand(self.config.hold_out) if self.config.hold_out else ()
+        for name in held_out:
             find_shift(name)
-        names = tuple(n for n in self.config.shifts or SHIFTS if n not in self.config.hold_out)
+        names = tuple(n for n in expand(self.config.shifts) if n not in held_out)
         found = cells(names, self.config.severities, self.table)
         if not found:
             raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or add severities")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from PIL import Image, ImageEnhance
 
 from qrobust.errors import InputError
 from qrobust.shifts import corruptions, transformations
-from qrobust.shifts.rendering import render, to_uint8, to_unit
-from qrobust.shifts.severities import SHIFTS, TABLES, cells, table_for
+from qrobust.shifts.rendering import render, render_all, render_grid, to_uint8, to_unit
+from qrobust.shifts.severities import SHIFTS, SUITES, TABLES, cells, expand, find_shift, table_for
 
 ALL = [(name, s) for name, s in cells(tuple(SHIFTS), (1, 2, 3, 4, 5), "cifar-c")]
 
@@ -22,13 +23,14 @@ def generators(n: int) -> list[torch.Generator]:
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("name", SHIFTS)
 def test_render_depends_on_the_image_alone(name: str, table: str, digit_pixels: torch.Tensor) -> None:
-    together = render(digit_pixels, name, 5, table=table, seed=0)
-    assert together.shape == digit_pixels.shape
+    pixels = (digit_pixels * torch.tensor([1.0, 0.6, 0.3])[:, None, None]).to(torch.uint8)
+    together = render(pixels, name, 5, table=table, seed=0)
+    assert together.shape == pixels.shape
     assert together.dtype == torch.uint8
-    alone = torch.cat([render(image[None], name, 5, table=table, seed=0) for image in digit_pixels.flip(0)])
+    alone = torch.cat([render(image[None], name, 5, table=table, seed=0) for image in pixels.flip(0)])
     # Convolution and sampling kernels may round differently for another batch size: one level at most.
     assert (together.int() - alone.flip(0).int()).abs().max() <= 1
-    assert not torch.equal(together, digit_pixels)
+    assert not torch.equal(together, pixels)
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog"])
@@ -159,3 +161,105 @@ def test_brightness_agrees_with_an_enhancer_on_gray(digit_pixels: torch.Tensor) 
     ours = corruptions.brightness(torch.from_numpy(gray).permute(2, 0, 1)[None].float() / 255, 0.1, generators=[])
     theirs = np.asarray(ImageEnhance.Brightness(Image.fromarray(gray)).enhance(125.5 / 100))
     assert abs(float(ours[0, 0, 0, 0]) * 255 - float(theirs[0, 0, 0])) <= 1
+
+
+OWN = {
+    "darker": "return images * (1 - strength)",
+    "grainy": "return (images + strength * torch.stack([torch.rand(images.shape[1:], generator=g) - 0.5 "
+    "for g in generators])).clamp(0, 1)",
+    "not_a_number": "return images * float('nan')",
+    "smaller": "return images[:, :, 1:]",
+    "too_bright": "return images + 1",
+    "no_tensor": "return images.tolist()",
+    "eight_bit": "return (images * 255).to(torch.uint8)",
+    "broken": "raise RuntimeError('no lens')",
+}
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    functions = [f"def {name}(images, strength, generators):\n    {body}\n" for name, body in OWN.items()]
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\n" + "\n".join(functions) + "\ndarker.strengths = (0, 0.2, 0.4, 0.6, 1)\nnothing = 3\n"
+    )
+    return path
+
+
+def test_own_shifts(own_file: Path, digit_pixels: torch.Tensor) -> None:
+    arguments = {"table": "cifar-c", "seed": 0}
+    assert torch.equal(render(digit_pixels, f"{own_file}:darker", 1, **arguments), digit_pixels)
+    assert render(digit_pixels, f"{own_file}:darker", 5, **arguments).max() == 0
+    grainy = render(digit_pixels, f"{own_file}:grainy", 5, **arguments)
+    alone = torch.cat([render(p[None], f"{own_file}:grainy", 5, **arguments) for p in digit_pixels])
+    assert torch.equal(grainy, alone)
+    assert expand(("sensor", f"{own_file}:darker")) == (*SUITES["sensor"], f"{own_file}:darker")
+    assert len(cells((f"{own_file}:darker",), (1, 5), "cifar-c")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("not_a_number", "NaN"),
+        ("smaller", "must return float images"),
+        ("too_bright", r"\[0, 1\]"),
+        ("no_tensor", "list"),
+        ("eight_bit", "uint8"),
+        ("broken", "no lens"),
+        ("absent", "absent"),
+        ("nothing", "expected a function"),
+    ],
+)
+def test_own_shifts_that_are_refused(own_file: Path, name: str, named: str, digit_pixels: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=named) as error:
+        render(digit_pixels, f"{own_file}:{name}", 5, table="cifar-c", seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_own_shifts_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file"):
+        find_shift(f"{tmp_path}/absent.py:fog")
+    (tmp_path / "bad.py").write_text("1 / 0")
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        find_shift(f"{tmp_path}/bad.py:fog")
+    (tmp_path / "few.py").write_text("def fog(images, strength, generators): ...\nfog.strengths = (1, 2)")
+    with pytest.raises(InputError, match="5 strengths"):
+        find_shift(f"{tmp_path}/few.py:fog")
+
+
+def test_suites_expand_once() -> None:
+    assert expand(()) == SUITES["default"]
+    assert expand(("default", "fog")) == SUITES["default"]
+    assert expand(("all",)) == tuple(SHIFTS)
+    assert {n for suite in SUITES.values() for n in suite} == set(SHIFTS)
+    with pytest.raises(InputError, match="smog"):
+        expand(("fog", "smog"))
+
+
+def test_grids_and_workers_that_are_refused(digit_pixels: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="grid"):
+        next(render_grid(digit_pixels, "spirals"))
+    with pytest.raises(InputError, match="uint8"):
+        next(render_grid(digit_pixels.float(), "poses"))
+    with pytest.raises(InputError, match="workers"):
+        next(render_all(digit_pixels, [("fog", 1)], table="cifar-c", seed=0, workers=0))
+
+
+def test_all_cells_in_order(digit_pixels: torch.Tensor) -> None:
+    wanted = [("fog", 1), ("snow", 5)]
+    pieces = list(render_all(digit_pixels, wanted, table="cifar-c", seed=0, batch_size=3))
+    assert [cell for cell, begin, _ in pieces if begin == 0] == wanted
+    for cell in wanted:
+        joined = torch.cat([p for c, _, p in pieces if c == cell])
+        assert torch.equal(joined, render(digit_pixels, *cell, table="cifar-c", seed=0))
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(digit_pixels: torch.Tensor) -> None:
+    wanted = [("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1)]
+    one, two = (
+        list(render_all(digit_pixels, wanted, table="imagenet-c", seed=0, workers=w, batch_size=3)) for w in (1, 2)
+    )
+    assert [p[:2] for p in one] == [p[:2] for p in two]
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a[2], b[2])

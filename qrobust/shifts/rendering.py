@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 
+import numpy as np
 import torch
 
 from qrobust.errors import InputError
-from qrobust.shifts.severities import SEVERITIES, TABLES, find_shift
+from qrobust.shifts.filters import to_uint8, to_unit
+from qrobust.shifts.severities import GRIDS, SEVERITIES, TABLES, Shift, find_shift
+from qrobust.shifts.transformations import pose
 
-
-def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 `(N, 3, H, W)` to float32 in [0, 1]."""
-    return images.to(torch.float32) / 255
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """float `(N, 3, H, W)`, clamped to [0, 1] and rounded to uint8."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+__all__ = ["generators_for", "render", "render_all", "render_grid", "to_uint8", "to_unit"]
 
 
 def generators_for(images: torch.Tensor, label: str) -> list[torch.Generator]:
@@ -26,10 +25,15 @@ def generators_for(images: torch.Tensor, label: str) -> list[torch.Generator]:
     So what an image becomes depends on neither batch size, order nor position in a data set.
     """
     generators = []
-    for pixels in images.numpy():
-        digest = hashlib.blake2b(pixels.tobytes(), digest_size=8, key=label.encode()[:64]).digest()
+    for pixels in images.contiguous().numpy():
+        digest = hashlib.blake2b(pixels, digest_size=8, key=label.encode()[:64]).digest()
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
     return generators
+
+
+def _check_images(images: torch.Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f"images: expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
 
 
 def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: int) -> torch.Tensor:
@@ -37,7 +41,7 @@ def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: 
 
     Args:
         images: uint8 `(N, 3, H, W)`.
-        name: a key of `SHIFTS`.
+        name: a key of `SHIFTS`, or `FILE.py:FUNCTION`.
         severity: 1 to 5.
         table: `imagenet-c` or `cifar-c`.
         seed: equal seeds give equal pixels.
@@ -46,15 +50,119 @@ def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: 
         uint8 images of the same shape.
 
     Raises:
-        InputError: wrong type or shape, unknown shift or table, or a severity not defined for it.
+        InputError: wrong type or shape, unknown shift or table, a severity not defined for it, or a user's
+            function that fails or returns what is no image.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"images: expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    _check_images(images)
     shift = find_shift(name)
     if table not in TABLES:
         raise InputError(f"severity_table: expected one of {', '.join(TABLES)}, got {table!r}")
     strength = shift.strengths[table][severity - 1] if severity in SEVERITIES else None
     if strength is None:
         raise InputError(f"severity: expected one defined for {name}, got {severity}")
-    generators = generators_for(images, f"{seed}/{name}/{severity}/{table}")
-    return to_uint8(shift.function(to_unit(images), *strength, generators=generators))
+    label = f"{seed}/{name}/{severity}/{table}"
+    portion = max(1, shift.values_at_once // max(1, images[:1].numel()))
+    parts = [_apply(part, shift, strength, label) for part in images.split(portion)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _apply(images: torch.Tensor, shift: Shift, strength: tuple, label: str) -> torch.Tensor:
+    inputs = images if shift.on_pixels else to_unit(images)
+    generators = generators_for(images, label) if shift.random else []
+    if shift.is_own:
+        return to_uint8(_own(shift, inputs, strength, generators))
+    result = shift.function(inputs, *strength, generators=generators)
+    # The result is nobody else's: rounded in place.
+    return result if result.dtype == torch.uint8 else result.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def _own(shift: Shift, images: torch.Tensor, strength: tuple, generators: list[torch.Generator]) -> torch.Tensor:
+    """A user's function, whose result is not trusted."""
+    try:
+        result = shift.function(images.clone(), *strength, generators)
+    except Exception as error:  # whatever a user's function raises
+        raise InputError(f"shift: {shift.name} failed ({type(error).__name__}: {error})") from error
+    if not isinstance(result, torch.Tensor) or not result.is_floating_point() or result.shape != images.shape:
+        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        raise InputError(f"shift: {shift.name} must return float images {tuple(images.shape)}, got {got}")
+    if result.isnan().any():
+        raise InputError(f"shift: {shift.name} must return numbers, got NaN in {int(result.isnan().sum())} values")
+    if result.numel() and (result.min() < 0 or result.max() > 1):
+        low, high = float(result.min()), float(result.max())
+        raise InputError(f"shift: {shift.name} must return images in [0, 1], got {low:.3g} to {high:.3g}")
+    return result
+
+
+def render_grid(images: torch.Tensor, grid: str) -> Iterator[torch.Tensor]:
+    """The same images in every pose of a grid of `GRIDS`, for a worst-of-k accuracy.
+
+    Args:
+        images: uint8 `(N, 3, H, W)`.
+        grid: a key of `GRIDS`.
+
+    Yields:
+        uint8 images of the same shape, per pose.
+
+    Raises:
+        InputError: wrong type or shape, or no such grid.
+    """
+    _check_images(images)
+    if grid not in GRIDS:
+        raise InputError(f"grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
+    for degrees, right, down in GRIDS[grid]:
+        yield to_uint8(pose(to_unit(images), degrees, right, down))
+
+
+def _render_in_worker(pixels: np.ndarray, name: str, severity: int, table: str, seed: int) -> np.ndarray:
+    """Arrays, because tensors would each hold a file descriptor open on their way between processes."""
+    return render(torch.from_numpy(pixels), name, severity, table=table, seed=seed).numpy()
+
+
+def render_all(
+    images: torch.Tensor,
+    cells: Sequence[tuple[str, int]],
+    *,
+    table: str,
+    seed: int,
+    workers: int = 1,
+    batch_size: int = 64,
+) -> Iterator[tuple[tuple[str, int], int, torch.Tensor]]:
+    """Render images under many shifts, in worker processes, in order and a few batches ahead.
+
+    Args:
+        images: uint8 `(N, 3, H, W)`.
+        cells: (shift, severity).
+        table: `imagenet-c` or `cifar-c`.
+        seed: equal seeds give equal pixels, whatever the number of workers.
+        workers: processes, each with one thread; with 1 nothing is started.
+        batch_size: images per piece of work.
+
+    Yields:
+        The cell, the position of the first image, and the batch rendered.
+
+    Raises:
+        InputError: as `render`, or fewer than 1 worker or image per batch.
+    """
+    if workers < 1 or batch_size < 1:
+        raise InputError(f"workers and batch_size: expected at least 1, got {workers} and {batch_size}")
+    work = [(cell, begin) for cell in cells for begin in range(0, len(images), batch_size)]
+    if workers == 1:
+        for cell, begin in work:
+            yield cell, begin, render(images[begin : begin + batch_size], *cell, table=table, seed=seed)
+        return
+    ahead: deque[tuple[tuple[str, int], int, Future[np.ndarray]]] = deque()
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        try:
+            for cell, begin in work:
+                part = images[begin : begin + batch_size].numpy()
+                future = pool.submit(_render_in_worker, part, *cell, table, seed)
+                ahead.append((cell, begin, future))
+                if len(ahead) > 2 * workers:
+                    done = ahead.popleft()
+                    yield done[0], done[1], torch.from_numpy(done[2].result())
+            while ahead:
+                done = ahead.popleft()
+                yield done[0], done[1], torch.from_numpy(done[2].result())
+        finally:
+            pool.shutdown(cancel_futures=True)

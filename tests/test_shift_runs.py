@@ -1,0 +1,40 @@
+"""Suites and a user's own shifts, through the command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from conftest import qrobust
+
+from qrobust.results import read_record
+
+
+def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    own = tmp_path / "mine.py"
+    own.write_text("def dim(images, strength, generators):\n    return images * (1 - strength)\n")
+    options = ("-q", "--shifts", f"{own}:dim,sensor", "--severities", "5", "--attack-images", 0)
+    result = qrobust("evaluate", out, *options)
+    assert result.exit_code == 0, result.output
+    assert qrobust("report", out, "-q").exit_code == 0
+    rows = {r["shift"]: r for r in read_record(out / "record.json")["rows"]}
+    assert set(rows) == {"clean", f"{own}:dim", "bayer_mosaic", "vignetting", "low_light", "rolling_shutter"}
+    # Severity 5 is strength 1 by default: a black picture, so one class for all.
+    black = rows[f"{own}:dim"]["accuracy"]["float"]
+    assert black < rows["clean"]["accuracy"]["float"]
+
+    own.write_text("def dim(images, strength, generators):\n    return images + strength\n")
+    from qrobust.shifts.severities import _own_shift
+
+    _own_shift.cache_clear()  # another process would not have read the file yet
+    refused = qrobust("evaluate", out, *options)
+    assert refused.exit_code == 2
+    assert "must return images in [0, 1]" in refused.output
+
+
+def test_an_unknown_suite_is_refused(finished_run: Path) -> None:
+    result = qrobust("evaluate", finished_run, "-q", "--shifts", "corruptions-16")
+    assert result.exit_code == 2
+    assert "corruptions-15" in result.output
