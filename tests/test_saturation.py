@@ -23,12 +23,12 @@ INPUT_SCALE, WEIGHT_SCALE = 2.0**-6, 2.0**-7
 
 
 def integer_layer(
-    weight: torch.Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0), dilation: int = 1, groups: int = 1
+    weight: torch.Tensor, stride: int = 1, padding: tuple[int, ...] = (0, 0), dilation: int = 1, groups: int = 1
 ) -> IntegerConv2d | IntegerLinear:
     """A layer of these int8 weights, with a bias of its output channel's number."""
     scale, bias = torch.full((len(weight),), WEIGHT_SCALE), torch.arange(len(weight)) * INPUT_SCALE * WEIGHT_SCALE
     parts = (weight.to(torch.int8), scale, bias, torch.tensor(INPUT_SCALE))
-    sides = (padding[1], padding[1], padding[0], padding[0])
+    sides = padding if len(padding) == 4 else (padding[1], padding[1], padding[0], padding[0])
     if weight.ndim == 2:
         return IntegerLinear(*parts)
     return IntegerConv2d(*parts, stride=(stride,) * 2, padding=sides, dilation=(dilation,) * 2, groups=groups)
@@ -45,11 +45,11 @@ def reference(x: np.ndarray, layer: IntegerConv2d | IntegerLinear, zero_point: i
     weight = layer.weight_int.numpy().astype(int)
     if isinstance(layer, IntegerLinear):
         x, weight = x[:, :, None, None], weight[:, :, None, None]
-        (stride, padding, dilation, groups) = (1, 1), (0, 0), (1, 1), 1
+        (stride, padding, dilation, groups) = (1, 1), (0, 0, 0, 0), (1, 1), 1
     else:
         stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups  # type: ignore[assignment]  # pairs
-    rows, columns = padding
-    x = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)), constant_values=zero_point).astype(int)
+    left, right, top, bottom = padding
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=zero_point).astype(int)
     n, _, height, width = x.shape
     out, channels, kernel_rows, kernel_columns = weight.shape
     depthwise = channels == 1 and groups == out
@@ -82,6 +82,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [
     {"shape": (6, 1, 3, 3), "groups": 3},  # one channel in a group and two out: not a depthwise kernel
     {"shape": (6, 1, 3, 3), "groups": 6, "padding": (1, 1)},
     {"shape": (3, 5, 2, 3), "dilation": 2, "padding": (0, 2)},
+    {"shape": (5, 3, 3, 3), "stride": 2, "padding": (0, 1, 0, 1)},  # left, right, top, bottom
 ]
 
 

@@ -212,9 +212,9 @@ def _pack_weights(proto: onnx.ModelProto) -> None:
         if values.min() < -8 or values.max() > 7:
             continue
         name, packed = tensor.name, f"{tensor.name}_int4"
-        tensor.CopyFrom(
-            onnx.helper.make_tensor(packed, onnx.TensorProto.INT4, values.shape, values.flatten().tolist())
-        )
+        nibbles = np.append(values.flatten() & 0xF, [0] * (values.size % 2)).astype(np.uint8).reshape(-1, 2)
+        raw = (nibbles[:, 0] | nibbles[:, 1] << 4).tobytes()
+        tensor.CopyFrom(onnx.helper.make_tensor(packed, onnx.TensorProto.INT4, values.shape, raw, raw=True))
         casts.append(onnx.helper.make_node("Cast", [packed], [name], f"{name}_unpack", to=onnx.TensorProto.INT8))
     rest = list(proto.graph.node)
     del proto.graph.node[:]
