@@ -57,7 +57,7 @@ CLEAN_COST = 0.0075
 # Shifted validation images in all, and the memory they may take.
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 PARITY_IMAGES = 1000
-NOISE_IMAGES, QAT_VALIDATION_IMAGES = 32, 2000
+NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
 # At most so many validation images, and pixels of them, to estimate saturation on.
 SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 LATENCY_BATCHES = (1, 32)
@@ -128,8 +128,11 @@ def _quantize(bench: Workbench) -> None:
         _export(bench, "int8", twin, result, in_float=len(in_float))
         bench.save_model()
         bench.save_twin(twin)
+        bench.place().drop_checkpoints()
         size = bench.data.image_size
-        noise = layer_noise(quantized.observed.graph, twin, quantized.observed.images[:NOISE_IMAGES])
+        noise = layer_noise(
+            quantized.observed.graph, twin, quantized.observed.images[: len(bench.judges(NOISE_IMAGES, NOISE_PIXELS))]
+        )
         result["quantization"] = {
             "target": bench.config.target,
             "recipe": asdict(quantized.recipe),
@@ -151,8 +154,7 @@ def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None
     """What an x86 CPU without VNNI would make of the twin; None where activations are signed."""
     if bench.target.signed:
         return None
-    size = bench.data.image_size
-    judged = bench.data.validation.first(max(16, min(SATURATION_IMAGES, SATURATION_PIXELS // size**2)))
+    judged = bench.judges(SATURATION_IMAGES, SATURATION_PIXELS)
     found = saturation_risk(twin, ((to_unit(images), labels) for images, labels in judged.batches(16)))
     if not found["proven"] and bench.config.target == "x86-avx2":
         raise GateError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
@@ -181,7 +183,7 @@ def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatF
 
         fit = train_twin(
             trainable, folded(bench.model, bench.example), bench.data.training,
-            bench.data.validation.first(QAT_VALIDATION_IMAGES), steps=steps, batch_size=config.batch_size,
+            bench.judges(QAT_VALIDATION_IMAGES), steps=steps, batch_size=config.batch_size,
             learning_rate=config.qat_learning_rate, distillation=config.qat_distillation,
             cells=bench.training_cells if config.qat_shifts else [], table=bench.table, seed=config.seed,
             checkpoint=folder.checkpoints / f"qat-{_choices_key(config, 'qat')}.pt", progress=progress,
@@ -192,8 +194,6 @@ def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatF
         f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
         f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
     )
-    for checkpoint in folder.checkpoints.iterdir():
-        checkpoint.unlink()
     return refreeze(trainable), fit
 
 
@@ -207,7 +207,7 @@ def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
     """What each layer alone costs, measured on validation images and added to the quantize stage's result."""
     folder = bench.place()
     stage = folder.need_stage("quantize", "quantize")
-    quantized, judge = bench.quantized, bench.data.validation.first(SENSITIVITY_IMAGES)
+    quantized, judge = bench.quantized, bench.judges(SENSITIVITY_IMAGES)
     layers = len(quantized.observed.layers)
     with bench.reporter.bar("judge layers", layers) as bar:
         effects = layer_effects(quantized.observed.graph, bench.twin, judge, lambda name: bar.update(1, name))
@@ -226,10 +226,10 @@ def _export(bench: Workbench, name: str, model: torch.nn.Module, result: dict[st
     try:
         export_graph(model, part, bench.data.image_size, _metadata(bench, name), storage=bench.config.storage)
         audited = audit(part, signed_activations=bench.target.signed or None)
-        split = bench.data.validation
-        images = to_unit(split.read(slice(0, PARITY_IMAGES)))
+        split = bench.judges(PARITY_IMAGES)
+        images = to_unit(split.read(slice(None)))
         session = OnnxClassifier(part, bench.config.threads, signed_activations=bench.target.signed or None)
-        measured = parity(model, session, images, split.labels[:PARITY_IMAGES])
+        measured = parity(model, session, images, split.labels)
         check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
         os.replace(part, path)
     finally:
@@ -296,8 +296,7 @@ def compensate(bench: Workbench) -> None:
         result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
         result["trained_on"] = sorted({name for name, _ in bench.training_cells})
         result["classifier_hash"] = {"before": before, "after": state_hash(bench.twin)}
-        for checkpoint in folder.checkpoints.iterdir():
-            checkpoint.unlink()
+        folder.drop_checkpoints()
 
 
 def _train(

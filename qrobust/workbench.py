@@ -22,7 +22,7 @@ from torch import fx, nn
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation.calibrator import Calibrator, Correction, build_calibrator
 from qrobust.config import RunConfig
-from qrobust.data import Data, open_data
+from qrobust.data import Data, Split, open_data
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
 from qrobust.models import ModelSpec, find_model, load_model
@@ -37,6 +37,8 @@ GRAPHS = ("float", "int8", "compensated")
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
 SEARCH_IMAGES, SENSITIVITY_IMAGES = 1000, 256
+# Judging by fewer images where they are large: pixels of all of them, and the fewest images that say anything.
+JUDGE_PIXELS, FEWEST_JUDGES = 2**24, 16
 
 
 class Bar(Protocol):
@@ -108,6 +110,10 @@ class RunFolder:
         """Record that a stage is done, last of all it writes."""
         self.stages.mkdir(exist_ok=True)
         write_json(self.stages / f"{name}.json", result)
+
+    def drop_checkpoints(self) -> None:
+        """Training is done and its result kept."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def forget(self, *names: str) -> None:
         """Stages whose inputs changed are not done any more."""
@@ -256,6 +262,10 @@ class Workbench:
                 yield images.to(torch.float32) / 255
                 bar.update(len(images))
 
+    def judges(self, count: int, pixels: int = JUDGE_PIXELS) -> Split:
+        """At most so many validation images, and pixels of them, to choose or compare by."""
+        return self.data.validation.first(max(FEWEST_JUDGES, min(count, pixels // self.data.image_size**2)))
+
     @cached_property
     def recipe(self) -> Recipe:
         """How the classifier is asked to be quantized; `quantized` knows what became of it.
@@ -284,14 +294,14 @@ class Workbench:
             count = automatic[0].removeprefix("auto:")
             if len(automatic) > 1 or not count.isdigit():
                 raise InputError(f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}")
-            judge = self.data.validation.first(SENSITIVITY_IMAGES)
+            judge = self.judges(SENSITIVITY_IMAGES)
             with self.reporter.bar("judge layers", len(judge)) as bar:
                 recipe, effects = keep_worst_in_float(
                     self.model, self.target, self.calibration_batches, judge, recipe, int(count),
                     progress=lambda name: bar.update(1, name),
                 )  # fmt: skip
         if self.config.ptq == "auto":
-            chosen = self.data.validation.first(SEARCH_IMAGES)
+            chosen = self.judges(SEARCH_IMAGES)
             twin, recipe, trials, observed = search(
                 self.model, self.target, self.calibration_batches, chosen, recipe, seed=self.config.seed,
                 progress=self.reporter.detail,

@@ -33,6 +33,16 @@ def test_histogram_counts_everything_whatever_the_order() -> None:
         assert (expected - observer.counts).abs().sum() <= 10
 
 
+def test_large_tensors_are_sampled_over_all_columns() -> None:
+    x = torch.arange(64.0).expand(3 * 2**20 // 64, 64)
+    observer = seen(x)
+    assert 2**20 <= observer.counts.sum() < 2**21 + 64
+    share = observer.counts[observer.counts > 0] / observer.counts.sum()
+    assert len(share) == 64
+    # Evenly spread over the 64 values, to one visit.
+    assert (share - 1 / 64).abs().max() < 1e-5
+
+
 def test_memory_does_not_grow_with_the_images() -> None:
     observer = Observer()
     for step in range(200):

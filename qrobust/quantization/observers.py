@@ -6,12 +6,15 @@ width when a value falls outside. So one pass over the calibration images serves
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 BINS = 2048
+# Values of one tensor that the histogram looks at, or up to twice as many: more would not move a range.
+SAMPLED = 2**20
 # As torch.ao's moving-average observer weighs the newest batch.
 NEWEST = 0.01
 PERCENTILE = 0.9999
@@ -22,7 +25,8 @@ class Observer(nn.Module):
     """Passes a tensor on and remembers what values it held.
 
     Any shape in, the same tensor out. Attributes: `seen` (count of values), `finite`, `low`, `high`,
-    `average_low`, `average_high`, and `counts` `(2048,)` over [`left`, `left + width`].
+    `average_low`, `average_high` (of every value), and `counts` `(2048,)` over [`left`, `left + width`], of every
+    value of a small tensor and of evenly spread ones, a million or more, of a large one.
     """
 
     def __init__(self) -> None:
@@ -59,7 +63,10 @@ class Observer(nn.Module):
             self.counts = torch.cat([torch.zeros(BINS // 2, dtype=torch.float64), self.counts.view(-1, 2).sum(1)])
             self.left -= self.width
             self.width *= 2
-        self.counts += torch.histc(x, BINS, self.left, self.left + self.width).double()
+        step = max(1, x.numel() // SAMPLED)
+        while math.gcd(step, x.shape[-1] if x.ndim else 1) != 1:
+            step += 1  # else some columns of the image would never be looked at
+        self.counts += torch.histc(x.flatten()[::step], BINS, self.left, self.left + self.width).double()
 
     def centres(self) -> torch.Tensor:
         """The middle of each bin `(2048,)`, none outside the values seen."""
