@@ -44,6 +44,8 @@ class Observer(nn.Module):
 
     def _see(self, x: torch.Tensor) -> None:
         x = x.float()
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            x = x.permute(0, 2, 3, 1)  # as it lies in memory, so that nothing is copied
         low, high = (float(v) for v in torch.aminmax(x))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             self.finite = False
