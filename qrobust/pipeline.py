@@ -41,7 +41,7 @@ from qrobust.quantization.qat import QatFit, refreeze, thaw
 from qrobust.quantization.qat import train as train_twin
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
-from qrobust.quantization.sensitivity import layer_effects, layer_noise
+from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.results import SCHEMA, Record, write_json
@@ -138,6 +138,7 @@ def _quantize(bench: Workbench) -> None:
             "recipe": asdict(quantized.recipe),
             "trials": [asdict(t) for t in quantized.trials],
             "kept_in_float": in_float,
+            "keep_float_auto": _bought(bench, quantized.gained, result["audit"]["int8"]),
             "layer_noise": [asdict(n) for n in noise],
             "layer_effects": [asdict(e) for e in quantized.effects],
             "qat": asdict(fit) if fit else None,
@@ -148,6 +149,23 @@ def _quantize(bench: Workbench) -> None:
         result["splits"] = bench.data.summary()
         result["class_names"] = list(bench.data.class_names)
         result["image_size"] = size
+
+
+def _bought(
+    bench: Workbench, gained: tuple[Fidelity, Fidelity] | None, audited: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the layers that `--keep-float auto:N` left in float buy (before training), and what they cost."""
+    if gained is None:
+        return None
+    without, kept = gained
+    share = audited["integer_mac_share"]
+    bench.reporter.say(
+        f"kept in float: divergence from float {without.divergence:.4f} -> {kept.divergence:.4f}, agreement "
+        f"{100 * without.agreement:.1f} -> {100 * kept.agreement:.1f} % (n = {kept.n}), for "
+        f"{100 * (1 - share):.1f} % of "
+        f"the multiply-accumulates in float"
+    )
+    return {"without": asdict(without), "kept": asdict(kept), "float_mac_share": 1 - share}
 
 
 def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None:

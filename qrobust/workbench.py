@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from qrobust.errors import InputError
 from qrobust.models import ModelSpec, find_model, load_model
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, restore, search
 from qrobust.quantization.recipe import Recipe
-from qrobust.quantization.sensitivity import LayerEffect
+from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.results import read_json, write_json
 from qrobust.shifts.severities import cells, expand, find_shift, table_for
@@ -171,6 +171,8 @@ class Quantized:
         observed: the float graph that it was made from.
         trials: what `--ptq auto` tried, in order; empty without.
         effects: of each layer alone, where `--keep-float auto:N` measured them.
+        gained: where `--keep-float auto:N` left layers in float: the twin without and with them in float, on
+            the same validation images.
     """
 
     twin: fx.GraphModule
@@ -178,6 +180,7 @@ class Quantized:
     observed: Observed
     trials: list[Trial]
     effects: list[LayerEffect]
+    gained: tuple[Fidelity, Fidelity] | None = None
 
 
 @dataclass
@@ -289,26 +292,31 @@ class Workbench:
     def quantized(self) -> Quantized:
         """The result of post-training quantization, made anew."""
         automatic = [k for k in self.config.keep_float if k.startswith("auto:")]
-        recipe, effects = self.recipe, list[LayerEffect]()
-        if automatic:
-            count = automatic[0].removeprefix("auto:")
-            if len(automatic) > 1 or not count.isdigit():
-                raise InputError(f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}")
-            judge = self.judges(SENSITIVITY_IMAGES)
-            with self.reporter.bar("judge layers", len(judge)) as bar:
-                recipe, effects = keep_worst_in_float(
-                    self.model, self.target, self.calibration_batches, judge, recipe, int(count),
-                    progress=lambda name: bar.update(1, name),
-                )  # fmt: skip
-        if self.config.ptq == "auto":
-            chosen = self.judges(SEARCH_IMAGES)
-            twin, recipe, trials, observed = search(
-                self.model, self.target, self.calibration_batches, chosen, recipe, seed=self.config.seed,
-                progress=self.reporter.detail,
+        if not automatic:
+            return self._quantized(self.recipe)
+        count = automatic[0].removeprefix("auto:")
+        if len(automatic) > 1 or not count.isdigit():
+            raise InputError(f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}")
+        judge = self.judges(SENSITIVITY_IMAGES)
+        with self.reporter.bar("judge layers", len(judge)) as bar:
+            recipe, effects = keep_worst_in_float(
+                self.model, self.target, self.calibration_batches, judge, self.recipe, int(count),
+                progress=lambda name: bar.update(1, name),
             )  # fmt: skip
-            return Quantized(twin, recipe, observed, trials, effects)
+        without, kept = self._quantized(self.recipe), self._quantized(recipe)
+        reference = logits_on(kept.observed.graph, judge)
+        gained = [fidelity(reference, logits_on(q.twin, judge), judge.labels) for q in (without, kept)]
+        return replace(kept, effects=effects, gained=(gained[0], gained[1]))
+
+    def _quantized(self, recipe: Recipe) -> Quantized:
+        if self.config.ptq == "auto":
+            twin, recipe, trials, observed = search(
+                self.model, self.target, self.calibration_batches, self.judges(SEARCH_IMAGES), recipe,
+                seed=self.config.seed, progress=self.reporter.detail,
+            )  # fmt: skip
+            return Quantized(twin, recipe, observed, trials, [])
         observed = observe(self.model, self.calibration_batches(), recipe)
-        return Quantized(build(observed, self.target, recipe, seed=self.config.seed), recipe, observed, [], effects)
+        return Quantized(build(observed, self.target, recipe, seed=self.config.seed), recipe, observed, [], [])
 
     @cached_property
     def twin(self) -> fx.GraphModule:

@@ -382,6 +382,9 @@ def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> Non
         min(t["divergence"] for t in found["trials"]) == [t for t in found["trials"] if t["kept"]][-1]["divergence"]
     )
     assert len(found["kept_in_float"]) == 1
+    bought = found["keep_float_auto"]
+    assert bought["kept"]["n"] == bought["without"]["n"] > 0
+    assert 0 < bought["float_mac_share"] < 0.6
     assert len(found["layer_effects"]) == 10
     table = qrobust("sensitivity", out, "-q")
     assert table.exit_code == 0, table.output

@@ -14,7 +14,7 @@ from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export, load
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import GateError, InputError
-from qrobust.quantization.ptq import quantize
+from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
 
@@ -72,6 +72,20 @@ def test_narrow_bits_are_integer_and_exact(
     wanted, got = twin(images), OnnxClassifier(path, 1)(images)
     # As above: a step of a deep activation here and there, of which a 4-bit one is 17 times as long.
     assert (wanted - got).abs().mean() < (0.1 if bits == "w4a4" else 0.02) * wanted.std()
+
+
+def test_layers_kept_in_float_stay_there(small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path) -> None:
+    # Left to itself, onnxruntime quantizes a float layer between quantized tensors on a grid of its own.
+    recipe = Recipe("w4a4", exceptions=(("blocks.1.conv1", "float"), ("blocks.2.*", "float")))
+    twin = quantize(small_model, X86_VNNI, [images], recipe=recipe)
+    export(twin, tmp_path / "mixed.onnx", 32)
+    counted = audit(tmp_path / "mixed.onnx")
+    assert counted["quantizable_ops"] - counted["integer_ops"] == 1 + 3
+    wanted, got = twin(images), OnnxClassifier(tmp_path / "mixed.onnx", 1)(images)
+    # A step of a 4-bit activation here and there.
+    assert (wanted - got).abs().mean() < 0.1 * wanted.std()
+    again = restore(small_model, X86_VNNI, 32, twin.state_dict(), recipe=recipe)
+    assert torch.equal(again(images), wanted)
 
 
 def test_zero_points_of_constants_are_not_shared(exported: tuple[Path, nn.Module]) -> None:

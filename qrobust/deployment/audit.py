@@ -262,7 +262,7 @@ def check_gate(
     Raises:
         GateError: compute left in float (where `integer` is claimed), or torch and session differ.
     """
-    if integer and audited["quantizable_ops"] - audited["integer_ops"] > in_float:
+    if integer and audited["quantizable_ops"] - audited["integer_ops"] != in_float:
         raise GateError(
             f"audit: {name} runs {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
             f"matrix products on integers; left in float: {audited['float_compute']}, expected {in_float}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -19,7 +19,7 @@ from qrobust.quantization.graph import LAYERS, calls, layer_names, public_name, 
 from qrobust.quantization.observers import RANGES, Observer
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.rounding import learn_rounding
-from qrobust.quantization.sensitivity import LayerEffect, divergence, layer_effects, logits_on, worst_layers
+from qrobust.quantization.sensitivity import LayerEffect, fidelity, layer_effects, logits_on, worst_layers
 from qrobust.quantization.target import Target
 from qrobust.quantization.twin import freeze, skeleton
 
@@ -267,15 +267,13 @@ def search(
         if reference is None:
             reference = logits_on(observed.graph, validation)
         twin = build(observed, target, candidate, seed=seed)
-        logits = logits_on(twin, validation)
-        same = float((logits.argmax(1) == reference.argmax(1)).float().mean())
-        right = float((logits.argmax(1) == validation.labels).float().mean())
-        away = divergence(reference, logits)
+        found = fidelity(reference, logits_on(twin, validation), validation.labels)
+        away = found.divergence
         kept = best is None or away < best[0]
         if kept:
             best = (away, twin, candidate)
         choices = (candidate.ranges, candidate.equalize, candidate.correct_bias, candidate.rounding)
-        trials.append(Trial(*choices, away, same, right, kept))
+        trials.append(Trial(*choices, away, found.agreement, found.accuracy, kept))
         progress(
             f"{candidate.ranges}{', equalized' * candidate.equalize}{', bias corrected' * candidate.correct_bias}"
             f"{', learned rounding' * (candidate.rounding == 'adaround')}: divergence {away:.5f}"
@@ -332,8 +330,3 @@ def keep_worst_in_float(
         )
     effects = layer_effects(observed.graph, build(observed, target, recipe), validation, progress)
     return recipe.keeping_float(worst_layers(effects, count)), effects
-
-
-def trials_json(trials: list[Trial]) -> list[dict[str, object]]:
-    """Trials as plain data for a record."""
-    return [asdict(t) for t in trials]

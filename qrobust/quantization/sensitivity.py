@@ -91,6 +91,30 @@ def logits_on(model: nn.Module, split: Split) -> torch.Tensor:
     return torch.cat([model(to_unit(images)) for images, _ in split.batches(BATCH)])
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """How far a twin is from the float network, on the same images.
+
+    Attributes:
+        n: images.
+        divergence: mean KL divergence of its probabilities from the float ones, in nats.
+        agreement: share of equal predictions.
+        accuracy: of the twin, as a fraction.
+    """
+
+    n: int
+    divergence: float
+    agreement: float
+    accuracy: float
+
+
+def fidelity(reference: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> Fidelity:
+    """Compare logits `(N, K)` of a twin with the float network's `reference`; labels `(N,)`."""
+    predicted = logits.argmax(1)
+    same, right = (float((predicted == wanted).float().mean()) for wanted in (reference.argmax(1), labels))
+    return Fidelity(len(labels), divergence(reference, logits), same, right)
+
+
 def layer_effects(
     prepared: fx.GraphModule,
     twin: fx.GraphModule,

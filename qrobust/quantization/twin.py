@@ -19,6 +19,7 @@ from qrobust.quantization.target import Target
 # Clipping of narrow weights: shares of the largest weight that are tried.
 CLIPS = torch.linspace(0.3, 1.0, 71)
 SMALLEST_SCALE = 1e-20
+WIDE = 1e30
 
 
 def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits) -> fx.GraphModule:
@@ -77,11 +78,25 @@ def _frozen(
         chosen = bits[public_name(str(node.target))]
         if isinstance(quantizer, ActivationQuantizer) and chosen is not None:
             set_module(twin, str(node.target), _integer_layer(layer, quantizer, target.weights(chosen[0])))
+        elif isinstance(quantizer, ActivationQuantizer):
+            _keep_float(twin, node)
     _drop_redundant_clamps(twin)
     twin.graph.lint()
     twin.recompile()
     twin.delete_all_unused_submodules()
     return twin.eval().requires_grad_(False)
+
+
+def _keep_float(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Put a clamp that clamps nothing in front of a layer that is to stay in float.
+
+    onnxruntime quantizes the float weights of a layer that stands directly between quantized tensors by itself, to
+    a grid of its own.
+    """
+    name = f"{node.name}_in_float"
+    graph.add_submodule(name, nn.Hardtanh(-WIDE, WIDE))
+    with graph.graph.inserting_before(node):
+        node.update_arg(0, graph.graph.call_module(name, (node.args[0],)))
 
 
 def _activation_bits(graph: fx.GraphModule, bits: Bits) -> dict[int, int]:

@@ -81,6 +81,7 @@ def walk(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -
     layers = dict(prepared.named_modules(remove_duplicate=False))
     modules = dict(twin.named_modules(remove_duplicate=False))
     own = {node.name: node for node in twin.graph.nodes}
+    shared = {node.name for node in prepared.graph.nodes}
     for node in prepared.graph.nodes:
         mirrored = own.get(node.name)
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -100,3 +101,7 @@ def walk(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -
         floating.step(node)
         if mirrored is not None:
             quantized.step(mirrored)
+            following = mirrored.next
+            while following.op not in ("output", "root") and following.name not in shared:
+                quantized.step(following)  # the twin's own
+                following = following.next
