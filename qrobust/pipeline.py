@@ -32,8 +32,9 @@ from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import GateError, InputError, QRobustError
-from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
+from qrobust.evaluation import STATISTICS, attack_rows, run_rows, summarise
 from qrobust.models import parse_normalization
+from qrobust.predictions import CLEAN, Predictions, kept_or_predicted, prediction_key
 from qrobust.quantization.graph import folded
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, refreeze, thaw
@@ -43,7 +44,8 @@ from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
-from qrobust.results import SCHEMA, Record, write_json
+from qrobust.report.robustbench import unaggregated_csv
+from qrobust.results import SCHEMA, Record, save_npz, write_json, write_text
 from qrobust.shifts.rendering import render, to_uint8, to_unit
 from qrobust.workbench import GRAPHS, SENSITIVITY_IMAGES, Workbench, discard_unfinished
 
@@ -368,14 +370,7 @@ def _pictures(bench: Workbench) -> None:
             calibrated = to_uint8(bench.calibrator(to_unit(shifted)))
         arrays[f"{name}.{severity}.before"] = shifted.numpy()
         arrays[f"{name}.{severity}.after"] = calibrated.numpy()
-    _save_npz(bench.place().pictures, arrays)
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
-    os.replace(part, path)
+    save_npz(bench.place().pictures, arrays)
 
 
 def evaluate(bench: Workbench) -> None:
@@ -395,13 +390,14 @@ def evaluate(bench: Workbench) -> None:
         predictions = {}
         with bench.reporter.bar("measure on onnxruntime", len(cells) * len(labels)) as bar:
             for cell in cells:
-                predictions[cell] = _cell_predictions(bench, cell, sessions, labels, lambda n: bar.update(n))
+                predictions[cell] = _cell_predictions(bench, cell, sessions, lambda n: bar.update(n))
         trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
-        result["rows"] = [
-            row(cell, predictions[cell], labels, seed=config.seed) | {"seen_by_calibrator": cell[0] in trained_on}
-            for cell in cells
-        ]
-        result["summary"] = summarise(predictions, labels, tuple(trained_on), seed=config.seed)
+        rows = run_rows(predictions, labels, seed=config.seed, of=len(labels))
+        result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
+        result["summary"] = summarise(
+            predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
+            classes=len(bench.data.class_names), of=len(labels),
+        )  # fmt: skip
         result["attacks"] = _attacks(bench, sessions)
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
@@ -414,32 +410,15 @@ def _cell_predictions(
     bench: Workbench,
     cell: tuple[str, int],
     sessions: dict[str, Any],
-    labels: np.ndarray,
     progress: Callable[[int], None],
 ) -> dict[str, Predictions]:
     folder = bench.place()
-    path = folder.predictions / f"{cell[0]}-{cell[1]}.npz"
     about = (bench.data.test.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size)
-    keys = {
-        name: hashlib.sha256(folder.graph(name).read_bytes() + repr(about).encode()).hexdigest() for name in sessions
-    }
-    kept: dict[str, Predictions] = {}
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            for name, key in keys.items():
-                if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
-                    kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in Predictions.__annotations__))
-    missing = {name: session for name, session in sessions.items() if name not in kept}
-    if not missing:
-        progress(len(labels))
-        return {name: kept[name] for name in sessions}
-    kept |= predict(missing, bench.data.test, cell, table=bench.table, seed=bench.config.seed, progress=progress)
-    arrays: dict[str, np.ndarray] = {"label": labels}
-    for name in sessions:
-        arrays[f"{name}.key"] = np.array(keys[name])
-        arrays |= {f"{name}.{field}": getattr(kept[name], field) for field in Predictions.__annotations__}
-    _save_npz(path, arrays)
-    return {name: kept[name] for name in sessions}
+    keys = {name: prediction_key(folder.graph(name).read_bytes(), about) for name in sessions}
+    return kept_or_predicted(
+        folder.predictions, cell, sessions, bench.data.test, keys=keys, table=bench.table, seed=bench.config.seed,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
@@ -481,6 +460,7 @@ def build_record(bench: Workbench) -> Record:
         "n_test": evaluated["summary"]["n_test"],
         "summary": summary,
         "rows": evaluated["rows"],
+        "statistics": STATISTICS,
         "severity_table": evaluated["severity_table"],
         "attacks": evaluated["attacks"],
         "quantization": quantized["quantization"],
@@ -514,18 +494,16 @@ def hardware(threads: int) -> dict[str, object]:
 
 
 def write_report(bench: Workbench) -> Record:
-    """Stage 6: record.json, report.html and report.md."""
+    """Stage 6: record.json, report.html, report.md and results.csv."""
     folder = bench.place()
     record = build_record(bench)
     pictures = None
     if folder.pictures.exists():
         with np.load(folder.pictures, allow_pickle=False) as stored:
             pictures = {key: stored[key] for key in stored.files}
-    page, text = html_report(record, pictures), markdown_report(record)
-    for path, content in ((folder.html, page), (folder.markdown, text)):
-        part = path.with_name(path.name + ".part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
+    write_text(folder.html, html_report(record, pictures))
+    write_text(folder.markdown, markdown_report(record))
+    write_text(folder.path / "results.csv", unaggregated_csv(record))
     write_json(folder.record, record)
     return record
 

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qrobust.errors import InputError
 
 SCHEMA = "qrobust.run/1"
@@ -15,10 +17,23 @@ Record = dict[str, Any]
 TIMING_KEYS = frozenset({"created", "command", "duration_s", "latency_ms", "time_share"})
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old or the whole new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file is either the old or the whole new one."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays so that the file is either the old or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
     os.replace(part, path)
 
 
