@@ -460,16 +460,45 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@run_dir
+@click.argument("run_folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@click.option("--model", "models", multiple=True, help="An .onnx classifier; repeat it, the first is the reference.")
+@click.option("--data", help="With --model: imagefolder:DIR, npz:FILE, torchvision:NAME or digits.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --model: folder of the evaluation.")
+@click.option("--overwrite", is_flag=True, help="Replace the evaluation that --out holds.")
+@click.option("--resume", is_flag=True, help="Go on with the evaluation that --out holds where it stopped.")
+@click.option(
+    "--input-range",
+    help="With --model, what the graphs want: unit ([0, 1]), byte ([0, 255]), imagenet or m,m,m/s,s,s.  "
+    "[default: byte for uint8 inputs, else unit]",
+)
+@click.option("--data-root", help="With --model: where torchvision data sets lie.")
+@click.option("--class-names", help="With --model: file with one class name per line, in index order.")
+@click.option("--image-size", type=int, help="With --model: side in pixels, where no graph fixes it.")
+@click.option("--test-images", type=int, help="With --model: keep only so many test images.  [default: all]")
+@click.option("--seed", type=int, help="Decides order and pixels.  [default: 0, or the run's, which it must be]")
 @measuring
 @common
-def evaluate(run_folder: Path, **options: Any) -> None:
-    """Measure every graph in a run folder on onnxruntime, on the same pixels.
+def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -> None:
+    """Measure every graph in a run folder, or any .onnx classifiers, on onnxruntime, on the same pixels.
 
-    Predictions are kept: an evaluation that was killed goes on where it stopped.
+    \b
+    qrobust evaluate runs/one
+    qrobust evaluate --model float.onnx --model int8.onnx --data imagefolder:DIR --out evaluations/one
+
+    Predictions are kept: an evaluation that was killed goes on where it stopped (with --model: --resume).
+    Without a run, test images are the data's `test` part, else `val`, else all of it.
     """
+    own = {k: options.pop(k) for k in ("data", "out", "input_range", "data_root", "class_names", "image_size",
+                                       "test_images", "overwrite", "resume")}  # fmt: skip
+    if models:
+        _evaluate_files(run_folder, models, **own, **options)
+        return
     from qrobust import pipeline
+    from qrobust.errors import InputError
 
+    given = [f"--{k.replace('_', '-')}" for k, v in own.items() if v]
+    if run_folder is None or given:
+        raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
     bench = _reopen(run_folder, **options)
     pipeline.evaluate(bench)
     summary = bench.place().need_stage("evaluate", "evaluate")["summary"]
@@ -478,6 +507,37 @@ def evaluate(run_folder: Path, **options: Any) -> None:
             f"{name}: clean {100 * clean:.2f} %, under shift {100 * summary['shift_accuracy'][name]:.2f} % "
             f"(n = {summary['n_test']}, {summary['n_cells']} cells)"
         )
+
+
+def _evaluate_files(
+    run_folder: Path | None,
+    models: tuple[str, ...],
+    *,
+    data: str | None,
+    out: Path | None,
+    verbose: bool,
+    quiet: bool,
+    threads: int | None,
+    overwrite: bool,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """`evaluate --model`: no run, only files."""
+    from qrobust.errors import InputError
+    from qrobust.report.markdown import evaluation_table, sample, table
+    from qrobust.standalone import Choices, evaluate_files
+
+    if run_folder is not None or data is None or out is None:
+        raise InputError("evaluate: --model needs --data and --out, and no run's DIR")
+    attacks = [name for name in ("epsilons", "attack_images") if options.pop(name) is not None]
+    if attacks:
+        raise InputError(f"evaluate: --model measures no attacks (a session has no gradient), got {attacks[0]}")
+    record = evaluate_files(
+        Choices(models, data, **_choices(options)), out, _reporter(verbose, quiet),
+        threads=_cores() if threads is None else threads, overwrite=overwrite, resume=resume,
+    )  # fmt: skip
+    click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
+    click.echo(f"Record: {out / 'record.json'}")
 
 
 @main.command()

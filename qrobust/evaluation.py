@@ -30,8 +30,8 @@ from qrobust.statistics import holm, mcnemar_exact, paired_bootstrap, wilson_int
 # Said in every record.
 STATISTICS = (
     "Intervals are at 95 % and each stands for itself: Wilson's of an accuracy, a paired bootstrap over images of a "
-    "difference. p-values are of McNemar's exact test; those called adjusted are corrected for multiple comparisons by "
-    "Holm's method over all rows of the record, drops and gains each being one family."
+    "difference. p-values are of McNemar's exact test; those called adjusted are corrected for multiple comparisons "
+    "by Holm's method over all rows of the record, drops and gains each being one family."
 )
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +43,7 @@ from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.robustbench import unaggregated_csv
-from qrobust.results import SCHEMA, Record, save_npz, write_json, write_text
+from qrobust.results import SCHEMA, Record, hardware, save_npz, versions, write_json, write_text
 from qrobust.shifts.rendering import render, to_uint8, to_unit
 from qrobust.workbench import GRAPHS, SENSITIVITY_IMAGES, Workbench, discard_unfinished
 
@@ -63,7 +61,6 @@ SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 LATENCY_BATCHES = (1, 32)
 STAGES = ("quantize", "compensate", "export", "evaluate")
 COMPENSATION_KEYS = ("width", "trained_on", "training", "gate_offset", "validation", "classifier_hash")
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
 
 
 @contextmanager
@@ -471,26 +468,10 @@ def build_record(bench: Workbench) -> Record:
         "class_names": quantized["class_names"],
         "image_size": quantized["image_size"],
         "seeds": {"run": bench.config.seed},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(),
         "hardware": evaluated["hardware"],
         "stages": {name: {"duration_s": s["duration_s"]} for name, s in stages.items() if s},
     }  # fmt: skip
-
-
-def hardware(threads: int) -> dict[str, object]:
-    """The processor a figure was measured on."""
-    name, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-    except OSError:
-        pass  # not Linux: the platform's own word must do
-    found = sorted(f for f in flags if f in {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
-    return {"processor": name, "flags": found, "cores": os.cpu_count(), "threads": threads}
 
 
 def write_report(bench: Workbench) -> Record:

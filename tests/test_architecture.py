@@ -15,7 +15,7 @@ ROWS = {
     "quantization": 3, "compensation": 3, "deployment": 3, "predictions": 3,
     "evaluation": 4,
     "report": 5, "workbench": 5,
-    "pipeline": 6,
+    "pipeline": 6, "standalone": 6,
     "demo": 7,
     "cli": 8,
 }  # fmt: skip

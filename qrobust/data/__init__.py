@@ -153,6 +153,36 @@ def open_data(
     return data
 
 
+def open_test(
+    spec: str,
+    *,
+    seed: int,
+    image_size: int | None = None,
+    test_images: int | None = None,
+    class_names_file: Path | None = None,
+    root: Path | None = None,
+) -> Split:
+    """Open what a data set has to test on: its `test` part, else `val`, else all of it.
+
+    Args:
+        spec: as for `open_data`.
+        seed: decides the order, and so which `test_images` are kept.
+        image_size: side in pixels; default the images' own where all are square and alike.
+        test_images: keep only so many (default all).
+        class_names_file: as for `open_data`.
+        root: where torchvision data sets lie.
+
+    Raises:
+        InputError: as `open_data`.
+    """
+    train, val, test = _open_pools(spec, class_names_file, root)
+    pool = test or val or train
+    pool.image_size = image_size or _choose_size([pool], None)
+    if test_images is not None and not 1 <= test_images <= len(pool):
+        raise InputError(f"test_images: expected 1 to the {len(pool)} of {spec}, got {test_images}")
+    return Split(pool, _shuffled(len(pool), seed)[:test_images])
+
+
 def _shuffled(count: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permutation(count))
 

@@ -46,6 +46,37 @@ def sample(summary: dict[str, Any]) -> str:
     )
 
 
+def evaluation_table(record: dict[str, Any]) -> list[list[str]]:
+    """A header, then a line per classifier; all but the first with what they lose against it."""
+    s = record["summary"]
+    reference = next(iter(s["clean_accuracy"]))
+    rows = [
+        ["", "clean", "under shift", *(["mCE"] if s["mce"] else []), f"drop from {reference}, clean", "under shift"]
+    ]
+    for name, clean in s["clean_accuracy"].items():
+        versus = s["versus"].get(name)
+        rows.append([
+            name, percent(clean), percent(s["shift_accuracy"][name]),
+            *([percent(s["mce"]["value"][name])] if s["mce"] else []),
+            points(versus["quantization_drop_pp"], versus["quantization_drop_interval_pp"]) if versus else "",
+            points(versus["shift_quantization_drop_pp"], versus["shift_quantization_drop_interval_pp"])
+            if versus else "",
+        ])  # fmt: skip
+    return rows
+
+
+def evaluation_report(record: dict[str, Any]) -> str:
+    """An evaluation of ONNX files: a line per classifier, then a row per shift and severity."""
+    names = list(record["summary"]["clean_accuracy"])
+    rows = [["shift", "severity", *names, *(f"drop to {name}" for name in names[1:])]]
+    for row in record["rows"]:
+        drops = [points(v["drop_pp"], v["drop_interval_pp"]) for v in row["versus"].values()]
+        rows.append([row["shift"], str(row["severity"]), *(percent(row["accuracy"][n]) for n in names), *drops])
+    lines = [f"# qrobust: {', '.join(names)} on {record['config']['data']}", "", *table(evaluation_table(record)), ""]
+    mce = _mce(record["summary"], {n: n for n in names})
+    return "\n".join([*lines, *mce, sample(record["summary"]), "", *table(rows), ""])
+
+
 def table(rows: list[list[str]]) -> list[str]:
     """Lines of a Markdown table; the first row is the header."""
     rule = "|" + "|".join(["---"] + ["---:"] * (len(rows[0]) - 1)) + "|"
