@@ -77,6 +77,9 @@ common = _options(
 seed = click.option(
     "--seed", type=int, default=0, show_default=True, help="Decides splits, pixels, training and attacks."
 )
+skip_bad_images = click.option(
+    "--skip-bad-images", is_flag=True, help="Leave out files of an imagefolder that cannot be decoded; list them."
+)
 inputs = _options(
     click.option(
         "--model",
@@ -90,6 +93,7 @@ inputs = _options(
     click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits."),
     click.option("--data-root", help="Where torchvision data sets lie.  [default: ~/.cache/torchvision]"),
     click.option("--class-names", help="File with one class name per line, for a folder of some of the classes."),
+    skip_bad_images,
     click.option(
         "--image-size",
         type=int,
@@ -473,6 +477,7 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 )
 @click.option("--data-root", help="With --model: where torchvision data sets lie.")
 @click.option("--class-names", help="With --model: file with one class name per line, in index order.")
+@skip_bad_images
 @click.option("--image-size", type=int, help="With --model: side in pixels, where no graph fixes it.")
 @click.option("--test-images", type=int, help="With --model: keep only so many test images.  [default: all]")
 @click.option("--seed", type=int, help="Decides order and pixels.  [default: 0, or the run's, which it must be]")
@@ -488,8 +493,9 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     Predictions are kept: an evaluation that was killed goes on where it stopped (with --model: --resume).
     Without a run, test images are the data's `test` part, else `val`, else all of it.
     """
-    own = {k: options.pop(k) for k in ("data", "out", "input_range", "data_root", "class_names", "image_size",
-                                       "test_images", "overwrite", "resume")}  # fmt: skip
+    names = ("data", "out", "input_range", "data_root", "class_names", "skip_bad_images", "image_size", "test_images",
+             "overwrite", "resume")  # fmt: skip
+    own = {name: options.pop(name) for name in names}
     if models:
         _evaluate_files(run_folder, models, **own, **options)
         return

@@ -41,7 +41,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.report.html import html_report
-from qrobust.report.markdown import markdown_report
+from qrobust.report.markdown import markdown_report, skipped_sentence
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import SCHEMA, Record, hardware, save_npz, versions, write_json, write_text
 from qrobust.shifts.rendering import render, to_uint8, to_unit
@@ -92,6 +92,8 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
         InputError: any of it is not usable.
     """
     _ = bench.target, bench.model_spec, bench.cells, bench.training_cells
+    if bench.data.skipped:
+        bench.reporter.warn(skipped_sentence(bench.data.skipped))
     for split in (bench.data.calibration, bench.data.validation, bench.data.test):
         with bench.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
@@ -140,6 +142,7 @@ def _quantize(bench: Workbench) -> None:
         result["macs"] = {"classifier": count_macs(bench.model, size)}
         result["twin_hash"] = state_hash(twin)
         result["splits"] = bench.data.summary()
+        result["skipped_images"] = list(bench.data.skipped)
         result["class_names"] = list(bench.data.class_names)
         result["image_size"] = size
 
@@ -465,6 +468,7 @@ def build_record(bench: Workbench) -> Record:
         "parity": quantized["parity"] | exported["parity"],
         "compensation": None if compensated is None else {k: compensated[k] for k in COMPENSATION_KEYS},
         "splits": quantized["splits"],
+        "skipped_images": quantized["skipped_images"],
         "class_names": quantized["class_names"],
         "image_size": quantized["image_size"],
         "seeds": {"run": bench.config.seed},

@@ -18,7 +18,7 @@ from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.errors import InputError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview
 from qrobust.predictions import BATCH, CLEAN, Cell, kept_or_predicted, prediction_key
-from qrobust.report.markdown import evaluation_report
+from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
 from qrobust.shifts.rendering import to_unit
@@ -35,6 +35,7 @@ class Choices:
     input_range: str | None = None
     data_root: str | None = None
     class_names: str | None = None
+    skip_bad_images: bool = False
     image_size: int | None = None
     test_images: int | None = None
     shifts: tuple[str, ...] = ()
@@ -88,9 +89,11 @@ def evaluate_files(
     split = open_test(
         choices.data, seed=choices.seed, image_size=_image_size(classifiers, choices.image_size),
         test_images=choices.test_images, class_names_file=Path(choices.class_names) if choices.class_names else None,
-        root=Path(choices.data_root) if choices.data_root else None,
+        root=Path(choices.data_root) if choices.data_root else None, skip_bad_images=choices.skip_bad_images,
     )  # fmt: skip
     source = split.source
+    if source.skipped:
+        reporter.warn(skipped_sentence(source.skipped))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
     wanted: list[Cell] = [CLEAN, *cells(choices.shifts or tuple(SHIFTS), choices.severities, table)]
     if len(wanted) == 1:
@@ -129,6 +132,7 @@ def evaluate_files(
         "severity_table": table,
         "class_names": list(source.class_names),
         "image_size": source.image_size,
+        "skipped_images": list(source.skipped),
         "fingerprint": split.fingerprint(),
         "versions": versions(),
         "hardware": hardware(threads),

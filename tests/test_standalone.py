@@ -154,6 +154,23 @@ def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     assert "drop to bad" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
+    from test_data import make_folder
+
+    root = make_folder(tmp_path / "images", per_class=6)
+    (root / "test" / "cat" / "0.png").write_bytes(b"")
+    model = graph(tmp_path / "m.onnx", classes=2)
+    base = ["evaluate", "--model", model, "--data", f"imagefolder:{root}", "--out", tmp_path / "o", *SHORT]
+    refused = qrobust(*base, "-q", "--threads", 1)
+    assert (refused.exit_code, refused.output.count("cat/0.png")) == (2, 1)
+    result = qrobust(*base, "--skip-bad-images", "-q", "--threads", 1)
+    assert "Skipped 1 images that cannot be decoded" in result.output
+    record = read_record(tmp_path / "o" / "record.json", EVALUATION_SCHEMA)
+    assert record["skipped_images"] == [str(root / "test" / "cat" / "0.png")]
+    assert record["summary"]["n_test"] == 11
+    assert "cat/0.png" in (tmp_path / "o" / "report.md").read_text()
+
+
 def test_the_table_is_printed_and_probabilities_are_told(data: str, tmp_path: Path) -> None:
     model = graph(tmp_path / "soft.onnx", softmax=True)
     result = qrobust(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qrobust.report.verdict import NAMES, headline, percent, points, verdict
+
+LISTED = 5
 
 
 def markdown_report(record: dict[str, Any]) -> str:
@@ -22,7 +25,8 @@ def markdown_report(record: dict[str, Any]) -> str:
         rows.append([
             row["shift"], str(row["severity"]), *cells, points(row["drop_pp"], row["drop_interval_pp"]), *gain,
         ])  # fmt: skip
-    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *table(rows), ""])
+    skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
+    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *skipped, *table(rows), ""])
 
 
 def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
@@ -34,6 +38,12 @@ def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
     rows = [["", f"mCE, {by}", "relative mCE, not normalised"]]
     rows += [[names[k], percent(v), percent(mce["relative"][k])] for k, v in mce["value"].items()]
     return [*table(rows), ""]
+
+
+def skipped_sentence(skipped: Sequence[str]) -> str:
+    """How many files were left out because they cannot be decoded, and which, the first few by name."""
+    more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    return f"Skipped {len(skipped)} images that cannot be decoded: {', '.join(skipped[:LISTED])}{more}"
 
 
 def sample(summary: dict[str, Any]) -> str:
@@ -74,7 +84,8 @@ def evaluation_report(record: dict[str, Any]) -> str:
         rows.append([row["shift"], str(row["severity"]), *(percent(row["accuracy"][n]) for n in names), *drops])
     lines = [f"# qrobust: {', '.join(names)} on {record['config']['data']}", "", *table(evaluation_table(record)), ""]
     mce = _mce(record["summary"], {n: n for n in names})
-    return "\n".join([*lines, *mce, sample(record["summary"]), "", *table(rows), ""])
+    skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
+    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), ""])
 
 
 def table(rows: list[list[str]]) -> list[str]:
