@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,6 +50,25 @@ class FractionType(click.ParamType):
             return float(top) / float(bottom or 1)
         except (ValueError, ZeroDivisionError):
             self.fail(f"expected a number or a fraction such as 8/255, got {value!r}", param, ctx)
+
+
+class DurationType(click.ParamType):
+    """Seconds, or a number with s, m or h."""
+
+    name = "duration"
+    units = MappingProxyType({"s": 1, "m": 60, "h": 3600})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            seconds = float(text[:-1]) * self.units[text[-1]] if text[-1:] in self.units else float(text)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"expected a time such as 90s, 10m or 1h, got {value!r}", param, ctx)
+        return seconds
 
 
 def _options(*decorators: Command) -> Callable[[Command], Command]:
@@ -480,6 +500,14 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 @skip_bad_images
 @click.option("--image-size", type=int, help="With --model: side in pixels, where no graph fixes it.")
 @click.option("--test-images", type=int, help="With --model: keep only so many test images.  [default: all]")
+@click.option(
+    "--budget",
+    type=DurationType(),
+    help="Such as 90s, 10m or 1h: measure as many test images as fit, each class with its share.  [default: all]",
+)
+@click.option(
+    "--workers", type=int, default=1, show_default=True, help="Processes that render; the pixels are the same."
+)
 @click.option("--seed", type=int, help="Decides order and pixels.  [default: 0, or the run's, which it must be]")
 @measuring
 @common
@@ -496,8 +524,9 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     names = ("data", "out", "input_range", "data_root", "class_names", "skip_bad_images", "image_size", "test_images",
              "overwrite", "resume")  # fmt: skip
     own = {name: options.pop(name) for name in names}
+    budget, workers = options.pop("budget"), options.pop("workers")
     if models:
-        _evaluate_files(run_folder, models, **own, **options)
+        _evaluate_files(run_folder, models, budget=budget, workers=workers, **own, **options)
         return
     from qrobust import pipeline
     from qrobust.errors import InputError
@@ -506,12 +535,12 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     if run_folder is None or given:
         raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
     bench = _reopen(run_folder, **options)
-    pipeline.evaluate(bench)
+    pipeline.evaluate(bench, budget=budget, workers=workers)
     summary = bench.place().need_stage("evaluate", "evaluate")["summary"]
     for name, clean in summary["clean_accuracy"].items():
         click.echo(
             f"{name}: clean {100 * clean:.2f} %, under shift {100 * summary['shift_accuracy'][name]:.2f} % "
-            f"(n = {summary['n_test']}, {summary['n_cells']} cells)"
+            f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
         )
 
 
@@ -524,6 +553,7 @@ def _evaluate_files(
     verbose: bool,
     quiet: bool,
     threads: int | None,
+    workers: int,
     overwrite: bool,
     resume: bool,
     **options: Any,
@@ -540,7 +570,7 @@ def _evaluate_files(
         raise InputError(f"evaluate: --model measures no attacks (a session has no gradient), got {attacks[0]}")
     record = evaluate_files(
         Choices(models, data, **_choices(options)), out, _reporter(verbose, quiet),
-        threads=_cores() if threads is None else threads, overwrite=overwrite, resume=resume,
+        threads=_cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
     click.echo(f"Record: {out / 'record.json'}")

@@ -26,13 +26,22 @@ from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import Correction
 from qrobust.compensation.training import Fit, Validation, set_gate, state_hash, train_calibrator
 from qrobust.config import RunConfig
+from qrobust.data import Split
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import GateError, InputError, QRobustError
 from qrobust.evaluation import STATISTICS, attack_rows, run_rows, summarise
 from qrobust.models import parse_normalization
-from qrobust.predictions import CLEAN, Predictions, kept_or_predicted, prediction_key
+from qrobust.predictions import (
+    CLEAN,
+    Predictions,
+    Renderers,
+    kept_or_predicted,
+    prediction_key,
+    renderers,
+    within_budget,
+)
 from qrobust.quantization.graph import folded
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, refreeze, thaw
@@ -373,11 +382,16 @@ def _pictures(bench: Workbench) -> None:
     save_npz(bench.place().pictures, arrays)
 
 
-def evaluate(bench: Workbench) -> None:
+def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
     Predictions are kept per cell with the hash of the graph that made them, so that a killed
     evaluation resumes and a second one asks only graphs that are new.
+
+    Args:
+        bench: of the run.
+        budget: seconds for all cells, by which a subset of the test images is chosen; attacks come on top.
+        workers: processes that render.
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
@@ -385,18 +399,23 @@ def evaluate(bench: Workbench) -> None:
     folder.predictions.mkdir(exist_ok=True)
     with _stage(bench, "evaluate") as result:
         sessions = {name: bench.session(name) for name in names}
-        labels = bench.data.test.labels.numpy()
-        cells = [CLEAN, *bench.cells]
-        predictions = {}
-        with bench.reporter.bar("measure on onnxruntime", len(cells) * len(labels)) as bar:
-            for cell in cells:
-                predictions[cell] = _cell_predictions(bench, cell, sessions, lambda n: bar.update(n))
+        cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
+        with renderers(workers) as by:
+            if budget is not None:
+                split = within_budget(
+                    folder.predictions, split, cells, sessions, seconds=budget, table=bench.table, seed=config.seed,
+                    by=by,
+                )  # fmt: skip
+            with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
+                for cell in cells:
+                    predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+        labels, of = split.labels.numpy(), len(bench.data.test)
         trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
-        rows = run_rows(predictions, labels, seed=config.seed, of=len(labels))
+        rows = run_rows(predictions, labels, seed=config.seed, of=of)
         result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
         result["summary"] = summarise(
             predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
-            classes=len(bench.data.class_names), of=len(labels),
+            classes=len(bench.data.class_names), of=of,
         )  # fmt: skip
         result["attacks"] = _attacks(bench, sessions)
         result["severity_table"] = bench.table
@@ -408,15 +427,17 @@ def evaluate(bench: Workbench) -> None:
 
 def _cell_predictions(
     bench: Workbench,
+    split: Split,
     cell: tuple[str, int],
     sessions: dict[str, Any],
+    by: Renderers | None,
     progress: Callable[[int], None],
 ) -> dict[str, Predictions]:
     folder = bench.place()
-    about = (bench.data.test.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size)
+    about = (split.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size)
     keys = {name: prediction_key(folder.graph(name).read_bytes(), about) for name in sessions}
     return kept_or_predicted(
-        folder.predictions, cell, sessions, bench.data.test, keys=keys, table=bench.table, seed=bench.config.seed,
+        folder.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed, by=by,
         progress=progress,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.errors import InputError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview
-from qrobust.predictions import BATCH, CLEAN, Cell, kept_or_predicted, prediction_key
+from qrobust.predictions import BATCH, CLEAN, Cell, kept_or_predicted, prediction_key, renderers, within_budget
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
@@ -38,13 +38,14 @@ class Choices:
     skip_bad_images: bool = False
     image_size: int | None = None
     test_images: int | None = None
+    budget: float | None = None
     shifts: tuple[str, ...] = ()
     severities: tuple[int, ...] = DEFAULT_SEVERITIES
     severity_table: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("image_size", 8), ("seed", 0)):
+        for name, least in (("image_size", 8), ("seed", 0), ("budget", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
@@ -55,7 +56,14 @@ class Choices:
 
 
 def evaluate_files(
-    choices: Choices, out: Path, reporter: Reporter, *, threads: int, overwrite: bool = False, resume: bool = False
+    choices: Choices,
+    out: Path,
+    reporter: Reporter,
+    *,
+    threads: int,
+    workers: int = 1,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Record:
     """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
 
@@ -67,6 +75,7 @@ def evaluate_files(
         out: folder for record.json, results.csv, report.md and predictions.
         reporter: where progress is told.
         threads: of each session.
+        workers: processes that render.
         overwrite: replace the evaluation that the folder holds.
         resume: go on with the evaluation that the folder holds, which must have been begun with the same choices.
 
@@ -106,18 +115,23 @@ def evaluate_files(
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
     if not going_on:
         _new_folder(out, config)
-    about = (split.fingerprint(), table, choices.seed, choices.data, source.image_size, choices.input_range)
-    keys = {name: prediction_key(path.read_bytes(), about) for name, path in paths.items()}
-    predictions = {}
-    with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
-        for cell in wanted:
-            predictions[cell] = kept_or_predicted(
-                out / "predictions", cell, classifiers, split, keys=keys, table=table, seed=choices.seed,
-                progress=lambda n: bar.update(n),
-            )  # fmt: skip
+    folder, of, predictions = out / "predictions", len(split), {}
+    with renderers(workers) as by:
+        if choices.budget is not None:
+            split = within_budget(
+                folder, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed, by=by
+            )
+        about = (split.fingerprint(), table, choices.seed, choices.data, source.image_size, choices.input_range)
+        keys = {name: prediction_key(path.read_bytes(), about) for name, path in paths.items()}
+        with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
+            for cell in wanted:
+                predictions[cell] = kept_or_predicted(
+                    folder, cell, classifiers, split, keys=keys, table=table, seed=choices.seed, by=by,
+                    progress=lambda n: bar.update(n),
+                )  # fmt: skip
     labels = split.labels.numpy()
     reference, *others = classifiers
-    summary = overview(predictions, labels, table=table, classes=len(source.class_names), of=len(labels))
+    summary = overview(predictions, labels, table=table, classes=len(source.class_names), of=of)
     summary["versus"] = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
     record = {
         "schema": EVALUATION_SCHEMA,
@@ -127,7 +141,7 @@ def evaluate_files(
         "config": config,
         "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
         "summary": summary,
-        "rows": comparison_rows(predictions, labels, seed=choices.seed, of=len(labels)),
+        "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
         "statistics": STATISTICS,
         "severity_table": table,
         "class_names": list(source.class_names),

@@ -12,7 +12,16 @@ from qrobust.data import Split
 from qrobust.data.sources import array_images
 from qrobust.errors import InputError
 from qrobust.evaluation import comparison_rows, drops, overview, run_rows, summarise
-from qrobust.predictions import CLEAN, CellPredictions, Predictions, kept_or_predicted, predict, read_predictions
+from qrobust.predictions import (
+    CLEAN,
+    CellPredictions,
+    Predictions,
+    kept_or_predicted,
+    predict,
+    read_predictions,
+    renderers,
+    within_budget,
+)
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.statistics import holm
 
@@ -149,3 +158,40 @@ def test_csv_has_robustbench_form(predictions: CellPredictions) -> None:
     assert lines[:2] == [",fog,fog,rotation", ",3,5,5"]
     assert lines[3].split(",")[0] == "int8"
     assert [float(v) for v in lines[3].split(",")[1:]] == [r["accuracy"]["int8"] for r in rows[1:]]
+
+
+def test_workers_give_the_same_predictions(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qrobust.predictions.BATCH", 4)
+    for cell in (CLEAN, ("gaussian_noise", 5)):
+        alone = predict({"a": Brightest()}, split, cell, table="cifar-c", seed=0)["a"]
+        with renderers(2) as by:
+            shared = predict({"a": Brightest()}, split, cell, table="cifar-c", seed=0, by=by)["a"]
+        assert np.array_equal(alone.margin, shared.margin)
+    with pytest.raises(InputError, match="workers: expected at least 1, got 0"), renderers(0):
+        pass
+
+
+def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6) -> Split:
+    """With a clock that moves `step` seconds between looks at it: that much for 30 images in one cell."""
+    times = iter(np.arange(100) * step)
+    return within_budget(
+        folder, split, CELLS, {"a": Brightest()}, seconds=seconds, table="cifar-c", seed=0, clock=lambda: next(times)
+    )
+
+
+def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Path) -> None:
+    # 1.6 s for 30 images in one cell are 0.2133 s per image in four; 6.4 s of 11 are left if all four are tried,
+    # but one cell is more than a tenth of the budget, so 9.4 s are left: 44 images, more than there are.
+    assert len(budgeted(split, tmp_path, 11)) == 30
+    # 5 - 1.6 s buy 15 of them, a third of each class.
+    chosen = budgeted(split, tmp_path, 5)
+    assert np.bincount(chosen.labels).tolist() == [5, 5, 5]
+    assert set(chosen.indices.tolist()) <= set(split.indices.tolist())
+    # Kept: a slower clock does not change it, another budget does.
+    assert torch.equal(budgeted(split, tmp_path, 5, step=100).indices, chosen.indices)
+    assert len(budgeted(split, tmp_path, 4.5)) == 13
+
+
+def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 s are too short for 10 images in 4 cells, expected at least 4 s"):
+        budgeted(split, tmp_path, 2)

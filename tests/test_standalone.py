@@ -218,6 +218,25 @@ def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:
     assert without_timings(resumed) == without_timings(whole)
 
 
+def test_budget_and_workers_are_said_and_change_no_pixel(tmp_path: Path) -> None:
+    data = f"npz:{save_npz(tmp_path / 'd.npz', n=90)}"
+    model = graph(tmp_path / "m.onnx")
+    alone = run([model], data, tmp_path / "alone", *SHORT)
+    shared = run([model], data, tmp_path / "shared", *SHORT, "--workers", 2, "--budget", "1h")
+    assert alone["rows"] == shared["rows"]
+    subset = json.loads((tmp_path / "shared" / "predictions" / "subset.json").read_text())
+    (tmp_path / "shared" / "predictions" / "subset.json").write_text(json.dumps(subset | {"n": 30}))
+    fewer = run([model], data, tmp_path / "shared", *SHORT, "--budget", "60m", "--resume")
+    assert {(r["n"], r["of"]) for r in fewer["rows"]} == {(30, 90)}
+    assert "n = 30 of 90 (a subset stratified by class)" in (tmp_path / "shared" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("budget", ["soon", "0s", "-5m", "inf", ""])
+def test_budgets_that_are_no_time_are_refused(budget: str) -> None:
+    result = qrobust("evaluate", "--model", "a.onnx", "--data", "digits", "--out", "o", "--budget", budget)
+    assert (result.exit_code, "expected a time such as 90s, 10m or 1h" in result.output) == (2, True)
+
+
 def test_resume_refuses_other_choices_and_new_runs_want_a_new_folder(data: str, tmp_path: Path) -> None:
     model = graph(tmp_path / "m.onnx")
     out = tmp_path / "out"
