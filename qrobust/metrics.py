@@ -89,7 +89,7 @@ def worst_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, top
     drops = [
         {"class": c, "n": int(own.sum()), "drop_pp": 100 * float((before - after)[own].mean())} for c, own in classes
     ]
-    return sorted((d for d in drops if d["drop_pp"] > 0), key=lambda d: -d["drop_pp"])[:top]
+    return sorted((d for d in drops if round(d["drop_pp"], 9) > 0), key=lambda d: -d["drop_pp"])[:top]
 
 
 def lost_images(before: np.ndarray, after: np.ndarray, top: int = 20) -> list[dict[str, int]]:

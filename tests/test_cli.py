@@ -166,7 +166,8 @@ def test_evaluate_before_compensation_and_early_report(weights: Path, tmp_path: 
         result = qrobust(command, out, "-q")
         assert result.exit_code == 2
         assert "first" in result.output
-    measured = qrobust("evaluate", out, "-q", "--shifts", "fog", "--attack-images", 0, "--budget", "1h", "--workers", 2)
+    options = ["--shifts", "fog", "--attack-images", 0, "--budget", "1h", "--workers", 2]
+    measured = qrobust("evaluate", out, "-q", *options)
     assert "(n = 40 of 40, 2 cells)" in measured.output
     assert json.loads((out / "predictions" / "subset.json").read_text())["n"] == 40
     assert qrobust("report", out, "-q").exit_code == 0

@@ -60,9 +60,8 @@ def evaluation_table(record: dict[str, Any]) -> list[list[str]]:
     """A header, then a line per classifier; all but the first with what they lose against it."""
     s = record["summary"]
     reference = next(iter(s["clean_accuracy"]))
-    rows = [
-        ["", "clean", "under shift", *(["mCE"] if s["mce"] else []), f"drop from {reference}, clean", "under shift"]
-    ]
+    mce = ["mCE"] if s["mce"] else []
+    rows = [["", "clean", "under shift", *mce, f"drop from {reference}, clean", "drop under shift"]]
     for name, clean in s["clean_accuracy"].items():
         versus = s["versus"].get(name)
         rows.append([
