@@ -127,13 +127,14 @@ def _correct(predictions: CellPredictions, name: str, cells: list[Cell], labels:
 
 
 def overview(
-    predictions: CellPredictions, labels: np.ndarray, *, table: str, classes: int, of: int
+    predictions: CellPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
 ) -> dict[str, object]:
     """The headline of each classifier by itself; means over all cells but clean, each weighing the same.
 
     Args:
         predictions: per cell, per classifier; `CLEAN` among them.
         labels: `(n,)`.
+        seed: of the bootstrap.
         table: severity table.
         classes: how many the classifiers tell apart.
         of: how many test images there were to choose the n from.
@@ -159,6 +160,7 @@ def overview(
         "clean_accuracy": {k: float(v.mean()) for k, v in clean.items()},
         "clean_interval": {k: list(wilson_interval(int(v.sum()), len(labels))) for k, v in clean.items()},
         "shift_accuracy": {k: float(v.mean()) for k, v in shift.items()},
+        "shift_interval": {k: list(paired_bootstrap(v, seed)) for k, v in shift.items()},
         "mce": {
             "normalizer": normalizer,
             "corruptions": len(corruptions),
@@ -221,7 +223,7 @@ def summarise(
         classes: how many the classifier tells apart.
         of: how many test images there were to choose the n from.
     """
-    result = overview(predictions, labels, table=table, classes=classes, of=of)
+    result = overview(predictions, labels, seed=seed, table=table, classes=classes, of=of)
     result |= drops(predictions, "float", "int8", labels, seed=seed)
     if "compensated" not in predictions[CLEAN]:
         return result

@@ -131,7 +131,7 @@ def evaluate_files(
                 )  # fmt: skip
     labels = split.labels.numpy()
     reference, *others = classifiers
-    summary = overview(predictions, labels, table=table, classes=len(source.class_names), of=of)
+    summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
     summary["versus"] = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
     record = {
         "schema": EVALUATION_SCHEMA,

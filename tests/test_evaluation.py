@@ -67,6 +67,8 @@ def test_summary_agrees_with_its_rows(predictions: CellPredictions) -> None:
     assert s["difference_in_differences_pp"] == pytest.approx(under - rows[0]["drop_pp"])
     assert s["compensation_gain_pp"] == pytest.approx(under)
     assert (s["n_seen_cells"], s["n_unseen_cells"]) == (2, 1)
+    low, high = s["shift_interval"]["int8"]
+    assert low < s["shift_accuracy"]["int8"] < high
     error = 1 - np.mean([r["accuracy"]["int8"] for r in rows[1:3]])
     assert s["mce"]["normalizer"] == "none"
     assert s["mce"]["corruptions"] == 1
@@ -80,12 +82,12 @@ def test_summary_agrees_with_its_rows(predictions: CellPredictions) -> None:
 def test_alexnet_normalises_five_severities_of_imagenet_c() -> None:
     cells = [CLEAN, *(("fog", s) for s in range(1, 6))]
     found = {cell: {"a": said(LABELS < 2)} for cell in cells}
-    s = overview(found, LABELS, table="imagenet-c", classes=1000, of=N)
+    s = overview(found, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)
     assert s["mce"]["normalizer"] == "alexnet"
     assert s["mce"]["value"]["a"] == pytest.approx(0.5 / 0.819324)
-    assert overview({c: found[c] for c in cells[:5]}, LABELS, table="imagenet-c", classes=1000, of=N)["mce"]["value"][
-        "a"
-    ] == pytest.approx(0.5)
+    assert overview({c: found[c] for c in cells[:5]}, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)["mce"][
+        "value"
+    ]["a"] == pytest.approx(0.5)
 
 
 def test_generic_rows_compare_with_the_first(predictions: CellPredictions) -> None:
@@ -153,7 +155,7 @@ def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: P
 
 def test_csv_has_robustbench_form(predictions: CellPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=N)
-    summary = overview(predictions, LABELS, table="cifar-c", classes=5, of=N)
+    summary = overview(predictions, LABELS, seed=0, table="cifar-c", classes=5, of=N)
     lines = unaggregated_csv({"rows": rows, "summary": summary}).splitlines()
     assert lines[:2] == [",fog,fog,rotation", ",3,5,5"]
     assert lines[3].split(",")[0] == "int8"
@@ -195,3 +197,12 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
 def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 s are too short for 10 images in 4 cells, expected at least 4 s"):
         budgeted(split, tmp_path, 2)
+
+
+def test_a_classifier_that_gives_no_numbers_is_named(split: Split) -> None:
+    for output, match in (
+        (torch.full((30, 3), torch.nan), r"classifier a: .* got \(30, 3\)"),
+        (torch.rand(30), "30"),
+    ):
+        with pytest.raises(InputError, match=match):
+            predict({"a": lambda _, o=output: o}, split, CLEAN, table="cifar-c", seed=0)
