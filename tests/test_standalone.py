@@ -191,6 +191,10 @@ def test_the_table_is_printed_and_probabilities_are_told(data: str, tmp_path: Pa
     assert "soft-1 returns probabilities" in result.output
     assert "| soft-2 | 100.0 % |" in result.output
     assert "n = 60." in result.output
+    alone = qrobust(
+        "evaluate", "--model", model, "--data", data, "--out", tmp_path / "p", "--threads", 1, "-q", *SHORT
+    )
+    assert "drop" not in alone.output
 
 
 def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:

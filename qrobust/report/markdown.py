@@ -59,18 +59,16 @@ def sample(summary: dict[str, Any]) -> str:
 def evaluation_table(record: dict[str, Any]) -> list[list[str]]:
     """A header, then a line per classifier; all but the first with what they lose against it."""
     s = record["summary"]
-    reference = next(iter(s["clean_accuracy"]))
-    mce = ["mCE"] if s["mce"] else []
-    rows = [["", "clean", "under shift", *mce, f"drop from {reference}, clean", "drop under shift"]]
+    reference, *others = s["clean_accuracy"]
+    header = ["", "clean", "under shift", *(["mCE"] if s["mce"] else [])]
+    rows = [header + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
     for name, clean in s["clean_accuracy"].items():
-        versus = s["versus"].get(name)
-        rows.append([
-            name, percent(clean), percent(s["shift_accuracy"][name]),
-            *([percent(s["mce"]["value"][name])] if s["mce"] else []),
-            points(versus["quantization_drop_pp"], versus["quantization_drop_interval_pp"]) if versus else "",
-            points(versus["shift_quantization_drop_pp"], versus["shift_quantization_drop_interval_pp"])
-            if versus else "",
-        ])  # fmt: skip
+        line = [name, percent(clean), percent(s["shift_accuracy"][name])]
+        line += [percent(s["mce"]["value"][name])] if s["mce"] else []
+        for key in ("quantization_drop", "shift_quantization_drop") if others else ():
+            versus = s["versus"].get(name)
+            line.append(points(versus[f"{key}_pp"], versus[f"{key}_interval_pp"]) if versus else "")
+        rows.append(line)
     return rows
 
 
