@@ -31,8 +31,8 @@ import torch
 from qrobust.data import Data, open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.evaluation import CLEAN, predict
 from qrobust.pipeline import hardware
+from qrobust.predictions import CLEAN, predict
 from qrobust.results import read_json, write_json
 from qrobust.statistics import paired_bootstrap, wilson_interval
 

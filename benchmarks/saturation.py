@@ -16,14 +16,12 @@ import copy
 import itertools
 import json
 import math
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +37,11 @@ from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export, load
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.models import find_model, load_model
-from qrobust.pipeline import PACKAGES, hardware
 from qrobust.quantization.graph import calls, trace
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.saturation import saturation_risk, without_vnni
 from qrobust.quantization.target import X86_VNNI, Target
+from qrobust.results import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 SESSION = Path(__file__).parent / "saturation_session.py"
@@ -364,7 +362,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         "commit": commit.stdout.strip(),
         "seed": seed,
         "emulator": {"version": emulator.splitlines()[0], "command": " ".join(EMULATOR)},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(),
         "hardware": hardware(1),
         "splits": data.summary(),
         "training": {k: {"test_accuracy": v["test_accuracy"], "recipe": v["recipe"]} for k, v in trained.items()},

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,6 +52,25 @@ class FractionType(click.ParamType):
             self.fail(f"expected a number or a fraction such as 8/255, got {value!r}", param, ctx)
 
 
+class DurationType(click.ParamType):
+    """Seconds, or a number with s, m or h."""
+
+    name = "duration"
+    units = MappingProxyType({"s": 1, "m": 60, "h": 3600})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            seconds = float(text[:-1]) * self.units[text[-1]] if text[-1:] in self.units else float(text)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"expected a time such as 90s, 10m or 1h, got {value!r}", param, ctx)
+        return seconds
+
+
 def _options(*decorators: Command) -> Callable[[Command], Command]:
     def apply(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -77,6 +97,9 @@ common = _options(
 seed = click.option(
     "--seed", type=int, default=0, show_default=True, help="Decides splits, pixels, training and attacks."
 )
+skip_bad_images = click.option(
+    "--skip-bad-images", is_flag=True, help="Leave out files of an imagefolder that cannot be decoded; list them."
+)
 inputs = _options(
     click.option(
         "--model",
@@ -90,6 +113,7 @@ inputs = _options(
     click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits."),
     click.option("--data-root", help="Where torchvision data sets lie.  [default: ~/.cache/torchvision]"),
     click.option("--class-names", help="File with one class name per line, for a folder of some of the classes."),
+    skip_bad_images,
     click.option(
         "--image-size",
         type=int,
@@ -460,24 +484,96 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@run_dir
+@click.argument("run_folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@click.option("--model", "models", multiple=True, help="An .onnx classifier; repeat it, the first is the reference.")
+@click.option("--data", help="With --model: imagefolder:DIR, npz:FILE, torchvision:NAME or digits.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --model: folder of the evaluation.")
+@click.option("--overwrite", is_flag=True, help="Replace the evaluation that --out holds.")
+@click.option("--resume", is_flag=True, help="Go on with the evaluation that --out holds where it stopped.")
+@click.option(
+    "--input-range",
+    help="With --model, what the graphs want: unit ([0, 1]), byte ([0, 255]), imagenet or m,m,m/s,s,s.  "
+    "[default: byte for uint8 inputs, else unit]",
+)
+@click.option("--data-root", help="With --model: where torchvision data sets lie.")
+@click.option("--class-names", help="With --model: file with one class name per line, in index order.")
+@skip_bad_images
+@click.option("--image-size", type=int, help="With --model: side in pixels, where no graph fixes it.")
+@click.option("--test-images", type=int, help="With --model: keep only so many test images.  [default: all]")
+@click.option(
+    "--budget",
+    type=DurationType(),
+    help="Such as 90s, 10m or 1h: measure as many test images as fit, each class with its share.  [default: all]",
+)
+@click.option(
+    "--workers", type=int, default=1, show_default=True, help="Processes that render; the pixels are the same."
+)
+@click.option("--seed", type=int, help="Decides order and pixels.  [default: 0, or the run's, which it must be]")
 @measuring
 @common
-def evaluate(run_folder: Path, **options: Any) -> None:
-    """Measure every graph in a run folder on onnxruntime, on the same pixels.
+def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -> None:
+    """Measure every graph in a run folder, or any .onnx classifiers, on onnxruntime, on the same pixels.
 
-    Predictions are kept: an evaluation that was killed goes on where it stopped.
+    \b
+    qrobust evaluate runs/one
+    qrobust evaluate --model float.onnx --model int8.onnx --data imagefolder:DIR --out evaluations/one
+
+    Predictions are kept: an evaluation that was killed goes on where it stopped (with --model: --resume).
+    Without a run, test images are the data's `test` part, else `val`, else all of it.
     """
+    names = ("data", "out", "input_range", "data_root", "class_names", "skip_bad_images", "image_size", "test_images",
+             "overwrite", "resume")  # fmt: skip
+    own = {name: options.pop(name) for name in names}
+    budget, workers = options.pop("budget"), options.pop("workers")
+    if models:
+        _evaluate_files(run_folder, models, budget=budget, workers=workers, **own, **options)
+        return
     from qrobust import pipeline
+    from qrobust.errors import InputError
 
+    given = [f"--{k.replace('_', '-')}" for k, v in own.items() if v]
+    if run_folder is None or given:
+        raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
     bench = _reopen(run_folder, **options)
-    pipeline.evaluate(bench)
+    pipeline.evaluate(bench, budget=budget, workers=workers)
     summary = bench.place().need_stage("evaluate", "evaluate")["summary"]
     for name, clean in summary["clean_accuracy"].items():
         click.echo(
             f"{name}: clean {100 * clean:.2f} %, under shift {100 * summary['shift_accuracy'][name]:.2f} % "
-            f"(n = {summary['n_test']}, {summary['n_cells']} cells)"
+            f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
         )
+
+
+def _evaluate_files(
+    run_folder: Path | None,
+    models: tuple[str, ...],
+    *,
+    data: str | None,
+    out: Path | None,
+    verbose: bool,
+    quiet: bool,
+    threads: int | None,
+    workers: int,
+    overwrite: bool,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """`evaluate --model`: no run, only files."""
+    from qrobust.errors import InputError
+    from qrobust.report.markdown import evaluation_table, sample, table
+    from qrobust.standalone import Choices, evaluate_files
+
+    if run_folder is not None or data is None or out is None:
+        raise InputError("evaluate: --model needs --data and --out, and no run's DIR")
+    attacks = [name for name in ("epsilons", "attack_images") if options.pop(name) is not None]
+    if attacks:
+        raise InputError(f"evaluate: --model measures no attacks (a session has no gradient), got {attacks[0]}")
+    record = evaluate_files(
+        Choices(models, data, **_choices(options)), out, _reporter(verbose, quiet),
+        threads=_cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,
+    )  # fmt: skip
+    click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
+    click.echo(f"Record: {out / 'record.json'}")
 
 
 @main.command()

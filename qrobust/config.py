@@ -21,6 +21,7 @@ class RunConfig:
     normalization: str | None = None
     data_root: str | None = None
     class_names: str | None = None
+    skip_bad_images: bool = False
     image_size: int | None = None
     calibration_images: int = 512
     train_images: int | None = None

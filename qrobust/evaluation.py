@@ -1,9 +1,8 @@
-"""Measure classifiers on the same rendered pixels, and turn predictions into rows with intervals."""
+"""Turn predictions into rows with intervals and tests; the headline; attacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,94 +11,108 @@ from qrobust.attacks.balls import LinfBall
 from qrobust.attacks.gradient import pgd
 from qrobust.classifier import Classifier
 from qrobust.data import Split
-from qrobust.errors import InputError
-from qrobust.metrics import agreement, expected_calibration_error, flips
-from qrobust.shifts.rendering import render, to_uint8, to_unit
+from qrobust.metrics import (
+    ALEXNET_ERRORS,
+    agreement,
+    expected_calibration_error,
+    flips,
+    lost_images,
+    mce_normalizer,
+    mean_corruption_error,
+    relative_corruption_error,
+    worst_classes,
+)
+from qrobust.predictions import BATCH, CLEAN, Cell, CellPredictions, Predictions
+from qrobust.shifts.rendering import to_uint8, to_unit
 from qrobust.shifts.severities import find_shift
-from qrobust.statistics import paired_bootstrap, wilson_interval
+from qrobust.statistics import holm, mcnemar_exact, paired_bootstrap, wilson_interval
 
-BATCH = 100
-CLEAN = ("clean", 0)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What one classifier said of `n` images, in the order of the split."""
-
-    prediction: np.ndarray
-    margin: np.ndarray
-    confidence: np.ndarray
+# Said in every record.
+STATISTICS = (
+    "Intervals are at 95 % and each stands for itself: Wilson's of an accuracy, a paired bootstrap over images of a "
+    "difference. p-values are of McNemar's exact test; those called adjusted are corrected for multiple comparisons "
+    "by Holm's method over all rows of the record, drops and gains each being one family."
+)
 
 
-def predict(
-    classifiers: dict[str, Classifier],
-    split: Split,
-    cell: tuple[str, int],
-    *,
-    table: str,
-    seed: int,
-    progress: Callable[[int], None] = lambda n: None,
-) -> dict[str, Predictions]:
-    """Render a cell once and ask every classifier.
-
-    Args:
-        classifiers: by name.
-        split: images to measure on.
-        cell: (shift, severity), or `("clean", 0)`.
-        table: severity table.
-        seed: of the rendering.
-        progress: called with the number of images done.
-
-    Raises:
-        InputError: a classifier's output is not `(N, K)` finite numbers.
-    """
-    logits: dict[str, list[torch.Tensor]] = {name: [] for name in classifiers}
-    for images, _ in split.batches(BATCH):
-        pixels = images if cell == CLEAN else render(images, *cell, table=table, seed=seed)
-        inputs = to_unit(pixels)
-        for name, classifier in classifiers.items():
-            with torch.no_grad():
-                output = classifier(inputs)
-            if output.ndim != 2 or len(output) != len(images) or not torch.isfinite(output).all():
-                raise InputError(f"classifier {name}: expected finite logits (N, K), got {tuple(output.shape)}")
-            logits[name].append(output)
-        progress(len(images))
-    return {name: _summarise(torch.cat(parts)) for name, parts in logits.items()}
-
-
-def _summarise(logits: torch.Tensor) -> Predictions:
-    top = logits.topk(2, dim=1)
-    return Predictions(
-        prediction=top.indices[:, 0].numpy().astype(np.int32),
-        margin=(top.values[:, 0] - top.values[:, 1]).numpy(),
-        confidence=logits.softmax(1).amax(1).numpy(),
-    )
-
-
-def row(
-    cell: tuple[str, int], predictions: dict[str, Predictions], labels: np.ndarray, *, seed: int
-) -> dict[str, object]:
-    """One row of the record: accuracy, interval and differences for one cell.
-
-    Expects at least `float` and `int8`; with `compensated` the gain is added.
-    """
-    correct = {name: p.prediction == labels for name, p in predictions.items()}
-    n = len(labels)
-    result: dict[str, object] = {
+def _measured(cell: Cell, predictions: CellPredictions, labels: np.ndarray, of: int) -> dict[str, object]:
+    """What a row says of each classifier by itself."""
+    n, own = len(labels), predictions[cell]
+    correct = {name: p.prediction == labels for name, p in own.items()}
+    confidence = {name: float(p.confidence.mean()) for name, p in own.items()}
+    return {
         "shift": cell[0],
         "severity": cell[1],
         "family": find_shift(cell[0]).family if cell != CLEAN else "clean",
         "n": n,
+        "of": of,
         "accuracy": {k: float(c.mean()) for k, c in correct.items()},
         "interval": {k: list(wilson_interval(int(c.sum()), n)) for k, c in correct.items()},
-        "ece": {k: expected_calibration_error(p.confidence, correct[k]) for k, p in predictions.items()},
+        "ece": {k: expected_calibration_error(p.confidence, correct[k]) for k, p in own.items()},
+        "confidence": confidence,
+        "confidence_shift": {
+            k: value - float(predictions[CLEAN][k].confidence.mean()) for k, value in confidence.items()
+        },
     }
-    result |= difference("drop", correct["float"], correct["int8"], seed)
-    result["agreement"] = agreement(predictions["float"].prediction, predictions["int8"].prediction)
-    result["flips"] = flips(predictions["float"].prediction, predictions["int8"].prediction, labels)
-    if "compensated" in correct:
-        result |= difference("gain", correct["compensated"], correct["int8"], seed)
-    return result
+
+
+def compare(a: Predictions, b: Predictions, labels: np.ndarray, *, seed: int) -> dict[str, object]:
+    """What changes from one classifier to another on the same pixels: drop, exact p-value, agreement, flips."""
+    right = a.prediction == labels, b.prediction == labels
+    return difference("drop", *right, seed) | {
+        "drop_p": mcnemar_exact(*right),
+        "agreement": agreement(a.prediction, b.prediction),
+        "flips": flips(a.prediction, b.prediction, labels),
+    }
+
+
+def _adjust(found: list[dict[str, object]], name: str) -> None:
+    """Add Holm's adjusted p-values beside the plain ones: the comparisons given are one family."""
+    for entry, p in zip(found, holm([float(e[name]) for e in found]), strict=True):  # type: ignore[arg-type]  # p is a float
+        entry[f"{name}_adjusted"] = p
+
+
+def run_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int, of: int) -> list[dict[str, object]]:
+    """The rows of a run's record: accuracies, drop from `float` to `int8`, gain of `compensated`.
+
+    Args:
+        predictions: per cell, of `float`, `int8` and perhaps `compensated`; `CLEAN` among them.
+        labels: `(n,)`.
+        seed: of the bootstrap.
+        of: how many test images there were to choose the n from.
+    """
+    rows = []
+    for cell, own in predictions.items():
+        found = _measured(cell, predictions, labels, of) | compare(own["float"], own["int8"], labels, seed=seed)
+        if "compensated" in own:
+            right = own["compensated"].prediction == labels, own["int8"].prediction == labels
+            found |= difference("gain", *right, seed) | {"gain_p": mcnemar_exact(*right)}
+        rows.append(found)
+    for name in ("drop_p", "gain_p"):
+        if name in rows[0]:
+            _adjust(rows, name)
+    return rows
+
+
+def comparison_rows(
+    predictions: CellPredictions, labels: np.ndarray, *, seed: int, of: int
+) -> list[dict[str, object]]:
+    """Rows for any classifiers: each by itself, and under `versus` against the first.
+
+    Args:
+        predictions: per cell, per classifier, the reference first; `CLEAN` among them.
+        labels: `(n,)`.
+        seed: of the bootstrap.
+        of: how many test images there were to choose the n from.
+    """
+    rows, family = [], []
+    for cell, own in predictions.items():
+        reference, *others = own
+        versus = {name: compare(own[reference], own[name], labels, seed=seed) for name in others}
+        family += list(versus.values())
+        rows.append(_measured(cell, predictions, labels, of) | {"versus": versus})
+    _adjust(family, "drop_p")
+    return rows
 
 
 def difference(name: str, a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, object]:
@@ -108,52 +121,125 @@ def difference(name: str, a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, 
     return {f"{name}_pp": float(per_image.mean()), f"{name}_interval_pp": list(paired_bootstrap(per_image, seed))}
 
 
-def summarise(
-    predictions: dict[tuple[str, int], dict[str, Predictions]],
-    labels: np.ndarray,
-    seen: tuple[str, ...],
-    *,
-    seed: int,
+def _correct(predictions: CellPredictions, name: str, cells: list[Cell], labels: np.ndarray) -> np.ndarray:
+    """Whether a classifier is right `(cells, n)`."""
+    return np.stack([predictions[c][name].prediction == labels for c in cells])
+
+
+def overview(
+    predictions: CellPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
 ) -> dict[str, object]:
-    """The headline: means over all cells but clean, each cell weighing the same.
+    """The headline of each classifier by itself; means over all cells but clean, each weighing the same.
 
     Args:
         predictions: per cell, per classifier; `CLEAN` among them.
         labels: `(n,)`.
-        seen: shifts that a calibrator was trained on.
         seed: of the bootstrap.
+        table: severity table.
+        classes: how many the classifiers tell apart.
+        of: how many test images there were to choose the n from.
     """
-    names = list(predictions[CLEAN])
-    shifted = [cell for cell in predictions if cell != CLEAN]
-
-    def per_image(name: str, chosen: list[tuple[str, int]]) -> np.ndarray:
-        return np.mean([predictions[c][name].prediction == labels for c in chosen], axis=0)
-
-    clean = {name: per_image(name, [CLEAN]) for name in names}
-    shift = {name: per_image(name, shifted) for name in names}
-    result: dict[str, object] = {
+    names, shifted = list(predictions[CLEAN]), [cell for cell in predictions if cell != CLEAN]
+    clean = {name: _correct(predictions, name, [CLEAN], labels)[0] for name in names}
+    shift = {name: _correct(predictions, name, shifted, labels).mean(0) for name in names}
+    corruptions = [c for c in ALEXNET_ERRORS if any(c == s for s, _ in shifted)]
+    severities = [{s for name, s in shifted if name == c} for c in corruptions]
+    normalizers = {mce_normalizer(table, s, classes) for s in severities}
+    normalizer = "alexnet" if normalizers == {"alexnet"} else "none"
+    errors = {
+        name: {
+            c: 1 - float(_correct(predictions, name, [x for x in shifted if x[0] == c], labels).mean())
+            for c in corruptions
+        }
+        for name in names
+    }
+    return {
         "n_test": len(labels),
+        "of": of,
         "n_cells": len(shifted),
         "clean_accuracy": {k: float(v.mean()) for k, v in clean.items()},
         "clean_interval": {k: list(wilson_interval(int(v.sum()), len(labels))) for k, v in clean.items()},
         "shift_accuracy": {k: float(v.mean()) for k, v in shift.items()},
-    }
-    result |= difference("quantization_drop", clean["float"], clean["int8"], seed)
-    result |= difference("shift_quantization_drop", shift["float"], shift["int8"], seed)
-    result |= difference(
-        "difference_in_differences", shift["float"] - shift["int8"], clean["float"] - clean["int8"], seed
+        "shift_interval": {k: list(paired_bootstrap(v, seed)) for k, v in shift.items()},
+        "mce": {
+            "normalizer": normalizer,
+            "corruptions": len(corruptions),
+            "value": {k: mean_corruption_error(e, normalizer) for k, e in errors.items()},
+            "relative": {k: relative_corruption_error(e, 1 - float(clean[k].mean())) for k, e in errors.items()},
+        } if corruptions else None,
+        "worst_classes_by_shift": {k: worst_classes(clean[k], shift[k], labels) for k in names},
+    }  # fmt: skip
+
+
+def drops(predictions: CellPredictions, a: str, b: str, labels: np.ndarray, *, seed: int) -> dict[str, object]:
+    """What going from classifier `a` to `b` costs: clean, under shift, and the difference of the two.
+
+    Args:
+        predictions: per cell, per classifier; `CLEAN` among them.
+        a: name of the first.
+        b: name of the second.
+        labels: `(n,)`.
+        seed: of the bootstrap.
+    """
+    cells = list(predictions)
+    shifted = np.array([cell != CLEAN for cell in cells])
+    right_a, right_b = (_correct(predictions, name, cells, labels) for name in (a, b))
+    clean_a, clean_b = right_a[~shifted][0], right_b[~shifted][0]
+    shift_a, shift_b = right_a[shifted].mean(0), right_b[shifted].mean(0)
+    lost = lost_images(right_a, right_b)
+    return (
+        difference("quantization_drop", clean_a, clean_b, seed)
+        | {"quantization_drop_p": mcnemar_exact(clean_a, clean_b)}
+        | difference("shift_quantization_drop", shift_a, shift_b, seed)
+        | difference(
+            "difference_in_differences", shift_a - shift_b, clean_a.astype(float) - clean_b.astype(float), seed
+        )
+        | {
+            "agreement": agreement(predictions[CLEAN][a].prediction, predictions[CLEAN][b].prediction),
+            "worst_classes": worst_classes(right_a.mean(0), right_b.mean(0), labels),
+            "lost_images": lost,
+        }
     )
-    result["agreement"] = agreement(predictions[CLEAN]["float"].prediction, predictions[CLEAN]["int8"].prediction)
-    if "compensated" in names:
-        result |= difference("compensation_gain", shift["compensated"], shift["int8"], seed)
-        result |= difference("clean_cost", clean["int8"], clean["compensated"], seed)
-        for key, chosen in (
-            ("seen", [c for c in shifted if c[0] in seen]),
-            ("unseen", [c for c in shifted if c[0] not in seen]),
-        ):
-            if chosen:
-                gain = difference(f"{key}_gain", per_image("compensated", chosen), per_image("int8", chosen), seed)
-                result |= gain | {f"n_{key}_cells": len(chosen)}
+
+
+def summarise(
+    predictions: CellPredictions,
+    labels: np.ndarray,
+    seen: tuple[str, ...],
+    *,
+    seed: int,
+    table: str,
+    classes: int,
+    of: int,
+) -> dict[str, object]:
+    """The headline of a run: `overview`, `drops` from float to INT8, and what compensation gains.
+
+    Args:
+        predictions: per cell, of `float`, `int8` and perhaps `compensated`; `CLEAN` among them.
+        labels: `(n,)`.
+        seen: shifts that a calibrator was trained on.
+        seed: of the bootstrap.
+        table: severity table.
+        classes: how many the classifier tells apart.
+        of: how many test images there were to choose the n from.
+    """
+    result = overview(predictions, labels, seed=seed, table=table, classes=classes, of=of)
+    result |= drops(predictions, "float", "int8", labels, seed=seed)
+    if "compensated" not in predictions[CLEAN]:
+        return result
+
+    def gain(key: str, cells: list[Cell], a: str = "compensated", b: str = "int8") -> dict[str, object]:
+        right_a, right_b = (_correct(predictions, name, cells, labels).mean(0) for name in (a, b))
+        return difference(key, right_a, right_b, seed)
+
+    shifted = [cell for cell in predictions if cell != CLEAN]
+    result |= gain("compensation_gain", shifted) | gain("clean_cost", [CLEAN], "int8", "compensated")
+    for key, chosen in (
+        ("seen", [c for c in shifted if c[0] in seen]),
+        ("unseen", [c for c in shifted if c[0] not in seen]),
+    ):
+        if chosen:
+            result |= gain(f"{key}_gain", chosen) | {f"n_{key}_cells": len(chosen)}
     return result
 
 

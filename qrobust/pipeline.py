@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -29,12 +26,22 @@ from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import Correction
 from qrobust.compensation.training import Fit, Validation, set_gate, state_hash, train_calibrator
 from qrobust.config import RunConfig
+from qrobust.data import Split
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import GateError, InputError, QRobustError
-from qrobust.evaluation import CLEAN, Predictions, attack_rows, predict, row, summarise
+from qrobust.evaluation import STATISTICS, attack_rows, run_rows, summarise
 from qrobust.models import parse_normalization
+from qrobust.predictions import (
+    CLEAN,
+    Predictions,
+    Renderers,
+    kept_or_predicted,
+    prediction_key,
+    renderers,
+    within_budget,
+)
 from qrobust.quantization.graph import folded
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, refreeze, thaw
@@ -43,10 +50,10 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
 from qrobust.report.html import html_report
-from qrobust.report.markdown import markdown_report
-from qrobust.results import SCHEMA, Record, write_json
+from qrobust.report.markdown import markdown_report, skipped_sentence
+from qrobust.report.robustbench import unaggregated_csv
+from qrobust.results import SCHEMA, Record, hardware, save_npz, versions, write_json, write_text
 from qrobust.shifts.rendering import render, to_uint8, to_unit
-from qrobust.shifts.severities import find_shift
 from qrobust.workbench import GRAPHS, SENSITIVITY_IMAGES, Workbench, discard_unfinished
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
@@ -63,7 +70,6 @@ SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 LATENCY_BATCHES = (1, 32)
 STAGES = ("quantize", "compensate", "export", "evaluate")
 COMPENSATION_KEYS = ("width", "trained_on", "training", "gate_offset", "validation", "classifier_hash")
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
 
 
 @contextmanager
@@ -95,6 +101,8 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
         InputError: any of it is not usable.
     """
     _ = bench.target, bench.model_spec, bench.cells, bench.training_cells
+    if bench.data.skipped:
+        bench.reporter.warn(skipped_sentence(bench.data.skipped))
     for split in (bench.data.calibration, bench.data.validation, bench.data.test):
         with bench.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
@@ -147,6 +155,7 @@ def _quantize(bench: Workbench) -> None:
         result["macs"] = {"classifier": count_macs(bench.model, size)}
         result["twin_hash"] = state_hash(twin)
         result["splits"] = bench.data.summary()
+        result["skipped_images"] = list(bench.data.skipped)
         result["class_names"] = list(bench.data.class_names)
         result["image_size"] = size
 
@@ -387,21 +396,19 @@ def _pictures(bench: Workbench) -> None:
             calibrated = to_uint8(bench.calibrator(to_unit(shifted)))
         arrays[f"{name}.{severity}.before"] = shifted.numpy()
         arrays[f"{name}.{severity}.after"] = calibrated.numpy()
-    _save_npz(bench.place().pictures, arrays)
+    save_npz(bench.place().pictures, arrays)
 
 
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
-    os.replace(part, path)
-
-
-def evaluate(bench: Workbench) -> None:
+def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
     Predictions are kept per cell with the hash of the graph that made them, so that a killed
     evaluation resumes and a second one asks only graphs that are new.
+
+    Args:
+        bench: of the run.
+        budget: seconds for all cells, by which a subset of the test images is chosen; attacks come on top.
+        workers: processes that render.
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
@@ -409,18 +416,24 @@ def evaluate(bench: Workbench) -> None:
     folder.predictions.mkdir(exist_ok=True)
     with _stage(bench, "evaluate") as result:
         sessions = {name: bench.session(name) for name in names}
-        labels = bench.data.test.labels.numpy()
-        cells = [CLEAN, *bench.cells]
-        predictions = {}
-        with bench.reporter.bar("measure on onnxruntime", len(cells) * len(labels)) as bar:
-            for cell in cells:
-                predictions[cell] = _cell_predictions(bench, cell, sessions, labels, lambda n: bar.update(n))
+        cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
+        with renderers(workers) as by:
+            if budget is not None:
+                split = within_budget(
+                    folder.predictions, split, cells, sessions, seconds=budget, table=bench.table, seed=config.seed,
+                    by=by,
+                )  # fmt: skip
+            with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
+                for cell in cells:
+                    predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+        labels, of = split.labels.numpy(), len(bench.data.test)
         trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
-        result["rows"] = [
-            row(cell, predictions[cell], labels, seed=config.seed) | {"seen_by_calibrator": cell[0] in trained_on}
-            for cell in cells
-        ]
-        result["summary"] = summarise(predictions, labels, tuple(trained_on), seed=config.seed)
+        rows = run_rows(predictions, labels, seed=config.seed, of=of)
+        result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
+        result["summary"] = summarise(
+            predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
+            classes=len(bench.data.class_names), of=of,
+        )  # fmt: skip
         result["attacks"] = _attacks(bench, sessions)
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
@@ -431,38 +444,19 @@ def evaluate(bench: Workbench) -> None:
 
 def _cell_predictions(
     bench: Workbench,
+    split: Split,
     cell: tuple[str, int],
     sessions: dict[str, Any],
-    labels: np.ndarray,
+    by: Renderers | None,
     progress: Callable[[int], None],
 ) -> dict[str, Predictions]:
     folder = bench.place()
-    path = folder.predictions / f"{quote(cell[0], safe='')}-{cell[1]}.npz"
-    about: tuple[object, ...] = (
-        bench.data.test.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size
+    about = (split.fingerprint(), bench.table, bench.config.seed, bench.config.data, bench.data.image_size)
+    keys = {name: prediction_key(folder.graph(name).read_bytes(), cell, about) for name in sessions}
+    return kept_or_predicted(
+        folder.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed, by=by,
+        progress=progress,
     )  # fmt: skip
-    if cell != CLEAN and find_shift(cell[0]).version:
-        about += (find_shift(cell[0]).version,)
-    keys = {
-        name: hashlib.sha256(folder.graph(name).read_bytes() + repr(about).encode()).hexdigest() for name in sessions
-    }
-    kept: dict[str, Predictions] = {}
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            for name, key in keys.items():
-                if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
-                    kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in Predictions.__annotations__))
-    missing = {name: session for name, session in sessions.items() if name not in kept}
-    if not missing:
-        progress(len(labels))
-        return {name: kept[name] for name in sessions}
-    kept |= predict(missing, bench.data.test, cell, table=bench.table, seed=bench.config.seed, progress=progress)
-    arrays: dict[str, np.ndarray] = {"label": labels}
-    for name in sessions:
-        arrays[f"{name}.key"] = np.array(keys[name])
-        arrays |= {f"{name}.{field}": getattr(kept[name], field) for field in Predictions.__annotations__}
-    _save_npz(path, arrays)
-    return {name: kept[name] for name in sessions}
 
 
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
@@ -504,6 +498,7 @@ def build_record(bench: Workbench) -> Record:
         "n_test": evaluated["summary"]["n_test"],
         "summary": summary,
         "rows": evaluated["rows"],
+        "statistics": STATISTICS,
         "severity_table": evaluated["severity_table"],
         "attacks": evaluated["attacks"],
         "quantization": quantized["quantization"],
@@ -511,44 +506,27 @@ def build_record(bench: Workbench) -> Record:
         "parity": quantized["parity"] | exported["parity"],
         "compensation": None if compensated is None else {k: compensated[k] for k in COMPENSATION_KEYS},
         "splits": quantized["splits"],
+        "skipped_images": quantized["skipped_images"],
         "class_names": quantized["class_names"],
         "image_size": quantized["image_size"],
         "seeds": {"run": bench.config.seed},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(),
         "hardware": evaluated["hardware"],
         "stages": {name: {"duration_s": s["duration_s"]} for name, s in stages.items() if s},
     }  # fmt: skip
 
 
-def hardware(threads: int) -> dict[str, object]:
-    """The processor a figure was measured on."""
-    name, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-    except OSError:
-        pass  # not Linux: the platform's own word must do
-    found = sorted(f for f in flags if f in {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
-    return {"processor": name, "flags": found, "cores": os.cpu_count(), "threads": threads}
-
-
 def write_report(bench: Workbench) -> Record:
-    """Stage 6: record.json, report.html and report.md."""
+    """Stage 6: record.json, report.html, report.md and results.csv."""
     folder = bench.place()
     record = build_record(bench)
     pictures = None
     if folder.pictures.exists():
         with np.load(folder.pictures, allow_pickle=False) as stored:
             pictures = {key: stored[key] for key in stored.files}
-    page, text = html_report(record, pictures), markdown_report(record)
-    for path, content in ((folder.html, page), (folder.markdown, text)):
-        part = path.with_name(path.name + ".part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
+    write_text(folder.html, html_report(record, pictures))
+    write_text(folder.markdown, markdown_report(record))
+    write_text(folder.path / "results.csv", unaggregated_csv(record))
     write_json(folder.record, record)
     return record
 

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qrobust.errors import InputError
 
-SCHEMA = "qrobust.run/1"
+SCHEMA, EVALUATION_SCHEMA = "qrobust.run/1", "qrobust.evaluation/1"
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
 Record = dict[str, Any]
 # Keys whose values differ between two runs of the same seed.
 TIMING_KEYS = frozenset({"created", "command", "duration_s", "latency_ms", "time_share"})
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old or the whole new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file is either the old or the whole new one."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays so that the file is either the old or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
     os.replace(part, path)
 
 
@@ -34,12 +52,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"results: cannot read {path} ({error})") from error
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, schema: str = SCHEMA) -> Record:
     """Read a record and check its schema."""
     record = read_json(path)
     found = record.get("schema") if isinstance(record, dict) else None
-    if found != SCHEMA:
-        raise InputError(f"results: expected schema {SCHEMA!r} in {path}, got {found!r}")
+    if found != schema:
+        raise InputError(f"results: expected schema {schema!r} in {path}, got {found!r}")
     return record
 
 
@@ -50,3 +68,24 @@ def without_timings(value: Any) -> Any:
     if isinstance(value, list):
         return [without_timings(v) for v in value]
     return value
+
+
+def hardware(threads: int) -> dict[str, object]:
+    """The processor a figure was measured on."""
+    name, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    except OSError:
+        pass  # not Linux: the platform's own word must do
+    found = sorted(f for f in flags if f in {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
+    return {"processor": name, "flags": found, "cores": os.cpu_count(), "threads": threads}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that a figure depends on."""
+    return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}

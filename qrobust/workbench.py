@@ -231,7 +231,7 @@ class Workbench:
             c.data, seed=c.seed, image_size=c.image_size, preferred_size=self.model_spec.preferred_size,
             calibration_images=c.calibration_images, train_images=c.train_images, test_images=c.test_images,
             class_names_file=Path(c.class_names) if c.class_names else None,
-            root=Path(c.data_root) if c.data_root else None,
+            root=Path(c.data_root) if c.data_root else None, skip_bad_images=c.skip_bad_images,
         )  # fmt: skip
 
     @cached_property

@@ -12,10 +12,10 @@ ROWS = {
     "errors": 0, "__init__": 0,
     "classifier": 1, "config": 1, "results": 1, "integer": 1, "statistics": 1, "metrics": 1,
     "data": 2, "models": 2, "shifts": 2, "attacks": 2,
-    "quantization": 3, "compensation": 3, "deployment": 3,
+    "quantization": 3, "compensation": 3, "deployment": 3, "predictions": 3,
     "evaluation": 4,
     "report": 5, "workbench": 5,
-    "pipeline": 6,
+    "pipeline": 6, "standalone": 6,
     "demo": 7,
     "cli": 8,
 }  # fmt: skip

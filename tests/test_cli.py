@@ -16,6 +16,8 @@ from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
 from qrobust.errors import GateError
+from qrobust.evaluation import run_rows
+from qrobust.predictions import read_predictions
 from qrobust.results import read_record, without_timings
 
 COMMANDS = (
@@ -86,13 +88,12 @@ def test_compensation_wins_contrast_back(finished_run: Path) -> None:
     assert rows["contrast"]["gain_interval_pp"][0] > 10
 
 
-def test_predictions_allow_recomputing_without_inference(finished_run: Path) -> None:
-    rows = {(r["shift"], r["severity"]): r for r in read_record(finished_run / "record.json")["rows"]}
-    for (shift, severity), row in rows.items():
-        with np.load(finished_run / "predictions" / f"{shift}-{severity}.npz", allow_pickle=False) as stored:
-            for name in ("float", "int8", "compensated"):
-                accuracy = (stored[f"{name}.prediction"] == stored["label"]).mean()
-                assert accuracy == pytest.approx(row["accuracy"][name])
+def test_predictions_rebuild_the_rows_without_inference(finished_run: Path) -> None:
+    wanted = read_record(finished_run / "record.json")["rows"]
+    cells = [(r["shift"], r["severity"]) for r in wanted]
+    labels, predictions = read_predictions(finished_run / "predictions", cells)
+    rows = run_rows(predictions, labels, seed=0, of=len(labels))
+    assert rows == [{k: v for k, v in r.items() if k != "seen_by_calibrator"} for r in wanted]
 
 
 def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path) -> None:
@@ -105,6 +106,10 @@ def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path)
     assert page.count("data:image/png;base64,") == 4 * 2 * 3
     text = (finished_run / "report.md").read_text()
     assert "INT8 + calibrator" in text
+    for said in ("Holm", "not normalised"):
+        assert said in text
+        assert said in page
+    assert len((finished_run / "results.csv").read_text().splitlines()) == 5
 
 
 def test_same_seed_same_record(finished_run: Path, weights: Path, tmp_path: Path) -> None:
@@ -161,7 +166,10 @@ def test_evaluate_before_compensation_and_early_report(weights: Path, tmp_path: 
         result = qrobust(command, out, "-q")
         assert result.exit_code == 2
         assert "first" in result.output
-    assert qrobust("evaluate", out, "-q", "--shifts", "fog", "--attack-images", 0).exit_code == 0
+    options = ["--shifts", "fog", "--attack-images", 0, "--budget", "1h", "--workers", 2]
+    measured = qrobust("evaluate", out, "-q", *options)
+    assert "(n = 40 of 40, 2 cells)" in measured.output
+    assert json.loads((out / "predictions" / "subset.json").read_text())["n"] == 40
     assert qrobust("report", out, "-q").exit_code == 0
     assert set(read_record(out / "record.json")["summary"]["clean_accuracy"]) == {"float", "int8"}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from conftest import save_npz
 from PIL import Image
 
-from qrobust.data import SPLIT_NAMES, open_data
-from qrobust.data.sources import fit_square
+from qrobust.data import SPLIT_NAMES, open_data, open_test
+from qrobust.data.sources import decode_file, fit_square
 from qrobust.errors import InputError
 
 
@@ -185,3 +186,94 @@ def test_bad_npz(arrays: dict, match: str, tmp_path: Path) -> None:
 def test_npz_that_is_not_one(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     refused("cannot read", f"npz:{tmp_path / 'bad.npz'}")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_shows_white(mode: str, tmp_path: Path) -> None:
+    """Half transparent black over white is grey; the colour below full transparency does not matter."""
+    picture = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    if mode == "P":
+        picture = Image.new("P", (3, 1))
+        picture.putpalette([0, 0, 0, 9, 9, 9])
+        picture.putpixel((1, 0), 1)
+        picture.info["transparency"] = 1
+    else:
+        picture.putpixel((2, 0), (0, 0, 0, 127))
+        picture = picture.convert(mode)
+    picture.save(tmp_path / "a.png")
+    assert decode_file(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255, 0 if mode == "P" else 128]
+
+
+def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
+    levels = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    assert decode_file(tmp_path / "a.png")[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_one_pixel_and_a_line_of_pixels_are_fitted(tmp_path: Path) -> None:
+    assert (fit_square(np.full((1, 1, 3), 77, np.uint8), 32) == 77).all()
+    # Enlarged whole, this line would take 256 x 25 million pixels.
+    line = np.zeros((1, 100_000, 3), np.uint8)
+    line[:, 49_990:50_010] = 200
+    assert (fit_square(line, 224) == 200).all()
+    assert fit_square(line.transpose(1, 0, 2), 32).shape == (32, 32, 3)
+
+
+def test_cropping_of_long_images_leaves_the_middle_as_it_was() -> None:
+    ramp = np.tile(np.arange(0, 250, 2, dtype=np.uint8)[None, :, None], (10, 1, 3))
+    whole = np.asarray(Image.fromarray(ramp).resize((round(125 * 1.6), 16), Image.Resampling.BILINEAR))
+    # 14 of 16 px, the convention for images that are not square; a crop by half a pixel shifts a ramp by 1.25 / 2.
+    middle = whole[1:15, 93:107].astype(int)
+    assert np.abs(fit_square(ramp, 14).astype(int) - middle).max() <= 1
+
+
+@pytest.mark.parametrize("side", [10_000, 40_000])
+def test_enormous_images_are_refused_in_one_line(side: int, tmp_path: Path) -> None:
+    """Both Pillow's warning (above 89 million pixels) and its error (above twice that)."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"bomb\.png has more than the \d+ pixels that are safe"):
+        decode_file(path)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif \(floating-point pixels"):
+        decode_file(tmp_path / "a.tif")
+
+
+def test_bad_images_are_skipped_only_when_asked_and_listed(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    broken, empty = root / "test" / "cat" / "3.png", root / "train" / "dog" / "5.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    empty.write_bytes(b"")
+    refused(r"cat/3\.png", f"imagefolder:{root}", calibration_images=8)
+    data = open_data(f"imagefolder:{root}", seed=0, calibration_images=8, skip_bad_images=True)
+    assert set(data.skipped) == {str(broken), str(empty)}
+    assert len(data.test) == 39
+    assert data.test.read(slice(None)).shape[0] == 39
+    assert np.bincount(data.test.labels).tolist() == [19, 20]
+    assert open_test(f"imagefolder:{root}", seed=0, skip_bad_images=True).source.skipped == (str(broken),)
+    refused("skip_bad_images", "digits", skip_bad_images=True)
+    for file in (root / "test" / "cat").iterdir():
+        file.write_bytes(b"")
+    refused("no image that can be decoded", f"imagefolder:{root}", calibration_images=8, skip_bad_images=True)
+
+
+def test_test_images_of_each_layout(tmp_path: Path) -> None:
+    both = make_folder(tmp_path / "both")
+    assert len(open_test(f"imagefolder:{both}", seed=0)) == 40
+    val = make_folder(tmp_path / "val", ("train", "val"))
+    assert open_test(f"imagefolder:{val}", seed=0).source.name_of(0).startswith(str(val / "val"))
+    pool = open_test(f"npz:{save_npz(tmp_path / 'd.npz')}", seed=0, test_images=10)
+    assert (len(pool), len(pool.source), pool.source.image_size) == (10, 60, 16)
+    # What `open_data` calls the test split, in the same order.
+    data = open_data(f"imagefolder:{both}", seed=3, calibration_images=8)
+    assert torch.equal(data.test.indices, open_test(f"imagefolder:{both}", seed=3).indices)
+    with pytest.raises(InputError, match="test_images: expected 1 to the 60"):
+        open_test(f"npz:{tmp_path / 'd.npz'}", seed=0, test_images=61)

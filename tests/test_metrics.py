@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qrobust.metrics import agreement, expected_calibration_error, flips
+from qrobust.metrics import (
+    ALEXNET_ERRORS,
+    agreement,
+    expected_calibration_error,
+    flips,
+    lost_images,
+    mce_normalizer,
+    mean_corruption_error,
+    relative_corruption_error,
+    worst_classes,
+)
 
 LABELS = np.array([0, 1, 2, 3, 4])
 
@@ -18,3 +28,44 @@ def test_calibration_error_closed_forms() -> None:
     correct = np.array([True] * 70 + [False] * 30)
     assert expected_calibration_error(np.full(100, 0.7), correct) == pytest.approx(0.0)
     assert expected_calibration_error(np.full(100, 1.0), correct) == pytest.approx(0.3)
+
+
+def test_corruption_error_of_alexnet_itself_is_one() -> None:
+    assert mean_corruption_error(ALEXNET_ERRORS, "alexnet") == pytest.approx(1.0)
+    halved = {name: error / 2 for name, error in ALEXNET_ERRORS.items()}
+    assert mean_corruption_error(halved, "alexnet") == pytest.approx(0.5)
+    assert mean_corruption_error({"fog": 0.2, "snow": 0.4}, "none") == pytest.approx(0.3)
+    assert len(ALEXNET_ERRORS) == 15
+
+
+def test_relative_error_is_what_shift_adds() -> None:
+    assert relative_corruption_error({"fog": 0.2, "snow": 0.4}, clean_error=0.1) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("table", "severities", "classes", "expected"),
+    [
+        ("imagenet-c", {1, 2, 3, 4, 5}, 1000, "alexnet"),
+        ("imagenet-c", {3, 5}, 1000, "none"),
+        ("imagenet-c", {1, 2, 3, 4, 5}, 10, "none"),
+        ("cifar-c", {1, 2, 3, 4, 5}, 1000, "none"),
+    ],
+)
+def test_alexnet_normalises_only_what_it_was_measured_on(
+    table: str, severities: set[int], classes: int, expected: str
+) -> None:
+    assert mce_normalizer(table, severities, classes) == expected
+
+
+def test_worst_classes_and_lost_images() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    before = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 1, 0]], bool)
+    after = np.array([[1, 0, 0, 0, 1, 1], [1, 0, 1, 0, 1, 0]], bool)
+    found = worst_classes(before.mean(0), after.mean(0), labels)
+    # Class 2 gains, and is not listed.
+    assert found == [{"class": 0, "n": 2, "drop_pp": 50.0}, {"class": 1, "n": 2, "drop_pp": 50.0}]
+    assert lost_images(before, after) == [
+        {"image": 1, "cells": 2}, {"image": 2, "cells": 1}, {"image": 3, "cells": 1}
+    ]  # fmt: skip
+    assert len(lost_images(before, after, top=1)) == 1
+    assert len(worst_classes(before.mean(0), after.mean(0), labels, top=1)) == 1

@@ -60,7 +60,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """Four disjoint splits and what they share."""
+    """Four disjoint splits and what they share; `skipped` names files that could not be decoded."""
 
     calibration: Split
     training: Split
@@ -68,6 +68,7 @@ class Data:
     test: Split
     class_names: tuple[str, ...]
     image_size: int
+    skipped: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, dict[str, int | str]]:
         """Size and fingerprint of each split, for the record."""
@@ -88,6 +89,7 @@ def open_data(
     test_images: int | None = None,
     class_names_file: Path | None = None,
     root: Path | None = None,
+    skip_bad_images: bool = False,
 ) -> Data:
     """Open a data set and split it.
 
@@ -107,11 +109,12 @@ def open_data(
         test_images: keep only so many test images (default all).
         class_names_file: one class name per line, in index order, for folders of a subset of classes.
         root: where torchvision data sets lie.
+        skip_bad_images: leave out files of an `imagefolder` that cannot be decoded, and list them.
 
     Raises:
         InputError: unknown scheme, missing or damaged files, too few images for a split.
     """
-    train_pool, val_pool, test_pool = _open_pools(spec, class_names_file, root)
+    train_pool, val_pool, test_pool = _open_pools(spec, class_names_file, root, skip_bad_images)
     pools = [pool for pool in (train_pool, val_pool, test_pool) if pool is not None]
     size = image_size or _choose_size(pools, preferred_size)
     for pool in pools:
@@ -146,6 +149,7 @@ def open_data(
         test=Split(test_pool, test[:test_images]),
         class_names=train_pool.class_names,
         image_size=size,
+        skipped=tuple(name for pool in pools for name in pool.skipped),
     )
     for name in SPLIT_NAMES:
         if len(getattr(data, name)) == 0:
@@ -153,16 +157,50 @@ def open_data(
     return data
 
 
+def open_test(
+    spec: str,
+    *,
+    seed: int,
+    image_size: int | None = None,
+    test_images: int | None = None,
+    class_names_file: Path | None = None,
+    root: Path | None = None,
+    skip_bad_images: bool = False,
+) -> Split:
+    """Open what a data set has to test on: its `test` part, else `val`, else all of it.
+
+    Args:
+        spec: as for `open_data`.
+        seed: decides the order, and so which `test_images` are kept.
+        image_size: side in pixels; default the images' own where all are square and alike.
+        test_images: keep only so many (default all).
+        class_names_file: as for `open_data`.
+        root: where torchvision data sets lie.
+        skip_bad_images: as for `open_data`.
+
+    Raises:
+        InputError: as `open_data`.
+    """
+    train, val, test = _open_pools(spec, class_names_file, root, skip_bad_images)
+    pool = test or val or train
+    pool.image_size = image_size or _choose_size([pool], None)
+    if test_images is not None and not 1 <= test_images <= len(pool):
+        raise InputError(f"test_images: expected 1 to the {len(pool)} of {spec}, got {test_images}")
+    return Split(pool, _shuffled(len(pool), seed)[:test_images])
+
+
 def _shuffled(count: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permutation(count))
 
 
 def _open_pools(
-    spec: str, class_names_file: Path | None, root: Path | None
+    spec: str, class_names_file: Path | None, root: Path | None, skip_bad: bool
 ) -> tuple[Images, Images | None, Images | None]:
     scheme, _, value = spec.partition(":")
     if scheme == "imagefolder" and value:
-        return _open_folder(Path(value).expanduser(), class_names_file)
+        return _open_folder(Path(value).expanduser(), class_names_file, skip_bad)
+    if skip_bad:
+        raise InputError(f"skip_bad_images: expected data in imagefolder:DIR, which holds files, got {spec}")
     if scheme == "npz" and value:
         path = Path(value).expanduser()
         if not path.is_file():
@@ -176,7 +214,9 @@ def _open_pools(
     raise InputError(f"data: expected {SCHEMES}, got {spec!r}")
 
 
-def _open_folder(folder: Path, class_names_file: Path | None) -> tuple[Images, Images | None, Images | None]:
+def _open_folder(
+    folder: Path, class_names_file: Path | None, skip_bad: bool
+) -> tuple[Images, Images | None, Images | None]:
     if not folder.is_dir():
         raise InputError(f"data: no folder {folder}")
     names = None
@@ -187,12 +227,12 @@ def _open_folder(folder: Path, class_names_file: Path | None) -> tuple[Images, I
             raise InputError(f"class_names: cannot read {class_names_file} ({error})") from error
     parts = {n: folder / n for n in ("train", "val", "test") if (folder / n).is_dir()}
     if "train" not in parts:
-        return folder_images(folder, names), None, None
+        return folder_images(folder, names, skip_bad=skip_bad), None, None
     if len(parts) == 1:
-        return folder_images(parts["train"], names), None, None
-    train = folder_images(parts["train"], names)
+        return folder_images(parts["train"], names, skip_bad=skip_bad), None, None
+    train = folder_images(parts["train"], names, skip_bad=skip_bad)
     names = names or list(train.class_names)
-    others = {n: folder_images(p, names) for n, p in parts.items() if n != "train"}
+    others = {n: folder_images(p, names, skip_bad=skip_bad) for n, p in parts.items() if n != "train"}
     if "test" in others:
         return train, others.get("val"), others["test"]
     return train, None, others["val"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qrobust.errors import InputError
 
@@ -19,6 +20,8 @@ CACHE_BYTES = 256 * 2**20
 RESIZE_RATIO = 256 / 224
 # Up to this side a uniform, square data set is used at its own size whatever the model prefers.
 NATIVE_SIZE_LIMIT = 128
+# What lies further from the centre of a long image than this many shorter sides is cropped anyway.
+MAX_ASPECT = 8
 
 
 class Images:
@@ -42,6 +45,7 @@ class Images:
         self.class_names = tuple(class_names)
         self.name_of = names
         self.image_size = 0
+        self.skipped: tuple[str, ...] = ()
         self._load = load
         self._cache: dict[int, torch.Tensor] = {}
         self._cached_bytes = 0
@@ -80,11 +84,16 @@ class Images:
 def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize the shorter side (bilinear, antialiased) and crop the centre to `size` x `size`.
 
-    An image that already has that size passes through untouched.
+    An image that already has that size passes through untouched. Of one that is much longer than wide, only the
+    middle is looked at: enlarged whole, a line of pixels could fill the memory.
     """
     height, width = pixels.shape[:2]
     if (height, width) == (size, size):
         return pixels
+    longest = MAX_ASPECT * min(height, width)
+    top, left = (max(0, (side - longest) // 2) for side in (height, width))
+    pixels = np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
+    height, width = pixels.shape[:2]
     side = size if height == width and height < size else round(size * RESIZE_RATIO)
     scale = side / min(height, width)
     resized = Image.fromarray(pixels).resize(
@@ -95,35 +104,82 @@ def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def decode_file(path: Path) -> np.ndarray:
-    """Read an image file as RGB uint8 `(H, W, 3)`, turned upright by its EXIF orientation."""
+    """Read an image file as RGB uint8 `(H, W, 3)`, turned upright by its EXIF orientation.
+
+    What is transparent shows white; 16-bit greys keep their upper 8 bits; palettes and inks become colours.
+
+    Raises:
+        InputError: it is no image, is damaged, has floating-point pixels, whose range is not known, or more
+            pixels than Pillow takes for safe.
+    """
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip instead of scale
-                gray = (np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-                upright = Image.fromarray(gray)
-            return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"data: {path} has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"data: cannot decode image {path} (it has no known format)") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"data: cannot decode image {path} ({error})") from error
 
 
-def folder_images(root: Path, class_names: Sequence[str] | None = None) -> Images:
-    """One sub-folder per class, sorted names being the class order unless `class_names` gives one."""
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip instead of scale
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), above).convert("RGB")
+    return image.convert("RGB")
+
+
+def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_bad: bool = False) -> Images:
+    """One sub-folder per class, sorted names being the class order unless `class_names` gives one.
+
+    Args:
+        root: the folder.
+        class_names: in index order, for folders of some of the classes.
+        skip_bad: decode every file now and leave out those that cannot be; they are listed in `skipped`.
+
+    Raises:
+        InputError: no classes, a class without images or not among the names.
+    """
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise InputError(f"data: expected one sub-folder per class in {root}, found none")
     names = list(class_names) if class_names else [p.name for p in folders]
     paths: list[Path] = []
     labels: list[int] = []
+    skipped: list[str] = []
     for folder in folders:
         if folder.name not in names:
             raise InputError(f"data: class folder {folder.name!r} in {root} is not in the class-names file")
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if skip_bad:
+            good = [p for p in files if _decodes(p)]
+            skipped += map(str, sorted(set(files) - set(good)))
+            files = good
         if not files:
-            raise InputError(f"data: class folder {folder} holds no image")
+            left = " that can be decoded" if skip_bad else ""
+            raise InputError(f"data: class folder {folder} holds no image{left}")
         paths += files
         labels += [names.index(folder.name)] * len(files)
-    return Images(lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]))
+    images = Images(lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]))
+    images.skipped = tuple(skipped)
+    return images
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        decode_file(path)
+    except InputError:
+        return False
+    return True
 
 
 def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, origin: str) -> Images:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from qrobust.report.plots import gains_plot, layers_plot, severity_plot
-from qrobust.report.verdict import NAMES, headline, percent, points, verdict
+from qrobust.report.verdict import LEVEL, NAMES, headline, percent, points, verdict
 
 PICTURE_SIDE = 112
 
@@ -35,6 +35,7 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         summary=record["summary"],
         graphs=graphs,
         names=NAMES,
+        level=LEVEL,
         verdict=verdict(record),
         headline=headline(record),
         gains=gains_plot(record),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qrobust.report.verdict import NAMES, headline, percent, points, verdict
+
+LISTED = 5
 
 
 def markdown_report(record: dict[str, Any]) -> str:
     """The verdict, the headline table and a row per shift and severity."""
     lines = [f"# qrobust: {record['config']['model']}", "", *(f"- {v}" for v in verdict(record)), ""]
     lines += table(headline(record))
-    graphs = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
+    s = record["summary"]
+    graphs = [k for k in NAMES if k in s["clean_accuracy"]]
     rows = [
         ["shift", "severity", *(NAMES[g] for g in graphs), "drop", *(["gain"] if "compensated" in graphs else [])]
     ]
@@ -21,7 +25,64 @@ def markdown_report(record: dict[str, Any]) -> str:
         rows.append([
             row["shift"], str(row["severity"]), *cells, points(row["drop_pp"], row["drop_interval_pp"]), *gain,
         ])  # fmt: skip
-    return "\n".join([*lines, "", f"n = {record['n_test']}, intervals at 95 %.", "", *table(rows), ""])
+    skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
+    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *skipped, *table(rows), ""])
+
+
+def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """The mean corruption error as a table, followed by an empty line."""
+    mce = summary["mce"]
+    if not mce:
+        return []
+    by = "over AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
+    rows = [["", f"mCE, {by}", "relative mCE, not normalised"]]
+    rows += [[names[k], percent(v), percent(mce["relative"][k])] for k, v in mce["value"].items()]
+    return [*table(rows), ""]
+
+
+def skipped_sentence(skipped: Sequence[str]) -> str:
+    """How many files were left out because they cannot be decoded, and which, the first few by name."""
+    more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    return f"Skipped {len(skipped)} images that cannot be decoded: {', '.join(skipped[:LISTED])}{more}"
+
+
+def sample(summary: dict[str, Any]) -> str:
+    """What the figures were measured on, and how to read them."""
+    n, of = summary["n_test"], summary["of"]
+    subset = f" of {of} (a subset stratified by class)" if n < of else ""
+    return (
+        f"n = {n}{subset}. Intervals are at 95 % and stand for themselves, row by row; the record's adjusted "
+        "p-values (McNemar's exact test, Holm's correction) hold for all rows together."
+    )
+
+
+def evaluation_table(record: dict[str, Any]) -> list[list[str]]:
+    """A header, then a line per classifier; all but the first with what they lose against it."""
+    s = record["summary"]
+    reference, *others = s["clean_accuracy"]
+    header = ["", "clean", "under shift", *(["mCE"] if s["mce"] else [])]
+    rows = [header + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
+    for name, clean in s["clean_accuracy"].items():
+        line = [name, percent(clean), percent(s["shift_accuracy"][name])]
+        line += [percent(s["mce"]["value"][name])] if s["mce"] else []
+        for key in ("quantization_drop", "shift_quantization_drop") if others else ():
+            versus = s["versus"].get(name)
+            line.append(points(versus[f"{key}_pp"], versus[f"{key}_interval_pp"]) if versus else "")
+        rows.append(line)
+    return rows
+
+
+def evaluation_report(record: dict[str, Any]) -> str:
+    """An evaluation of ONNX files: a line per classifier, then a row per shift and severity."""
+    names = list(record["summary"]["clean_accuracy"])
+    rows = [["shift", "severity", *names, *(f"drop to {name}" for name in names[1:])]]
+    for row in record["rows"]:
+        drops = [points(v["drop_pp"], v["drop_interval_pp"]) for v in row["versus"].values()]
+        rows.append([row["shift"], str(row["severity"]), *(percent(row["accuracy"][n]) for n in names), *drops])
+    lines = [f"# qrobust: {', '.join(names)} on {record['config']['data']}", "", *table(evaluation_table(record)), ""]
+    mce = _mce(record["summary"], {n: n for n in names})
+    skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
+    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), ""])
 
 
 def table(rows: list[list[str]]) -> list[str]:

@@ -7,6 +7,9 @@ from typing import Any
 NAMES = {"float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 
 
+LEVEL = 0.05
+
+
 def percent(value: float) -> str:
     """A fraction as a percentage."""
     return f"{100 * value:.1f} %"
@@ -16,6 +19,39 @@ def points(value: float, interval: list[float] | None = None) -> str:
     """A difference in percentage points, with its 95 % interval."""
     text = f"{value:+.1f} points"
     return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
+
+
+def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """Sentences about the mean corruption error; none where no corruption of the benchmark was measured.
+
+    Args:
+        summary: of a record.
+        names: classifiers to what they are called.
+    """
+    mce = summary["mce"]
+    if not mce:
+        return []
+    by = "divided by AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
+    values = ", ".join(
+        f"{names[k]} {percent(v)} (relative {percent(mce['relative'][k])})" for k, v in mce["value"].items()
+    )
+    return [f"Mean corruption error over {mce['corruptions']} corruptions, {by}: {values}."]
+
+
+def significance(record: dict[str, Any], key: str, what: str) -> str:
+    """How many rows differ significantly, and how many comparisons that was corrected for.
+
+    Args:
+        record: of a run.
+        key: `drop` or `gain`.
+        what: what the rows compare.
+    """
+    rows = record["rows"]
+    found = sum(row[f"{key}_p_adjusted"] < LEVEL for row in rows)
+    return (
+        f"{what} differ significantly in {found} of {len(rows)} rows (McNemar's exact test at {LEVEL:g}, Holm's "
+        "correction over the rows)."
+    )
 
 
 def verdict(record: dict[str, Any]) -> list[str]:
@@ -63,6 +99,10 @@ def verdict(record: dict[str, Any]) -> list[str]:
             f"[{100 * low:.1f}, {100 * high:.1f}] instead of {percent(saturation['accuracy'])} (simulated on "
             f"{saturation['n']} validation images); `--target x86-avx2` is for those."
         )
+    sentences += corruption_error(s, NAMES)
+    sentences.append(significance(record, "drop", "Float and INT8"))
+    if "compensated" in shift:
+        sentences.append(significance(record, "gain", "INT8 with and without calibrator"))
     return sentences + list(record["attacks"]["flags"])
 
 

@@ -1,0 +1,123 @@
+"""ONNX classifiers that were made elsewhere: whatever pixels and axes a graph wants, images in [0, 1] go in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qrobust.deployment.runtime import PIXELS, open_session
+from qrobust.errors import InputError
+from qrobust.models import parse_normalization
+
+TINY = torch.finfo(torch.float32).tiny
+# Rows of probabilities sum to 1 but for rounding, at worst that of float16 over a thousand classes.
+SUM_TOLERANCE = 5e-3
+
+
+def parse_input_range(text: str | None) -> tuple[float, np.ndarray, np.ndarray]:
+    """Factor, means and standard deviations: a graph is fed `(factor * images - mean) / std`.
+
+    Args:
+        text: `unit` ([0, 1]), `byte` ([0, 255]), `imagenet` or `m,m,m/s,s,s`; None means `unit`.
+
+    Raises:
+        InputError: none of these.
+    """
+    if text is None or text in ("unit", "byte"):
+        return 255.0 if text == "byte" else 1.0, np.zeros(3, np.float32), np.ones(3, np.float32)
+    try:
+        mean, std = parse_normalization(text)
+    except InputError:
+        raise InputError(f"input_range: expected unit, byte, imagenet or m,m,m/s,s,s, got {text!r}") from None
+    return 1.0, np.array(mean, np.float32), np.array(std, np.float32)
+
+
+class ForeignClassifier:
+    """Any ONNX image classifier as a classifier of images `(N, 3, S, S)` in [0, 1]; no gradient.
+
+    Axes are told from the input's shape, `(N, 3, S, S)` or `(N, S, S, 3)`; a fixed batch is filled up; probabilities
+    become their logarithms, which are logits with the same softmax and the same margins.
+
+    Args:
+        path: the ONNX file.
+        threads: threads within an operator.
+        input_range: see `parse_input_range`. Default: `byte` where the input is uint8, else `unit`.
+
+    Attributes:
+        image_size: the side that the graph fixes, or None.
+        batch: the batch that the graph fixes, or None.
+        layout: `NCHW` or `NHWC`.
+        probabilities: whether outputs are probabilities; known after `examine`.
+
+    Raises:
+        InputError: onnxruntime refuses the file, or it has not one square colour image input and one output.
+    """
+
+    def __init__(self, path: Path, threads: int, input_range: str | None = None) -> None:
+        self.path = path
+        self.session = open_session(path, threads)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in PIXELS:
+            raise InputError(
+                f"onnx: {path} must have one image input and one output, has inputs "
+                f"{[(i.type, i.shape) for i in inputs]} and {len(outputs)} outputs"
+            )
+        self.input_name, self.dtype = inputs[0].name, PIXELS[inputs[0].type]
+        batch, *axes = [d if isinstance(d, int) and d > 0 else None for d in inputs[0].shape]
+        self.batch = batch
+        self.layout = "NHWC" if axes[2] == 3 and axes[0] != 3 else "NCHW"
+        channels, sides = (axes[0], axes[1:]) if self.layout == "NCHW" else (axes[2], axes[:2])
+        fixed = {side for side in sides if side is not None}
+        if channels not in (3, None) or len(fixed) > 1:
+            raise InputError(
+                f"onnx: {path} must take square colour images (N, 3, S, S) or (N, S, S, 3), takes {inputs[0].shape}"
+            )
+        self.image_size = fixed.pop() if fixed else None
+        if self.dtype == np.uint8 and input_range not in (None, "byte"):
+            raise InputError(f"input_range: {path} takes uint8 pixels, expected byte, got {input_range!r}")
+        self.factor, self.mean, self.std = parse_input_range("byte" if self.dtype == np.uint8 else input_range)
+        self.probabilities = False
+
+    def examine(self, images: torch.Tensor, classes: int) -> None:
+        """See from real images whether outputs are probabilities, and whether there is one per class.
+
+        Args:
+            images: `(N, 3, S, S)` in [0, 1].
+            classes: how many there are in the data.
+
+        Raises:
+            InputError: the number of outputs is another.
+        """
+        output = self(images)
+        if output.ndim != 2 or output.shape[1] != classes:
+            raise InputError(
+                f"onnx: {self.path} gives {tuple(output.shape[1:])} numbers per image, the data has {classes} "
+                "classes; --class-names lists all classes in index order where the data holds only some"
+            )
+        self.probabilities = bool(
+            (output >= 0).all() and (output <= 1 + SUM_TOLERANCE).all()
+            and ((output.sum(1) - 1).abs() <= SUM_TOLERANCE).all()
+        )  # fmt: skip
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.numpy().transpose(0, 2, 3, 1)
+        fed = (pixels * self.factor - self.mean) / self.std
+        pixels = fed.round() if self.dtype == np.uint8 else fed
+        if self.layout == "NCHW":
+            pixels = pixels.transpose(0, 3, 1, 2)
+        pixels = np.ascontiguousarray(pixels, self.dtype)
+        step = self.batch or len(pixels)
+        output = np.concatenate([self._run(pixels[i : i + step], step) for i in range(0, len(pixels), step)])
+        logits = torch.from_numpy(output.astype(np.float32)).flatten(1)
+        return logits.clamp(min=TINY).log() if self.probabilities else logits
+
+    def _run(self, pixels: np.ndarray, batch: int) -> np.ndarray:
+        """One batch, filled up with its last image where it is short."""
+        filled = np.concatenate([pixels, pixels[-1:].repeat(batch - len(pixels), axis=0)])
+        try:
+            return self.session.run(None, {self.input_name: filled})[0][: len(pixels)]
+        except Exception as error:  # onnxruntime raises a type per cause, none of them public
+            reason = str(error).splitlines()[0]
+            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {filled.shape} ({reason})") from error

@@ -1,0 +1,306 @@
+"""What classifiers said of the same rendered pixels: asked once, kept per cell, read back without inference."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from multiprocessing import get_context
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import torch
+
+from qrobust.classifier import Classifier
+from qrobust.data import Split
+from qrobust.errors import InputError, QRobustError
+from qrobust.results import read_json, save_npz, write_json
+from qrobust.shifts.rendering import render, to_unit
+from qrobust.shifts.severities import find_shift
+from qrobust.statistics import stratified
+
+BATCH = 100
+Cell = tuple[str, int]
+CLEAN: Cell = ("clean", 0)
+# Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
+PROBE, PROBE_SHARE, LEAST = 32, 0.1, 10
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one classifier said of `n` images, in the order of the split.
+
+    Attributes:
+        prediction: class index `(n,)`.
+        margin: largest logit minus the second `(n,)`.
+        confidence: largest softmax probability `(n,)`.
+    """
+
+    prediction: np.ndarray
+    margin: np.ndarray
+    confidence: np.ndarray
+
+
+FIELDS = tuple(f.name for f in fields(Predictions))
+CellPredictions = dict[Cell, dict[str, Predictions]]
+
+
+@dataclass(frozen=True)
+class Renderers:
+    """Processes that render; see `renderers`."""
+
+    pool: ProcessPoolExecutor
+    workers: int
+
+
+@contextmanager
+def renderers(workers: int) -> Iterator[Renderers | None]:
+    """Worker processes for rendering, one thread each; with 1 nothing is started, and the result is the same.
+
+    Raises:
+        InputError: fewer than 1 worker.
+        QRobustError: a worker died.
+    """
+    if workers < 1:
+        raise InputError(f"workers: expected at least 1, got {workers}")
+    if workers == 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        yield Renderers(pool, workers)
+    except BrokenProcessPool as error:
+        raise QRobustError("workers: a process that renders died; perhaps memory ran out, try fewer") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _render_arrays(pixels: np.ndarray, cell: Cell, table: str, seed: int) -> np.ndarray:
+    """Arrays, because tensors would each hold a file descriptor open on their way between processes."""
+    return render(torch.from_numpy(pixels), *cell, table=table, seed=seed).numpy()
+
+
+def _rendered(split: Split, cell: Cell, table: str, seed: int, by: Renderers | None) -> Iterator[torch.Tensor]:
+    """Batches of a cell in order; workers are at most two batches each ahead."""
+    if cell == CLEAN or by is None:
+        for images, _ in split.batches(BATCH):
+            yield images if cell == CLEAN else render(images, *cell, table=table, seed=seed)
+        return
+    ahead: deque[Future[np.ndarray]] = deque()
+    for images, _ in split.batches(BATCH):
+        ahead.append(by.pool.submit(_render_arrays, images.numpy(), cell, table, seed))
+        if len(ahead) > 2 * by.workers:
+            yield torch.from_numpy(ahead.popleft().result())
+    while ahead:
+        yield torch.from_numpy(ahead.popleft().result())
+
+
+def predict(
+    classifiers: Mapping[str, Classifier],
+    split: Split,
+    cell: Cell,
+    *,
+    table: str,
+    seed: int,
+    by: Renderers | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> dict[str, Predictions]:
+    """Render a cell once and ask every classifier, batch by batch.
+
+    Args:
+        classifiers: by name.
+        split: images to measure on.
+        cell: (shift, severity), or `("clean", 0)`.
+        table: severity table.
+        seed: of the rendering.
+        by: processes that render, else this one does.
+        progress: called with the number of images done.
+
+    Raises:
+        InputError: a classifier's output is not `(N, K)` finite numbers.
+    """
+    found: dict[str, list[Predictions]] = {name: [] for name in classifiers}
+    for pixels in _rendered(split, cell, table, seed, by):
+        inputs = to_unit(pixels)
+        for name, classifier in classifiers.items():
+            with torch.no_grad():
+                output = classifier(inputs)
+            if output.ndim != 2 or len(output) != len(pixels) or not torch.isfinite(output).all():
+                raise InputError(f"classifier {name}: expected finite logits (N, K), got {tuple(output.shape)}")
+            found[name].append(_summarise(output))
+        progress(len(pixels))
+    return {
+        name: Predictions(*(np.concatenate([getattr(p, field) for p in parts]) for field in FIELDS))
+        for name, parts in found.items()
+    }
+
+
+def _summarise(logits: torch.Tensor) -> Predictions:
+    top = logits.topk(2, dim=1)
+    return Predictions(
+        prediction=top.indices[:, 0].numpy().astype(np.int32),
+        margin=(top.values[:, 0] - top.values[:, 1]).numpy(),
+        confidence=logits.softmax(1).amax(1).numpy(),
+    )
+
+
+def prediction_key(graph: bytes, cell: Cell, about: tuple[object, ...]) -> str:
+    """Changes with the graph, with what a shift's pixels are made by, and with all else that predictions depend on."""
+    made_by = find_shift(cell[0]).version if cell != CLEAN else ""
+    return hashlib.sha256(graph + repr((*about, made_by) if made_by else about).encode()).hexdigest()
+
+
+def kept_or_predicted(
+    folder: Path,
+    cell: Cell,
+    classifiers: Mapping[str, Classifier],
+    split: Split,
+    *,
+    keys: Mapping[str, str],
+    table: str,
+    seed: int,
+    by: Renderers | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> dict[str, Predictions]:
+    """The predictions of a cell: those kept in the folder where their key still fits, the others asked for and kept.
+
+    A file is written whole or not at all, so an evaluation that is killed loses at most the cell it was at.
+
+    Args:
+        folder: where the files lie; their arrays are described in docs/record.md.
+        cell: as for `predict`.
+        classifiers: by name.
+        split: images to measure on.
+        keys: per classifier, see `prediction_key`.
+        table: severity table.
+        seed: of the rendering.
+        by: processes that render, else this one does.
+        progress: called with the number of images done.
+
+    Raises:
+        InputError: as `predict`.
+    """
+    path = folder / f"{quote(cell[0], safe='')}-{cell[1]}.npz"
+    kept: dict[str, Predictions] = {}
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            for name in classifiers:
+                if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
+                    kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
+    missing = {name: classifier for name, classifier in classifiers.items() if name not in kept}
+    if not missing:
+        progress(len(split))
+        return {name: kept[name] for name in classifiers}
+    kept |= predict(missing, split, cell, table=table, seed=seed, by=by, progress=progress)
+    arrays: dict[str, np.ndarray] = {
+        "shift": np.array(cell[0]), "severity": np.array(cell[1]), "label": split.labels.numpy(),
+        "index": split.indices.numpy(),
+    }  # fmt: skip
+    for name in classifiers:
+        arrays[f"{name}.key"] = np.array(keys[name])
+        arrays |= {f"{name}.{field}": getattr(kept[name], field) for field in FIELDS}
+    save_npz(path, arrays)
+    return {name: kept[name] for name in classifiers}
+
+
+def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.ndarray, CellPredictions]:
+    """Everything a finished evaluation predicted, to recompute any figure without inference.
+
+    Args:
+        folder: `predictions` of a run or an evaluation.
+        cells: only these, in this order. Default: every file, sorted by name; an evaluation with other
+            `--shifts` may have left some that the record does not have.
+
+    Returns:
+        Labels `(n,)`, and predictions per cell and classifier.
+
+    Raises:
+        InputError: there are none, a file is damaged, or files are of different images.
+    """
+    paths = (
+        sorted(folder.glob("*.npz"))
+        if cells is None
+        else [folder / f"{quote(shift, safe='')}-{severity}.npz" for shift, severity in cells]
+    )
+    labels, indices, found = None, None, CellPredictions()
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {key: stored[key] for key in stored.files}
+                cell = str(arrays["shift"]), int(arrays["severity"])
+                names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
+                found[cell] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
+        except Exception as error:  # numpy raises a different type for each kind of damage
+            raise InputError(f"predictions: cannot read {path} ({error})") from error
+        if indices is not None and not np.array_equal(indices, arrays["index"]):
+            raise InputError(f"predictions: {path} is of other images than {paths[0].name}")
+        labels, indices = arrays["label"], arrays["index"]
+    if labels is None:
+        raise InputError(f"predictions: no files in {folder}; run `qrobust evaluate` first")
+    return labels, found
+
+
+def within_budget(
+    folder: Path,
+    split: Split,
+    cells: Sequence[Cell],
+    classifiers: Mapping[str, Classifier],
+    *,
+    seconds: float,
+    table: str,
+    seed: int,
+    by: Renderers | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Split:
+    """As many images as can be measured in that time, each class with its share; all where time allows.
+
+    The first cells are measured on a few images; what that took is taken for the rest. What was chosen is kept in
+    the folder, so that an evaluation that goes on, or is repeated with another graph, uses the same images.
+
+    Args:
+        folder: of the predictions.
+        split: images to choose from.
+        cells: what each image will be measured in.
+        classifiers: by name.
+        seconds: the budget.
+        table: severity table.
+        seed: of the choice and of the rendering.
+        by: processes that render.
+        clock: seconds now.
+
+    Raises:
+        InputError: not even ten images fit (or all, of fewer).
+    """
+    about = {
+        "seconds": seconds,
+        "cells": [list(c) for c in cells],
+        "fingerprint": split.fingerprint(),
+        "table": table,
+    }
+    path = folder / "subset.json"
+    kept = read_json(path) if path.exists() else {}
+    if {key: kept.get(key) for key in about} == about:
+        count = int(kept["n"])
+    else:
+        probe = split.first(PROBE)
+        predict(classifiers, probe, CLEAN, table=table, seed=seed, by=by)  # the first call of a session is slow
+        begun, spent, done = clock(), 0.0, 0
+        while done < len(cells) and spent <= PROBE_SHARE * seconds:
+            predict(classifiers, probe, cells[done], table=table, seed=seed, by=by)
+            spent, done = clock() - begun, done + 1
+        per_image = spent / (done * len(probe)) * len(cells)
+        count = min(len(split), int((seconds - spent) / per_image))
+        if count < min(LEAST, len(split)):
+            raise InputError(
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells)} cells, "
+                f"expected at least {spent + LEAST * per_image:.0f} s"
+            )
+        write_json(path, about | {"n": count})
+    positions = stratified(split.labels.numpy(), count, seed)
+    return replace(split, indices=split.indices[torch.from_numpy(positions)])

@@ -1,0 +1,192 @@
+"""Evaluate ONNX classifiers as they are: no run, no torch model, only files and images."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import qrobust
+from qrobust.config import DEFAULT_SEVERITIES
+from qrobust.data import open_test
+from qrobust.deployment.foreign import ForeignClassifier
+from qrobust.errors import InputError
+from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview
+from qrobust.predictions import BATCH, CLEAN, Cell, kept_or_predicted, prediction_key, renderers, within_budget
+from qrobust.report.markdown import evaluation_report, skipped_sentence
+from qrobust.report.robustbench import unaggregated_csv
+from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
+from qrobust.shifts.rendering import to_unit
+from qrobust.shifts.severities import cells, expand, table_for
+from qrobust.workbench import Reporter, check_folder
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What decides the result of an evaluation; see `qrobust evaluate --help`."""
+
+    models: tuple[str, ...]
+    data: str
+    input_range: str | None = None
+    data_root: str | None = None
+    class_names: str | None = None
+    skip_bad_images: bool = False
+    image_size: int | None = None
+    test_images: int | None = None
+    budget: float | None = None
+    shifts: tuple[str, ...] = ()
+    severities: tuple[int, ...] = DEFAULT_SEVERITIES
+    severity_table: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("image_size", 8), ("seed", 0), ("budget", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}: expected at least {least}, got {value}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def evaluate_files(
+    choices: Choices,
+    out: Path,
+    reporter: Reporter,
+    *,
+    threads: int,
+    workers: int = 1,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Record:
+    """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
+
+    Everything is opened and checked before the folder is touched. Predictions are kept per cell, so that an
+    evaluation that was killed goes on with `resume`.
+
+    Args:
+        choices: what to measure.
+        out: folder for record.json, results.csv, report.md and predictions.
+        reporter: where progress is told.
+        threads: of each session.
+        workers: processes that render.
+        overwrite: replace the evaluation that the folder holds.
+        resume: go on with the evaluation that the folder holds, which must have been begun with the same choices.
+
+    Raises:
+        InputError: anything is not usable.
+    """
+    if threads < 1:
+        raise InputError(f"threads: expected at least 1, got {threads}")
+    going_on = resume and (out / "config.json").is_file()
+    config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
+    if going_on:
+        kept = read_json(out / "config.json")
+        for key, value in config.items():
+            if kept.get(key) != value:
+                raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
+    else:
+        check_folder(out, overwrite=overwrite)
+    paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
+    classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
+    split = open_test(
+        choices.data, seed=choices.seed, image_size=_image_size(classifiers, choices.image_size),
+        test_images=choices.test_images, class_names_file=Path(choices.class_names) if choices.class_names else None,
+        root=Path(choices.data_root) if choices.data_root else None, skip_bad_images=choices.skip_bad_images,
+    )  # fmt: skip
+    source = split.source
+    if source.skipped:
+        reporter.warn(skipped_sentence(source.skipped))
+    table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
+    wanted: list[Cell] = [CLEAN, *cells(expand(choices.shifts), choices.severities, table)]
+    if len(wanted) == 1:
+        raise InputError(
+            f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
+        )
+    for name, classifier in classifiers.items():
+        classifier.examine(to_unit(split.read(slice(0, BATCH))), len(source.class_names))
+        if classifier.probabilities:
+            reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
+    if not going_on:
+        _new_folder(out, config)
+    folder, of, predictions = out / "predictions", len(split), {}
+    with renderers(workers) as by:
+        if choices.budget is not None:
+            split = within_budget(
+                folder, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed, by=by
+            )
+        about = (split.fingerprint(), table, choices.seed, choices.data, source.image_size, choices.input_range)
+        graphs = {name: path.read_bytes() for name, path in paths.items()}
+        with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
+            for cell in wanted:
+                keys = {name: prediction_key(graph, cell, about) for name, graph in graphs.items()}
+                predictions[cell] = kept_or_predicted(
+                    folder, cell, classifiers, split, keys=keys, table=table, seed=choices.seed, by=by,
+                    progress=lambda n: bar.update(n),
+                )  # fmt: skip
+    labels = split.labels.numpy()
+    reference, *others = classifiers
+    summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
+    summary["versus"] = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
+    record = {
+        "schema": EVALUATION_SCHEMA,
+        "qrobust": qrobust.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": config,
+        "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
+        "summary": summary,
+        "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
+        "statistics": STATISTICS,
+        "severity_table": table,
+        "class_names": list(source.class_names),
+        "image_size": source.image_size,
+        "skipped_images": list(source.skipped),
+        "fingerprint": split.fingerprint(),
+        "versions": versions(),
+        "hardware": hardware(threads),
+    }
+    write_text(out / "results.csv", unaggregated_csv(record))
+    write_text(out / "report.md", evaluation_report(record))
+    write_json(out / "record.json", record)
+    return record
+
+
+def _names(models: Sequence[str]) -> list[str]:
+    """The files' names without suffix; equal ones are numbered."""
+    stems = [Path(m).stem for m in models]
+    return [s if stems.count(s) == 1 else f"{s}-{stems[: i + 1].count(s)}" for i, s in enumerate(stems)]
+
+
+def _image_size(classifiers: dict[str, ForeignClassifier], given: int | None) -> int | None:
+    """The one side that all graphs take, or None where none fixes it and none is given."""
+    fixed = {name: c.image_size for name, c in classifiers.items() if c.image_size}
+    if len(set(fixed.values()) | ({given} if given else set())) > 1:
+        wanted = ", ".join(f"{name} {size}" for name, size in fixed.items())
+        raise InputError(f"image_size: the graphs take images of {wanted} px, expected one size, got {given}")
+    return next(iter(fixed.values()), given)
+
+
+def _new_folder(out: Path, config: dict[str, Any]) -> None:
+    try:
+        if out.is_dir():
+            shutil.rmtree(out)
+        (out / "predictions").mkdir(parents=True)
+        write_json(out / "config.json", config)
+    except OSError as error:
+        raise InputError(f"out: cannot write to {out} ({error.strerror})") from error
+
+
+def _about_file(path: Path, classifier: ForeignClassifier) -> dict[str, object]:
+    content = path.read_bytes()
+    return {
+        "file": str(path), "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
+        "layout": classifier.layout, "batch": classifier.batch, "pixels": classifier.dtype.__name__,
+        "output": "probabilities" if classifier.probabilities else "logits",
+    }  # fmt: skip

@@ -1,0 +1,208 @@
+"""Rows and headline from made-up predictions; what is kept is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qrobust.data import Split
+from qrobust.data.sources import array_images
+from qrobust.errors import InputError
+from qrobust.evaluation import comparison_rows, drops, overview, run_rows, summarise
+from qrobust.predictions import (
+    CLEAN,
+    CellPredictions,
+    Predictions,
+    kept_or_predicted,
+    predict,
+    read_predictions,
+    renderers,
+    within_budget,
+)
+from qrobust.report.robustbench import unaggregated_csv
+from qrobust.statistics import holm
+
+N = 200
+LABELS = np.arange(N) % 4
+CELLS = [CLEAN, ("fog", 3), ("fog", 5), ("rotation", 5)]
+
+
+def said(right: np.ndarray, confidence: float = 0.75) -> Predictions:
+    """Right where asked, else off by one class."""
+    return Predictions(np.where(right, LABELS, LABELS + 1), np.ones(N), np.full(N, confidence))
+
+
+@pytest.fixture
+def predictions() -> CellPredictions:
+    rng = np.random.default_rng(0)
+    found: CellPredictions = {}
+    for index, cell in enumerate(CELLS):
+        floating = rng.random(N) < 0.95 - 0.2 * index
+        int8 = floating & (rng.random(N) < 0.97 - 0.1 * index)
+        found[cell] = {"float": said(floating, 0.9 - 0.1 * index), "int8": said(int8), "compensated": said(floating)}
+    return found
+
+
+def test_rows_carry_counts_tests_and_confidence(predictions: CellPredictions) -> None:
+    rows = run_rows(predictions, LABELS, seed=0, of=1000)
+    assert [(r["shift"], r["severity"]) for r in rows] == CELLS
+    assert {(r["n"], r["of"]) for r in rows} == {(N, 1000)}
+    assert [r["drop_p_adjusted"] for r in rows] == holm([r["drop_p"] for r in rows])
+    # The calibrator here restores what quantization lost, so both tests see the same images.
+    assert [r["gain_p"] for r in rows] == [r["drop_p"] for r in rows]
+    assert [r["confidence_shift"]["float"] for r in rows] == pytest.approx([0.0, -0.1, -0.2, -0.3])
+    assert rows[3]["drop_interval_pp"][0] <= rows[3]["drop_pp"] <= rows[3]["drop_interval_pp"][1]
+    assert rows[3]["flips"]["harmful"] == pytest.approx(rows[3]["drop_pp"] / 100)
+
+
+def test_summary_agrees_with_its_rows(predictions: CellPredictions) -> None:
+    rows = run_rows(predictions, LABELS, seed=0, of=N)
+    s = summarise(predictions, LABELS, ("fog",), seed=0, table="cifar-c", classes=5, of=N)
+    assert s["quantization_drop_pp"] == pytest.approx(rows[0]["drop_pp"])
+    under = np.mean([r["drop_pp"] for r in rows[1:]])
+    assert s["shift_quantization_drop_pp"] == pytest.approx(under)
+    assert s["difference_in_differences_pp"] == pytest.approx(under - rows[0]["drop_pp"])
+    assert s["compensation_gain_pp"] == pytest.approx(under)
+    assert (s["n_seen_cells"], s["n_unseen_cells"]) == (2, 1)
+    low, high = s["shift_interval"]["int8"]
+    assert low < s["shift_accuracy"]["int8"] < high
+    error = 1 - np.mean([r["accuracy"]["int8"] for r in rows[1:3]])
+    assert s["mce"]["normalizer"] == "none"
+    assert s["mce"]["corruptions"] == 1
+    assert s["mce"]["value"]["int8"] == pytest.approx(error)
+    assert s["mce"]["relative"]["int8"] == pytest.approx(error - (1 - rows[0]["accuracy"]["int8"]))
+    assert s["lost_images"][0]["cells"] >= s["lost_images"][-1]["cells"] >= 1
+    assert len(s["lost_images"]) <= 20
+    assert {c["n"] for c in s["worst_classes"]} == {50}
+
+
+def test_alexnet_normalises_five_severities_of_imagenet_c() -> None:
+    cells = [CLEAN, *(("fog", s) for s in range(1, 6))]
+    found = {cell: {"a": said(LABELS < 2)} for cell in cells}
+    s = overview(found, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)
+    assert s["mce"]["normalizer"] == "alexnet"
+    assert s["mce"]["value"]["a"] == pytest.approx(0.5 / 0.819324)
+    assert overview({c: found[c] for c in cells[:5]}, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)["mce"][
+        "value"
+    ]["a"] == pytest.approx(0.5)
+
+
+def test_generic_rows_compare_with_the_first(predictions: CellPredictions) -> None:
+    generic = {cell: {"a": own["float"], "b": own["int8"], "c": own["float"]} for cell, own in predictions.items()}
+    rows = comparison_rows(generic, LABELS, seed=0, of=N)
+    plain = run_rows(predictions, LABELS, seed=0, of=N)
+    for row, wanted in zip(rows, plain, strict=True):
+        assert row["versus"]["b"]["drop_interval_pp"] == wanted["drop_interval_pp"]
+        assert row["versus"]["c"]["drop_p_adjusted"] == 1.0
+        # Two comparisons per row make the family larger.
+        assert row["versus"]["b"]["drop_p_adjusted"] >= wanted["drop_p_adjusted"]
+    assert drops(generic, "a", "c", LABELS, seed=0)["lost_images"] == []
+
+
+class Brightest:
+    """Logits are the mean of each channel; counts the batches it is asked about."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return 10 * images.mean((2, 3))
+
+
+@pytest.fixture
+def split() -> Split:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
+    source = array_images(pixels, np.arange(30) % 3, None, "test")
+    source.image_size = 8
+    return Split(source, torch.randperm(30, generator=torch.Generator().manual_seed(0)))
+
+
+def test_predictions_are_kept_and_read_back(split: Split, tmp_path: Path) -> None:
+    first, second = Brightest(), Brightest()
+    cells = [CLEAN, ("contrast", 5)]
+    keys = {"first": "1", "second.int8": "2"}
+    for cell in cells:
+        kept_or_predicted(tmp_path, cell, {"first": first}, split, keys=keys, table="cifar-c", seed=0)
+    wanted = {}
+    for cell in cells:
+        both = {"first": first, "second.int8": second}
+        wanted[cell] = kept_or_predicted(tmp_path, cell, both, split, keys=keys, table="cifar-c", seed=0)
+    assert (first.asked, second.asked) == (2, 2)
+    labels, found = read_predictions(tmp_path, cells)
+    assert np.array_equal(labels, split.labels.numpy())
+    assert comparison_rows(found, labels, seed=0, of=30) == comparison_rows(wanted, labels, seed=0, of=30)
+    again = predict({"first": first}, split, cells[1], table="cifar-c", seed=0)["first"]
+    assert np.array_equal(found[cells[1]]["first"].margin, again.margin)
+    kept_or_predicted(tmp_path, CLEAN, {"first": first}, split, keys={"first": "other"}, table="cifar-c", seed=0)
+    assert first.asked == 4
+
+
+def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no files in"):
+        read_predictions(tmp_path)
+    for cell, part in ((CLEAN, split), (("fog", 5), split.first(20))):
+        kept_or_predicted(tmp_path, cell, {"a": Brightest()}, part, keys={"a": "1"}, table="cifar-c", seed=0)
+    with pytest.raises(InputError, match="other images than"):
+        read_predictions(tmp_path)
+    (tmp_path / "clean-0.npz").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"cannot read .*clean-0\.npz"):
+        read_predictions(tmp_path)
+
+
+def test_csv_has_robustbench_form(predictions: CellPredictions) -> None:
+    rows = run_rows(predictions, LABELS, seed=0, of=N)
+    summary = overview(predictions, LABELS, seed=0, table="cifar-c", classes=5, of=N)
+    lines = unaggregated_csv({"rows": rows, "summary": summary}).splitlines()
+    assert lines[:2] == [",fog,fog,rotation", ",3,5,5"]
+    assert lines[3].split(",")[0] == "int8"
+    assert [float(v) for v in lines[3].split(",")[1:]] == [r["accuracy"]["int8"] for r in rows[1:]]
+
+
+def test_workers_give_the_same_predictions(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qrobust.predictions.BATCH", 4)
+    for cell in (CLEAN, ("gaussian_noise", 5)):
+        alone = predict({"a": Brightest()}, split, cell, table="cifar-c", seed=0)["a"]
+        with renderers(2) as by:
+            shared = predict({"a": Brightest()}, split, cell, table="cifar-c", seed=0, by=by)["a"]
+        assert np.array_equal(alone.margin, shared.margin)
+    with pytest.raises(InputError, match="workers: expected at least 1, got 0"), renderers(0):
+        pass
+
+
+def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6) -> Split:
+    """With a clock that moves `step` seconds between looks at it: that much for 30 images in one cell."""
+    times = iter(np.arange(100) * step)
+    return within_budget(
+        folder, split, CELLS, {"a": Brightest()}, seconds=seconds, table="cifar-c", seed=0, clock=lambda: next(times)
+    )
+
+
+def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Path) -> None:
+    # 1.6 s for 30 images in one cell are 0.2133 s per image in four; 6.4 s of 11 are left if all four are tried,
+    # but one cell is more than a tenth of the budget, so 9.4 s are left: 44 images, more than there are.
+    assert len(budgeted(split, tmp_path, 11)) == 30
+    # 5 - 1.6 s buy 15 of them, a third of each class.
+    chosen = budgeted(split, tmp_path, 5)
+    assert np.bincount(chosen.labels).tolist() == [5, 5, 5]
+    assert set(chosen.indices.tolist()) <= set(split.indices.tolist())
+    # Kept: a slower clock does not change it, another budget does.
+    assert torch.equal(budgeted(split, tmp_path, 5, step=100).indices, chosen.indices)
+    assert len(budgeted(split, tmp_path, 4.5)) == 13
+
+
+def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 s are too short for 10 images in 4 cells, expected at least 4 s"):
+        budgeted(split, tmp_path, 2)
+
+
+def test_a_classifier_that_gives_no_numbers_is_named(split: Split) -> None:
+    for output, match in (
+        (torch.full((30, 3), torch.nan), r"classifier a: .* got \(30, 3\)"),
+        (torch.rand(30), "30"),
+    ):
+        with pytest.raises(InputError, match=match):
+            predict({"a": lambda _, o=output: o}, split, CLEAN, table="cifar-c", seed=0)

@@ -1,0 +1,334 @@
+"""`qrobust evaluate --model`: ONNX files of any make, checked against what their arithmetic must give."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import qrobust, save_npz
+from onnx import TensorProto, helper, numpy_helper
+
+from qrobust.deployment.foreign import ForeignClassifier
+from qrobust.errors import InputError
+from qrobust.evaluation import comparison_rows
+from qrobust.predictions import read_predictions
+from qrobust.results import EVALUATION_SCHEMA, read_record, without_timings
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+SIDE = 16
+# A linear classifier of an image's mean grey: class k is nearest to 0.1 + 0.235 k, the colours of `save_npz`.
+CENTRES = (20 + 60 * np.arange(3)) / 255
+
+
+def graph(
+    path: Path,
+    shape: Sequence[int | str] = ("n", 3, SIDE, SIDE),
+    *,
+    wants: str = "unit",
+    softmax: bool = False,
+    dtype: int = TensorProto.FLOAT,
+    noise: float = 0.0,
+    classes: int = 3,
+) -> Path:
+    """The classifier above for a graph that is fed pixels as `wants` says."""
+    channel_last = shape[-1] == 3
+    shape_of = (1, 1, 1, 3) if channel_last else (1, 3, 1, 1)
+    scale, offset = {
+        "unit": (np.ones(3), np.zeros(3)), "byte": (np.full(3, 1 / 255), np.zeros(3)), "imagenet": (STD, MEAN),
+    }[wants]  # fmt: skip
+    # |x - c|^2 up to what all classes share: 2 c x - c^2, sharpened.
+    centres = np.resize(CENTRES, classes) + noise * np.array([1, -1, 1])[:classes]
+    constants = {
+        "scale": scale.reshape(shape_of), "offset": offset.reshape(shape_of), "axes": np.array([1, 2, 3]),
+        "w": 200 * 2 * centres[None], "b": -200 * centres[None] ** 2, "shape": np.array([-1, 1]),
+    }  # fmt: skip
+    tensors = [
+        numpy_helper.from_array(v.astype(np.int64 if v.dtype.kind == "i" else np.float32), k)
+        for k, v in constants.items()
+    ]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["cast", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["unit"]),
+        helper.make_node("ReduceMean", ["unit", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Reshape", ["mean", "shape"], ["column"]),
+        helper.make_node("MatMul", ["column", "w"], ["product"]),
+        helper.make_node("Add", ["product", "b"], ["logits"]),
+        *([helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)] if softmax else []),
+    ]
+    result = helper.make_tensor_value_info("probabilities" if softmax else "logits", TensorProto.FLOAT, None)
+    images = helper.make_tensor_value_info("images", dtype, list(shape))
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [images], [result], tensors),
+        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
+    )  # fmt: skip
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return f"npz:{save_npz(tmp_path / 'd.npz')}"
+
+
+def run(models: Sequence[Path], data: str, out: Path, *options: object) -> dict:
+    words = [w for m in models for w in ("--model", m)]
+    result = qrobust("evaluate", *words, "--data", data, "--out", out, "--threads", 1, "-q", *options)
+    assert result.exit_code == 0, result.output
+    return read_record(out / "record.json", EVALUATION_SCHEMA)
+
+
+SHORT = ("--shifts", "contrast,gaussian_noise,inversion", "--severities", "5")
+
+
+@pytest.mark.parametrize(
+    ("shape", "wants", "dtype"),
+    [
+        (("n", 3, SIDE, SIDE), "imagenet", TensorProto.FLOAT),
+        (("n", 3, SIDE, SIDE), "byte", TensorProto.FLOAT),
+        (("n", SIDE, SIDE, 3), "unit", TensorProto.FLOAT),
+        ((7, 3, SIDE, SIDE), "unit", TensorProto.FLOAT),
+        ((1, SIDE, SIDE, 3), "byte", TensorProto.UINT8),
+        (("n", 3, "h", "w"), "unit", TensorProto.DOUBLE),
+    ],
+)
+def test_any_input_form_gives_the_same_logits(
+    shape: Sequence[int | str], wants: str, dtype: int, tmp_path: Path
+) -> None:
+    # Whole grey levels, as rendering makes them, so that uint8 inputs lose nothing.
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 3, SIDE, SIDE))
+    images = torch.from_numpy((pixels / 255).astype(np.float32))
+    plain = ForeignClassifier(graph(tmp_path / "plain.onnx"), 1)
+    given = None if dtype == TensorProto.UINT8 else wants
+    other = ForeignClassifier(graph(tmp_path / "o.onnx", shape, wants=wants, dtype=dtype), 1, given)
+    # Closed form of the classifier; float32 sums of 768 values near 0.5 err by less than 1e-5 of the largest logit.
+    mean = images.double().mean((1, 2, 3))[:, None]
+    exact = 200 * (2 * torch.from_numpy(CENTRES) * mean - torch.from_numpy(CENTRES) ** 2)
+    assert torch.allclose(plain(images).double(), exact, atol=2e-3)
+    assert torch.allclose(other(images), plain(images), atol=2e-3)
+    assert other.layout == ("NHWC" if shape[-1] == 3 else "NCHW")
+
+
+def test_probabilities_become_logits_with_the_same_margins(tmp_path: Path) -> None:
+    images = torch.rand(20, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    plain = ForeignClassifier(graph(tmp_path / "a.onnx"), 1)
+    soft = ForeignClassifier(graph(tmp_path / "b.onnx", softmax=True), 1)
+    for classifier in (plain, soft):
+        classifier.examine(images, 3)
+    assert (plain.probabilities, soft.probabilities) == (False, True)
+    assert torch.allclose(soft(images).softmax(1), plain(images).softmax(1), atol=1e-6)
+    wanted, got = (c(images).topk(2).values for c in (plain, soft))
+    # The second probability is at least e^-15 here, so float32 keeps its logarithm to 1e-4.
+    assert torch.allclose(got[:, 0] - got[:, 1], wanted[:, 0] - wanted[:, 1], atol=1e-3)
+
+
+def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
+    first = graph(tmp_path / "good.onnx")
+    second = graph(tmp_path / "bad.onnx", softmax=True, noise=0.1)
+    record = run([first, second], data, tmp_path / "out", *SHORT)
+    assert [(r["shift"], r["severity"]) for r in record["rows"]] == [
+        ("clean", 0), ("contrast", 5), ("gaussian_noise", 5), ("inversion", 5)
+    ]  # fmt: skip
+    assert record["summary"]["clean_accuracy"]["good"] == 1.0
+    assert record["models"]["bad"]["output"] == "probabilities"
+    assert record["models"]["good"]["output"] == "logits"
+    assert {r["n"] for r in record["rows"]} == {60}
+    drop = record["summary"]["versus"]["bad"]["quantization_drop_pp"]
+    assert drop == pytest.approx(100 * (1 - record["summary"]["clean_accuracy"]["bad"]))
+    labels, predictions = read_predictions(tmp_path / "out" / "predictions", [("clean", 0), ("contrast", 5)])
+    rebuilt = comparison_rows(predictions, labels, seed=0, of=60)
+    assert rebuilt[1]["accuracy"] == record["rows"][1]["accuracy"]
+    assert (
+        (tmp_path / "out" / "results.csv").read_text().startswith(",contrast,gaussian_noise,inversion\n,5,5,5\ngood,")
+    )
+    assert "drop to bad" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
+    from test_data import make_folder
+
+    root = make_folder(tmp_path / "images", per_class=6)
+    (root / "test" / "cat" / "0.png").write_bytes(b"")
+    model = graph(tmp_path / "m.onnx", classes=2)
+    base = ["evaluate", "--model", model, "--data", f"imagefolder:{root}", "--out", tmp_path / "o", *SHORT]
+    refused = qrobust(*base, "-q", "--threads", 1)
+    assert (refused.exit_code, refused.output.count("cat/0.png")) == (2, 1)
+    result = qrobust(*base, "--skip-bad-images", "-q", "--threads", 1)
+    assert "Skipped 1 images that cannot be decoded" in result.output
+    record = read_record(tmp_path / "o" / "record.json", EVALUATION_SCHEMA)
+    assert record["skipped_images"] == [str(root / "test" / "cat" / "0.png")]
+    assert record["summary"]["n_test"] == 11
+    assert "cat/0.png" in (tmp_path / "o" / "report.md").read_text()
+
+
+def test_the_table_is_printed_and_probabilities_are_told(data: str, tmp_path: Path) -> None:
+    model = graph(tmp_path / "soft.onnx", softmax=True)
+    result = qrobust(
+        "evaluate",
+        "--model",
+        model,
+        "--model",
+        model,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "o",
+        "--threads",
+        1,
+        *SHORT,
+    )
+    assert result.exit_code == 0, result.output
+    assert "soft-1 returns probabilities" in result.output
+    assert "| soft-2 | 100.0 % |" in result.output
+    assert "n = 60." in result.output
+    alone = qrobust(
+        "evaluate", "--model", model, "--data", data, "--out", tmp_path / "p", "--threads", 1, "-q", *SHORT
+    )
+    assert "drop" not in alone.output
+
+
+def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:
+    data = f"npz:{save_npz(tmp_path / 'd.npz', n=600)}"
+    model = graph(tmp_path / "m.onnx")
+    options = ("--shifts", "motion_blur,fog,rotation,shear", "--severities", "1,2,3,4,5")
+    out = tmp_path / "killed"
+    program = [sys.executable, "-c", "from qrobust.cli import main; main()"]
+    command = [*program, "evaluate", "--model", model, "--data", data, "--out", out, "--threads", "1", "-q", *options]
+    process = subprocess.Popen([str(c) for c in command], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        while not (out / "predictions" / "motion_blur-1.npz").exists():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    done = {p.name: p.stat().st_mtime_ns for p in (out / "predictions").glob("*.npz")}
+    assert 2 <= len(done) < 21
+    assert not (out / "record.json").exists()
+    resumed = run([model], data, out, *options, "--resume")
+    assert {n: (out / "predictions" / n).stat().st_mtime_ns for n in done} == done
+    whole = run([model], data, tmp_path / "whole", *options)
+    assert without_timings(resumed) == without_timings(whole)
+
+
+def test_budget_and_workers_are_said_and_change_no_pixel(tmp_path: Path) -> None:
+    data = f"npz:{save_npz(tmp_path / 'd.npz', n=90)}"
+    model = graph(tmp_path / "m.onnx")
+    alone = run([model], data, tmp_path / "alone", *SHORT)
+    shared = run([model], data, tmp_path / "shared", *SHORT, "--workers", 2, "--budget", "1h")
+    assert alone["rows"] == shared["rows"]
+    subset = json.loads((tmp_path / "shared" / "predictions" / "subset.json").read_text())
+    (tmp_path / "shared" / "predictions" / "subset.json").write_text(json.dumps(subset | {"n": 30}))
+    fewer = run([model], data, tmp_path / "shared", *SHORT, "--budget", "60m", "--resume")
+    assert {(r["n"], r["of"]) for r in fewer["rows"]} == {(30, 90)}
+    assert "n = 30 of 90 (a subset stratified by class)" in (tmp_path / "shared" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("budget", ["soon", "0s", "-5m", "inf", ""])
+def test_budgets_that_are_no_time_are_refused(budget: str) -> None:
+    result = qrobust("evaluate", "--model", "a.onnx", "--data", "digits", "--out", "o", "--budget", budget)
+    assert (result.exit_code, "expected a time such as 90s, 10m or 1h" in result.output) == (2, True)
+
+
+def test_resume_refuses_other_choices_and_new_runs_want_a_new_folder(data: str, tmp_path: Path) -> None:
+    model = graph(tmp_path / "m.onnx")
+    out = tmp_path / "out"
+    run([model], data, out, *SHORT)
+    base = ["evaluate", "--model", model, "--data", data, "--out", out, "-q", "--threads", 1]
+    refused = qrobust(*base, *SHORT, "--resume", "--seed", 3)
+    assert (refused.exit_code, "begun with seed=0, got 3" in refused.output) == (2, True)
+    assert "not empty" in qrobust(*base, *SHORT).output
+    assert qrobust(*base, *SHORT, "--overwrite").exit_code == 0
+
+
+def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
+    model: Path = tmp_path / "m.onnx"
+    options: list[object] = []
+    if kind == "classes":
+        return [graph(model, classes=2)], "gives (2,) numbers per image, the data has 3 classes"
+    if kind == "size":
+        return [graph(model), graph(tmp_path / "b.onnx", ("n", 3, 8, 8))], "expected one size"
+    if kind == "grey":
+        return [graph(model, ("n", 1, SIDE, SIDE))], "square colour images"
+    if kind == "oblong":
+        return [graph(model, ("n", 3, SIDE, 8))], "square colour images"
+    if kind == "missing":
+        return [model], "no file"
+    if kind == "damaged":
+        model.write_bytes(b"nonsense")
+        return [model], "onnxruntime refuses"
+    if kind == "range":
+        return [graph(model), "--input-range", "percent"], "input_range: expected unit, byte, imagenet"
+    if kind == "range of bytes":
+        return [
+            graph(model, wants="byte", dtype=TensorProto.UINT8),
+            "--input-range",
+            "imagenet",
+        ], "takes uint8 pixels"
+    if kind == "test images":
+        return [graph(model), "--test-images", 61], "test_images: expected 1 to the 60"
+    if kind == "cells":
+        return [graph(model), "--shifts", "inversion", "--severities", 3], "severities: expected one defined"
+    if kind == "attacks":
+        return [graph(model), "--attack-images", 5], "measures no attacks"
+    if kind == "threads":
+        return [graph(model), "--threads", 0], "threads: expected at least 1"
+    return [graph(model), *options], kind
+
+
+KINDS = ("classes", "size", "grey", "oblong", "missing", "damaged", "range", "range of bytes", "test images", "cells",
+         "attacks", "threads")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_one_line_and_writes_nothing(kind: str, data: str, tmp_path: Path) -> None:
+    words, match = bad(kind, tmp_path, data)
+    models = [w for m in words if isinstance(m, Path) for w in ("--model", m)]
+    rest = [w for w in words if not isinstance(w, Path)]
+    result = qrobust("evaluate", *models, "--data", data, "--out", tmp_path / "out", *rest)
+    assert result.exit_code == 2, result.output
+    assert len(result.output.strip().splitlines()) == 1, result.output
+    assert match in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_forms_or_neither_are_refused(data: str, tmp_path: Path) -> None:
+    for words in ([], ["--data", data], [tmp_path, "--model", "a.onnx"], ["--model", "a.onnx"]):
+        result = qrobust("evaluate", *words)
+        assert (result.exit_code, result.output.count("Error: evaluate:")) == (2, 1)
+
+
+def test_a_graph_that_fails_on_its_images_is_named(tmp_path: Path) -> None:
+    path = graph(tmp_path / "m.onnx", ("n", 3, "h", "w"))
+    model = onnx.load(path)
+    model.graph.node[4].CopyFrom(helper.make_node("Reshape", ["mean", "wrong"], ["column"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7, 1], np.int64), "wrong"))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"cannot run .*m\.onnx on \(2, 3, 16, 16\)"):
+        ForeignClassifier(path, 1)(torch.rand(2, 3, SIDE, SIDE))
+
+
+def test_record_is_documented(data: str, tmp_path: Path) -> None:
+    record = run([graph(tmp_path / "a.onnx"), graph(tmp_path / "b.onnx")], data, tmp_path / "out", *SHORT)
+    text = (Path(__file__).parent.parent / "docs" / "record.md").read_text()
+    for keys in (
+        record,
+        record["rows"][0],
+        record["models"]["a"],
+        record["summary"],
+        record["summary"]["versus"]["b"],
+    ):
+        for key in keys:
+            assert f"`{key}`" in text or f"`{key.replace('_interval_pp', '_pp')}`" in text, key
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["schema"] == EVALUATION_SCHEMA
