@@ -151,7 +151,7 @@ def _summarise(logits: torch.Tensor) -> Predictions:
 
 
 def prediction_key(graph: bytes, cell: Cell, about: tuple[object, ...]) -> str:
-    """Changes with the graph, with what a shift's pixels are made by, and with all else that predictions depend on."""
+    """Changes with the graph, the making of the pixels, and all else that predictions depend on."""
     made_by = find_shift(cell[0]).version if cell != CLEAN else ""
     return hashlib.sha256(graph + repr((*about, made_by) if made_by else about).encode()).hexdigest()
 
