@@ -147,7 +147,7 @@ def main(
     )  # fmt: skip
     model.eval().requires_grad_(False)
     images, labels = data.test.read(slice(0, n)).float() / 255, data.test.labels[:n]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, (library, ours, theirs) in contests(
         model, tuple(images.shape[1:]), pgd_steps, apgd_steps, queries
     ).items():
@@ -164,7 +164,9 @@ def main(
             rows.append({
                 "attack": name, "library": library, "norm": "Linf" if isinstance(ball, LinfBall) else "L2",
                 "epsilon": ball.epsilon, "n": len(labels),
-                "robust_accuracy": {"qrobust": int(own.sum()) / len(labels), "library": int(other.sum()) / len(labels)},
+                "robust_accuracy": {
+                    "qrobust": int(own.sum()) / len(labels), "library": int(other.sum()) / len(labels),
+                },
                 "interval": {
                     "qrobust": list(wilson_interval(int(own.sum()), len(labels))),
                     "library": list(wilson_interval(int(other.sum()), len(labels))),

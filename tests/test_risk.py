@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
 from qrobust.attacks.gradient import apgd, fgsm, pgd
+from qrobust.attacks.hard_label import hop_skip_jump
 from qrobust.attacks.noise import random_noise
 from qrobust.attacks.queries import is_right
 from qrobust.attacks.risk import (
@@ -23,7 +25,12 @@ from qrobust.attacks.risk import (
     zero_gradient_share,
 )
 from qrobust.attacks.square import square
+from qrobust.classifier import Classifier, NormalizedModel
+from qrobust.deployment.graph import export
+from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.quantization.ptq import quantize
+from qrobust.quantization.target import X86_VNNI
 
 WEIGHT = torch.randn((3, 6, 6), generator=torch.Generator().manual_seed(0))
 
@@ -35,8 +42,7 @@ def smooth(images: torch.Tensor) -> torch.Tensor:
 
 def masked(images: torch.Tensor) -> torch.Tensor:
     """The same classes, but logits in steps: the gradient is zero almost everywhere."""
-    logits = smooth(images)
-    return logits + ((20 * logits).round() / 20 - logits.detach()) - logits + logits.detach()
+    return (20 * smooth(images)).round() / 20
 
 
 def pixels_and_labels(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,3 +199,43 @@ def test_share_of_zero_gradients_is_counted_over_batches() -> None:
     assert zero_gradient_share(half_blind, images, labels, batch_size=5) == pytest.approx(expected)
     with pytest.raises(InputError, match="images: expected at least 1"):
         zero_gradient_share(smooth, images[:0], labels[:0])
+
+
+@pytest.fixture
+def deployed(
+    small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path
+) -> tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor]:
+    """A twin, its session, and pixels that the session gets right."""
+    twin = quantize(small_model, X86_VNNI, [images])
+    export(twin, tmp_path / "int8.onnx", 32, {})
+    session = OnnxClassifier(tmp_path / "int8.onnx", 1)
+    pixels = (255 * images[:8]).round().byte()
+    return twin, session, pixels, session(pixels.float() / 255).argmax(1)
+
+
+def test_attacks_on_a_real_session(
+    deployed: tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor],
+) -> None:
+    twin, session, pixels, labels = deployed
+    with pytest.raises(InputError, match="no gradient"):
+        pgd(session, pixels.float() / 255, labels, ball=LinfBall(0.1), generator=torch.Generator(), steps=1)
+    gradient = partial(apgd, steps=10)
+    score, decision = partial(square, queries=100), partial(hop_skip_jump, queries=600)
+    for ball in (LinfBall(16 / 255), L2Ball(4.0)):
+        # Random weights have no margins: at these budgets every attack has to break most images.
+        for attack, source in ((gradient, twin), (score, on_pixels(session)), (decision, on_pixels(session))):
+            right = transfer(attack, source, session, pixels, labels, ball=ball, seed=0)
+            assert right.float().mean() <= 0.5
+
+
+def test_the_example_of_the_page_runs(
+    small_model: NormalizedModel, deployed: tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor]
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
+    twin, session, pixels, labels = deployed
+    names = {"twin": twin, "session": session, "pixels": pixels, "labels": labels, "float_model": small_model}
+    exec(page.split("```python")[1].split("```")[0], names)
+    assert names["white"][0].all()  # type: ignore[index]  # labels are the session's own
+    assert 0 <= names["int8_alone_is_wrong"] <= 1  # type: ignore[operator]  # what the example computes
+    assert (names["worst"] <= names["black"][8 / 255]).all()  # type: ignore[index]
+    assert isinstance(names["flags"], list)

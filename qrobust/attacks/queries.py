@@ -48,25 +48,28 @@ def margins(
     Raises:
         InputError: the logits are not finite `(N, K)`, or a label is not below K.
     """
-    found = [images.new_zeros(0)]
-    for part in parts(len(images), batch_size):
-        with torch.no_grad():
-            logits = classifier(images[part])
-        _check_logits(logits, labels[part])
-        found.append(margin(logits, labels[part]))
-    return torch.cat(found)
+    return _ask(classifier, images, labels, batch_size, margin)
 
 
 def is_right(
     classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, batch_size: int = BATCH
 ) -> torch.Tensor:
-    """Whether each image `(N,)` is classified as its label. A tie goes to the lower class, as argmax has it."""
-    found = [torch.zeros(0, dtype=torch.bool)]
+    """Whether each image `(N,)` is classified as its label. A tie goes to the lower class, as argmax has it.
+
+    Raises as `margins`.
+    """
+    return _ask(classifier, images, labels, batch_size, lambda logits, label: logits.argmax(1) == label).bool()
+
+
+def _ask(
+    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, batch_size: int, summary: Loss
+) -> torch.Tensor:
+    found = [images.new_zeros(0)]
     for part in parts(len(images), batch_size):
         with torch.no_grad():
             logits = classifier(images[part])
         _check_logits(logits, labels[part])
-        found.append(logits.argmax(1) == labels[part])
+        found.append(summary(logits, labels[part]))
     return torch.cat(found)
 
 
