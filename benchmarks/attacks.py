@@ -7,7 +7,7 @@ PGD against Foolbox, APGD (both losses) and Square against the Adversarial Robus
 each, in L-infinity and L2, on the float network of `--training` (made by train_baselines.py). Both sides are judged
 by the same code: an image counts as fooled only within the budget (plus 1e-5 for float32) and within [0, 1].
 Images that are misclassified to begin with count as fooled on both sides. ART's Square divides by zero in L2 (numpy
-warns) and is the weaker for it, so that row is a low bar. A minute per ten images on one busy core, or less.
+warns), which may weaken it, so being stronger in that row says little. A minute per ten images on one busy core.
 """
 
 from __future__ import annotations
