@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ from qrobust.errors import InputError
 def _check(epsilon: float) -> None:
     if not 0 <= epsilon < float("inf"):
         raise InputError(f"epsilon: expected a finite number >= 0, got {epsilon}")
+
+
+LEVELS = 255  # steps of a uint8 pixel on the [0, 1] scale
+SLACK = 1e-6  # 255 * (8 / 255) may be a hair below 8
 
 
 def _length(x: torch.Tensor) -> torch.Tensor:
@@ -39,6 +44,15 @@ class LinfBall:
         """A random perturbation inside the ball."""
         return (2 * torch.rand(images.shape, generator=generator) - 1) * self.epsilon
 
+    def length(self, perturbation: torch.Tensor) -> torch.Tensor:
+        """The norm of each image's perturbation, `(N,)`."""
+        return perturbation.flatten(1).abs().amax(1)
+
+    def whole(self, perturbation: torch.Tensor) -> torch.Tensor:
+        """The nearest perturbation of whole uint8 steps (float64, unit 1/255) inside the ball."""
+        limit = math.floor(LEVELS * self.epsilon + SLACK)
+        return (LEVELS * perturbation.double()).round().clamp(-limit, limit)
+
 
 @dataclass(frozen=True)
 class L2Ball:
@@ -61,6 +75,26 @@ class L2Ball:
         """A random perturbation inside the ball."""
         direction = torch.randn(images.shape, generator=generator)
         return direction / _length(direction) * self.epsilon
+
+    def length(self, perturbation: torch.Tensor) -> torch.Tensor:
+        """The norm of each image's perturbation, `(N,)`."""
+        return perturbation.flatten(1).norm(dim=1)
+
+    def whole(self, perturbation: torch.Tensor) -> torch.Tensor:
+        """A perturbation of whole uint8 steps (float64, unit 1/255) inside the ball, near the given one.
+
+        Every value is rounded to the nearest step. Where that leaves the ball, values that were rounded away
+        from zero are rounded towards it instead, the most doubtful first, as few as needed.
+        """
+        exact = LEVELS * self.project(perturbation.double()).flatten(1)
+        size = exact.abs().round()
+        outward = size - exact.abs()
+        order = outward.argsort(dim=1, descending=True)
+        saved = torch.where(outward > 0, 2 * size - 1, 0).gather(1, order)  # s^2 - (s - 1)^2
+        excess = (size**2).sum(1, keepdim=True) - (LEVELS * self.epsilon + SLACK) ** 2
+        back = (saved.cumsum(1) - saved < excess) & (saved > 0)
+        size -= torch.zeros_like(size).scatter(1, order, back.double())
+        return (exact.sign() * size).view_as(perturbation)
 
 
 Ball = LinfBall | L2Ball
