@@ -77,6 +77,11 @@ def accuracy(model: nn.Module, split: Split) -> float:
 @click.option("--max-lr", type=float, help="[default: the network's recipe]")
 @click.option("--label-smoothing", type=float, help="[default: the network's recipe]")
 @click.option("--weight-decay", default=5e-4, show_default=True)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of an earlier training of the same network, to go on from in a second cycle.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(
@@ -88,6 +93,7 @@ def main(
     max_lr: float | None,
     label_smoothing: float | None,
     weight_decay: float,
+    init: Path | None,
     seed: int,
     threads: int,
 ) -> None:
@@ -102,6 +108,8 @@ def main(
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)), train.labels
     model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)
+    if init:
+        model.load_state_dict(torch.load(init / "weights.pt", weights_only=True))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -167,6 +175,7 @@ def main(
             "precision": "bfloat16 autocast",
             "seed": seed,
         },
+        "first_cycle": json.loads((init / "training.json").read_text()) if init else None,
         "normalisation": {"mean": CIFAR_MEAN, "std": CIFAR_STD},
         "validation_accuracy": accuracy(model, opened.validation),
         "test_accuracy": accuracy(model, opened.test),
