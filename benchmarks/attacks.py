@@ -13,7 +13,6 @@ warns), which may weaken it, so being stronger in that row says little. A minute
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import time
 from collections.abc import Callable
@@ -39,7 +38,7 @@ from qrobust.attacks.risk import Attack
 from qrobust.attacks.square import square
 from qrobust.data import open_data
 from qrobust.models import find_model, load_model
-from qrobust.pipeline import PACKAGES, hardware
+from qrobust.results import hardware, versions
 from qrobust.statistics import wilson_interval
 
 RESULTS = Path(__file__).parent / "results"
@@ -183,7 +182,7 @@ def main(
         f"--pgd-steps {pgd_steps} --apgd-steps {apgd_steps} --queries {queries} --seed {seed}",
         "commit": commit.stdout.strip(),
         "seed": seed,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in (*PACKAGES, *LIBRARIES)},
+        "versions": versions() | {p: version(p) for p in LIBRARIES},
         "hardware": hardware(1),
         "splits": data.summary(),
         "training": {"test_accuracy": recipe["test_accuracy"], "recipe": recipe["recipe"]},

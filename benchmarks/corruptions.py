@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from qrobust.data.sources import IMAGE_SUFFIXES, decode_file, fit_square
-from qrobust.pipeline import hardware
+from qrobust.results import hardware
 from qrobust.shifts import corruptions
 from qrobust.shifts.rendering import generators_for, render, render_all, to_uint8, to_unit
 from qrobust.shifts.severities import SHIFTS, SUITES

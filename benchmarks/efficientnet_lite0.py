@@ -43,9 +43,8 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
 
     from qrobust.data import open_data
     from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-    from qrobust.pipeline import hardware
     from qrobust.predictions import CLEAN, predict
-    from qrobust.results import read_json, write_json
+    from qrobust.results import hardware, read_json, write_json
     from qrobust.statistics import wilson_interval
 
     torch.set_num_threads(threads)

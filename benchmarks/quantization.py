@@ -31,9 +31,8 @@ import torch
 from qrobust.data import Data, open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.pipeline import hardware
 from qrobust.predictions import CLEAN, predict
-from qrobust.results import read_json, write_json
+from qrobust.results import hardware, read_json, write_json
 from qrobust.statistics import paired_bootstrap, wilson_interval
 
 RESULTS = Path(__file__).parent / "results"

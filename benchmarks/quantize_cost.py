@@ -77,8 +77,7 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
     if count:
         click.echo(json.dumps(measure(data, class_names, count, threads)))
         return
-    from qrobust.pipeline import hardware
-    from qrobust.results import write_json
+    from qrobust.results import hardware, write_json
 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     rows = []
