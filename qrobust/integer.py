@@ -7,6 +7,7 @@ trained through them. `deployment.graph` writes each as QuantizeLinear / Dequant
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class ActivationQuantizer(nn.Module):
         return scale * (self.qmin - zero_point), scale * (self.qmax - zero_point)
 
 
-class _IntegerLayer(nn.Module):
+class _IntegerLayer(nn.Module, ABC):
     """Integer weights per output channel, and an int32 bias at scale `input_scale * weight_scale`.
 
     Attributes:
@@ -99,9 +100,9 @@ class _IntegerLayer(nn.Module):
         """The float bias that the integers stand for, `(out,)`."""
         return self.bias_int.to(torch.float32) * self.bias_scale
 
+    @abstractmethod
     def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The layer on `x` with another float weight in place of its own."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.apply_weight(x, self.weight())
