@@ -31,9 +31,9 @@ from qrobust.models import BUILT_IN
 
 # Epochs, peak learning rate and label smoothing of each network, where they differ from the defaults.
 RECIPES = {
-    "cifar_resnet18": {"epochs": 10, "max_lr": 0.1, "label_smoothing": 0.1},
-    "cifar_vgg16_bn": {"epochs": 14, "max_lr": 0.1, "label_smoothing": 0.1},
-    "cifar_mobilenet_v2": {"epochs": 14, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_resnet18": {"epochs": 24, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_vgg16_bn": {"epochs": 20, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_mobilenet_v2": {"epochs": 18, "max_lr": 0.1, "label_smoothing": 0.1},
 }
 DEFAULTS = {"epochs": 40, "max_lr": 0.2, "label_smoothing": 0.0}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
