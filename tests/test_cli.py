@@ -313,7 +313,7 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object, **__: object) -> None:
         raise GateError("parity: no")
 
-    monkeypatch.setattr("qrobust.pipeline.check_gate", refuse)
+    monkeypatch.setattr("qrobust.pipeline.stage.check_gate", refuse)
     arguments, _ = bad_case("none", tmp_path)
     result = qrobust(*arguments, "--out", tmp_path / "out", "-q")
     assert result.exit_code == 3

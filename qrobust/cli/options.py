@@ -1,0 +1,331 @@
+"""Options that commands share, and what becomes of them in a RunConfig."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+class FractionType(click.ParamType):
+    """A number, or a fraction such as 8/255."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            top, _, bottom = str(value).partition("/")
+            return float(top) / float(bottom or 1)
+        except (ValueError, ZeroDivisionError):
+            self.fail(
+                f"expected a number or a fraction such as 8/255, got {value!r}",
+                param,
+                ctx,
+            )
+
+
+class DurationType(click.ParamType):
+    """Seconds, or a number with s, m or h."""
+
+    name = "duration"
+    units = MappingProxyType({"s": 1, "m": 60, "h": 3600})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            seconds = float(text[:-1]) * self.units[text[-1]] if text[-1:] in self.units else float(text)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"expected a time such as 90s, 10m or 1h, got {value!r}", param, ctx)
+        return seconds
+
+
+def options(*decorators: Command) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+common = options(
+    click.option(
+        "--threads",
+        type=int,
+        default=None,
+        help="Threads for torch and onnxruntime.  [default: all cores, or the run's]",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars."),
+)
+
+
+seed = click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Decides splits, pixels, training and attacks.",
+)
+
+
+skip_bad_images = click.option(
+    "--skip-bad-images",
+    is_flag=True,
+    help="Leave out files of an imagefolder that cannot be decoded; list them.",
+)
+
+
+inputs = options(
+    click.option(
+        "--model",
+        required=True,
+        help="torchvision:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, cifar_resnet18, "
+        "cifar_mobilenet_v2, cifar_vgg16_bn.",
+    ),
+    click.option(
+        "--weights",
+        help="State dict (.pt, .pth) or .safetensors; nothing in the file is executed.",
+    ),
+    click.option("--pretrained", is_flag=True, help="Let torchvision fetch its own weights."),
+    click.option(
+        "--normalization",
+        help="imagenet, cifar10, none or m,m,m/s,s,s.  [default: the model's preset]",
+    ),
+    click.option(
+        "--data",
+        required=True,
+        help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits.",
+    ),
+    click.option(
+        "--data-root",
+        help="Where torchvision data sets lie.  [default: ~/.cache/torchvision]",
+    ),
+    click.option(
+        "--class-names",
+        help="File with one class name per line, for a folder of some of the classes.",
+    ),
+    skip_bad_images,
+    click.option(
+        "--image-size",
+        type=int,
+        help="Side in pixels.  [default: the images' own if small and alike, else the model's]",
+    ),
+    click.option(
+        "--calibration-images",
+        type=int,
+        default=512,
+        show_default=True,
+        help="Images that quantization ranges are observed on.",
+    ),
+    click.option(
+        "--train-images",
+        type=int,
+        help="Keep only so many training images.  [default: all]",
+    ),
+    click.option("--test-images", type=int, help="Keep only so many test images.  [default: all]"),
+    click.option(
+        "--target",
+        default="x86-vnni",
+        show_default=True,
+        help="CPU family whose integer kernels the graph is made for: x86-vnni, x86-avx2 or arm64.",
+    ),
+    click.option(
+        "--bits",
+        type=click.Choice(["w8a8", "w6a8", "w4a8", "w4a4"]),
+        default="w8a8",
+        show_default=True,
+        help="Bits of weights and activations; narrow ones stay in 8-bit containers and run as fast.",
+    ),
+    click.option(
+        "--edges",
+        type=click.Choice(["8bit", "same", "float"]),
+        default="8bit",
+        show_default=True,
+        help="The first and the last layer: 8 bits, the same bits as the rest, or float.",
+    ),
+    click.option(
+        "--layer-bits",
+        help="Comma-separated LAYER=BITS; LAYER may be a pattern, BITS may be float.",
+    ),
+    click.option(
+        "--keep-float",
+        help="Comma-separated layers to leave in float, or auto:N for the N most sensitive.",
+    ),
+    click.option(
+        "--ptq",
+        type=click.Choice(["default", "auto"]),
+        default="default",
+        show_default=True,
+        help="auto tries ranges, equalization, rounding and bias correction on validation images, keeps the best.",
+    ),
+    click.option(
+        "--observer",
+        type=click.Choice(["min-max", "moving-average", "percentile", "histogram", "mse"]),
+        default="mse",
+        show_default=True,
+        help="How activation ranges are chosen; histogram is by least KL divergence.",
+    ),
+    click.option("--equalize", is_flag=True, help="Cross-layer equalization."),
+    click.option(
+        "--bias-correction",
+        is_flag=True,
+        help="Take back the shift that quantization gives each channel.",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(["nearest", "adaround"]),
+        default="nearest",
+        show_default=True,
+        help="Of weights below 8 bits: to the nearest, or learned.",
+    ),
+    click.option(
+        "--storage",
+        type=click.Choice(["int8", "int4"]),
+        default="int8",
+        show_default=True,
+        help="How 4-bit weights lie in the file: int4 halves it, and runs as fast once loaded.",
+    ),
+    click.option(
+        "--qat-epochs",
+        type=float,
+        default=0,
+        show_default=True,
+        help="Quantization-aware training; 0: none.",
+    ),
+    click.option(
+        "--qat-learning-rate",
+        type=float,
+        default=1e-4,
+        show_default=True,
+        help="Peak rate of Adam.",
+    ),
+    click.option(
+        "--qat-ranges",
+        type=click.Choice(["learned", "frozen"]),
+        default="learned",
+        show_default=True,
+        help="Whether step sizes learn, too.",
+    ),
+    click.option(
+        "--qat-distillation",
+        type=float,
+        default=0.9,
+        show_default=True,
+        help="Weight of the float model's view, the labels have the rest.",
+    ),
+    click.option("--qat-shifts", is_flag=True, help="Train on shifted images, too."),
+)
+
+
+measuring = options(
+    click.option(
+        "--shifts",
+        help="Comma-separated names, suites or FILE.py:FUNCTION.  [default: suite 'default']",
+    ),
+    click.option("--severities", help="Comma-separated, 1 to 5.  [default: 3,5]"),
+    click.option(
+        "--severity-table",
+        type=click.Choice(["auto", "cifar-c", "imagenet-c"]),
+        help="What severities mean.  [default: auto, by image size]",
+    ),
+    click.option(
+        "--epsilons",
+        help="Comma-separated L-infinity budgets of the attack.  [default: 1/255,2/255,4/255,8/255]",
+    ),
+    click.option(
+        "--attack-images",
+        type=int,
+        help="Test images to attack; 0 for none.  [default: 200]",
+    ),
+)
+
+
+training = options(
+    click.option(
+        "--hold-out",
+        help="Comma-separated shifts that are measured but never trained on.",
+    ),
+    click.option(
+        "--mac-budget",
+        type=FractionType(),
+        help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]",
+    ),
+    click.option("--steps", type=int, help="Training steps.  [default: 4000]"),
+    click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
+    click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
+    click.option(
+        "--reverse-weight",
+        type=float,
+        help="Weight of the pull towards reverse adversarial examples of the clean images.  [default: 0]",
+    ),
+    click.option(
+        "--labels/--no-labels",
+        "use_labels",
+        default=None,
+        help="Train with labels, or with the float model's view alone.  [default: labels]",
+    ),
+)
+
+
+run_dir = options(
+    click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path)),
+    click.option(
+        "--seed",
+        type=int,
+        help="Must be the run's own, which drew its splits.  [default: the run's]",
+    ),
+)
+
+
+resume = click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+
+
+out_options = options(
+    click.option(
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Folder of the run; must be new or empty.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
+)
+
+
+def split_commas(text: str | None, kind: Callable[[str], Any]) -> tuple | None:
+    """A comma-separated option as a tuple."""
+    from qrobust.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"expected comma-separated values, got {text!r} ({error})") from error
+
+
+def choices(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they stand in a RunConfig; those not given are left out."""
+    fraction = FractionType()
+    kinds: dict[str, Callable[[str], Any]] = {
+        "shifts": str, "hold_out": str, "layer_bits": str, "keep_float": str, "severities": int,
+        "epsilons": lambda t: fraction.convert(t, None, None),
+    }  # fmt: skip
+    parsed = {k: split_commas(v, kinds[k]) if k in kinds else v for k, v in options.items()}
+    return {k: v for k, v in parsed.items() if v is not None}

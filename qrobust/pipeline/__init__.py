@@ -1,0 +1,68 @@
+"""The stages, in order. Each reads the run's folder, does one thing, and leaves its result there.
+
+A stage writes `stages/NAME.json` last, so that a stage either is done or has left nothing that a later
+one would take for done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qrobust.errors import InputError
+from qrobust.pipeline.compensating import compensate, export
+from qrobust.pipeline.measuring import evaluate
+from qrobust.pipeline.quantizing import quantize, sensitivity
+from qrobust.pipeline.reporting import write_report
+from qrobust.pipeline.stage import STAGES
+from qrobust.report.markdown import skipped_sentence
+from qrobust.results import Record
+from qrobust.workbench import Workbench
+
+__all__ = [
+    "STAGES", "check_same_config", "compensate", "evaluate", "export", "prepare_inputs", "quantize", "run",
+    "sensitivity", "write_report",
+]  # fmt: skip
+
+
+def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
+    """Open everything a run reads, so that bad input is refused before anything is written.
+
+    Args:
+        bench: of the run.
+        compensating: whether a calibrator will be trained, which must then fit its budget.
+
+    Raises:
+        InputError: any of it is not usable.
+    """
+    _ = bench.target, bench.model_spec, bench.cells, bench.training_cells
+    if bench.data.skipped:
+        bench.reporter.warn(skipped_sentence(bench.data.skipped))
+    for split in (bench.data.calibration, bench.data.validation, bench.data.test):
+        with bench.reporter.bar("read images", len(split)) as bar:
+            for images, _labels in split.batches(500):
+                bar.update(len(images))
+    _ = bench.model, bench.quantized
+    if compensating:
+        bench.new_calibrator()
+
+
+def run(bench: Workbench, *, resume: bool) -> Record:
+    """All stages; with `resume`, those that are not done."""
+    for name, stage in zip(STAGES, (quantize, compensate, export, evaluate), strict=True):
+        if resume and bench.place().stage(name):
+            bench.reporter.say(f"{name}: done before, kept")
+            continue
+        stage(bench)
+    return write_report(bench)
+
+
+def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:
+    """Refuse to resume a run with other choices than it was begun with.
+
+    Raises:
+        InputError: names the first choice that differs.
+    """
+    kept = bench.config.as_json()
+    for key, value in given.items():
+        if key != "threads" and kept.get(key) != value:
+            raise InputError(f"resume: the run was begun with {key}={kept.get(key)!r}, got {value!r}")

@@ -1,0 +1,148 @@
+"""Stages 3 and 4: train the calibrator, export the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from qrobust.classifier import Compensated, count_macs
+from qrobust.compensation.calibrator import Correction
+from qrobust.compensation.training import Fit, Validation, set_gate, state_hash, train_calibrator
+from qrobust.pipeline.stage import choices_key, export_gated, stage
+from qrobust.predictions import CLEAN
+from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.qat import refreeze, thaw
+from qrobust.quantization.recipe import Recipe
+from qrobust.results import save_npz
+from qrobust.shifts.rendering import render, to_uint8, to_unit
+from qrobust.workbench import Workbench
+
+# Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
+RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
+QAT_RATE = 0.5
+# Clean validation accuracy that a calibrator may cost, as a fraction: the gate is set by it.
+CLEAN_COST = 0.0075
+# Shifted validation images in all, and the memory they may take.
+VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
+
+
+def compensate(bench: Workbench) -> None:
+    """Stage 3: train the calibrator, first in float, then on its own 8-bit grid; freeze it."""
+    folder, config = bench.place(), bench.config
+    folder.need_stage("quantize", "quantize")
+    folder.checkpoints.mkdir(exist_ok=True)
+    with stage(bench, "compensate") as result:
+        before = state_hash(bench.twin)
+        validation = Validation(
+            bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
+            limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
+        )  # fmt: skip
+        clean, _ = validation.measure(bench.twin)
+        calibrator = bench.new_calibrator()
+        result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
+        result["width"] = calibrator.width
+        restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
+        steps = (restore_steps + float_steps, restore_steps)
+        floating = _train(bench, calibrator, validation, steps, config.learning_rate, "float")
+        recipe = Recipe()
+        observed = observe(calibrator.eval(), _calibrator_images(bench), recipe, leaves=(Correction,))
+        frozen = build(observed, bench.target, recipe)
+        trainable = thaw(observed.graph, frozen, learn_ranges=False)
+        rate = config.learning_rate * QAT_RATE
+        integer = _train(bench, trainable, validation, (config.steps - steps[0], 0), rate, "int8")
+        offset = set_gate(trainable, bench.twin, validation, least_clean=clean - CLEAN_COST)
+        frozen = refreeze(trainable)
+        result["gate_offset"] = offset
+        result["validation"] = dict(
+            zip(
+                ("clean_accuracy", "shift_accuracy"),
+                validation.measure(Compensated(frozen, bench.twin)),
+                strict=True,
+            )
+        )
+        bench.save_calibrator(frozen)
+        result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
+        result["trained_on"] = sorted({name for name, _ in bench.training_cells})
+        result["classifier_hash"] = {"before": before, "after": state_hash(bench.twin)}
+        folder.drop_checkpoints()
+
+
+def _train(
+    bench: Workbench,
+    calibrator: torch.nn.Module,
+    validation: Validation,
+    steps: tuple[int, int],
+    learning_rate: float,
+    kind: str,
+) -> Fit:
+    config = bench.config
+    calibrator.train()
+    with bench.reporter.bar(f"train calibrator ({kind})", steps[0]) as bar:
+        done = 0
+
+        def progress(step: int, _total: int, note: str) -> None:
+            nonlocal done
+            bar.update(step - done, note)
+            done = step
+
+        fit = train_calibrator(
+            calibrator, bench.twin, bench.model, bench.data.training, validation, bench.training_cells,
+            table=bench.table, steps=steps[0],
+            restore_steps=steps[1], batch_size=config.batch_size, learning_rate=learning_rate,
+            use_labels=config.use_labels, association_weight=config.association_weight,
+            reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
+            checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=progress,
+        )  # fmt: skip
+    if fit.diverged:
+        bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
+    bench.reporter.detail(
+        f"validation ({kind}): shifts {100 * fit.start_shift_accuracy:.1f} -> {100 * fit.shift_accuracy:.1f} %, "
+        f"clean {100 * fit.start_clean_accuracy:.1f} -> {100 * fit.clean_accuracy:.1f} %"
+    )
+    return fit
+
+
+def _calibrator_images(bench: Workbench) -> Iterator[torch.Tensor]:
+    """Calibration images, clean and under every training cell in turn, to observe the calibrator on."""
+    every = [CLEAN, *bench.training_cells]
+    split = bench.data.calibration
+    size = max(1, min(32, len(split) // len(every)))
+    for index, cell in enumerate(every):
+        images = split.read(torch.arange(index * size, (index + 1) * size) % len(split))
+        yield to_unit(images if cell == CLEAN else render(images, *cell, table=bench.table, seed=bench.config.seed))
+
+
+def export(bench: Workbench) -> None:
+    """Stage 4: compensated.onnx, calibrator and classifier as one graph, through the same gates."""
+    folder = bench.place()
+    folder.need_stage("compensate", "compensate")
+    with stage(bench, "export") as result:
+        in_float = len(folder.need_stage("quantize", "quantize")["quantization"]["kept_in_float"])
+        export_gated(
+            bench,
+            "compensated",
+            bench.torch_classifier("compensated"),
+            result,
+            in_float=in_float,
+        )
+        _pictures(bench)
+
+
+def _pictures(bench: Workbench) -> None:
+    """Test images under the strongest shifts, and what the calibrator makes of them, for the report."""
+    strongest: dict[str, int] = {}
+    for name, severity in bench.cells:
+        strongest[name] = max(severity, strongest.get(name, 0))
+    labels = bench.data.test.labels
+    other = (labels != labels[0]).nonzero()[:1, 0]
+    images = bench.data.test.read(torch.cat([torch.tensor([0]), other]))
+    arrays: dict[str, np.ndarray] = {"clean": images.numpy()}
+    for name, severity in strongest.items():
+        shifted = render(images, name, severity, table=bench.table, seed=bench.config.seed)
+        with torch.inference_mode():
+            calibrated = to_uint8(bench.calibrator(to_unit(shifted)))
+        arrays[f"{name}.{severity}.before"] = shifted.numpy()
+        arrays[f"{name}.{severity}.after"] = calibrated.numpy()
+    save_npz(bench.place().pictures, arrays)

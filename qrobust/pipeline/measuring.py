@@ -1,0 +1,106 @@
+"""Stages 2 and 5: every graph on onnxruntime, on the same pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qrobust.classifier import Classifier
+from qrobust.data import Split
+from qrobust.deployment.runtime import latencies_ms
+from qrobust.evaluation import attack_rows, run_rows, summarise
+from qrobust.pipeline.stage import stage
+from qrobust.predictions import (
+    CLEAN,
+    Predictions,
+    Renderers,
+    kept_or_predicted,
+    prediction_key,
+    renderers,
+    within_budget,
+)
+from qrobust.results import hardware
+from qrobust.workbench import GRAPHS, Workbench
+
+LATENCY_BATCHES = (1, 32)
+
+
+def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
+    """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
+
+    Predictions are kept per cell with the hash of the graph that made them, so that a killed
+    evaluation resumes and a second one asks only graphs that are new.
+
+    Args:
+        bench: of the run.
+        budget: seconds for all cells, by which a subset of the test images is chosen; attacks come on top.
+        workers: processes that render.
+    """
+    folder, config = bench.place(), bench.config
+    folder.need_stage("quantize", "quantize")
+    names = [n for n in GRAPHS if n != "compensated" or folder.stage("export")]
+    folder.predictions.mkdir(exist_ok=True)
+    with stage(bench, "evaluate") as result:
+        sessions = {name: bench.session(name) for name in names}
+        cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
+        with renderers(workers) as by:
+            if budget is not None:
+                split = within_budget(
+                    folder.predictions, split, cells, sessions, seconds=budget, table=bench.table, seed=config.seed,
+                    by=by,
+                )  # fmt: skip
+            with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
+                for cell in cells:
+                    predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+        labels, of = split.labels.numpy(), len(bench.data.test)
+        trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
+        rows = run_rows(predictions, labels, seed=config.seed, of=of)
+        result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
+        result["summary"] = summarise(
+            predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
+            classes=len(bench.data.class_names), of=of,
+        )  # fmt: skip
+        result["attacks"] = _attacks(bench, sessions)
+        result["severity_table"] = bench.table
+        result["hardware"] = hardware(config.threads)
+        latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
+        result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
+        result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+
+
+def _cell_predictions(
+    bench: Workbench,
+    split: Split,
+    cell: tuple[str, int],
+    sessions: dict[str, Any],
+    by: Renderers | None,
+    progress: Callable[[int], None],
+) -> dict[str, Predictions]:
+    folder = bench.place()
+    about = (
+        split.fingerprint(),
+        bench.table,
+        bench.config.seed,
+        bench.config.data,
+        bench.data.image_size,
+    )
+    keys = {name: prediction_key(folder.graph(name).read_bytes(), cell, about) for name in sessions}
+    return kept_or_predicted(
+        folder.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed, by=by,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
+    config = bench.config
+    n = min(config.attack_images, len(bench.data.test))
+    if not n or not config.epsilons:
+        return {"rows": [], "flags": []}
+    pairs: dict[str, tuple[Classifier, Classifier]] = {
+        name: (bench.torch_classifier(name), session) for name, session in sessions.items()
+    }
+    with bench.reporter.bar("attack", n * len(pairs) * len(config.epsilons)) as bar:
+        return attack_rows(
+            pairs, bench.data.test, n=n, epsilons=config.epsilons, steps=config.attack_steps,
+            seed=config.seed, progress=lambda k: bar.update(k),
+        )  # fmt: skip

@@ -1,0 +1,168 @@
+"""Stage 1: the float graph and the INT8 graph."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import fx
+
+from qrobust.classifier import count_macs
+from qrobust.compensation.training import state_hash
+from qrobust.errors import GateError, QRobustError
+from qrobust.pipeline.stage import choices_key, export_gated, stage
+from qrobust.quantization.graph import folded
+from qrobust.quantization.qat import QatFit, refreeze, thaw
+from qrobust.quantization.qat import train as train_twin
+from qrobust.quantization.saturation import saturation_risk
+from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
+from qrobust.shifts.rendering import to_unit
+from qrobust.workbench import SENSITIVITY_IMAGES, Workbench, discard_unfinished
+
+NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
+# At most so many validation images, and pixels of them, to estimate saturation on.
+SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
+
+
+def quantize(bench: Workbench) -> None:
+    """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
+
+    A folder in which this fails is removed: there is nothing in it that another stage could use.
+    """
+    try:
+        _quantize(bench)
+    except QRobustError:
+        discard_unfinished(bench.place())
+        raise
+
+
+def _quantize(bench: Workbench) -> None:
+    with stage(bench, "quantize") as result:
+        quantized = bench.quantized
+        twin, fit = quantized.twin, None
+        if bench.config.qat_epochs:
+            twin, fit = _quantization_aware_training(bench)
+        floating = folded(bench.model, bench.example)
+        in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
+        export_gated(bench, "float", floating, result)
+        export_gated(bench, "int8", twin, result, in_float=len(in_float))
+        bench.save_model()
+        bench.save_twin(twin)
+        bench.place().drop_checkpoints()
+        size = bench.data.image_size
+        noise = layer_noise(
+            quantized.observed.graph,
+            twin,
+            quantized.observed.images[: len(bench.judges(NOISE_IMAGES, NOISE_PIXELS))],
+        )
+        result["quantization"] = {
+            "target": bench.config.target,
+            "recipe": asdict(quantized.recipe),
+            "trials": [asdict(t) for t in quantized.trials],
+            "kept_in_float": in_float,
+            "keep_float_auto": _bought(bench, quantized.gained, result["audit"]["int8"]),
+            "layer_noise": [asdict(n) for n in noise],
+            "layer_effects": [asdict(e) for e in quantized.effects],
+            "qat": asdict(fit) if fit else None,
+            "saturation": _saturation(bench, twin),
+        }
+        result["macs"] = {"classifier": count_macs(bench.model, size)}
+        result["twin_hash"] = state_hash(twin)
+        result["splits"] = bench.data.summary()
+        result["skipped_images"] = list(bench.data.skipped)
+        result["class_names"] = list(bench.data.class_names)
+        result["image_size"] = size
+
+
+def _bought(
+    bench: Workbench, gained: tuple[Fidelity, Fidelity] | None, audited: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the layers that `--keep-float auto:N` left in float buy (before training), and what they cost."""
+    if gained is None:
+        return None
+    without, kept = gained
+    share = audited["integer_mac_share"]
+    bench.reporter.say(
+        f"kept in float: divergence from float {without.divergence:.4f} -> {kept.divergence:.4f}, agreement "
+        f"{100 * without.agreement:.1f} -> {100 * kept.agreement:.1f} % (n = {kept.n}), for "
+        f"{100 * (1 - share):.1f} % of "
+        f"the multiply-accumulates in float"
+    )
+    return {
+        "without": asdict(without),
+        "kept": asdict(kept),
+        "float_mac_share": 1 - share,
+    }
+
+
+def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None:
+    """What an x86 CPU without VNNI would make of the twin; None where activations are signed."""
+    if bench.target.signed:
+        return None
+    judged = bench.judges(SATURATION_IMAGES, SATURATION_PIXELS)
+    found = saturation_risk(twin, ((to_unit(images), labels) for images, labels in judged.batches(16)))
+    if not found["proven"] and bench.config.target == "x86-avx2":
+        raise GateError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
+    bench.reporter.detail(
+        "without VNNI: nothing can saturate" if found["proven"] else
+        f"without VNNI: {100 * found['accuracy_without_vnni']:.1f} % instead of {100 * found['accuracy']:.1f} % "
+        f"expected (n = {found['n']})"
+    )  # fmt: skip
+    return found
+
+
+def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatFit]:
+    """Train the twin; a run that was killed goes on from its checkpoint."""
+    folder, config, quantized = bench.place(), bench.config, bench.quantized
+    folder.checkpoints.mkdir(exist_ok=True)
+    trainable = thaw(
+        quantized.observed.graph,
+        quantized.twin,
+        learn_ranges=config.qat_ranges == "learned",
+    )
+    trainable = trainable.to(memory_format=torch.channels_last)
+    steps = max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size))
+    with bench.reporter.bar("train the twin", steps) as bar:
+        done = 0
+
+        def progress(step: int, _total: int, note: str) -> None:
+            nonlocal done
+            bar.update(step - done, note)
+            done = step
+
+        fit = train_twin(
+            trainable, folded(bench.model, bench.example), bench.data.training,
+            bench.judges(QAT_VALIDATION_IMAGES), steps=steps, batch_size=config.batch_size,
+            learning_rate=config.qat_learning_rate, distillation=config.qat_distillation,
+            cells=bench.training_cells if config.qat_shifts else [], table=bench.table, seed=config.seed,
+            checkpoint=folder.checkpoints / f"qat-{choices_key(config, 'qat')}.pt", progress=progress,
+        )  # fmt: skip
+    if fit.diverged:
+        bench.reporter.warn("warning: quantization-aware training diverged; the best state before that is kept")
+    bench.reporter.detail(
+        f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
+        f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
+    )
+    return refreeze(trainable), fit
+
+
+def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
+    """What each layer alone costs, measured on validation images and added to the quantize stage's result."""
+    folder = bench.place()
+    stage = folder.need_stage("quantize", "quantize")
+    quantized, judge = bench.quantized, bench.judges(SENSITIVITY_IMAGES)
+    layers = len(quantized.observed.layers)
+    with bench.reporter.bar("judge layers", layers) as bar:
+        effects = layer_effects(
+            quantized.observed.graph,
+            bench.twin,
+            judge,
+            lambda name: bar.update(1, name),
+        )
+    stage["quantization"]["layer_effects"] = [asdict(e) for e in effects]
+    folder.finish("quantize", stage)
+    return [
+        noise | next((asdict(e) for e in effects if e.name == noise["name"]), {})
+        for noise in stage["quantization"]["layer_noise"]
+    ]

@@ -1,0 +1,102 @@
+"""What stages have in common: a stage is done or has left nothing; a graph passes its gates or is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+import qrobust
+from qrobust.config import RunConfig
+from qrobust.deployment.audit import audit, check_gate, parity
+from qrobust.deployment.graph import export as export_graph
+from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.models import parse_normalization
+from qrobust.results import write_json
+from qrobust.shifts.rendering import to_unit
+from qrobust.workbench import Workbench
+
+PARITY_IMAGES = 1000
+STAGES = ("quantize", "compensate", "export", "evaluate")
+
+
+@contextmanager
+def stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
+    """Time a stage; on success store what it put into the yielded dict.
+
+    From its start on, neither the stage nor any that builds on it counts as done.
+    """
+    bench.reporter.say(f"{name} ...")
+    bench.place().forget(*STAGES[STAGES.index(name) :])
+    torch.set_num_threads(bench.config.threads)
+    started = time.perf_counter()
+    result: dict[str, Any] = {}
+    yield result
+    result["duration_s"] = round(time.perf_counter() - started, 3)
+    write_json(bench.place().config, bench.config.as_json())
+    bench.place().finish(name, result)
+    bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
+
+
+def choices_key(config: RunConfig, kind: str) -> str:
+    """Changes with every choice that training depends on."""
+    choices = {k: v for k, v in sorted(config.as_json().items()) if k != "threads"}
+    return hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
+
+
+def export_gated(
+    bench: Workbench,
+    name: str,
+    model: torch.nn.Module,
+    result: dict[str, Any],
+    in_float: int = 0,
+) -> None:
+    """Write a graph and pass it through the gates: checker, audit (`in_float` layers excepted), parity."""
+    path = bench.place().graph(name)
+    part = path.with_name(f".{name}.onnx")
+    try:
+        export_graph(
+            model,
+            part,
+            bench.data.image_size,
+            _metadata(bench, name),
+            storage=bench.config.storage,
+        )
+        audited = audit(part, signed_activations=bench.target.signed or None)
+        split = bench.judges(PARITY_IMAGES)
+        images = to_unit(split.read(slice(None)))
+        session = OnnxClassifier(part, bench.config.threads, signed_activations=bench.target.signed or None)
+        measured = parity(model, session, images, split.labels)
+        check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    result.setdefault("audit", {})[name] = audited
+    result.setdefault("parity", {})[name] = measured
+    bench.reporter.detail(
+        f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
+        f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
+    )
+
+
+def _metadata(bench: Workbench, name: str) -> dict[str, object]:
+    spec = bench.config.normalization or bench.model_spec.normalization
+    mean, std = parse_normalization(spec)
+    return {
+        "qrobust.graph": name,
+        "qrobust.version": qrobust.__version__,
+        "class_names": list(bench.data.class_names),
+        "preprocessing": {
+            "input": "RGB in [0, 1], (N, 3, S, S)", "image_size": bench.data.image_size,
+            "resize": "shorter side by 256/224, bilinear; centre crop", "normalization_inside": [mean, std],
+        },
+        "provenance": {
+            "model": bench.config.model, "data": bench.config.data, "target": bench.config.target,
+            "seed": bench.config.seed, "torch": torch.__version__,
+        },
+    }  # fmt: skip
