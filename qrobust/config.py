@@ -47,10 +47,13 @@ class RunConfig:
     severity_table: str = "auto"
     hold_out: tuple[str, ...] = ()
     mac_budget: float = 0.10
+    latency_budget: float | None = None
+    branches: tuple[str, ...] = ()
     steps: int = 4000
     batch_size: int = 128
     learning_rate: float = 2e-3
     use_labels: bool = True
+    few_shot: int | None = None
     association_weight: float = 1.0
     reverse_weight: float = 0.0
     epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
@@ -61,7 +64,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least = {
-            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "batch_size": 16,
+            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 1, "batch_size": 16,
             "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
         mistakes = [
@@ -71,6 +74,8 @@ class RunConfig:
         ]
         if not 0 < self.mac_budget <= 1:
             mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
+        if self.latency_budget is not None and not 1 < self.latency_budget < float("inf"):
+            mistakes.append(f"latency_budget: expected a factor above 1, got {self.latency_budget}")
         if not 0 < self.learning_rate <= 1:
             mistakes.append(f"learning_rate: expected a number in (0, 1], got {self.learning_rate}")
         if not 0 < self.qat_learning_rate <= 1:

@@ -243,6 +243,33 @@ def summarise(
     return result
 
 
+def method_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int) -> list[dict[str, object]]:
+    """What every classifier but `float` and `int8` gains over `int8`, and costs on clean images.
+
+    Args:
+        predictions: per cell, of `int8` and of each method; `CLEAN` among them.
+        labels: `(n,)`.
+        seed: of the bootstrap.
+
+    Returns:
+        A row per method, highest gain first: `method`, `n`, accuracies, `gain_pp` under shift and `clean_cost_pp`
+        with their intervals.
+    """
+    shifted = [cell for cell in predictions if cell != CLEAN]
+    rows = []
+    for name in (n for n in predictions[CLEAN] if n not in ("float", "int8")):
+        (clean, clean_before), (shift, shift_before) = (
+            [_correct(predictions, n, cells, labels).mean(0) for n in (name, "int8")] for cells in ([CLEAN], shifted)
+        )
+        rows.append(
+            {"method": name, "n": len(labels), "clean_accuracy": float(clean.mean())}
+            | {"shift_accuracy": float(shift.mean())}
+            | difference("gain", shift, shift_before, seed)
+            | difference("clean_cost", clean_before, clean, seed)
+        )
+    return sorted(rows, key=lambda row: -float(row["gain_pp"]))  # type: ignore[arg-type]  # gain_pp is a float
+
+
 def attack_rows(
     pairs: dict[str, tuple[Classifier, Classifier]],
     split: Split,

@@ -46,6 +46,10 @@ class Predictions:
     margin: np.ndarray
     confidence: np.ndarray
 
+    def first(self, count: int) -> Predictions:
+        """What was said of the first so many images."""
+        return Predictions(self.prediction[:count], self.margin[:count], self.confidence[:count])
+
 
 FIELDS = tuple(f.name for f in fields(Predictions))
 CellPredictions = dict[Cell, dict[str, Predictions]]

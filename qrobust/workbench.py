@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
-from qrobust.compensation.calibrator import Calibrator, Correction, build_calibrator
+from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.config import RunConfig
 from qrobust.data import Data, Split, open_data
 from qrobust.deployment.runtime import OnnxClassifier
@@ -34,6 +34,9 @@ from qrobust.results import read_json, write_json
 from qrobust.shifts.severities import cells, expand, find_shift, table_for
 
 GRAPHS = ("float", "int8", "compensated")
+# Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
+ALTERNATIVES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast", "denoise")
+TORCH_ONLY = "anti-adversary"
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
 SEARCH_IMAGES, SENSITIVITY_IMAGES = 1000, 256
@@ -87,13 +90,18 @@ class RunFolder:
         self.markdown = path / "report.md"
 
     def graph(self, name: str) -> Path:
-        """The ONNX file of `float`, `int8` or `compensated`."""
+        """The ONNX file of a graph."""
         return self.path / f"{name}.onnx"
 
     def stage(self, name: str) -> Any | None:
         """What a finished stage left, or None."""
         path = self.stages / f"{name}.json"
         return read_json(path) if path.exists() else None
+
+    def graphs(self) -> list[str]:
+        """Names of the graphs whose stages are done."""
+        made = {"float": "quantize", "int8": "quantize", "compensated": "export"}
+        return [name for name in (*GRAPHS, *ALTERNATIVES) if self.stage(made.get(name, name))]
 
     def need_stage(self, name: str, command: str) -> Any:
         """What a finished stage left.
@@ -332,18 +340,28 @@ class Workbench:
         self.__dict__["twin"] = twin
         _save(twin, self.place().twin)
 
-    def new_calibrator(self) -> Calibrator:
-        """An identity calibrator within the budget, seeded."""
-        torch.manual_seed(self.config.seed)
+    @cached_property
+    def lessons(self) -> Split:
+        """Images that compensation may learn from."""
+        few = self.config.few_shot
+        return self.data.training if few is None else self.data.training.first(few)
+
+    def calibrators_within_budget(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""
         budget = int(self.config.mac_budget * count_macs(self.model, self.data.image_size))
-        return build_calibrator(self.data.image_size, budget)
+        return within_budget(self.data.image_size, budget, self.config.branches)
+
+    def new_calibrator(self, width: int, branches: tuple[str, ...]) -> Calibrator:
+        """An identity calibrator, seeded."""
+        torch.manual_seed(self.config.seed)
+        return Calibrator(self.data.image_size, width, branches)
 
     @cached_property
     def calibrator(self) -> nn.Module:
         """The frozen integer calibrator that the folder holds."""
-        self.place().need_stage("compensate", "compensate")
+        stage = self.place().need_stage("compensate", "compensate")
         return restore(
-            self.new_calibrator().eval(), self.target, self.data.image_size,
+            self.new_calibrator(stage["width"], tuple(stage["branches"])).eval(), self.target, self.data.image_size,
             load_file(self.place().calibrator), leaves=(Correction,),
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation import training
-from qrobust.compensation.calibrator import WIDTHS, Calibrator, Correction, build_calibrator
+from qrobust.compensation.calibrator import BRANCHES, FRUGAL, WIDTHS, Calibrator, Correction, within_budget
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.training import GATE_OFFSETS, Validation, set_gate, state_hash, train_calibrator
 from qrobust.data import open_data
@@ -97,12 +97,45 @@ def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tens
     assert torch.allclose(correction(images, maps + 1, negative, moved, shut), images, atol=1e-4)
 
 
-def test_budget_chooses_the_width() -> None:
+def test_budget_chooses_width_and_branches() -> None:
     small, large = (count_macs(Calibrator(32, w), 32) for w in (WIDTHS[1], WIDTHS[2]))
-    assert build_calibrator(32, large - 1).width == WIDTHS[1]
-    assert build_calibrator(32, large).width == WIDTHS[2]
+    assert within_budget(32, large - 1)[0] == (WIDTHS[1], BRANCHES)
+    assert within_budget(32, large)[0] == (WIDTHS[2], BRANCHES)
+    # Below the narrowest with all branches, the residual goes first.
+    smallest = count_macs(Calibrator(32, WIDTHS[0]), 32)
+    width, branches = within_budget(32, smallest - 1)[0]
+    assert branches == FRUGAL
+    assert count_macs(Calibrator(32, width, branches), 32) < smallest
     with pytest.raises(InputError, match=r"smallest calibrator at 32 px needs [\d,]+ "):
-        build_calibrator(32, small // 4)
+        within_budget(32, small // 10)
+    with pytest.raises(InputError, match="branches: expected some of residual"):
+        Calibrator(32, 8, ("magic",))
+
+
+@pytest.mark.parametrize("branches", [("residual",), ("photometric",), ("geometric",), FRUGAL])
+def test_a_branch_that_is_off_changes_nothing(branches: tuple[str, ...], images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 8, branches)
+    assert (calibrator(images) - images).abs().max() < 1e-4
+    for parameter in calibrator.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    out = calibrator(images)
+    assert (out - images).abs().max() > 1e-3
+    if branches == ("photometric",):
+        # One colour matrix and offset per image, where nothing is clipped.
+        one, seen = images[0].flatten(1), out[0].flatten(1)
+        inside = ((seen > 0.001) & (seen < 0.999)).all(0)
+        if inside.sum() > 10:
+            system = torch.cat([one, torch.ones(1, one.shape[1])])[:, inside].T
+            fitted = system @ torch.linalg.lstsq(system, seen[:, inside].T).solution
+            assert torch.allclose(fitted.T, seen[:, inside], atol=1e-4)
+    if branches == ("geometric",):
+        # A warp of a flat image is that image.
+        flat = torch.full((1, 3, 32, 32), 0.4)
+        assert torch.allclose(calibrator(flat), flat, atol=1e-5)
+
+
+def test_images_too_small_are_refused() -> None:
     with pytest.raises(InputError, match="at least 8 pixels"):
         Calibrator(6, 8)
 
@@ -139,7 +172,7 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     before = state_hash(bench.twin)
 
     def train(name: str, steps: int = 60, **options: object) -> tuple[torch.nn.Module, object]:
-        calibrator = bench.new_calibrator()
+        calibrator = bench.new_calibrator(*bench.calibrators_within_budget()[0])
         choices = {
             "table": "cifar-c", "steps": steps, "restore_steps": 40, "batch_size": 16, "learning_rate": 4e-3,
             "use_labels": False, "association_weight": 1.0, "reverse_weight": 0.0, "seed": 0,
@@ -189,7 +222,7 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
             train("bad.pt", **options)
     with pytest.raises(InputError, match="at least one shift"):
         train_calibrator(
-            bench.new_calibrator(),
+            bench.new_calibrator(*bench.calibrators_within_budget()[0]),
             bench.twin,
             bench.model,
             bench.data.training,

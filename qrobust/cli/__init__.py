@@ -273,25 +273,47 @@ def _evaluate_files(
 
 @main.command()
 @run_dir
+@click.option(
+    "--method",
+    default="calibrator",
+    show_default=True,
+    help="calibrator; bn-reestimate: batch-norm statistics of the shifted images; calibrator+bn-reestimate; "
+    "finetune: train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; "
+    "anti-adversary: gradient steps at inference, in torch only; none.",
+)
+@click.option("--compare", is_flag=True, help="Every method, measured together; says which to ship.")
 @measuring
 @training
 @common
-def compensate(run_folder: Path, **options: Any) -> None:
-    """Train a calibrator in front of the frozen INT8 classifier of a run folder.
+def compensate(run_folder: Path, method: str, compare: bool, **options: Any) -> None:
+    """Win robustness back for the INT8 classifier of a run folder; by default, train a calibrator in front of it.
 
-    The classifier does not change: its hash before and after is in the record. Training resumes after
-    an interruption if the options are the same.
+    \b
+    qrobust compensate runs/one                          then: export, evaluate, report
+    qrobust compensate runs/one --method bn-reestimate   exports its own graph; then: evaluate, report
+    qrobust compensate runs/one --compare                every method, exported, measured and reported
+
+    A calibrator leaves the classifier as it is: its hash before and after is in the record. Training resumes
+    after an interruption if the options are the same.
     """
     from qrobust import pipeline
 
     bench = reopen(run_folder, **options)
-    pipeline.compensate(bench)
-    fit = bench.place().need_stage("compensate", "compensate")["training"]
-    click.echo(
-        f"validation accuracy under shift {100 * fit['float']['start_shift_accuracy']:.1f} -> "
-        f"{100 * fit['int8']['shift_accuracy']:.1f} %, clean {100 * fit['float']['start_clean_accuracy']:.1f} -> "
-        f"{100 * fit['int8']['clean_accuracy']:.1f} %"
-    )
+    if compare:
+        finish(bench, pipeline.compare(bench))
+    elif method == "calibrator":
+        pipeline.compensate(bench)
+        fit = bench.place().need_stage("compensate", "compensate")["training"]
+        click.echo(
+            f"validation accuracy under shift {100 * fit['float']['start_shift_accuracy']:.1f} -> "
+            f"{100 * fit['int8']['shift_accuracy']:.1f} %, clean {100 * fit['float']['start_clean_accuracy']:.1f} -> "
+            f"{100 * fit['int8']['clean_accuracy']:.1f} %"
+        )
+    elif method == "none":
+        pipeline.forget_compensation(bench)
+    else:
+        pipeline.make_alternative(bench, method)
+        click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
 
 
 @main.command()

@@ -236,6 +236,11 @@ inputs = options(
 
 measuring = options(
     click.option(
+        "--scene",
+        help="Comma-separated: night, fog, vibration, old-lens, rotated-mount or all; the shifts of that scene, "
+        "instead of --shifts.",
+    ),
+    click.option(
         "--shifts",
         help="Comma-separated names, suites or FILE.py:FUNCTION.  [default: suite 'default']",
     ),
@@ -267,6 +272,17 @@ training = options(
         type=FractionType(),
         help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]",
     ),
+    click.option(
+        "--latency-budget",
+        type=float,
+        help="Such as 1.25: how many times the INT8 graph's time at batch 1 the pair may take, measured here; a "
+        "narrower calibrator is chosen until it fits.  [default: none]",
+    ),
+    click.option(
+        "--branches",
+        help="Comma-separated corrections that the calibrator may make: residual, photometric, geometric.  "
+        "[default: all that fit the budget]",
+    ),
     click.option("--steps", type=int, help="Training steps.  [default: 4000]"),
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
     click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
@@ -274,6 +290,11 @@ training = options(
         "--reverse-weight",
         type=float,
         help="Weight of the pull towards reverse adversarial examples of the clean images.  [default: 0]",
+    ),
+    click.option(
+        "--few-shot",
+        type=int,
+        help="Learn from only so many training images; with --no-labels: unlabelled ones.  [default: all]",
     ),
     click.option(
         "--labels/--no-labels",
@@ -322,10 +343,18 @@ def split_commas(text: str | None, kind: Callable[[str], Any]) -> tuple | None:
 
 def choices(options: dict[str, Any]) -> dict[str, Any]:
     """Options as they stand in a RunConfig; those not given are left out."""
+    from qrobust.errors import InputError
+    from qrobust.shifts.severities import scenes
+
     fraction = FractionType()
     kinds: dict[str, Callable[[str], Any]] = {
-        "shifts": str, "hold_out": str, "layer_bits": str, "keep_float": str, "severities": int,
-        "epsilons": lambda t: fraction.convert(t, None, None),
+        "shifts": str, "scene": str, "hold_out": str, "layer_bits": str, "keep_float": str, "branches": str,
+        "severities": int, "epsilons": lambda t: fraction.convert(t, None, None),
     }  # fmt: skip
     parsed = {k: split_commas(v, kinds[k]) if k in kinds else v for k, v in options.items()}
-    return {k: v for k, v in parsed.items() if v is not None}
+    found = {k: v for k, v in parsed.items() if v is not None}
+    if "scene" in found:
+        if "shifts" in found:
+            raise InputError("scene: expected either --scene or --shifts, got both")
+        found["shifts"] = scenes(found.pop("scene"))
+    return found

@@ -1,14 +1,14 @@
 """The calibrator: a small network in front of a frozen classifier that makes its images easier.
 
-It looks at the image once, with integer convolutions at reduced resolution, and proposes three
-corrections, applied by a few cheap float operators:
+It looks at the image once, with integer convolutions at reduced resolution, and proposes up to three
+corrections, its *branches*, applied by a few cheap float operators:
 
 * *residual*: a signed, bounded change of each pixel, weighed by an attention map;
 * *photometric*: one colour matrix and offset for the whole image, part of which undoes low contrast by
   the image's own statistics;
 * *geometric*: one affine warp of the whole image.
 
-All three are zero at initialisation, so the calibrator starts as the identity. One *gate* per image, from
+All of them are zero at initialisation, so the calibrator starts as the identity. One *gate* per image, from
 0 to 1, scales them: it learns to stay shut on images that need no help.
 """
 
@@ -32,6 +32,9 @@ PHOTOMETRIC, GEOMETRIC = 15, 6
 # Images larger than this are looked at through a stride of 4 instead of 2.
 FINE_SIZE = 64
 HIDDEN = 64
+BRANCHES = ("residual", "photometric", "geometric")
+# Without the residual, which takes most of the multiply-accumulates, a much smaller budget is enough.
+FRUGAL = ("photometric", "geometric")
 
 
 class Correction(nn.Module):
@@ -54,12 +57,12 @@ class Correction(nn.Module):
     def forward(
         self,
         images: torch.Tensor,
-        maps: torch.Tensor,
-        photometric: torch.Tensor,
-        geometric: torch.Tensor,
+        maps: torch.Tensor | None,
+        photometric: torch.Tensor | None,
+        geometric: torch.Tensor | None,
         gate: torch.Tensor,
     ) -> torch.Tensor:
-        """Correct images `(N, 3, S, S)`.
+        """Correct images `(N, 3, S, S)`; a branch that is not there proposes None.
 
         Args:
             images: in [0, 1].
@@ -69,12 +72,20 @@ class Correction(nn.Module):
             gate: `(N, 1)`, before the sigmoid.
         """
         gate = torch.sigmoid(gate)
+        if maps is not None:
+            change, attention = self.residual(maps, images)
+            images = images + change * (attention * gate[:, :, None, None])
+        if photometric is not None:
+            images = self._photometric(images, photometric, gate)
+        images = images.clamp(0, 1)
+        return images if geometric is None else self._warp(images, geometric, gate)
+
+    def residual(self, maps: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The signed change of each pixel in [-1, 1], and how much of it is wanted there, up to `RESIDUAL_BOUND`."""
         maps = F.pixel_shuffle(maps, self.stride)
         if maps.shape[2] != images.shape[2]:
             maps = maps[:, :, : images.shape[2], : images.shape[3]]
-        attention = torch.sigmoid(maps[:, 3:]) * (RESIDUAL_BOUND * gate[:, :, None, None])
-        images = self._photometric(images + torch.tanh(maps[:, :3]) * attention, photometric, gate)
-        return self._warp(images.clamp(0, 1), geometric, gate)
+        return torch.tanh(maps[:, :3]), torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         mean = images.mean((2, 3), keepdim=True)
@@ -105,10 +116,16 @@ class Calibrator(nn.Module):
     Args:
         image_size: S in pixels, at least 8.
         width: channels of the first layer.
+        branches: which corrections it may make, of `BRANCHES`.
+
+    Raises:
+        InputError: an image too small, or branches that do not exist.
     """
 
-    def __init__(self, image_size: int, width: int) -> None:
+    def __init__(self, image_size: int, width: int, branches: tuple[str, ...] = BRANCHES) -> None:
         super().__init__()
+        if not branches or set(branches) - set(BRANCHES):
+            raise InputError(f"branches: expected some of {', '.join(BRANCHES)}, got {', '.join(branches) or 'none'}")
         stride = 2 if image_size <= FINE_SIZE else 4
         if image_size < 8:
             raise InputError(f"image_size: a calibrator needs at least 8 pixels, got {image_size}")
@@ -118,7 +135,7 @@ class Calibrator(nn.Module):
         side = (image_size + self.padding) // (4 * stride)
         # Where things are matters for geometry: the summary keeps a coarse grid instead of one mean.
         grid = max(g for g in (4, 3, 2, 1) if side % g == 0)
-        self.image_size, self.width = image_size, width
+        self.image_size, self.width, self.branches = image_size, width, branches
         self.stem = nn.Sequential(nn.Conv2d(3, width, stride + 2, stride, 1), nn.ReLU())
         self.fine = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
         self.down = nn.Sequential(
@@ -129,12 +146,19 @@ class Calibrator(nn.Module):
             nn.AvgPool2d(side // grid), nn.Flatten(),
             nn.Linear(deep * grid**2, HIDDEN), nn.ReLU(),
         )  # fmt: skip
-        self.photometric = nn.Linear(HIDDEN, PHOTOMETRIC)
-        self.geometric = nn.Linear(HIDDEN, GEOMETRIC)
         self.gate = nn.Linear(HIDDEN, 1)
-        self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
-        self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
-        self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
+        heads: list[nn.Conv2d | nn.Linear] = [self.gate]
+        if "photometric" in branches:
+            self.photometric = nn.Linear(HIDDEN, PHOTOMETRIC)
+            heads.append(self.photometric)
+        if "geometric" in branches:
+            self.geometric = nn.Linear(HIDDEN, GEOMETRIC)
+            heads.append(self.geometric)
+        if "residual" in branches:
+            self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
+            self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
+            self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
+            heads.append(self.maps)
         self.correction = Correction(image_size, stride)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -148,7 +172,7 @@ class Calibrator(nn.Module):
         with torch.no_grad():
             first.weight.mul_(4)
             first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
-        for last in (self.maps, self.photometric, self.geometric, self.gate):
+        for last in heads:
             assert last.bias is not None
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -157,24 +181,32 @@ class Calibrator(nn.Module):
         seen = F.pad(images, [0, self.padding] * 2) if self.padding else images
         fine = self.fine(self.stem(seen))
         coarse = self.down(fine)
-        merged = self.merge(fine + self.up(coarse))
+        maps = self.maps(self.merge(fine + self.up(coarse))) if "residual" in self.branches else None
         summary = self.summary(coarse)
-        return self.correction(
-            images, self.maps(merged), self.photometric(summary), self.geometric(summary), self.gate(summary)
-        )
+        photometric = self.photometric(summary) if "photometric" in self.branches else None
+        geometric = self.geometric(summary) if "geometric" in self.branches else None
+        return self.correction(images, maps, photometric, geometric, self.gate(summary))
 
 
-def build_calibrator(image_size: int, max_macs: int) -> Calibrator:
-    """The widest calibrator within a budget of multiply-accumulates per image, seeded by torch's seed.
+def within_budget(
+    image_size: int, max_macs: int, branches: tuple[str, ...] = ()
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Widths and branches of all calibrators within a budget of multiply-accumulates per image, best first.
+
+    Args:
+        image_size: S in pixels.
+        max_macs: the budget.
+        branches: of `BRANCHES`; none given: all, or where they do not fit, those without the residual.
 
     Raises:
         InputError: the budget is below the smallest calibrator; the message says how large that is.
     """
-    fitting = [w for w in WIDTHS if count_macs(Calibrator(image_size, w), image_size) <= max_macs]
+    sets = (branches,) if branches else (BRANCHES, FRUGAL)
+    cost = {(w, b): count_macs(Calibrator(image_size, w, b), image_size) for b in sets for w in reversed(WIDTHS)}
+    fitting = [choice for choice, macs in cost.items() if macs <= max_macs]
     if not fitting:
-        smallest = count_macs(Calibrator(image_size, WIDTHS[0]), image_size)
         raise InputError(
-            f"mac_budget: the smallest calibrator at {image_size} px needs {smallest:,} "
+            f"mac_budget: the smallest calibrator at {image_size} px needs {min(cost.values()):,} "
             f"multiply-accumulates, the budget allows {max_macs:,}"
         )
-    return Calibrator(image_size, fitting[-1])
+    return fitting

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.data import Split
 from qrobust.errors import InputError
+from qrobust.fitting import Progress, fit
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
 
@@ -116,7 +114,7 @@ def train_calibrator(
     reverse_weight: float,
     seed: int,
     checkpoint: Path,
-    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    progress: Progress = lambda done, total, note: None,
 ) -> Fit:
     """Train `calibrator` in place so that `twin` finds shifted images easier.
 
@@ -160,62 +158,40 @@ def train_calibrator(
     heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
     rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
     optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
-
-    def pair(images: torch.Tensor) -> torch.Tensor:
-        return twin(calibrator(images))
-
-    step, best_state, diverged = 0, copy.deepcopy(calibrator.state_dict()), False
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        calibrator.load_state_dict(state["calibrator"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, best, start, best_state = state["step"], tuple(state["best"]), tuple(state["start"]), state["kept"]
-    else:
-        start = validation.measure(pair)
-        best = (*start, 0)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
-    note = ""
-    while step < steps:
+
+    def rates(step: int) -> list[float]:
         restoring = step < restore_steps
         begin, end = (0, restore_steps) if restoring else (restore_steps, steps)
         cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
         rate = learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
         rate *= 1.0 if restoring else CLASSIFIER_RATE
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.param_groups[1]["lr"] = rate * HEAD_RATES[0 if restoring else 1]
-        loss = _step_loss(
+        return [rate, rate * HEAD_RATES[0 if restoring else 1]]
+
+    def loss(step: int) -> torch.Tensor:
+        return _step_loss(
             calibrator, twin, teacher, training, cells, table=table, batch_size=batch_size, step=step,
             use_labels=use_labels, association_weight=association_weight,
-            reverse_weight=reverse_weight, restoring=restoring, seed=seed,
+            reverse_weight=reverse_weight, restoring=step < restore_steps, seed=seed,
         )  # fmt: skip
-        if not torch.isfinite(loss):
-            diverged = True
-            break
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(calibrator.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if (step - restore_steps) % every == 0 or step == steps:
-            if step >= restore_steps:
-                calibrator.eval()
-                clean, shifted = validation.measure(pair)
-                calibrator.train()
-                note = f"validation: shifts {100 * shifted:.1f} %, clean {100 * clean:.1f} %"
-                if clean + shifted > best[0] + best[1]:
-                    best, best_state = (clean, shifted, step), copy.deepcopy(calibrator.state_dict())
-            state = {
-                "calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "best": list(best), "start": list(start), "kept": best_state,
-            }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
-        progress(step, steps, note)
-    calibrator.load_state_dict(best_state)
+
+    def judge() -> tuple[float, ...]:
+        calibrator.eval()
+        found = validation.measure(lambda images: twin(calibrator(images)))
+        calibrator.train()
+        return found
+
+    done = fit(
+        calibrator, optimizer, steps=steps, rates=rates, loss=loss, judge=judge, score=lambda found: (sum(found),),
+        judge_after=lambda step: step > restore_steps and (step - restore_steps) % every == 0,
+        describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
+        checkpoint=checkpoint, checkpoint_every=every, progress=progress,
+    )  # fmt: skip
     calibrator.eval()
     if state_hash(twin) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
-    return Fit(best[0], best[1], start[0], start[1], int(best[2]), diverged)
+    (clean, shifted), (start_clean, start_shifted) = done.best, done.start
+    return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged)
 
 
 @torch.no_grad()
@@ -243,6 +219,51 @@ def set_gate(calibrator: nn.Module, twin: nn.Module, validation: Validation, *, 
     chosen = max(enough, key=lambda o: enough[o]) if enough else min(GATE_OFFSETS)
     bias.copy_(trained + chosen)
     return chosen
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Images as a calibrator meets them in training; a quarter of them clean.
+
+    Attributes:
+        clean: uint8 `(N, 3, S, S)`.
+        shifted: the same images under the shifts, uint8.
+        labels: `(N,)`.
+        aligned: whether each pixel still shows the same spot of the scene, `(N,)`.
+    """
+
+    clean: torch.Tensor
+    shifted: torch.Tensor
+    labels: torch.Tensor
+    aligned: torch.Tensor
+
+
+def mixed_batch(
+    training: Split, cells: list[Cell], *, table: str, batch_size: int, step: int, seed: int
+) -> MixedBatch:
+    """The batch of one step: a function of the seed and the step alone.
+
+    Args:
+        training: images to draw from.
+        cells: (shift, severity); every shift is as likely, then every severity of it.
+        table: severity table.
+        batch_size: images.
+        step: of the training.
+        seed: of the training.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    chosen = torch.randint(len(training), (batch_size,), generator=generator)
+    clean, labels = training.read(chosen), training.labels[chosen]
+    shifted, aligned = [], []
+    for index, part in enumerate(clean.chunk(GROUPS)):
+        if index < CLEAN_GROUPS:
+            shifted.append(part)
+            aligned += [True] * len(part)
+            continue
+        name, severity = _draw_cell(cells, generator)
+        shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
+        aligned += [find_shift(name).keeps_pixels] * len(part)
+    return MixedBatch(clean, torch.cat(shifted), labels, torch.tensor(aligned))
 
 
 def _draw_cell(cells: list[Cell], generator: torch.Generator) -> Cell:
@@ -281,19 +302,8 @@ def _step_loss(
     seed: int,
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    chosen = torch.randint(len(training), (batch_size,), generator=generator)
-    clean, labels = training.read(chosen), training.labels[chosen]
-    shifted, aligned = [], []
-    for index, part in enumerate(clean.chunk(GROUPS)):
-        if index < CLEAN_GROUPS:
-            shifted.append(part)
-            aligned += [True] * len(part)
-            continue
-        name, severity = _draw_cell(cells, generator)
-        shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
-        aligned += [find_shift(name).keeps_pixels] * len(part)
-    images, original = to_unit(torch.cat(shifted)), to_unit(clean)
+    batch = mixed_batch(training, cells, table=table, batch_size=batch_size, step=step, seed=seed)
+    images, original, labels = to_unit(batch.shifted), to_unit(batch.clean), batch.labels
     calibrated, gate = _with_gate(calibrator, images)
     is_shifted = (images != original).flatten(1).any(1, keepdim=True).float()
     balance = torch.where(is_shifted > 0, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
@@ -313,7 +323,6 @@ def _step_loss(
             easier = reverse_adversarial(
                 teacher, original, targets, ball=LinfBall(8 / 255), steps=2, step_size=4 / 255
             )
-        where = torch.tensor(aligned)
-        if where.any():
-            loss = loss + reverse_weight * F.mse_loss(calibrated[where], easier[where])
+        if batch.aligned.any():
+            loss = loss + reverse_weight * F.mse_loss(calibrated[batch.aligned], easier[batch.aligned])
     return loss

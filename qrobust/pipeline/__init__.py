@@ -9,18 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.errors import InputError
+from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.compensating import compensate, export
 from qrobust.pipeline.measuring import evaluate
 from qrobust.pipeline.quantizing import quantize, sensitivity
 from qrobust.pipeline.reporting import write_report
-from qrobust.pipeline.stage import STAGES
+from qrobust.pipeline.stage import STAGES, kept
 from qrobust.report.markdown import skipped_sentence
 from qrobust.results import Record
-from qrobust.workbench import Workbench
+from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, Workbench
 
 __all__ = [
-    "STAGES", "check_same_config", "compensate", "evaluate", "export", "prepare_inputs", "quantize", "run",
-    "sensitivity", "write_report",
+    "STAGES", "check_same_config", "compare", "compensate", "evaluate", "export", "forget_compensation",
+    "make_alternative", "prepare_inputs", "quantize", "run", "sensitivity", "write_report",
 ]  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
                 bar.update(len(images))
     _ = bench.model, bench.quantized
     if compensating:
-        bench.new_calibrator()
+        bench.calibrators_within_budget()
 
 
 def run(bench: Workbench, *, resume: bool) -> Record:
@@ -54,6 +55,30 @@ def run(bench: Workbench, *, resume: bool) -> Record:
             continue
         stage(bench)
     return write_report(bench)
+
+
+def compare(bench: Workbench) -> Record:
+    """Every way to compensate, measured together; what is done already is kept."""
+    folder = bench.place()
+    folder.need_stage("quantize", "quantize")
+    if not kept(bench, "compensate"):
+        compensate(bench)
+    if not folder.stage("export"):
+        export(bench)
+    for method in (*ALTERNATIVES, TORCH_ONLY):
+        if kept(bench, method):
+            continue
+        try:
+            make_alternative(bench, method)
+        except InputError as error:
+            bench.reporter.warn(f"warning: {method} left out: {error}")
+    evaluate(bench)
+    return write_report(bench)
+
+
+def forget_compensation(bench: Workbench) -> None:
+    """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
+    bench.place().forget("compensate", "export", "evaluate", *ALTERNATIVES, TORCH_ONLY)
 
 
 def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from qrobust.classifier import Compensated, count_macs
-from qrobust.compensation.calibrator import Correction
+from qrobust.compensation.calibrator import Calibrator, Correction
 from qrobust.compensation.training import Fit, Validation, set_gate, state_hash, train_calibrator
-from qrobust.pipeline.stage import choices_key, export_gated, stage
+from qrobust.deployment.graph import export as export_graph
+from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
+from qrobust.errors import InputError
+from qrobust.pipeline.stage import choices_key, export_gated, in_float, stage
 from qrobust.predictions import CLEAN
-from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
 from qrobust.quantization.recipe import Recipe
 from qrobust.results import save_npz
@@ -29,49 +36,102 @@ VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 
 
 def compensate(bench: Workbench) -> None:
-    """Stage 3: train the calibrator, first in float, then on its own 8-bit grid; freeze it."""
-    folder, config = bench.place(), bench.config
+    """Stage 3: train the calibrator in front of the INT8 classifier and freeze it."""
+    folder = bench.place()
     folder.need_stage("quantize", "quantize")
     folder.checkpoints.mkdir(exist_ok=True)
     with stage(bench, "compensate") as result:
-        before = state_hash(bench.twin)
-        validation = Validation(
-            bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
-            limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
-        )  # fmt: skip
-        clean, _ = validation.measure(bench.twin)
-        calibrator = bench.new_calibrator()
-        result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
-        result["width"] = calibrator.width
-        restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
-        steps = (restore_steps + float_steps, restore_steps)
-        floating = _train(bench, calibrator, validation, steps, config.learning_rate, "float")
-        recipe = Recipe()
-        observed = observe(calibrator.eval(), _calibrator_images(bench), recipe, leaves=(Correction,))
-        frozen = build(observed, bench.target, recipe)
-        trainable = thaw(observed.graph, frozen, learn_ranges=False)
-        rate = config.learning_rate * QAT_RATE
-        integer = _train(bench, trainable, validation, (config.steps - steps[0], 0), rate, "int8")
-        offset = set_gate(trainable, bench.twin, validation, least_clean=clean - CLEAN_COST)
-        frozen = refreeze(trainable)
-        result["gate_offset"] = offset
-        result["validation"] = dict(
-            zip(
-                ("clean_accuracy", "shift_accuracy"),
-                validation.measure(Compensated(frozen, bench.twin)),
-                strict=True,
-            )
-        )
-        bench.save_calibrator(frozen)
-        result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
-        result["trained_on"] = sorted({name for name, _ in bench.training_cells})
-        result["classifier_hash"] = {"before": before, "after": state_hash(bench.twin)}
+        bench.save_calibrator(fit_calibrator(bench, bench.twin, result))
         folder.drop_checkpoints()
+
+
+def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any]) -> fx.GraphModule:
+    """Train a calibrator in front of a frozen twin, first in float, then on its own 8-bit grid.
+
+    Args:
+        bench: of the run.
+        twin: the classifier.
+        result: of the stage, which is told what came out.
+
+    Returns:
+        The calibrator, frozen to its integers.
+    """
+    config, before = bench.config, state_hash(twin)
+    validation = Validation(
+        bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
+        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
+    )  # fmt: skip
+    clean, _ = validation.measure(twin)
+    calibrator, result["latency_ratio"] = choose_calibrator(bench, twin)
+    result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
+    result["width"], result["branches"] = calibrator.width, calibrator.branches
+    restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
+    steps = (restore_steps + float_steps, restore_steps)
+    floating = _train(bench, calibrator, twin, validation, steps, config.learning_rate, "float")
+    observed, frozen = _frozen(bench, calibrator, mixed_images(bench))
+    trainable = thaw(observed.graph, frozen, learn_ranges=False)
+    rate = config.learning_rate * QAT_RATE
+    integer = _train(bench, trainable, twin, validation, (config.steps - steps[0], 0), rate, "int8")
+    result["gate_offset"] = set_gate(trainable, twin, validation, least_clean=clean - CLEAN_COST)
+    frozen = refreeze(trainable)
+    measured = validation.measure(Compensated(frozen, twin))
+    result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
+    result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
+    result["trained_on"] = sorted({name for name, _ in bench.training_cells})
+    result["training_images"] = len(bench.lessons)
+    result["classifier_hash"] = {"before": before, "after": state_hash(twin)}
+    return frozen
+
+
+def _frozen(
+    bench: Workbench, calibrator: Calibrator, images: Iterable[torch.Tensor]
+) -> tuple[Observed, fx.GraphModule]:
+    recipe = Recipe()
+    observed = observe(calibrator.eval(), images, recipe, leaves=(Correction,))
+    return observed, build(observed, bench.target, recipe)
+
+
+def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrator, float | None]:
+    """The best calibrator within the budgets, untrained; with a latency budget each is exported and timed.
+
+    Args:
+        bench: of the run.
+        twin: the classifier.
+
+    Returns:
+        The calibrator, and where there is a latency budget, how many times the classifier's time the pair takes.
+
+    Raises:
+        InputError: even the smallest is too slow; the message says how slow.
+    """
+    choices = bench.calibrators_within_budget()
+    most = bench.config.latency_budget
+    if most is None:
+        return bench.new_calibrator(*choices[0]), None
+    ratio, size = float("inf"), bench.data.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = {name: Path(folder) / f"{name}.onnx" for name in ("alone", "pair")}
+        export_graph(twin, graphs["alone"], size, {})
+        for choice in choices:
+            calibrator = bench.new_calibrator(*choice)
+            _, frozen = _frozen(bench, calibrator, [bench.data.calibration.read(slice(0, 16)).float() / 255])
+            export_graph(Compensated(frozen, twin), graphs["pair"], size, {})
+            sessions = {n: OnnxClassifier(p, bench.config.threads) for n, p in graphs.items()}
+            measured = latencies_ms(sessions, size, 1)
+            ratio = measured["pair"] / measured["alone"]
+            bench.reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
+            if ratio <= most:
+                return calibrator.train(), ratio
+    raise InputError(
+        f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "
+        f"expected at most {most:g}"
+    )
 
 
 def _train(
     bench: Workbench,
     calibrator: torch.nn.Module,
+    twin: torch.nn.Module,
     validation: Validation,
     steps: tuple[int, int],
     learning_rate: float,
@@ -88,12 +148,13 @@ def _train(
             done = step
 
         fit = train_calibrator(
-            calibrator, bench.twin, bench.model, bench.data.training, validation, bench.training_cells,
+            calibrator, twin, bench.model, bench.lessons, validation, bench.training_cells,
             table=bench.table, steps=steps[0],
             restore_steps=steps[1], batch_size=config.batch_size, learning_rate=learning_rate,
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
-            checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=progress,
+            checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind + state_hash(twin))}.pt",
+            progress=progress,
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
@@ -104,8 +165,8 @@ def _train(
     return fit
 
 
-def _calibrator_images(bench: Workbench) -> Iterator[torch.Tensor]:
-    """Calibration images, clean and under every training cell in turn, to observe the calibrator on."""
+def mixed_images(bench: Workbench) -> Iterator[torch.Tensor]:
+    """Calibration images, clean and under every training cell in turn, to observe ranges on."""
     every = [CLEAN, *bench.training_cells]
     split = bench.data.calibration
     size = max(1, min(32, len(split) // len(every)))
@@ -119,14 +180,7 @@ def export(bench: Workbench) -> None:
     folder = bench.place()
     folder.need_stage("compensate", "compensate")
     with stage(bench, "export") as result:
-        in_float = len(folder.need_stage("quantize", "quantize")["quantization"]["kept_in_float"])
-        export_gated(
-            bench,
-            "compensated",
-            bench.torch_classifier("compensated"),
-            result,
-            in_float=in_float,
-        )
+        export_gated(bench, "compensated", bench.torch_classifier("compensated"), result, in_float=in_float(bench))
         _pictures(bench)
 
 

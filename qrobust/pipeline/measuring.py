@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from qrobust.classifier import Classifier
+from qrobust.compensation.baselines import AntiAdversary
+from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
-from qrobust.evaluation import attack_rows, run_rows, summarise
+from qrobust.evaluation import attack_rows, method_rows, run_rows, summarise
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
+    CellPredictions,
     Predictions,
     Renderers,
     kept_or_predicted,
@@ -20,9 +23,11 @@ from qrobust.predictions import (
     within_budget,
 )
 from qrobust.results import hardware
-from qrobust.workbench import GRAPHS, Workbench
+from qrobust.workbench import GRAPHS, TORCH_ONLY, Workbench
 
 LATENCY_BATCHES = (1, 32)
+# Test images for a method that exists in torch only.
+TORCH_IMAGES = 200
 
 
 def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
@@ -38,7 +43,7 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
-    names = [n for n in GRAPHS if n != "compensated" or folder.stage("export")]
+    names = folder.graphs()
     folder.predictions.mkdir(exist_ok=True)
     with stage(bench, "evaluate") as result:
         sessions = {name: bench.session(name) for name in names}
@@ -60,7 +65,8 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
             predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
             classes=len(bench.data.class_names), of=of,
         )  # fmt: skip
-        result["attacks"] = _attacks(bench, sessions)
+        result["methods"] = method_rows(predictions, labels, seed=config.seed) + _in_torch(bench, split, predictions)
+        result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
         latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
@@ -89,6 +95,26 @@ def _cell_predictions(
         folder.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed, by=by,
         progress=progress,
     )  # fmt: skip
+
+
+def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> list[dict[str, object]]:
+    """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
+    folder = bench.place()
+    if not folder.stage(TORCH_ONLY):
+        return []
+    some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(bench.twin)}
+    twin, about = state_hash(bench.twin).encode(), (some.fingerprint(), bench.table, bench.config.seed)
+    kept = folder.predictions / TORCH_ONLY
+    kept.mkdir(exist_ok=True)
+    both: CellPredictions = {}
+    with bench.reporter.bar(f"measure {TORCH_ONLY} in torch", len(some) * len(predictions)) as bar:
+        for cell, known in predictions.items():
+            found = kept_or_predicted(
+                kept, cell, asked, some, keys={TORCH_ONLY: prediction_key(twin, cell, about)}, table=bench.table,
+                seed=bench.config.seed, progress=lambda n: bar.update(n),
+            )  # fmt: skip
+            both[cell] = {"int8": known["int8"].first(len(some))} | found
+    return method_rows(both, some.labels.numpy(), seed=bench.config.seed)
 
 
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:

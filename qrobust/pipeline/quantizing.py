@@ -10,6 +10,7 @@ from torch import fx
 
 from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
+from qrobust.data import Split
 from qrobust.errors import GateError, QRobustError
 from qrobust.pipeline.stage import choices_key, export_gated, stage
 from qrobust.quantization.graph import folded
@@ -42,7 +43,13 @@ def _quantize(bench: Workbench) -> None:
         quantized = bench.quantized
         twin, fit = quantized.twin, None
         if bench.config.qat_epochs:
-            twin, fit = _quantization_aware_training(bench)
+            config = bench.config
+            twin, fit = train_twin_in_stage(
+                bench, twin, bench.data.training,
+                steps=max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size)),
+                distillation=config.qat_distillation, cells=bench.training_cells if config.qat_shifts else [],
+                kind="qat",
+            )  # fmt: skip
         floating = folded(bench.model, bench.example)
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
         export_gated(bench, "float", floating, result)
@@ -112,17 +119,31 @@ def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None
     return found
 
 
-def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatFit]:
-    """Train the twin; a run that was killed goes on from its checkpoint."""
-    folder, config, quantized = bench.place(), bench.config, bench.quantized
+def train_twin_in_stage(
+    bench: Workbench,
+    twin: fx.GraphModule,
+    training: Split,
+    *,
+    steps: int,
+    distillation: float,
+    cells: list[tuple[str, int]],
+    kind: str,
+) -> tuple[fx.GraphModule, QatFit]:
+    """Train a twin of the run's model; a run that was killed goes on from its checkpoint.
+
+    Args:
+        bench: of the run.
+        twin: to start from; it is not changed.
+        training: images to learn from.
+        steps: optimizer steps.
+        distillation: weight of the float model's view.
+        cells: shifts to train on, or none.
+        kind: names the checkpoint.
+    """
+    folder, config = bench.place(), bench.config
     folder.checkpoints.mkdir(exist_ok=True)
-    trainable = thaw(
-        quantized.observed.graph,
-        quantized.twin,
-        learn_ranges=config.qat_ranges == "learned",
-    )
+    trainable = thaw(bench.quantized.observed.graph, twin, learn_ranges=config.qat_ranges == "learned")
     trainable = trainable.to(memory_format=torch.channels_last)
-    steps = max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size))
     with bench.reporter.bar("train the twin", steps) as bar:
         done = 0
 
@@ -132,11 +153,10 @@ def _quantization_aware_training(bench: Workbench) -> tuple[fx.GraphModule, QatF
             done = step
 
         fit = train_twin(
-            trainable, folded(bench.model, bench.example), bench.data.training,
-            bench.judges(QAT_VALIDATION_IMAGES), steps=steps, batch_size=config.batch_size,
-            learning_rate=config.qat_learning_rate, distillation=config.qat_distillation,
-            cells=bench.training_cells if config.qat_shifts else [], table=bench.table, seed=config.seed,
-            checkpoint=folder.checkpoints / f"qat-{choices_key(config, 'qat')}.pt", progress=progress,
+            trainable, folded(bench.model, bench.example), training, bench.judges(QAT_VALIDATION_IMAGES), steps=steps,
+            batch_size=config.batch_size, learning_rate=config.qat_learning_rate, distillation=distillation,
+            cells=cells, table=bench.table, seed=config.seed,
+            checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=progress,
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn("warning: quantization-aware training diverged; the best state before that is kept")

@@ -5,19 +5,24 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import qrobust
 from qrobust.evaluation import STATISTICS
+from qrobust.report.card import model_card
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import SCHEMA, Record, versions, write_json, write_text
-from qrobust.workbench import Workbench
+from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, RunFolder, Workbench
 
 COMPENSATION_KEYS = (
     "width",
+    "branches",
+    "latency_ratio",
+    "training_images",
     "trained_on",
     "training",
     "gate_offset",
@@ -45,7 +50,11 @@ def build_record(bench: Workbench) -> Record:
     summary = evaluated["summary"] | {
         "latency_ms": evaluated["latency_ms"], "size_bytes": evaluated["size_bytes"], "macs": macs,
     }  # fmt: skip
-    exported = exported or {"audit": {}, "parity": {}}
+    others = [found for name in ALTERNATIVES if (found := folder.stage(name))]
+    gates = {
+        gate: {k: v for made in (quantized, exported, *others) if made for k, v in made[gate].items()}
+        for gate in ("audit", "parity")
+    }
     return {
         "schema": SCHEMA,
         "qrobust": qrobust.__version__,
@@ -55,12 +64,13 @@ def build_record(bench: Workbench) -> Record:
         "n_test": evaluated["summary"]["n_test"],
         "summary": summary,
         "rows": evaluated["rows"],
+        "methods": [_with_costs(row, evaluated, folder) for row in evaluated["methods"]],
         "statistics": STATISTICS,
         "severity_table": evaluated["severity_table"],
         "attacks": evaluated["attacks"],
         "quantization": quantized["quantization"],
-        "audit": quantized["audit"] | exported["audit"],
-        "parity": quantized["parity"] | exported["parity"],
+        "audit": gates["audit"],
+        "parity": gates["parity"],
         "compensation": None if compensated is None else {k: compensated[k] for k in COMPENSATION_KEYS},
         "splits": quantized["splits"],
         "skipped_images": quantized["skipped_images"],
@@ -73,8 +83,23 @@ def build_record(bench: Workbench) -> Record:
     }  # fmt: skip
 
 
+def _with_costs(row: dict[str, Any], evaluated: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """What a method gains, and beside it what it takes to run it and what it learned from."""
+    name = row["method"]
+    made = folder.need_stage("compensate" if name == "compensated" else name, "compensate")
+    if name == TORCH_ONLY:
+        return row | {"runtime": "torch", "trained_on": [], "training_s": 0.0}
+    latency = evaluated["latency_ms"]
+    return row | {
+        "runtime": "onnxruntime", "macs": made["macs"]["calibrator"], "trained_on": made["trained_on"],
+        "training_s": made["duration_s"],
+        "latency_ratio": {b: latency[name][b] / latency["int8"][b] for b in latency[name]},
+        "float_latency_ratio": {b: latency["float"][b] / latency[name][b] for b in latency[name]},
+    }  # fmt: skip
+
+
 def write_report(bench: Workbench) -> Record:
-    """Stage 6: record.json, report.html, report.md and results.csv."""
+    """Stage 6: record.json, report.html, report.md, results.csv, and a model card beside every graph."""
     folder = bench.place()
     record = build_record(bench)
     pictures = None
@@ -84,5 +109,7 @@ def write_report(bench: Workbench) -> Record:
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
     write_text(folder.path / "results.csv", unaggregated_csv(record))
+    for name in record["summary"]["clean_accuracy"]:
+        write_text(folder.graph(name).with_suffix(".card.md"), model_card(record, name))
     write_json(folder.record, record)
     return record

@@ -19,9 +19,11 @@ from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.models import parse_normalization
 from qrobust.results import write_json
 from qrobust.shifts.rendering import to_unit
-from qrobust.workbench import Workbench
+from qrobust.workbench import ALTERNATIVES, Workbench
 
 PARITY_IMAGES = 1000
+# Choices that no training depends on.
+MEASURING = ("threads", "epsilons", "attack_images", "attack_steps", "test_images")
 STAGES = ("quantize", "compensate", "export", "evaluate")
 
 
@@ -32,21 +34,40 @@ def stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
     From its start on, neither the stage nor any that builds on it counts as done.
     """
     bench.reporter.say(f"{name} ...")
-    bench.place().forget(*STAGES[STAGES.index(name) :])
+    bench.place().forget(*after(name))
     torch.set_num_threads(bench.config.threads)
     started = time.perf_counter()
     result: dict[str, Any] = {}
     yield result
+    result["choices"] = choices_key(bench.config, name)
     result["duration_s"] = round(time.perf_counter() - started, 3)
     write_json(bench.place().config, bench.config.as_json())
     bench.place().finish(name, result)
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
 
+def after(name: str) -> tuple[str, ...]:
+    """A stage and those that build on it; the alternatives to a calibrator build on `quantize` alone."""
+    if name not in STAGES:
+        return (name, "evaluate")
+    return STAGES[STAGES.index(name) :] + (tuple(ALTERNATIVES) if name == "quantize" else ())
+
+
+def kept(bench: Workbench, name: str) -> bool:
+    """Whether a stage is done, and was done with the choices of now."""
+    done = bench.place().stage(name)
+    return done is not None and done["choices"] == choices_key(bench.config, name)
+
+
 def choices_key(config: RunConfig, kind: str) -> str:
     """Changes with every choice that training depends on."""
-    choices = {k: v for k, v in sorted(config.as_json().items()) if k != "threads"}
+    choices = {k: v for k, v in sorted(config.as_json().items()) if k not in MEASURING}
     return hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
+
+
+def in_float(bench: Workbench) -> int:
+    """How many layers of the classifier were left in float on purpose."""
+    return len(bench.place().need_stage("quantize", "quantize")["quantization"]["kept_in_float"])
 
 
 def export_gated(

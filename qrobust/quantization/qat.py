@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError
+from qrobust.fitting import Progress, fit
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, zero_padding
 from qrobust.quantization.graph import LAYERS, calls, set_module
 from qrobust.quantization.sensitivity import divergence, logits_on
@@ -31,6 +30,7 @@ VALIDATIONS = 8
 WARM_UP = 0.05
 PADDING = 0.125
 GROUPS = 8
+BATCH = 50
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -187,14 +187,14 @@ def train(
     table: str,
     seed: int,
     checkpoint: Path,
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> QatFit:
     """Train a thawed twin, in place; it ends with the state that was best on validation images.
 
     The loss is cross-entropy to the labels and the KL divergence from the float teacher's probabilities.
     Images are moved by up to an eighth of their side; with `cells`, half of each batch is shifted. Adam,
-    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy, and of those
-    the one nearest to the teacher.
+    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with `cells`, the
+    mean of that on clean and on shifted images), and of those the one nearest to the teacher.
 
     Args:
         trainable: from `thaw`.
@@ -220,55 +220,54 @@ def train(
         raise InputError(f"distillation: expected a weight from 0 to 1, got {distillation}")
     parameters = [p for p in trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    reference = torch.cat([teacher(to_unit(images)) for images, _ in validation.batches(50)])
+    reference = torch.cat([teacher(to_unit(images)) for images, _ in validation.batches(BATCH)])
+    shifted = _shifted(validation, cells, table, seed)
 
+    @torch.no_grad()
     def measure() -> tuple[float, float]:
         logits = logits_on(trainable, validation)
-        return float((logits.argmax(1) == validation.labels).float().mean()), divergence(reference, logits)
+        accuracy = float((logits.argmax(1) == validation.labels).float().mean())
+        away = divergence(reference, logits)
+        if shifted:
+            logits = torch.cat([trainable(to_unit(images)) for images in shifted])
+            accuracy = (accuracy + float((logits.argmax(1) == validation.labels).float().mean())) / 2
+            away = (away + divergence(reference, logits)) / 2
+        return accuracy, away
 
-    step, diverged = 0, False
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        trainable.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, start, best, kept = state["step"], tuple(state["start"]), tuple(state["best"]), state["kept"]
-    else:
-        start = measure()
-        best, kept = (*start, 0), copy.deepcopy(trainable.state_dict())
     every = max(1, steps // VALIDATIONS)
-    note = ""
-    while step < steps:
+
+    def rates(step: int) -> list[float]:
         warm = min(1.0, (step + 1) / (WARM_UP * steps + 1))
-        optimizer.param_groups[0]["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return [learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))]
+
+    def loss(step: int) -> torch.Tensor:
         images, clean, labels = _batch(training, batch_size, cells, table, seed, step)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             view = teacher(clean).float()
         with torch.autocast("cpu", torch.bfloat16):
             logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
         away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
-        loss = (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
-        if not torch.isfinite(loss):
-            diverged = True
-            break
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step += 1
-        if step % every == 0 or step == steps:
-            accuracy, away_now = measure()
-            note = f"validation {100 * accuracy:.2f} %"
-            if (accuracy, -away_now) > (best[0], -best[1]):
-                best, kept = (accuracy, away_now, step), copy.deepcopy(trainable.state_dict())
-            state = {
-                "model": trainable.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "start": list(start), "best": list(best), "kept": kept,
-            }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
-        progress(step, steps, note)
-    trainable.load_state_dict(kept)
-    return QatFit(start[0], best[0], start[1], best[1], int(best[2]), step, diverged)
+        return (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
+
+    done = fit(
+        trainable, optimizer, steps=steps, rates=rates, loss=loss, judge=measure,
+        score=lambda found: (found[0], -found[1]), judge_after=lambda step: step % every == 0,
+        describe=lambda found: f"validation {100 * found[0]:.2f} %",
+        checkpoint=checkpoint, checkpoint_every=every, progress=progress,
+    )  # fmt: skip
+    return QatFit(done.start[0], done.best[0], done.start[1], done.best[1], done.best_step, done.steps, done.diverged)
+
+
+@torch.no_grad()
+def _shifted(split: Split, cells: list[tuple[str, int]], table: str, seed: int) -> list[torch.Tensor]:
+    """The images in order, uint8, batch after batch under one cell after the other; nothing without cells."""
+    if not cells:
+        return []
+    size = max(1, min(BATCH, len(split) // len(cells)))
+    return [
+        render(images, *cells[index % len(cells)], table=table, seed=seed + 1)
+        for index, (images, _) in enumerate(split.batches(size))
+    ]
 
 
 def _batch(

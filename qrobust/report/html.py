@@ -11,8 +11,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from qrobust.report.plots import gains_plot, layers_plot, severity_plot
-from qrobust.report.verdict import LEVEL, NAMES, headline, percent, points, verdict
+from qrobust.report.plots import LABELS, gains_plot, layers_plot, methods_plot, severity_plot
+from qrobust.report.verdict import LEVEL, NAMES, comparison, headline, percent, points, verdict
 
 PICTURE_SIDE = 112
 
@@ -29,16 +29,21 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "points": points, "pretty": lambda v: json.dumps(v, indent=1)}
-    graphs = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
+    every = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
+    graphs = [k for k in every if k in LABELS]
+    compared = len(record["methods"]) > 1
     return environment.get_template("report.html").render(
         record=record,
         summary=record["summary"],
         graphs=graphs,
+        every=every,
         names=NAMES,
         level=LEVEL,
         verdict=verdict(record),
         headline=headline(record),
-        gains=gains_plot(record),
+        comparison=comparison(record) if compared else [],
+        methods=methods_plot(record, NAMES) if compared else "",
+        gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),
         pictures=_picture_rows(pictures) if pictures else [],

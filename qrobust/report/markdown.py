@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qrobust.report.verdict import NAMES, headline, percent, points, verdict
+from qrobust.report.verdict import NAMES, comparison, headline, percent, points, verdict
 
 LISTED = 5
 
@@ -14,8 +14,10 @@ def markdown_report(record: dict[str, Any]) -> str:
     """The verdict, the headline table and a row per shift and severity."""
     lines = [f"# qrobust: {record['config']['model']}", "", *(f"- {v}" for v in verdict(record)), ""]
     lines += table(headline(record))
+    if len(record["methods"]) > 1:
+        lines += ["", *table(comparison(record))]
     s = record["summary"]
-    graphs = [k for k in NAMES if k in s["clean_accuracy"]]
+    graphs = [k for k in ("float", "int8", "compensated") if k in s["clean_accuracy"]]
     rows = [
         ["shift", "severity", *(NAMES[g] for g in graphs), "drop", *(["gain"] if "compensated" in graphs else [])]
     ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-NAMES = {"float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator"}
-
-
+NAMES = {
+    "float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator", "bn-reestimate": "batch norm re-estimated",
+    "calibrator+bn-reestimate": "batch norm re-estimated + calibrator", "finetune": "fine-tuned",
+    "auto-contrast": "auto-contrast + INT8", "denoise": "3x3 mean + INT8", "anti-adversary": "anti-adversary (torch)",
+}  # fmt: skip
 LEVEL = 0.05
+# A method is worth shipping if it costs at most so much clean accuracy, in points.
+MOST_CLEAN_COST = 0.5
 
 
 def percent(value: float) -> str:
@@ -33,7 +37,9 @@ def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str
         return []
     by = "divided by AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
     values = ", ".join(
-        f"{names[k]} {percent(v)} (relative {percent(mce['relative'][k])})" for k, v in mce["value"].items()
+        f"{name} {percent(mce['value'][k])} (relative {percent(mce['relative'][k])})"
+        for k, name in names.items()
+        if k in mce["value"]
     )
     return [f"Mean corruption error over {mce['corruptions']} corruptions, {by}: {values}."]
 
@@ -59,6 +65,8 @@ def verdict(record: dict[str, Any]) -> list[str]:
     s = record["summary"]
     shift, clean = s["shift_accuracy"], s["clean_accuracy"]
     sentences = []
+    if len(record["methods"]) > 1:
+        sentences.append(recommendation(record))
     if "compensated" in shift:
         gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
         cost = s["clean_cost_pp"]
@@ -99,11 +107,62 @@ def verdict(record: dict[str, Any]) -> list[str]:
             f"[{100 * low:.1f}, {100 * high:.1f}] instead of {percent(saturation['accuracy'])} (simulated on "
             f"{saturation['n']} validation images); `--target x86-avx2` is for those."
         )
-    sentences += corruption_error(s, NAMES)
+    sentences += corruption_error(s, {k: NAMES[k] for k in ("float", "int8", "compensated")})
     sentences.append(significance(record, "drop", "Float and INT8"))
     if "compensated" in shift:
         sentences.append(significance(record, "gain", "INT8 with and without calibrator"))
     return sentences + list(record["attacks"]["flags"])
+
+
+def recommendation(record: dict[str, Any]) -> str:
+    """Which method to ship: the highest gain under shift among those that cost little clean accuracy; or none.
+
+    Where that one is slower than float, the best of those that are not is named, too.
+
+    Args:
+        record: of a run in which methods were compared.
+    """
+    worth = sorted(
+        (
+            row for row in record["methods"]
+            if row["runtime"] == "onnxruntime" and row["gain_interval_pp"][0] > 0
+            and row["clean_cost_pp"] <= MOST_CLEAN_COST
+        ),
+        key=lambda row: -row["gain_pp"],
+    )  # fmt: skip
+    if not worth:
+        return (
+            "Ship the INT8 graph as it is: no method gains under shift at a cost of at most "
+            f"{MOST_CLEAN_COST:g} points of clean accuracy."
+        )
+    best, fast = worth[0], next((r for r in worth if r["float_latency_ratio"]["batch_1"] >= 1), None)
+    text = f"Ship {_praise(best)}."
+    if best is not fast:
+        text += " At batch 1 it takes longer than the float classifier"
+        text += f"; where time decides, ship {_praise(fast)}." if fast else "."
+    return text
+
+
+def _praise(row: dict[str, Any]) -> str:
+    return (
+        f"{NAMES[row['method']]} ({points(row['gain_pp'], row['gain_interval_pp'])} under shift, clean accuracy "
+        f"{points(-row['clean_cost_pp'])}, {row['latency_ratio']['batch_1']:.2f} times the INT8 graph's time)"
+    )
+
+
+def comparison(record: dict[str, Any]) -> list[list[str]]:
+    """The table of methods: a header, then a row for each, highest gain first."""
+    rows = [["", "clean", "under shift", "gain", "clean cost", "time of INT8, batch 1", "batch 32", "n"]]
+    for row in record["methods"]:
+        times = [
+            f"{row['latency_ratio'][b]:.2f}x" if "latency_ratio" in row else "-" for b in ("batch_1", "batch_32")
+        ]
+        rows.append([
+            NAMES[row["method"]], percent(row["clean_accuracy"]), percent(row["shift_accuracy"]),
+            points(row["gain_pp"], row["gain_interval_pp"]),
+            points(row["clean_cost_pp"], row["clean_cost_interval_pp"]), *times, str(row["n"]),
+        ])  # fmt: skip
+    return rows
 
 
 def headline(record: dict[str, Any]) -> list[list[str]]:

@@ -186,6 +186,19 @@ SUITES: dict[str, tuple[str, ...]] = {
     "corruptions-19": tuple(s.name for s in (*_CORRUPTIONS, *_EXTRA_CORRUPTIONS)),
     "transformations": tuple(s.name for s in _TRANSFORMATIONS),
     "sensor": tuple(s.name for s in _TRANSFORMATIONS if s.family == "sensor"),
+    # The thirteen that compensation is judged by: nine corruptions, four transformations.
+    "u13": ("gaussian_noise", "impulse_noise", "defocus_blur", "motion_blur", "fog", "contrast", "brightness",
+            "jpeg_compression", "pixelate", "rotation", "scale", "shear", "inversion"),
+    "all": tuple(SHIFTS),
+}  # fmt: skip
+
+# What changes together when a camera meets a new scene.
+SCENES: dict[str, tuple[str, ...]] = {
+    "night": ("low_light", "gamma", "shot_noise", "vignetting", "contrast"),
+    "fog": ("fog", "contrast", "brightness"),
+    "vibration": ("motion_blur", "rolling_shutter", "translation"),
+    "old-lens": ("defocus_blur", "glass_blur", "vignetting", "saturation", "contrast"),
+    "rotated-mount": ("rotation", "translation", "perspective", "shear"),
     "all": tuple(SHIFTS),
 }  # fmt: skip
 
@@ -258,6 +271,18 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
                 f"got {name!r}"
             )
     return tuple(dict.fromkeys(found))
+
+
+def scenes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The shifts of scenes; a name that is no scene may be a shift, a suite or FILE.py:FUNCTION, as for `expand`.
+
+    Raises:
+        InputError: a name is none of these.
+    """
+    try:
+        return expand(tuple(part for name in names for part in SCENES.get(name, (name,))))
+    except InputError as error:
+        raise InputError(f"scene: expected one of {', '.join(SCENES)}, or else a shift; {error}") from error
 
 
 def cells(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:

@@ -1,0 +1,177 @@
+"""What compensation gains, and costs, on the reference networks: the figures of docs/results.md.
+
+    python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/compensation
+
+For each network that train_baselines.py left in `--trainings`: quantize (W8A8), then one run per job, each a
+folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5, and beside it
+every free baseline. `scene-*`: one calibrator for each of the five shifts on which the INT8 graph is worst on
+validation images, and batch-norm re-estimation for the same. `without-*`: one family of shifts left out of
+training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything is measured on the
+exported graphs by onnxruntime on the test images. A job that is done is kept and one that was killed goes on;
+`--jobs` and `--models` choose.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from qrobust.predictions import predict
+from qrobust.results import hardware, versions
+from qrobust.shifts.severities import SUITES, cells, find_shift
+from qrobust.workbench import Reporter, Workbench
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
+SEVERITY = "5"
+FAMILIES = tuple(dict.fromkeys(find_shift(name).family for name in SUITES["u13"]))
+SCENES, SCENE_IMAGES = 5, 1000
+FEW = (100, 300, 1000)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its folder's name, the options of `compensate`, and methods to measure beside the calibrator."""
+
+    name: str
+    options: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+    quantization: tuple[str, ...] = ()
+
+
+def qrobust(*arguments: str) -> None:
+    subprocess.run([str(Path(sys.executable).parent / "qrobust"), *arguments], check=True)
+
+
+def git_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:
+    """All jobs of those kinds for the network whose INT8 graph lies in `base`."""
+    u13, fewer = ("--shifts", "u13", "--severities", SEVERITY), ("--steps", str(steps // 2))
+    if "u13" in kinds:
+        yield Job("u13", (*u13, "--steps", str(steps)), ("compare",))
+    if "scenes" in kinds:
+        for shift in worst_shifts(base):
+            options = ("--shifts", shift, "--severities", SEVERITY, *fewer)
+            yield Job(f"scene-{shift}", options, ("bn-reestimate",))
+    if "families" in kinds:
+        for family in FAMILIES:
+            members = ",".join(name for name in SUITES["u13"] if find_shift(name).family == family)
+            yield Job(f"without-{family}", (*u13, *fewer, "--hold-out", members))
+    if "bits" in kinds:
+        yield Job("w4a4", (*u13, "--steps", str(steps)), quantization=("--bits", "w4a4", "--qat-epochs", "1"))
+    if "few" in kinds:
+        for count in FEW:
+            yield Job(f"few-{count}", (*u13, *fewer, "--few-shot", str(count), "--no-labels"))
+
+
+def worst_shifts(base: Path) -> list[str]:
+    """The shifts of `u13` on which the INT8 graph is worst, by validation images."""
+    bench = Workbench.open(base, Reporter(), threads=2)
+    split, session = bench.data.validation.first(SCENE_IMAGES), bench.session("int8")
+    accuracy = {}
+    for cell in cells(SUITES["u13"], (int(SEVERITY),), bench.table):
+        found = predict({"int8": session}, split, cell, table=bench.table, seed=1)["int8"]
+        accuracy[cell[0]] = float(np.mean(found.prediction == split.labels.numpy()))
+    return sorted(accuracy, key=lambda name: accuracy[name])[:SCENES]
+
+
+def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> None:
+    """Bring a job's folder to its record, going on where it stopped."""
+    folder = base.parent / job.name
+    if (folder / "record.json").exists():
+        return
+    if not (folder / "stages" / "quantize.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if job.quantization:
+            qrobust("quantize", *quantize, *job.quantization, "--out", str(folder), *common)
+        else:
+            shutil.copytree(base, folder)
+    (folder / "commit").write_text(git_commit())
+    done = {path.stem for path in (folder / "stages").glob("*.json")}
+    run = (str(folder), *common)
+    if "compensate" not in done:
+        qrobust("compensate", *run, *job.options)
+    if "export" not in done:
+        qrobust("export", *run)
+    if "compare" in job.methods:
+        qrobust("compensate", *run, "--compare", "--attack-images", "0")
+        return
+    for method in job.methods:
+        if method not in done:
+            qrobust("compensate", *run, "--method", method)
+    qrobust("evaluate", *run, "--attack-images", "0")
+    qrobust("report", *run)
+
+
+def outcome(record: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a job's record."""
+    keys = ("summary", "rows", "methods", "compensation", "splits", "severity_table", "stages", "hardware", "config")
+    kept = {key: record[key] for key in keys}
+    kept["integer"] = {
+        name: f"{audit['integer_ops']}/{audit['quantizable_ops']}" for name, audit in record["audit"].items()
+    }
+    return kept
+
+
+@click.command()
+@click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
+@click.option("--trainings", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--jobs", "kinds", default="u13,scenes,families,bits,few", show_default=True)
+@click.option("--steps", default=4000, show_default=True, help="Training steps of `u13`; half for the narrower jobs.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
+@click.option("--threads", default=2, show_default=True)
+def main(data: str, trainings: Path, models: str, kinds: str, steps: int, out: Path, threads: int) -> None:
+    """Run the jobs and write results/compensation.json."""
+    common = ["--threads", str(threads), "-v"]
+    for model in models.split(","):
+        training = trainings / model
+        if not (training / "weights.pt").exists():
+            click.echo(f"{model}: no weights in {training}, left out", err=True)
+            continue
+        base = out / model / "base"
+        quantize = ["--model", model, "--weights", str(training / "weights.pt"), "--data", data]
+        if not (base / "stages" / "quantize.json").exists():
+            qrobust("quantize", *quantize, "--out", str(base), *common, *(["--overwrite"] if base.exists() else []))
+        for job in jobs(base, steps, tuple(kinds.split(","))):
+            click.echo(f"{model}: {job.name}", err=True)
+            run_job(job, base, quantize, common)
+            write(out, trainings, threads)
+
+
+def write(out: Path, trainings: Path, threads: int) -> None:
+    """Gather every finished job under `out`."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.glob("*/*/record.json")):
+        model, job = path.parts[-3:-1]
+        entry = found.setdefault(model, {"jobs": {}})
+        entry["jobs"][job] = outcome(json.loads(path.read_text())) | {"commit": (path.parent / "commit").read_text()}
+        entry["training"] = json.loads((trainings / model / "training.json").read_text())
+    result = {
+        "command": "python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --out OUT",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
+        "versions": versions(), "hardware": hardware(threads),
+    }  # fmt: skip
+    text = json.dumps(result, indent=1)
+    for folder, name in ((str(out), "OUT"), (str(trainings), "RUNS"), (str(Path.home()), "~")):
+        text = text.replace(folder, name)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "compensation.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The training loop that the calibrator and the twin share: resumable, keeps the best, stops when it diverges."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run came to; the module ends with the best state.
+
+    Attributes:
+        start: what `judge` found before the first step.
+        best: what it found of the state that was kept.
+        best_step: the step whose state was kept; 0 is the start.
+        steps: optimizer steps made.
+        diverged: training was stopped at a loss that is not finite.
+    """
+
+    start: tuple[float, ...]
+    best: tuple[float, ...]
+    best_step: int
+    steps: int
+    diverged: bool
+
+
+def fit(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    rates: Callable[[int], list[float]],
+    loss: Callable[[int], torch.Tensor],
+    judge: Callable[[], tuple[float, ...]],
+    score: Callable[[tuple[float, ...]], tuple[float, ...]],
+    judge_after: Callable[[int], bool],
+    describe: Callable[[tuple[float, ...]], str],
+    checkpoint: Path,
+    checkpoint_every: int,
+    progress: Progress,
+) -> Outcome:
+    """Train a module in place; a run that was killed goes on from its checkpoint and ends alike.
+
+    Args:
+        module: what is trained; it ends with the state of highest score, the start among the candidates.
+        optimizer: over its parameters.
+        steps: optimizer steps.
+        rates: step to the learning rate of each parameter group.
+        loss: step to the loss of its batch, a function of the weights and the step alone.
+        judge: measures the module as it is; called in training mode, must leave it so.
+        score: of what `judge` found; the highest wins.
+        judge_after: number of steps made to whether the module is judged now; it is after the last one.
+        describe: what `judge` found, in words for the progress bar.
+        checkpoint: file to resume from.
+        checkpoint_every: steps between checkpoints, which are also made whenever the module is judged.
+        progress: called with steps done, all steps and a note.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step, diverged, note = 0, False, ""
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, start, kept = state["step"], tuple(state["start"]), state["kept"]
+        best, best_step = tuple(state["best"]), state["best_step"]
+    else:
+        start = best = judge()
+        best_step, kept = 0, copy.deepcopy(module.state_dict())
+    while step < steps:
+        for group, rate in zip(optimizer.param_groups, rates(step), strict=True):
+            group["lr"] = rate
+        value = loss(step)
+        if not torch.isfinite(value):
+            diverged = True
+            break
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        judged = step == steps or judge_after(step)
+        if judged:
+            found = judge()
+            note = describe(found)
+            if score(found) > score(best):
+                best, best_step, kept = found, step, copy.deepcopy(module.state_dict())
+        if judged or step % checkpoint_every == 0:
+            state = {
+                "model": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "start": list(start),
+                "best": list(best), "best_step": best_step, "kept": kept,
+            }  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".part"))
+            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+        progress(step, steps, note)
+    module.load_state_dict(kept)
+    return Outcome(start, best, best_step, step, diverged)

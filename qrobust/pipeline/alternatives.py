@@ -1,0 +1,105 @@
+"""What a calibrator must be better than, each with a graph of its own that passes the same gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qrobust.classifier import Compensated, count_macs
+from qrobust.compensation.baselines import AutoContrast, Denoise, reestimate_batch_norm
+from qrobust.compensation.training import mixed_batch
+from qrobust.errors import InputError
+from qrobust.pipeline.compensating import RESTORE_SHARE, fit_calibrator, mixed_images
+from qrobust.pipeline.quantizing import train_twin_in_stage
+from qrobust.pipeline.stage import export_gated, in_float, stage
+from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.recipe import Recipe
+from qrobust.shifts.rendering import to_unit
+from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, Workbench
+
+# Training images whose batch-norm statistics are taken, in batches of so many.
+REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128
+
+
+def make_alternative(bench: Workbench, method: str) -> None:
+    """Make, export and gate the graph of a method; what it may learn from is what a calibrator may.
+
+    Args:
+        bench: of the run.
+        method: one of `ALTERNATIVES`, or `anti-adversary`, which only asks the next evaluation to measure it.
+
+    Raises:
+        InputError: no such method, or one that does not fit the model.
+    """
+    if method not in (*ALTERNATIVES, TORCH_ONLY):
+        raise InputError(
+            f"method: expected calibrator, none, {', '.join((*ALTERNATIVES, TORCH_ONLY))}, got {method!r}"
+        )
+    folder = bench.place()
+    folder.need_stage("quantize", "quantize")
+    folder.checkpoints.mkdir(exist_ok=True)
+    with stage(bench, method) as result:
+        if method == TORCH_ONLY:
+            return
+        model = MAKERS[method](bench, result)
+        result.setdefault("trained_on", sorted({name for name, _ in bench.training_cells}))
+        result.setdefault("macs", {"calibrator": 0})
+        export_gated(bench, method, model, result, in_float=in_float(bench))
+        folder.drop_checkpoints()
+
+
+def _reestimated(bench: Workbench) -> fx.GraphModule:
+    """The twin of the float model with the batch-norm statistics of the shifted training images."""
+    count = -(-min(REESTIMATION_IMAGES, len(bench.lessons)) // REESTIMATION_BATCH)
+
+    def batches() -> Iterator[torch.Tensor]:
+        with bench.reporter.bar("re-estimate batch norms", count) as bar:
+            for step in range(count):
+                batch = mixed_batch(
+                    bench.lessons, bench.training_cells, table=bench.table, batch_size=REESTIMATION_BATCH, step=step,
+                    seed=bench.config.seed,
+                )  # fmt: skip
+                yield to_unit(batch.shifted)
+                bar.update(1)
+
+    recipe = Recipe.from_json(bench.place().need_stage("quantize", "quantize")["quantization"]["recipe"])
+    observed = observe(reestimate_batch_norm(bench.model, batches()), mixed_images(bench), recipe)
+    return build(observed, bench.target, recipe, seed=bench.config.seed)
+
+
+def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.Module:
+    twin = _reestimated(bench)
+    return Compensated(fit_calibrator(bench, twin, result), twin)
+
+
+def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
+    """The twin itself, trained on the shifts for as many steps as a calibrator is behind the classifier."""
+    config = bench.config
+    twin, fitted = train_twin_in_stage(
+        bench, bench.twin, bench.lessons, steps=round(config.steps * (1 - RESTORE_SHARE)),
+        distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
+        kind="finetune",
+    )  # fmt: skip
+    result["training"] = fitted.__dict__
+    return twin
+
+
+def _preprocessed(module: nn.Module) -> Callable[[Workbench, dict[str, Any]], nn.Module]:
+    def make(bench: Workbench, result: dict[str, Any]) -> nn.Module:
+        result["trained_on"] = []
+        result["macs"] = {"calibrator": count_macs(module, bench.data.image_size)}
+        return Compensated(module, bench.twin)
+
+    return make
+
+
+MAKERS: dict[str, Callable[[Workbench, dict[str, Any]], nn.Module]] = {
+    "bn-reestimate": lambda bench, _: _reestimated(bench),
+    "calibrator+bn-reestimate": _reestimated_and_calibrated,
+    "finetune": _finetuned,
+    "auto-contrast": _preprocessed(AutoContrast()),
+    "denoise": _preprocessed(Denoise()),
+}

@@ -1,0 +1,168 @@
+"""Batch-norm re-estimation, preprocessing and the anti-adversary against closed forms; then as methods of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import qrobust
+from torch import nn
+from torch.nn import functional as F
+
+from qrobust.classifier import NormalizedModel
+from qrobust.compensation.baselines import AntiAdversary, AutoContrast, Denoise, reestimate_batch_norm
+from qrobust.compensation.training import state_hash
+from qrobust.errors import InputError
+
+
+def test_reestimated_statistics_are_those_of_the_images(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    before = state_hash(model)
+    again = reestimate_batch_norm(model, images.split(8))
+    inside = model[0](images)
+    assert state_hash(model) == before
+    assert not again.training
+    assert torch.allclose(again[1].running_mean, inside.mean((0, 2, 3)), atol=1e-6)
+    # Variances are means over batches of the unbiased variance within each.
+    within = torch.stack([model[0](part).var((0, 2, 3)) for part in images.split(8)]).mean(0)
+    assert torch.allclose(again[1].running_var, within, rtol=1e-4)
+    assert torch.equal(again[0].weight, model[0].weight)
+
+
+def test_reestimation_undoes_a_change_of_brightness_and_contrast(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
+    )
+    model(images)
+    model = reestimate_batch_norm(model.eval(), [images])
+    faint = 0.3 * images + 0.2
+    adapted = reestimate_batch_norm(model, [faint])
+    assert torch.allclose(adapted(faint), model(images), atol=2e-2)
+    assert (model(faint) - model(images)).abs().max() > 0.1
+
+
+def test_reestimation_refuses_what_it_cannot_do(small_model: NormalizedModel) -> None:
+    with pytest.raises(InputError, match="expected images, got none"):
+        reestimate_batch_norm(small_model, [])
+    with pytest.raises(InputError, match="expected batch norms"):
+        reestimate_batch_norm(nn.Conv2d(3, 3, 1), [torch.rand(1, 3, 8, 8)])
+
+
+def test_auto_contrast_is_pillows(digit_pixels: torch.Tensor) -> None:
+    from PIL import Image, ImageOps
+
+    faint = (digit_pixels.float() * 0.4 + 60).round().to(torch.uint8)
+    ours = AutoContrast()(faint.float() / 255)
+    for image, stretched in zip(faint, ours, strict=True):
+        wanted = ImageOps.autocontrast(Image.fromarray(image.permute(1, 2, 0).numpy()))
+        theirs = torch.tensor(list(wanted.tobytes())).view(32, 32, 3).permute(2, 0, 1)
+        assert (255 * stretched - theirs).abs().max() <= 1
+    flat = torch.full((1, 3, 8, 8), 0.3)
+    assert torch.equal(AutoContrast()(flat), flat)
+
+
+def test_denoise_is_the_mean_of_those_that_are_there() -> None:
+    images = torch.rand(2, 3, 6, 6)
+    smooth = Denoise()(images)
+    assert torch.allclose(smooth[:, :, 2, 3], images[:, :, 1:4, 2:5].mean((2, 3)))
+    assert torch.allclose(smooth[:, :, 0, 0], images[:, :, :2, :2].mean((2, 3)))
+
+
+def test_anti_adversary_moves_towards_its_own_prediction(small_model: NormalizedModel, images: torch.Tensor) -> None:
+    seen: list[torch.Tensor] = []
+
+    def watching(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.detach())
+        return small_model(x)
+
+    logits = AntiAdversary(watching, steps=3, step_size=0.01)(images)
+    first = small_model(images)
+    predicted = first.argmax(1)
+    assert F.cross_entropy(logits, predicted) < F.cross_entropy(first, predicted)
+    assert (seen[-1] - images).abs().max() <= 0.03 + 1e-6
+    assert seen[-1].min() >= 0
+    assert seen[-1].max() <= 1
+    for options in ({"steps": 0}, {"step_size": 0.0}, {"step_size": 2.0}):
+        with pytest.raises(InputError, match="anti-adversary"):
+            AntiAdversary(small_model, **options)
+
+
+@pytest.mark.slow
+def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    result = qrobust("compensate", run, "--compare", "--attack-images", "0", "-q")
+    assert result.exit_code == 0, result.output
+    assert "Ship " in result.output
+    record = json.loads((run / "record.json").read_text())
+    rows = {row["method"]: row for row in record["methods"]}
+    assert set(rows) == {"compensated", "bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast",
+                         "denoise", "anti-adversary"}  # fmt: skip
+    # The calibrator that was there is the one that is compared.
+    before = json.loads((finished_run / "record.json").read_text())
+    assert rows["compensated"]["gain_pp"] == before["summary"]["compensation_gain_pp"]
+    assert (
+        rows["finetune"]["trained_on"]
+        == rows["bn-reestimate"]["trained_on"]
+        == ["contrast", "gaussian_noise", "inversion"]
+    )
+    assert rows["auto-contrast"]["trained_on"] == []
+    assert rows["anti-adversary"]["runtime"] == "torch"
+    for name, audited in record["audit"].items():
+        assert name == "float" or audited["integer_ops"] == audited["quantizable_ops"], name
+    page = (run / "report.html").read_text()
+    assert "Which way to compensate" in page
+
+    assert qrobust("compensate", run, "--method", "none").exit_code == 0
+    assert qrobust("evaluate", run, "-q").exit_code == 0
+    assert qrobust("report", run, "-q").exit_code == 0
+    record = json.loads((run / "record.json").read_text())
+    assert list(record["summary"]["clean_accuracy"]) == ["float", "int8"]
+    assert record["methods"] == []
+
+
+def test_unknown_method_and_scene_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    result = qrobust("compensate", run, "--method", "magic")
+    assert result.exit_code == 2
+    assert "method: expected one of calibrator, none" in result.output
+    result = qrobust("compensate", run, "--scene", "mars")
+    assert result.exit_code == 2
+    assert "scene: expected one of night, fog" in result.output
+    result = qrobust("compensate", run, "--scene", "night", "--shifts", "fog")
+    assert result.exit_code == 2
+    assert "either --scene or --shifts" in result.output
+
+
+def test_every_graph_has_a_card(finished_run: Path) -> None:
+    record = json.loads((finished_run / "record.json").read_text())
+    for name, accuracy in record["summary"]["clean_accuracy"].items():
+        card = (finished_run / f"{name}.card.md").read_text()
+        assert card.startswith(f"# {name}.onnx")
+        assert f"- clean: {100 * accuracy:.1f} %" in card
+    assert "contrast, gaussian_noise, inversion; training images" in card
+    assert "shifts it never saw: rotation" in card
+
+
+def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
+    from qrobust.report.verdict import recommendation
+
+    def row(method: str, gain: float, cost: float, faster: float) -> dict[str, object]:
+        return {
+            "method": method, "gain_pp": gain, "gain_interval_pp": [gain - 1, gain + 1], "clean_cost_pp": cost,
+            "runtime": "onnxruntime", "latency_ratio": {"batch_1": 1.2}, "float_latency_ratio": {"batch_1": faster},
+        }  # fmt: skip
+
+    rows = [row("finetune", 30, 2.0, 2.0), row("compensated", 20, 0.2, 0.8), row("auto-contrast", 5, 0, 1.5)]
+    text = recommendation({"methods": rows})
+    assert text.startswith("Ship INT8 + calibrator (+20.0 points")
+    assert "where time decides, ship auto-contrast" in text
+    assert recommendation({"methods": rows[:1]}).startswith("Ship the INT8 graph as it is")
+    rows = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
+    assert recommendation({"methods": rows}).startswith("Ship the INT8 graph as it is")
