@@ -54,6 +54,8 @@ class RunConfig:
     learning_rate: float = 2e-3
     use_labels: bool = True
     few_shot: int | None = None
+    scene_images: str | None = None
+    scene_alone: bool = True
     association_weight: float = 1.0
     reverse_weight: float = 0.0
     epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
@@ -74,6 +76,8 @@ class RunConfig:
         ]
         if not 0 < self.mac_budget <= 1:
             mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
+        if self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
+            mistakes.append(f"scene: expected real images as imagefolder:DIR, got {self.scene_images!r}")
         if self.latency_budget is not None and not 1 < self.latency_budget < float("inf"):
             mistakes.append(f"latency_budget: expected a factor above 1, got {self.latency_budget}")
         if not 0 < self.learning_rate <= 1:

@@ -270,6 +270,33 @@ def method_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int) 
     return sorted(rows, key=lambda row: -float(row["gain_pp"]))  # type: ignore[arg-type]  # gain_pp is a float
 
 
+def scene_row(found: dict[str, Predictions], labels: np.ndarray, *, seed: int) -> dict[str, object]:
+    """What classifiers make of real images of a new scene.
+
+    Args:
+        found: predictions by classifier, `int8` among them.
+        labels: `(n,)`; -1 where there are none.
+        seed: of the bootstrap.
+
+    Returns:
+        `n` and mean `confidence`; with labels, `accuracy`, `interval` and each one's gain over int8; without,
+        the `agreement` with int8.
+    """
+    row: dict[str, object] = {
+        "n": len(labels),
+        "confidence": {k: float(p.confidence.mean()) for k, p in found.items()},
+    }
+    if (labels < 0).any():
+        return row | {"agreement": {k: agreement(p.prediction, found["int8"].prediction) for k, p in found.items()}}
+    right = {k: p.prediction == labels for k, p in found.items()}
+    others = [k for k in found if k not in ("float", "int8")]
+    return row | {
+        "accuracy": {k: float(r.mean()) for k, r in right.items()},
+        "interval": {k: list(wilson_interval(int(r.sum()), len(labels))) for k, r in right.items()},
+        "gain": {k: difference("gain", right[k], right["int8"], seed) for k in others},
+    }
+
+
 def attack_rows(
     pairs: dict[str, tuple[Classifier, Classifier]],
     split: Split,

@@ -23,6 +23,7 @@ from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.config import RunConfig
 from qrobust.data import Data, Split, open_data
+from qrobust.data.scene import Scene, open_scene
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
 from qrobust.models import ModelSpec, find_model, load_model
@@ -341,10 +342,26 @@ class Workbench:
         _save(twin, self.place().twin)
 
     @cached_property
+    def scene(self) -> Scene | None:
+        """Real images of a new scene, if the run was given any."""
+        spec = self.config.scene_images
+        if spec is None:
+            return None
+        return open_scene(
+            Path(spec.removeprefix("imagefolder:")).expanduser(), image_size=self.data.image_size,
+            class_names=self.data.class_names, seed=self.config.seed,
+        )  # fmt: skip
+
+    @cached_property
     def lessons(self) -> Split:
         """Images that compensation may learn from."""
         few = self.config.few_shot
         return self.data.training if few is None else self.data.training.first(few)
+
+    def lesson_names(self) -> list[str]:
+        """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
+        scene = [self.config.scene_images] if self.config.scene_images else []
+        return sorted({name for name, _ in self.training_cells}) + scene
 
     def calibrators_within_budget(self) -> list[tuple[int, tuple[str, ...]]]:
         """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""
@@ -394,6 +411,8 @@ class Workbench:
     @cached_property
     def training_cells(self) -> list[tuple[str, int]]:
         """Every (shift, severity) a calibrator may learn from."""
+        if self.config.scene_images and self.config.scene_alone:
+            return []
         held_out = expand(self.config.hold_out) if self.config.hold_out else ()
         for name in held_out:
             find_shift(name)

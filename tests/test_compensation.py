@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation import training
+from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import BRANCHES, FRUGAL, WIDTHS, Calibrator, Correction, within_budget
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.training import GATE_OFFSETS, Validation, set_gate, state_hash, train_calibrator
+from qrobust.compensation.training import GATE_OFFSETS, set_gate, state_hash, train_calibrator
+from qrobust.compensation.validation import Validation
 from qrobust.data import open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export
@@ -252,3 +254,11 @@ def test_validation_shares_its_limit() -> None:
     zeros = (perfect.labels == 0).float()
     assert clean == pytest.approx(zeros.mean().item())
     assert shifted == pytest.approx(zeros[:60].mean().item())
+
+
+def test_sampling_favours_what_hurts() -> None:
+    cells = [("fog", 3), ("fog", 5), ("rotation", 5)]
+    assert sampling(cells).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(cells, [0.0, 0.0, 0.0]).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    # Errors weigh as 0.25 x 0.2, 0.25 x 0.6, 0.5 x 0.1 of their sum, 0.25.
+    assert sampling(cells, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.225, 0.425, 0.35])

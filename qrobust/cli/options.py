@@ -237,8 +237,8 @@ inputs = options(
 measuring = options(
     click.option(
         "--scene",
-        help="Comma-separated: night, fog, vibration, old-lens, rotated-mount or all; the shifts of that scene, "
-        "instead of --shifts.",
+        help="Comma-separated: night, fog, vibration, old-lens, rotated-mount or all, for the shifts of that scene "
+        "instead of --shifts; imagefolder:DIR for real images of it, in class folders or without labels.",
     ),
     click.option(
         "--shifts",
@@ -356,5 +356,12 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
     if "scene" in found:
         if "shifts" in found:
             raise InputError("scene: expected either --scene or --shifts, got both")
-        found["shifts"] = scenes(found.pop("scene"))
+        real = [name for name in found["scene"] if name.startswith("imagefolder:")]
+        shifts = tuple(name for name in found.pop("scene") if name not in real)
+        if len(real) > 1:
+            raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
+        if real:
+            found |= {"scene_images": real[0], "scene_alone": not shifts}
+        if shifts:
+            found["shifts"] = scenes(shifts)
     return found

@@ -13,17 +13,14 @@ from torch.nn import functional as F
 
 from qrobust.attacks.balls import LinfBall
 from qrobust.classifier import Classifier
+from qrobust.compensation.batches import CLEAN_GROUPS, GROUPS, Cell, mixed_batch, sampling
 from qrobust.compensation.reverse import reverse_adversarial
+from qrobust.compensation.validation import Validation, information
 from qrobust.data import Split
 from qrobust.errors import InputError
 from qrobust.fitting import Progress, fit
-from qrobust.shifts.rendering import render, to_unit
-from qrobust.shifts.severities import find_shift
+from qrobust.shifts.rendering import to_unit
 
-Cell = tuple[str, int]
-# Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.
-GROUPS = 16
-CLEAN_GROUPS = 4
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
 HEADS = ("photometric.", "geometric.", "gate.")
@@ -35,8 +32,9 @@ CLASSIFIER_RATE = 0.5
 PIXEL_WEIGHT = 4.0
 # What telling shifted images from clean ones weighs: it teaches the gate when to stay shut.
 GATE_WEIGHT = 1.0
-# Clean validation images at most; times a training run stops to validate.
-MOST_CLEAN = 2000
+# What being sure and balanced about a scene's unlabelled images weighs.
+INFORMATION_WEIGHT = 1.0
+# Times a training run stops to validate.
 VALIDATIONS = 5
 GATE_OFFSETS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -8.0)
 
@@ -62,40 +60,6 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Validation:
-    """Validation images, rendered once, to choose by: many clean ones, some under every cell.
-
-    Args:
-        split: the validation split.
-        cells: (shift, severity) to render.
-        table: severity table.
-        seed: of the rendering.
-        limit: images under shift in all, shared among the cells, each cell taking other images of the
-            split as far as there are enough.
-    """
-
-    def __init__(self, split: Split, cells: list[Cell], *, table: str, seed: int, limit: int) -> None:
-        size = min(len(split), max(20, limit // max(1, len(cells))))
-        clean = torch.arange(min(len(split), MOST_CLEAN))
-        self.parts = [(split.read(clean), split.labels[clean])]
-        for index, (name, severity) in enumerate(cells):
-            chosen = torch.arange(index * size, (index + 1) * size) % len(split)
-            images = render(split.read(chosen), name, severity, table=table, seed=seed)
-            self.parts.append((images, split.labels[chosen]))
-
-    @torch.inference_mode()
-    def measure(self, classifier: Classifier) -> tuple[float, float]:
-        """Clean accuracy, and the mean accuracy over the cells."""
-        accuracies = []
-        for images, labels in self.parts:
-            hits = 0
-            for part, wanted in zip(images.split(250), labels.split(250), strict=True):
-                inputs = to_unit(part).contiguous(memory_format=torch.channels_last)
-                hits += int((classifier(inputs).argmax(1) == wanted).sum())
-            accuracies.append(hits / len(images))
-        return accuracies[0], sum(accuracies[1:]) / max(1, len(accuracies) - 1)
-
-
 def train_calibrator(
     calibrator: nn.Module,
     twin: nn.Module,
@@ -114,6 +78,7 @@ def train_calibrator(
     reverse_weight: float,
     seed: int,
     checkpoint: Path,
+    scene: Split | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Fit:
     """Train `calibrator` in place so that `twin` finds shifted images easier.
@@ -124,8 +89,9 @@ def train_calibrator(
     prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
-    with a small weight, a quarter of each batch is clean, and the gate learns to tell which. The state that
-    is kept is the one of highest clean plus shift accuracy on validation images.
+    with a small weight, a quarter of each batch is clean, and the gate learns to tell which. Half of the
+    shifts are drawn alike, half in proportion to the error that the twin alone makes under them. The state that is
+    kept is the one of highest clean plus shift accuracy on validation images.
 
     Args:
         calibrator: images to images, differentiable; ends with the best state.
@@ -144,6 +110,8 @@ def train_calibrator(
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
+        scene: real images of a new scene to learn from, too. Where they have no label, what the twin says of them is
+            made sure and balanced (see `information`), since there is no clean image to take a view from.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -151,13 +119,14 @@ def train_calibrator(
     """
     if batch_size < GROUPS:
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
-    if not cells:
-        raise InputError("shifts: a calibrator needs at least one shift to train on, got none")
+    if not cells and scene is None:
+        raise InputError("shifts: a calibrator needs at least one shift or a scene to train on, got none")
     before = state_hash(twin)
     twin.eval()
     heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
     rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
     optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
+    weights = sampling(cells, [1 - accuracy for accuracy in validation.accuracies(twin)[1 : len(cells) + 1]])
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
     def rates(step: int) -> list[float]:
@@ -170,9 +139,9 @@ def train_calibrator(
 
     def loss(step: int) -> torch.Tensor:
         return _step_loss(
-            calibrator, twin, teacher, training, cells, table=table, batch_size=batch_size, step=step,
+            calibrator, twin, teacher, training, cells, weights, table=table, batch_size=batch_size, step=step,
             use_labels=use_labels, association_weight=association_weight,
-            reverse_weight=reverse_weight, restoring=step < restore_steps, seed=seed,
+            reverse_weight=reverse_weight, restoring=step < restore_steps, seed=seed, scene=scene,
         )  # fmt: skip
 
     def judge() -> tuple[float, ...]:
@@ -221,59 +190,6 @@ def set_gate(calibrator: nn.Module, twin: nn.Module, validation: Validation, *, 
     return chosen
 
 
-@dataclass(frozen=True)
-class MixedBatch:
-    """Images as a calibrator meets them in training; a quarter of them clean.
-
-    Attributes:
-        clean: uint8 `(N, 3, S, S)`.
-        shifted: the same images under the shifts, uint8.
-        labels: `(N,)`.
-        aligned: whether each pixel still shows the same spot of the scene, `(N,)`.
-    """
-
-    clean: torch.Tensor
-    shifted: torch.Tensor
-    labels: torch.Tensor
-    aligned: torch.Tensor
-
-
-def mixed_batch(
-    training: Split, cells: list[Cell], *, table: str, batch_size: int, step: int, seed: int
-) -> MixedBatch:
-    """The batch of one step: a function of the seed and the step alone.
-
-    Args:
-        training: images to draw from.
-        cells: (shift, severity); every shift is as likely, then every severity of it.
-        table: severity table.
-        batch_size: images.
-        step: of the training.
-        seed: of the training.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    chosen = torch.randint(len(training), (batch_size,), generator=generator)
-    clean, labels = training.read(chosen), training.labels[chosen]
-    shifted, aligned = [], []
-    for index, part in enumerate(clean.chunk(GROUPS)):
-        if index < CLEAN_GROUPS:
-            shifted.append(part)
-            aligned += [True] * len(part)
-            continue
-        name, severity = _draw_cell(cells, generator)
-        shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
-        aligned += [find_shift(name).keeps_pixels] * len(part)
-    return MixedBatch(clean, torch.cat(shifted), labels, torch.tensor(aligned))
-
-
-def _draw_cell(cells: list[Cell], generator: torch.Generator) -> Cell:
-    """A shift, each alike, then one of its severities, each alike."""
-    names = list(dict.fromkeys(name for name, _ in cells))
-    name = names[int(torch.randint(len(names), (), generator=generator))]
-    own = [cell for cell in cells if cell[0] == name]
-    return own[int(torch.randint(len(own), (), generator=generator))]
-
-
 def _with_gate(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the calibrator makes of the images, and its gate `(N, 1)` before the sigmoid."""
     gates: list[torch.Tensor] = []
@@ -291,6 +207,7 @@ def _step_loss(
     teacher: Classifier,
     training: Split,
     cells: list[Cell],
+    weights: torch.Tensor,
     *,
     table: str,
     batch_size: int,
@@ -300,29 +217,37 @@ def _step_loss(
     reverse_weight: float,
     restoring: bool,
     seed: int,
+    scene: Split | None,
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
-    batch = mixed_batch(training, cells, table=table, batch_size=batch_size, step=step, seed=seed)
-    images, original, labels = to_unit(batch.shifted), to_unit(batch.clean), batch.labels
+    batch = mixed_batch(
+        training, cells, weights, table=table, batch_size=batch_size, step=step, seed=seed, scene=scene
+    )  # fmt: skip
+    images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, gate = _with_gate(calibrator, images)
-    is_shifted = (images != original).flatten(1).any(1, keepdim=True).float()
+    is_shifted = ((images != original).flatten(1).any(1) | ~paired).float()[:, None]
     balance = torch.where(is_shifted > 0, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
     gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
+    pixel_loss = F.l1_loss(calibrated[paired], original[paired])
     if restoring:
-        return F.l1_loss(calibrated, original) + gate_loss
+        return pixel_loss + gate_loss
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        view = teacher(original).float()
-    targets = labels if use_labels else view.argmax(1)
+        view = teacher(original[paired]).float()
+    targets = batch.labels.clone()
+    if not use_labels:
+        targets[paired] = view.argmax(1)
     with torch.autocast("cpu", torch.bfloat16):
         logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
-    loss = F.cross_entropy(logits, targets) + PIXEL_WEIGHT * F.l1_loss(calibrated, original) + gate_loss
+    loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + gate_loss
+    if (targets < 0).any():
+        loss = loss - INFORMATION_WEIGHT * information(logits[targets < 0])
     if association_weight:
-        loss = loss + association_weight * F.mse_loss(logits, view) / view.var().clamp(min=1e-6)
-    if reverse_weight:
+        loss = loss + association_weight * F.mse_loss(logits[paired], view) / view.var().clamp(min=1e-6)
+    if reverse_weight and batch.aligned.any():
         with torch.autocast("cpu", torch.bfloat16):
             easier = reverse_adversarial(
-                teacher, original, targets, ball=LinfBall(8 / 255), steps=2, step_size=4 / 255
-            )
-        if batch.aligned.any():
-            loss = loss + reverse_weight * F.mse_loss(calibrated[batch.aligned], easier[batch.aligned])
+                teacher, original[batch.aligned], targets[batch.aligned], ball=LinfBall(8 / 255), steps=2,
+                step_size=4 / 255,
+            )  # fmt: skip
+        loss = loss + reverse_weight * F.mse_loss(calibrated[batch.aligned], easier)
     return loss

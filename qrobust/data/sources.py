@@ -174,6 +174,12 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_
     return images
 
 
+def flat_images(root: Path) -> Images:
+    """The image files that lie in a folder itself, none of its sub-folders; without labels, each being -1."""
+    paths = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+    return Images(lambda i: decode_file(paths[i]), [-1] * len(paths), (), lambda i: str(paths[i]))
+
+
 def _decodes(path: Path) -> bool:
     try:
         decode_file(path)

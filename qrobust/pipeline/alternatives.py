@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qrobust.classifier import Compensated, count_macs
 from qrobust.compensation.baselines import AutoContrast, Denoise, reestimate_batch_norm
-from qrobust.compensation.training import mixed_batch
+from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
 from qrobust.pipeline.compensating import RESTORE_SHARE, fit_calibrator, mixed_images
 from qrobust.pipeline.quantizing import train_twin_in_stage
@@ -45,7 +45,7 @@ def make_alternative(bench: Workbench, method: str) -> None:
         if method == TORCH_ONLY:
             return
         model = MAKERS[method](bench, result)
-        result.setdefault("trained_on", sorted({name for name, _ in bench.training_cells}))
+        result.setdefault("trained_on", bench.lesson_names())
         result.setdefault("macs", {"calibrator": 0})
         export_gated(bench, method, model, result, in_float=in_float(bench))
         folder.drop_checkpoints()
@@ -59,8 +59,9 @@ def _reestimated(bench: Workbench) -> fx.GraphModule:
         with bench.reporter.bar("re-estimate batch norms", count) as bar:
             for step in range(count):
                 batch = mixed_batch(
-                    bench.lessons, bench.training_cells, table=bench.table, batch_size=REESTIMATION_BATCH, step=step,
-                    seed=bench.config.seed,
+                    bench.lessons, bench.training_cells, sampling(bench.training_cells), table=bench.table,
+                    batch_size=REESTIMATION_BATCH, step=step,
+                    seed=bench.config.seed, scene=bench.scene.training if bench.scene else None,
                 )  # fmt: skip
                 yield to_unit(batch.shifted)
                 bar.update(1)
@@ -78,6 +79,8 @@ def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.
 def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     """The twin itself, trained on the shifts for as many steps as a calibrator is behind the classifier."""
     config = bench.config
+    if not bench.training_cells:
+        raise InputError("method: finetune learns from shifts, got only a scene's real images")
     twin, fitted = train_twin_in_stage(
         bench, bench.twin, bench.lessons, steps=round(config.steps * (1 - RESTORE_SHARE)),
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,

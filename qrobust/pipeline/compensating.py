@@ -13,7 +13,8 @@ from torch import fx
 
 from qrobust.classifier import Compensated, count_macs
 from qrobust.compensation.calibrator import Calibrator, Correction
-from qrobust.compensation.training import Fit, Validation, set_gate, state_hash, train_calibrator
+from qrobust.compensation.training import Fit, set_gate, state_hash, train_calibrator
+from qrobust.compensation.validation import Validation
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import InputError
@@ -60,6 +61,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     validation = Validation(
         bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
+        scene=bench.scene.validation if bench.scene else None,
     )  # fmt: skip
     clean, _ = validation.measure(twin)
     calibrator, result["latency_ratio"] = choose_calibrator(bench, twin)
@@ -77,7 +79,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     measured = validation.measure(Compensated(frozen, twin))
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
-    result["trained_on"] = sorted({name for name, _ in bench.training_cells})
+    result["trained_on"] = bench.lesson_names()
     result["training_images"] = len(bench.lessons)
     result["classifier_hash"] = {"before": before, "after": state_hash(twin)}
     return frozen
@@ -154,7 +156,7 @@ def _train(
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
             checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind + state_hash(twin))}.pt",
-            progress=progress,
+            scene=bench.scene.training if bench.scene else None, progress=progress,
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
@@ -173,6 +175,8 @@ def mixed_images(bench: Workbench) -> Iterator[torch.Tensor]:
     for index, cell in enumerate(every):
         images = split.read(torch.arange(index * size, (index + 1) * size) % len(split))
         yield to_unit(images if cell == CLEAN else render(images, *cell, table=bench.table, seed=bench.config.seed))
+    if bench.scene:
+        yield to_unit(bench.scene.training.read(slice(0, 32)))
 
 
 def export(bench: Workbench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from qrobust.classifier import Classifier
@@ -10,7 +11,7 @@ from qrobust.compensation.baselines import AntiAdversary
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
-from qrobust.evaluation import attack_rows, method_rows, run_rows, summarise
+from qrobust.evaluation import attack_rows, method_rows, run_rows, scene_row, summarise
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
@@ -66,6 +67,7 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
             classes=len(bench.data.class_names), of=of,
         )  # fmt: skip
         result["methods"] = method_rows(predictions, labels, seed=config.seed) + _in_torch(bench, split, predictions)
+        result["scene"] = _scene(bench, sessions)
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
@@ -81,8 +83,9 @@ def _cell_predictions(
     sessions: dict[str, Any],
     by: Renderers | None,
     progress: Callable[[int], None],
+    folder: Path | None = None,
 ) -> dict[str, Predictions]:
-    folder = bench.place()
+    place = bench.place()
     about = (
         split.fingerprint(),
         bench.table,
@@ -90,11 +93,23 @@ def _cell_predictions(
         bench.config.data,
         bench.data.image_size,
     )
-    keys = {name: prediction_key(folder.graph(name).read_bytes(), cell, about) for name in sessions}
+    keys = {name: prediction_key(place.graph(name).read_bytes(), cell, about) for name in sessions}
     return kept_or_predicted(
-        folder.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed, by=by,
-        progress=progress,
+        folder or place.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed,
+        by=by, progress=progress,
     )  # fmt: skip
+
+
+def _scene(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object] | None:
+    """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
+    if bench.scene is None:
+        return None
+    split, folder = bench.scene.test, bench.place().predictions / "scene"
+    folder.mkdir(exist_ok=True)
+    with bench.reporter.bar("measure the scene", len(split)) as bar:
+        found = _cell_predictions(bench, split, CLEAN, sessions, None, lambda n: bar.update(n), folder=folder)
+    about = {"images": bench.config.scene_images, "labelled": bench.scene.labelled}
+    return about | scene_row(found, split.labels.numpy(), seed=bench.config.seed)
 
 
 def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> list[dict[str, object]]:

@@ -65,6 +65,7 @@ def build_record(bench: Workbench) -> Record:
         "summary": summary,
         "rows": evaluated["rows"],
         "methods": [_with_costs(row, evaluated, folder) for row in evaluated["methods"]],
+        "scene": evaluated["scene"],
         "statistics": STATISTICS,
         "severity_table": evaluated["severity_table"],
         "attacks": evaluated["attacks"],

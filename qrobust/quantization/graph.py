@@ -19,13 +19,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
 from qrobust.integer import SelfAttention
-from qrobust.quantization.rewrites import (
-    explicit_padding,
-    out_of_place,
-    remove_call,
-    rewrite,
-    separate_repeated_modules,
-)
+from qrobust.quantization.rewrites import rewrite
+from qrobust.quantization.rewrites.calls import remove_call
+from qrobust.quantization.rewrites.structure import explicit_padding, out_of_place, separate_repeated_modules
 
 ADDITIONS = (operator.add, torch.add, "add")
 PRODUCTS = (operator.mul, torch.mul, "mul")

@@ -13,7 +13,7 @@ from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, z
 from qrobust.quantization.graph import CLAMPS, LAYERS, calls, public_name, set_module
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
-from qrobust.quantization.rewrites import remove_call
+from qrobust.quantization.rewrites.calls import remove_call
 from qrobust.quantization.target import Target
 
 # Clipping of narrow weights: shares of the largest weight that are tried.

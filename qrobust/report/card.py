@@ -64,7 +64,8 @@ def _what(record: dict[str, Any], graph: str) -> list[str]:
     audit, size, seed = record["audit"][graph], record["image_size"], record["seeds"]["run"]
     return [
         f"An image classifier of {len(record['class_names'])} classes. Input `(N, 3, {size}, {size})`, RGB in "
-        "[0, 1], normalisation inside; output logits. Class names, preprocessing and provenance are in the file's metadata.",
+        "[0, 1], normalisation inside; output logits. Class names, preprocessing and provenance are in the file's "
+        "metadata.",
         "",
         f"{audit['integer_ops']} of {audit['quantizable_ops']} convolutions and matrix products run on integers "
         f"(target `{record['config']['target']}`); made by qrobust {record['qrobust']}, seed {seed}.",

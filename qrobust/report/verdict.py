@@ -67,6 +67,8 @@ def verdict(record: dict[str, Any]) -> list[str]:
     sentences = []
     if len(record["methods"]) > 1:
         sentences.append(recommendation(record))
+    if record["scene"]:
+        sentences.append(scene_sentence(record["scene"]))
     if "compensated" in shift:
         gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
         cost = s["clean_cost_pp"]
@@ -163,6 +165,22 @@ def comparison(record: dict[str, Any]) -> list[list[str]]:
             points(row["clean_cost_pp"], row["clean_cost_interval_pp"]), *times, str(row["n"]),
         ])  # fmt: skip
     return rows
+
+
+def scene_sentence(scene: dict[str, Any]) -> str:
+    """What the graphs make of the real images of a new scene."""
+    where = f"On {scene['n']} test images of {scene['images']}"
+    if not scene["labelled"]:
+        sure = ", ".join(f"{NAMES[k]} {percent(v)}" for k, v in scene["confidence"].items())
+        return f"{where}, which have no labels, accuracy is not known; mean confidence: {sure}."
+    right = ", ".join(
+        f"{NAMES[k]} {percent(v)} [{100 * scene['interval'][k][0]:.1f}, {100 * scene['interval'][k][1]:.1f}]"
+        for k, v in scene["accuracy"].items()
+    )
+    gains = "".join(
+        f"; {NAMES[k]} gains {points(g['gain_pp'], g['gain_interval_pp'])}" for k, g in scene["gain"].items()
+    )
+    return f"{where}: {right}{gains}."
 
 
 def headline(record: dict[str, Any]) -> list[list[str]]:

@@ -1,0 +1,101 @@
+"""What a calibrator meets in training: clean images, shifted ones, and those of a new scene, mixed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from qrobust.data import Split
+from qrobust.shifts.rendering import render
+from qrobust.shifts.severities import find_shift
+
+Cell = tuple[str, int]
+# Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.
+GROUPS = 16
+CLEAN_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Images as a calibrator meets them in training; a quarter of them clean.
+
+    Attributes:
+        clean: uint8 `(N, 3, S, S)`.
+        shifted: the same images under the shifts, uint8.
+        labels: `(N,)`; -1 where there is none.
+        aligned: whether each pixel still shows the same spot of the scene, `(N,)`.
+        paired: whether there is a clean image at all, `(N,)`; a new scene's own images have none, and stand in both
+            places.
+    """
+
+    clean: torch.Tensor
+    shifted: torch.Tensor
+    labels: torch.Tensor
+    aligned: torch.Tensor
+    paired: torch.Tensor
+
+
+def mixed_batch(
+    training: Split,
+    cells: list[Cell],
+    weights: torch.Tensor,
+    *,
+    table: str,
+    batch_size: int,
+    step: int,
+    seed: int,
+    scene: Split | None = None,
+) -> MixedBatch:
+    """The batch of one step: a function of the seed and the step alone.
+
+    Args:
+        training: images to draw from.
+        cells: (shift, severity).
+        weights: how likely each cell is, see `sampling`.
+        table: severity table.
+        batch_size: images.
+        step: of the training.
+        seed: of the training.
+        scene: real images of a new scene, which take half of what is not clean, or all where there are no cells.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    chosen = torch.randint(len(training), (batch_size,), generator=generator)
+    clean, labels = list(training.read(chosen).chunk(GROUPS)), list(training.labels[chosen].chunk(GROUPS))
+    shifted, aligned, paired = [], [], []
+    for index, part in enumerate(clean):
+        is_scene = scene is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not cells)
+        if is_scene:
+            assert scene is not None
+            real = torch.randint(len(scene), (len(part),), generator=generator)
+            clean[index], labels[index] = scene.read(real), scene.labels[real]
+            shifted.append(clean[index])
+            aligned += [False] * len(part)
+        elif index < CLEAN_GROUPS:
+            shifted.append(part)
+            aligned += [True] * len(part)
+        else:
+            name, severity = cells[int(torch.multinomial(weights, 1, generator=generator))]
+            shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
+            aligned += [find_shift(name).keeps_pixels] * len(part)
+        paired += [not is_scene] * len(part)
+    return MixedBatch(
+        torch.cat(clean), torch.cat(shifted), torch.cat(labels), torch.tensor(aligned), torch.tensor(paired)
+    )
+
+
+def sampling(cells: list[Cell], errors: list[float] | None = None) -> torch.Tensor:
+    """How likely each cell is to be drawn, summing to 1.
+
+    Args:
+        cells: (shift, severity).
+        errors: of the classifier alone in each cell. Half of the draws favour what hurts, in proportion to it;
+            without, every shift is as likely, and every severity of it.
+    """
+    count = Counter(name for name, _ in cells)
+    alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in cells])
+    if errors is None or not sum(errors):
+        return alike
+    hurting = alike * torch.tensor(errors)
+    return (alike + hurting / hurting.sum()) / 2

@@ -1,0 +1,56 @@
+"""Real images of a new scene, labelled or not: what a camera delivers where the classifier will live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qrobust.data import Split
+from qrobust.data.sources import flat_images, folder_images
+from qrobust.errors import InputError
+
+# Shares of the images that are learned from and chosen by; the rest is measured on.
+TRAINING, VALIDATION = 0.6, 0.2
+LEAST = 5
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Three disjoint splits of a scene's images; without labels, every label is -1."""
+
+    training: Split
+    validation: Split
+    test: Split
+    labelled: bool
+
+
+def open_scene(folder: Path, *, image_size: int, class_names: Sequence[str], seed: int) -> Scene:
+    """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
+
+    Args:
+        folder: with one sub-folder per class (labelled), or with the images themselves (not labelled).
+        image_size: side in px to which images are brought.
+        class_names: of the classifier, in index order; the folder may hold some of them.
+        seed: of the splits.
+
+    Raises:
+        InputError: no folder, no images or too few, both forms at once, or a class that the classifier does not know.
+    """
+    if not folder.is_dir():
+        raise InputError(f"scene: no folder {folder}")
+    loose = flat_images(folder)
+    labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+    if labelled and len(loose):
+        raise InputError(f"scene: expected images or class folders in {folder}, got both")
+    images = folder_images(folder, class_names) if labelled else loose
+    if len(images) < LEAST:
+        raise InputError(f"scene: expected at least {LEAST} images in {folder}, got {len(images)}")
+    images.image_size = image_size
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
+    parts = order[:first], order[first:second], order[second:]
+    training, validation, test = (Split(images, part) for part in parts)
+    return Scene(training, validation, test, labelled)

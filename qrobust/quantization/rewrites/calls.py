@@ -1,0 +1,53 @@
+"""What every rewrite needs: the modules that nodes call, and their shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+
+def called(graph: fx.GraphModule, node: object) -> nn.Module | None:
+    """The module that a node calls, if it calls one."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return graph.get_submodule(str(node.target))
+    return None
+
+
+def replace(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> fx.Node:
+    """Put a call of `module` where `node` was, on its first argument."""
+    call = call_before(graph, node, module, node.args[0], f"{node.name}_explicit")
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
+    return call
+
+
+def remove_call(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Let the users of a one-argument call read its argument instead."""
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # such a call's argument is a node
+    graph.graph.erase_node(node)
+
+
+def call_before(graph: fx.GraphModule, node: fx.Node, module: nn.Module, source: Any, name: str) -> fx.Node:
+    """Call `module` on `source`, before `node`, with a result shaped like the node's."""
+    graph.add_submodule(name, module.eval())
+    with graph.graph.inserting_before(node):
+        call = graph.graph.call_module(name, (source,))
+    call.meta = dict(node.meta)
+    return call
+
+
+def value_of(node: fx.Node) -> Any:
+    return node.meta.get("value", node)
+
+
+def shape_of(node: object) -> tuple[int, ...]:
+    """Of a tensor; nothing for what is none."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return tuple(meta.shape) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+
+
+def argument(node: fx.Node, position: int, name: str, default: object) -> object:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default

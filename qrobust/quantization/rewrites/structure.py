@@ -1,0 +1,94 @@
+"""A graph without surprises: nothing in place, no module twice, numeric padding."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qrobust.errors import InputError
+from qrobust.quantization.rewrites.calls import called
+
+IN_PLACE: dict[object, Callable[..., Any]] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, torch.relu_: torch.relu, torch.sigmoid_: torch.sigmoid,
+}  # fmt: skip
+
+
+def out_of_place(graph: fx.GraphModule) -> None:
+    """Operators that change their argument return a new tensor, which everything behind them reads instead."""
+    modules = [called(graph, node) for node in graph.graph.nodes]
+    changing = [_in_place(n, m) for n, m in zip(graph.graph.nodes, modules, strict=True)]
+    for module in modules:
+        let_argument_be(module)
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node in [n for n, changes in zip(list(graph.graph.nodes), changing, strict=True) if changes]:
+        if node.op == "call_method":
+            node.target = str(node.target)[:-1]
+        elif node.target in IN_PLACE:
+            node.target = IN_PLACE[node.target]
+        elif node.op == "call_function":
+            arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+            arguments.arguments["inplace"] = False
+            node.args, node.kwargs = arguments.args, arguments.kwargs
+        for user in list(node.args[0].users):
+            if order[user] > order[node]:
+                user.replace_input_with(node.args[0], node)
+
+
+def let_argument_be(module: nn.Module | None) -> None:
+    if module is not None and hasattr(module, "inplace"):
+        module.inplace = False  # type: ignore[assignment]  # a plain attribute, not a tensor
+
+
+def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, name[:-1])
+    if node.op == "call_function" and getattr(node.target, "__module__", None) == F.__name__:
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]  # a function here
+        return bool(arguments.arguments.get("inplace", False))
+    return node.target in IN_PLACE or bool(getattr(module, "inplace", False))
+
+
+def separate_repeated_modules(graph: fx.GraphModule) -> None:
+    """A module called twice becomes two: what follows each call is observed and folded separately."""
+    seen: set[int] = set()
+    for node in graph.graph.nodes:
+        module = called(graph, node)
+        if id(module) in seen and module is not None:
+            node.target = f"{node.name}_again"
+            graph.add_submodule(node.target, copy.deepcopy(module))
+        seen.add(id(module))
+
+
+def explicit_padding(graph: fx.GraphModule) -> None:
+    """Give every convolution numeric zero padding.
+
+    Raises:
+        InputError: a convolution pads with something else than the same number of zeros on both sides.
+    """
+    for node in graph.graph.nodes:
+        layer = called(graph, node)
+        if isinstance(layer, nn.Conv2d):
+            numeric_padding(layer, str(node.target))
+
+
+def numeric_padding(layer: nn.Conv2d, name: str) -> None:
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if layer.padding == "valid":
+        layer.padding = (0, 0)
+    elif layer.padding == "same" and not any(span % 2 for span in spans):
+        layer.padding = (spans[0] // 2, spans[1] // 2)
+    if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return
+    raise InputError(
+        f"model: layer {name!r} has padding {layer.padding!r} ({layer.padding_mode}), which no integer "
+        f"kernel has; put a padding layer (nn.ReflectionPad2d, nn.ZeroPad2d, ...) before a convolution without"
+    )

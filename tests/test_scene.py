@@ -1,0 +1,124 @@
+"""Real images of a new scene: opened and split, learned from with and without labels, measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import qrobust
+from PIL import Image
+
+from qrobust.compensation.batches import mixed_batch
+from qrobust.compensation.validation import Validation, information
+from qrobust.data import open_data
+from qrobust.data.scene import open_scene
+from qrobust.errors import InputError
+from qrobust.shifts.rendering import render
+
+NAMES = tuple(str(digit) for digit in range(10))
+
+
+def save_scene(root: Path, *, labelled: bool, count: int = 100) -> Path:
+    """Digits as a faint camera shows them."""
+    training = open_data("digits", seed=7).training
+    pixels = render(training.read(slice(0, count)), "contrast", 5, table="cifar-c", seed=3)
+    for index, (image, label) in enumerate(zip(pixels, training.labels.tolist(), strict=False)):
+        folder = root / NAMES[label] if labelled else root
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_splits_are_disjoint_and_seeded(labelled: bool, tmp_path: Path) -> None:
+    folder = save_scene(tmp_path, labelled=labelled, count=50)
+    scene = open_scene(folder, image_size=32, class_names=NAMES, seed=0)
+    parts = [scene.training, scene.validation, scene.test]
+    assert [len(p) for p in parts] == [30, 10, 10]
+    assert sorted(torch.cat([p.indices for p in parts]).tolist()) == list(range(50))
+    assert scene.labelled == labelled
+    assert (scene.training.labels >= 0).all() == labelled
+    again = open_scene(folder, image_size=32, class_names=NAMES, seed=0)
+    assert torch.equal(again.test.indices, scene.test.indices)
+    assert not torch.equal(
+        open_scene(folder, image_size=32, class_names=NAMES, seed=1).test.indices, scene.test.indices
+    )
+
+
+def test_a_scene_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least 5 images in .*, got 0"):
+        open_scene(tmp_path, image_size=32, class_names=NAMES, seed=0)
+    with pytest.raises(InputError, match="no folder"):
+        open_scene(tmp_path / "none", image_size=32, class_names=NAMES, seed=0)
+    both = save_scene(tmp_path / "both", labelled=True, count=20)
+    save_scene(both, labelled=False, count=3)
+    with pytest.raises(InputError, match="got both"):
+        open_scene(both, image_size=32, class_names=NAMES, seed=0)
+    strange = tmp_path / "strange" / "cat"
+    strange.mkdir(parents=True)
+    with pytest.raises(InputError, match="'cat'"):
+        open_scene(strange.parent, image_size=32, class_names=NAMES, seed=0)
+
+
+def test_information_is_one_when_sure_and_balanced_and_nothing_when_not() -> None:
+    sure = 100 * torch.eye(4)
+    assert information(sure).item() == pytest.approx(1, abs=1e-4)
+    assert information(sure[:1].expand(4, 4)).item() == pytest.approx(0, abs=1e-4)
+    assert information(torch.zeros(8, 4)).item() == pytest.approx(0, abs=1e-6)
+    # Half sure: two classes, each image undecided between two of the four.
+    half = torch.tensor([[50.0, 50, 0, 0], [0, 0, 50, 50]])
+    assert information(half).item() == pytest.approx(math.log(2) / math.log(4), abs=1e-4)
+
+
+def test_batches_hold_scene_images_without_a_clean_twin(tmp_path: Path) -> None:
+    data = open_data("digits", seed=0)
+    scene = open_scene(save_scene(tmp_path, labelled=False), image_size=32, class_names=NAMES, seed=0)
+    options = {"table": "cifar-c", "batch_size": 64, "step": 3, "seed": 0}
+    alone = mixed_batch(data.training, [], torch.ones(0), scene=scene.training, **options)
+    assert alone.paired.sum() == 16
+    assert (alone.labels[~alone.paired] == -1).all()
+    assert torch.equal(alone.clean[~alone.paired], alone.shifted[~alone.paired])
+    both = mixed_batch(data.training, [("fog", 5)], torch.ones(1), scene=scene.training, **options)
+    assert both.paired.sum() == 40
+    assert not (both.aligned & ~both.paired).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", save_scene(tmp_path / "scene", labelled=labelled, count=200)
+    shutil.copytree(finished_run, run)
+    for command in (
+        ("compensate", run, "--scene", f"imagefolder:{folder}", "--steps", "200", "-q"),
+        ("export", run, "-q"),
+        ("evaluate", run, "--attack-images", "0", "-q"),
+        ("report", run, "-q"),
+    ):
+        result = qrobust(*command)
+        assert result.exit_code == 0, result.output
+    record = json.loads((run / "record.json").read_text())
+    scene = record["scene"]
+    assert record["compensation"]["trained_on"] == [f"imagefolder:{folder}"]
+    assert scene["n"] == 40
+    assert scene["labelled"] == labelled
+    if labelled:
+        assert scene["gain"]["compensated"]["gain_pp"] > 0
+        assert "gains" in (run / "report.md").read_text()
+    else:
+        assert scene["confidence"]["compensated"] > scene["confidence"]["int8"]
+        assert "accuracy is not known" in (run / "report.md").read_text()
+    result = qrobust("compensate", run, "--method", "finetune")
+    assert result.exit_code == 2
+    assert "finetune learns from shifts" in result.output
+
+
+def test_validation_counts_a_scene_like_a_cell(tmp_path: Path) -> None:
+    data = open_data("digits", seed=0)
+    scene = open_scene(save_scene(tmp_path, labelled=True), image_size=32, class_names=NAMES, seed=0)
+    validation = Validation(data.validation, [], table="cifar-c", seed=0, limit=100, scene=scene.validation)
+    _, shifted = validation.measure(lambda x: torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10))
+    assert shifted == pytest.approx((scene.validation.labels == 0).float().mean().item())
