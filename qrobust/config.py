@@ -53,6 +53,7 @@ class RunConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     use_labels: bool = True
+    polish: int = 0
     few_shot: int | None = None
     scene_images: str | None = None
     scene_alone: bool = True
@@ -66,8 +67,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least = {
-            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 1, "batch_size": 16,
-            "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
+            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 1, "polish": 0,
+            "batch_size": 16, "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
         mistakes = [
             f"{name}: expected at least {least}, got {getattr(self, name)}"

@@ -243,6 +243,35 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
         )
 
 
+def test_a_classifier_without_gradient_is_refused(tmp_path: Path) -> None:
+    data = open_data("digits", seed=0)
+    validation = Validation(data.validation, [("fog", 5)], table="cifar-c", seed=0, limit=40)
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    torch.nn.init.zeros_(flat[1].weight)
+    with pytest.raises(InputError, match="gradient vanishes on 32 of 32 images"):
+        train_calibrator(
+            Calibrator(32, 4), flat, flat, data.training, validation, [("fog", 5)], table="cifar-c", steps=1,
+            restore_steps=0, batch_size=16, learning_rate=1e-3, use_labels=True, association_weight=1.0,
+            reverse_weight=0.0, seed=0, checkpoint=tmp_path / "none.pt",
+        )  # fmt: skip
+
+
+def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:
+    from qrobust.pipeline.polishing import polish
+    from qrobust.workbench import Reporter, Workbench
+
+    bench = Workbench.open(finished_run, Reporter(), threads=1)
+    validation = Validation(bench.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
+    before = state_hash(bench.calibrator)
+    polished, scores = polish(bench, bench.calibrator, bench.twin, validation, 3)
+    assert state_hash(bench.calibrator) == before
+    assert scores["after"] >= scores["before"]
+    if scores["after"] == scores["before"]:
+        assert state_hash(polished) == before
+    else:
+        assert state_hash(polished) != before
+
+
 def test_validation_shares_its_limit() -> None:
     data = open_data("digits", seed=0)
     validation = Validation(data.validation, [("fog", 1), ("fog", 5)], table="cifar-c", seed=0, limit=60)

@@ -292,6 +292,12 @@ training = options(
         help="Weight of the pull towards reverse adversarial examples of the clean images.  [default: 0]",
     ),
     click.option(
+        "--polish",
+        type=int,
+        help="Random steps of the calibrator's last biases at the end, each judged on the exported pair by "
+        "onnxruntime; seconds each.  [default: 0]",
+    ),
+    click.option(
         "--few-shot",
         type=int,
         help="Learn from only so many training images; with --no-labels: unlabelled ones.  [default: all]",

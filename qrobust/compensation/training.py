@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.attacks.balls import LinfBall
-from qrobust.classifier import Classifier
+from qrobust.classifier import Classifier, input_gradient
 from qrobust.compensation.batches import CLEAN_GROUPS, GROUPS, Cell, mixed_batch, sampling
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.validation import Validation, information
@@ -34,6 +34,8 @@ PIXEL_WEIGHT = 4.0
 GATE_WEIGHT = 1.0
 # What being sure and balanced about a scene's unlabelled images weighs.
 INFORMATION_WEIGHT = 1.0
+# Images on which the classifier must have a gradient, and the share of them that may have none.
+PROBES, MOST_VANISHED = 32, 0.5
 # Times a training run stops to validate.
 VALIDATIONS = 5
 GATE_OFFSETS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -8.0)
@@ -115,7 +117,7 @@ def train_calibrator(
         progress: called with steps done, all steps and a note.
 
     Raises:
-        InputError: an argument out of range.
+        InputError: an argument out of range, or a classifier whose gradient vanishes.
     """
     if batch_size < GROUPS:
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
@@ -123,6 +125,8 @@ def train_calibrator(
         raise InputError("shifts: a calibrator needs at least one shift or a scene to train on, got none")
     before = state_hash(twin)
     twin.eval()
+    images, _ = validation.parts[0]
+    _check_gradient(twin, to_unit(images[:PROBES]))
     heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
     rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
     optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
@@ -161,6 +165,17 @@ def train_calibrator(
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged)
+
+
+def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
+    """Refuse a classifier through which nothing can be learned."""
+    gradient, _ = input_gradient(twin, images, lambda logits: logits.amax(1))
+    vanished = int((gradient.flatten(1) == 0).all(1).sum())
+    if vanished > MOST_VANISHED * len(images):
+        raise InputError(
+            f"classifier: its gradient vanishes on {vanished} of {len(images)} images, expected at most "
+            f"{MOST_VANISHED:.0%}; no calibrator can learn through it"
+        )
 
 
 @torch.no_grad()

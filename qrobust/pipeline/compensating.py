@@ -18,6 +18,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import InputError
+from qrobust.pipeline.polishing import polish
 from qrobust.pipeline.stage import choices_key, export_gated, in_float, stage
 from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
@@ -76,6 +77,9 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     integer = _train(bench, trainable, twin, validation, (config.steps - steps[0], 0), rate, "int8")
     result["gate_offset"] = set_gate(trainable, twin, validation, least_clean=clean - CLEAN_COST)
     frozen = refreeze(trainable)
+    result["polish"] = None
+    if config.polish:
+        frozen, result["polish"] = polish(bench, frozen, twin, validation, config.polish)
     measured = validation.measure(Compensated(frozen, twin))
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}

@@ -26,6 +26,7 @@ COMPENSATION_KEYS = (
     "trained_on",
     "training",
     "gate_offset",
+    "polish",
     "validation",
     "classifier_hash",
 )
