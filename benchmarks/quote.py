@@ -8,29 +8,16 @@ No figure in README or docs is typed by hand; a test runs the check.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from figures import ROOT, change, percent, record
+from quote_compensation import COMPENSATION
+
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
-
-
-def record(name: str = "main_job") -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
-
-
-def change(summary: dict[str, Any], key: str) -> str:
-    low, high = summary[f"{key}_interval_pp"]
-    return f"{summary[f'{key}_pp']:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def headline() -> str:
@@ -358,7 +345,8 @@ ZOO = (zoo, zoo_summary)
 SHIFTS = (corruption_fidelity, corruption_speed)
 SATURATION = (saturation_operators, saturation_networks, saturation_risks)
 QUANTIZATION = (quantization, quantization_peers, quantization_speed, efficientnet_lite0, quantize_cost)
-QUOTES: dict[str, Callable[[], str]] = {f.__name__: f for f in (*MAIN, *SATURATION, *ZOO, *SHIFTS, *QUANTIZATION)}
+GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, QUANTIZATION, COMPENSATION)
+QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 
 def quoted(text: str) -> str:

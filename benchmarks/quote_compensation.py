@@ -1,0 +1,157 @@
+"""Quotes of what compensation gains and costs, for quote.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from figures import change, percent, record
+
+
+def _jobs(prefix: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Network, job and what was kept of it, of all jobs whose name begins so."""
+    return [
+        (network, name, job)
+        for network, found in record("compensation")["networks"].items()
+        for name, job in found["jobs"].items()
+        if name.startswith(prefix)
+    ]
+
+
+def _costs(job: dict[str, Any]) -> str:
+    """Share of the multiply-accumulates, and times at batch 1 over INT8 and under float."""
+    s = job["summary"]
+    latency = {name: times["batch_1"] for name, times in s["latency_ms"].items()}
+    return (
+        f"{percent(s['macs']['calibrator_share'])} | {latency['compensated'] / latency['int8']:.2f}x | "
+        f"{latency['float'] / latency['compensated']:.2f}x"
+    )
+
+
+COSTS = "| multiply-accumulates added | time of INT8 | faster than float |"
+
+
+def compensation_u13() -> str:
+    """One calibrator per network for thirteen shifts at severity 5."""
+    lines = [
+        "| network | clean, INT8 | with calibrator | clean cost | under shift, float | INT8 | with calibrator | gain "
+        + COSTS,
+        "|---|" + "---:|" * 10,
+    ]
+    gains = []
+    for network, _, job in _jobs("u13"):
+        s = job["summary"]
+        clean, shift = s["clean_accuracy"], s["shift_accuracy"]
+        gains.append(s["compensation_gain_pp"])
+        lines.append(
+            f"| {network} | {percent(clean['int8'])} | {percent(clean['compensated'])} | {change(s, 'clean_cost')} | "
+            f"{percent(shift['float'])} | {percent(shift['int8'])} | {percent(shift['compensated'])} | "
+            f"{change(s, 'compensation_gain')} | {_costs(job)} |"
+        )
+    n = _jobs("u13")[0][2]["summary"]["n_test"]
+    lines += ["", f"Mean gain over {len(gains)} network(s): {sum(gains) / len(gains):+.2f} points; n = {n:,} each."]
+    return "\n".join(lines)
+
+
+def compensation_shifts() -> str:
+    """Accuracy in each of the thirteen shifts."""
+    lines = ["| network | shift | float | INT8 | with calibrator | gain |", "|---|---|---:|---:|---:|---:|"]
+    for network, _, job in _jobs("u13"):
+        for row in job["rows"]:
+            a = row["accuracy"]
+            lines.append(
+                f"| {network} | {row['shift']} | {percent(a['float'])} | {percent(a['int8'])} | "
+                f"{percent(a['compensated'])} | {change(row, 'gain')} |"
+            )
+    return "\n".join(lines)
+
+
+def compensation_methods() -> str:
+    """Every method on the same mix of shifts, and batch-norm re-estimation on single ones."""
+    lines = [
+        "| network | shifts | method | clean | under shift | gain | clean cost | time of INT8, batch 1 | n |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for network, name, job in [*_jobs("u13"), *_jobs("scene-")]:
+        for row in job["methods"]:
+            time = f"{row['latency_ratio']['batch_1']:.2f}x" if "latency_ratio" in row else "-"
+            method = "calibrator" if row["method"] == "compensated" else row["method"]
+            lines.append(
+                f"| {network} | {name.removeprefix('scene-')} | {method} | {percent(row['clean_accuracy'])} | "
+                f"{percent(row['shift_accuracy'])} | {change(row, 'gain')} | {change(row, 'clean_cost')} | {time} | "
+                f"{row['n']:,} |"
+            )
+    return "\n".join(lines)
+
+
+def _narrow(prefix: str, title: str, key: str) -> list[str]:
+    lines = [f"| network | {title} | INT8 | with calibrator | gain | clean cost {COSTS}", "|---|---|" + "---:|" * 7]
+    gains: dict[str, list[float]] = {}
+    for network, name, job in _jobs(prefix):
+        s = job["summary"]
+        trained = job["compensation"]["trained_on"]
+        rows = [
+            r for r in job["rows"] if r["shift"] != "clean" and (key != "unseen_gain" or r["shift"] not in trained)
+        ]
+        before, after = (sum(r["accuracy"][k] for r in rows) / len(rows) for k in ("int8", "compensated"))
+        gains.setdefault(network, []).append(s[f"{key}_pp"])
+        lines.append(
+            f"| {network} | {name.removeprefix(prefix)} | {percent(before)} | {percent(after)} | {change(s, key)} | "
+            f"{change(s, 'clean_cost')} | {_costs(job)} |"
+        )
+    for network, found in gains.items():
+        lines += ["", f"{network}: mean gain over {len(found)} calibrators {sum(found) / len(found):+.2f} points."]
+    return lines
+
+
+def compensation_scenes() -> str:
+    """One calibrator for one shift at severity 5."""
+    return "\n".join(_narrow("scene-", "scene", "compensation_gain"))
+
+
+def compensation_families() -> str:
+    """What a calibrator does to a family of shifts it never saw."""
+    return "\n".join(_narrow("without-", "family left out", "unseen_gain"))
+
+
+def compensation_few() -> str:
+    """Gains by the number of unlabelled images."""
+    return "\n".join(_narrow("few-", "unlabelled images", "compensation_gain"))
+
+
+def compensation_bits() -> str:
+    """W4A4 with a calibrator beside W8A8 without and float."""
+    lines = [
+        "| network | | clean | under shift |", "|---|---|---:|---:|",
+    ]  # fmt: skip
+    for network, _, low in _jobs("w4a4"):
+        wide = next(job for other, _, job in _jobs("u13") if other == network)["summary"]
+        narrow = low["summary"]
+        for label, s, graph in (
+            ("float", wide, "float"), ("W8A8", wide, "int8"), ("W8A8 + calibrator", wide, "compensated"),
+            ("W4A4", narrow, "int8"), ("W4A4 + calibrator", narrow, "compensated"),
+        ):  # fmt: skip
+            accuracies = f"{percent(s['clean_accuracy'][graph])} | {percent(s['shift_accuracy'][graph])}"
+            lines.append(f"| {network} | {label} | {accuracies} |")
+    return "\n".join(lines)
+
+
+def imagenet_size() -> str:
+    """One sentence on EfficientNet-Lite0 at 224 px."""
+    r = record("imagenet_size")
+    s = r["summary"]
+    latency = {name: times["batch_1"] for name, times in s["latency_ms"].items()}
+    return (
+        f"EfficientNet-Lite0, {r['splits']['training']['n']} training and {s['n_test']} test photographs of other "
+        f"classes: under shift {percent(s['shift_accuracy']['int8'])} becomes "
+        f"{percent(s['shift_accuracy']['compensated'])} ({change(s, 'compensation_gain')}), clean "
+        f"{percent(s['clean_accuracy']['int8'])} becomes {percent(s['clean_accuracy']['compensated'])} (cost "
+        f"{change(s, 'clean_cost')}); {percent(s['macs']['calibrator_share'])} of the multiply-accumulates, "
+        f"{latency['int8']:.1f} ms become {latency['compensated']:.1f} ms at batch 1 (float "
+        f"{latency['float']:.1f} ms)."
+    )
+
+
+COMPENSATION = (
+    compensation_u13, compensation_shifts, compensation_methods, compensation_scenes, compensation_families,
+    compensation_few, compensation_bits, imagenet_size,
+)  # fmt: skip
