@@ -15,6 +15,7 @@ from typing import Any
 
 from figures import ROOT, change, percent, record
 from quote_compensation import COMPENSATION
+from quote_robustness import ROBUSTNESS
 
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
@@ -345,7 +346,7 @@ ZOO = (zoo, zoo_summary)
 SHIFTS = (corruption_fidelity, corruption_speed)
 SATURATION = (saturation_operators, saturation_networks, saturation_risks)
 QUANTIZATION = (quantization, quantization_peers, quantization_speed, efficientnet_lite0, quantize_cost)
-GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, QUANTIZATION, COMPENSATION)
+GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 
