@@ -36,7 +36,8 @@ def robustness_summary() -> str:
     lines += [
         "",
         f"n = {kept['summary']['n_test']:,} test images, {kept['summary']['n_cells']} cells, severity table "
-        f"`{kept['severity_table']}`, onnxruntime {kept['versions']['onnxruntime']}. Drops are float minus quantized.",
+        f"`{kept['severity_table']}`, onnxruntime {kept['versions']['onnxruntime']}. Drops are float minus "
+        "quantized.",
     ]
     return "\n".join(lines)
 

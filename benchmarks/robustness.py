@@ -42,9 +42,7 @@ def evaluate(data: str, graphs: Path, out: Path, images: int, threads: int) -> d
 
 @click.command()
 @click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
-@click.option(
-    "--graphs", type=click.Path(path_type=Path, exists=True), required=True, help="WORK of quantization.py."
-)
+@click.option("--graphs", type=click.Path(path_type=Path, exists=True), required=True, help="Its WORK.")
 @click.option("--networks", default=",".join(NETWORKS), show_default=True)
 @click.option("--images", default=1000, show_default=True, help="Test images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where evaluations are kept.")
