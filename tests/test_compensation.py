@@ -291,3 +291,32 @@ def test_sampling_favours_what_hurts() -> None:
     assert sampling(cells, [0.0, 0.0, 0.0]).tolist() == pytest.approx([0.25, 0.25, 0.5])
     # Errors weigh as 0.25 x 0.2, 0.25 x 0.6, 0.5 x 0.1 of their sum, 0.25.
     assert sampling(cells, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.225, 0.425, 0.35])
+
+
+def test_latency_budget_narrows_the_calibrator(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qrobust.pipeline import compensating
+    from qrobust.workbench import Reporter, Workbench
+
+    def bench(budget: float | None) -> Workbench:
+        return Workbench.open(finished_run, Reporter(), threads=1, latency_budget=budget)
+
+    widest, *rest = bench(None).calibrators_within_budget()
+    chosen, ratio = compensating.choose_calibrator(bench(None), bench(None).twin)
+    assert ((chosen.width, chosen.branches), ratio) == (widest, None)
+    timed: list[dict[str, float]] = []
+
+    def latencies(sessions: dict[str, object], size: int, batch: int) -> dict[str, float]:
+        assert (size, batch) == (32, 1)
+        timed.append({"alone": 1.0, "pair": 2.0 - 0.3 * len(timed)})
+        return timed[-1]
+
+    monkeypatch.setattr(compensating, "latencies_ms", latencies)
+    chosen, ratio = compensating.choose_calibrator(bench(1.75), bench(None).twin)
+    assert (chosen.width, chosen.branches) == rest[0]
+    assert ratio == pytest.approx(1.7)
+    timed.clear()
+    monkeypatch.setattr(compensating, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
+    with pytest.raises(InputError, match="smallest calibrator takes 3.00 times"):
+        compensating.choose_calibrator(bench(1.75), bench(None).twin)
+    with pytest.raises(InputError, match="latency_budget: expected a factor above 1, got 0.5"):
+        bench(0.5)

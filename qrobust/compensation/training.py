@@ -206,12 +206,23 @@ def set_gate(calibrator: nn.Module, twin: nn.Module, validation: Validation, *, 
 
 
 def _with_gate(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the calibrator makes of the images, and its gate `(N, 1)` before the sigmoid."""
+    """What the calibrator makes of the images, and its gate `(N, 1)` before the sigmoid.
+
+    Its convolutions run in bfloat16, what they propose is applied to the images in float.
+    """
     gates: list[torch.Tensor] = []
-    correction = calibrator.get_submodule("correction")
-    handle = correction.register_forward_pre_hook(lambda _, inputs: gates.append(inputs[-1]))
+
+    def widen(_: nn.Module, inputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        wide = tuple(None if proposal is None else proposal.float() for proposal in inputs)
+        assert wide[-1] is not None
+        gates.append(wide[-1])
+        return wide
+
+    handle = calibrator.get_submodule("correction").register_forward_pre_hook(widen)
     try:
-        return calibrator(images), gates[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            calibrated = calibrator(images.contiguous(memory_format=torch.channels_last))
+        return calibrated.float(), gates[0]
     finally:
         handle.remove()
 
