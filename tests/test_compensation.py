@@ -316,7 +316,7 @@ def test_latency_budget_narrows_the_calibrator(finished_run: Path, monkeypatch: 
     assert ratio == pytest.approx(1.7)
     timed.clear()
     monkeypatch.setattr(compensating, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
-    with pytest.raises(InputError, match="smallest calibrator takes 3.00 times"):
+    with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):
         compensating.choose_calibrator(bench(1.75), bench(None).twin)
-    with pytest.raises(InputError, match="latency_budget: expected a factor above 1, got 0.5"):
+    with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, got 0\.5"):
         bench(0.5)
