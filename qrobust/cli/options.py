@@ -119,7 +119,7 @@ inputs = options(
     ),
     click.option(
         "--class-names",
-        help="File with one class name per line, for a folder of some of the classes.",
+        help="File with one class name per line, in index order, for data of some of the classes.",
     ),
     skip_bad_images,
     click.option(
