@@ -1,16 +1,9 @@
-"""Turn predictions into rows with intervals and tests; the headline; attacks."""
+"""Turn predictions into rows with intervals and tests, and into the headline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
 
-from qrobust.attacks.balls import LinfBall
-from qrobust.attacks.gradient import pgd
-from qrobust.classifier import Classifier
-from qrobust.data import Split
 from qrobust.metrics import (
     ALEXNET_ERRORS,
     agreement,
@@ -22,8 +15,7 @@ from qrobust.metrics import (
     relative_corruption_error,
     worst_classes,
 )
-from qrobust.predictions import BATCH, CLEAN, Cell, CellPredictions, Predictions
-from qrobust.shifts.rendering import to_uint8, to_unit
+from qrobust.predictions import CLEAN, Cell, CellPredictions, Predictions
 from qrobust.shifts.severities import find_shift
 from qrobust.statistics import holm, mcnemar_exact, paired_bootstrap, wilson_interval
 
@@ -241,62 +233,3 @@ def summarise(
         if chosen:
             result |= gain(f"{key}_gain", chosen) | {f"n_{key}_cells": len(chosen)}
     return result
-
-
-def attack_rows(
-    pairs: dict[str, tuple[Classifier, Classifier]],
-    split: Split,
-    *,
-    n: int,
-    epsilons: tuple[float, ...],
-    steps: int,
-    seed: int,
-    progress: Callable[[int], None] = lambda n: None,
-) -> dict[str, object]:
-    """PGD through each differentiable classifier, scored on its session after rounding to uint8.
-
-    A risk figure, not a defence claim. It is flagged UNRELIABLE where a larger budget breaks fewer
-    images, or random noise of the same budget breaks more than the gradient does.
-
-    Args:
-        pairs: name to (differentiable classifier, session of the same graph).
-        split: images; the first `n` are attacked.
-        n: how many.
-        epsilons: L-infinity budgets on the [0, 1] scale, multiples of 1/255.
-        steps: gradient steps.
-        seed: of starts and noise.
-        progress: called with the number of images done.
-    """
-    images, labels = split.read(slice(0, n)), split.labels[:n]
-    clean = to_unit(images)
-    rows: list[dict[str, object]] = []
-    flags: list[str] = []
-    for name, (differentiable, session) in pairs.items():
-        last = float((session(clean).argmax(1) == labels).float().mean())
-        for epsilon in sorted(epsilons):
-            generator = torch.Generator().manual_seed(seed)
-            ball = LinfBall(epsilon)
-            noisy = to_unit(to_uint8(clean + epsilon * ball.steepest(ball.start(clean, generator))))
-            still = torch.ones(len(labels), dtype=torch.bool)
-            for start in range(0, len(labels), BATCH):
-                part = slice(start, start + BATCH)
-                adversarial = pgd(
-                    differentiable, clean[part], labels[part], ball=ball, steps=steps,
-                    step_size=2.5 * epsilon / steps, generator=generator,
-                )  # fmt: skip
-                pixels = to_unit(to_uint8(adversarial))
-                still[part] = session(pixels).argmax(1) == labels[part]
-                progress(len(pixels))
-            robust = int(still.sum()) / len(labels)
-            noise = int((session(noisy).argmax(1) == labels).sum()) / len(labels)
-            rows.append({
-                "classifier": name, "attack": f"pgd-{steps}", "norm": "Linf", "epsilon": epsilon,
-                "n": len(labels), "robust_accuracy": robust,
-                "interval": list(wilson_interval(int(still.sum()), len(labels))), "random_noise_accuracy": noise,
-            })  # fmt: skip
-            if robust > last + 0.002:
-                flags.append(f"UNRELIABLE: {name} resists epsilon {255 * epsilon:g}/255 better than less")
-            if robust > noise + 0.002:
-                flags.append(f"UNRELIABLE: {name} falls to random noise more than to PGD at {255 * epsilon:g}/255")
-            last = robust
-    return {"rows": rows, "flags": flags}

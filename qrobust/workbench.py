@@ -80,6 +80,7 @@ class RunFolder:
         self.calibrator = path / "calibrator.safetensors"
         self.checkpoints = path / "checkpoints"
         self.predictions = path / "predictions"
+        self.attacks = path / "attacks.npz"
         self.stages = path / "stages"
         self.pictures = path / "pictures.npz"
         self.record = path / "record.json"

@@ -246,8 +246,19 @@ measuring = options(
         help="What severities mean.  [default: auto, by image size]",
     ),
     click.option(
+        "--attacks",
+        type=click.Choice(["none", "quick", "full"]),
+        help="quick: PGD, transfer and random noise; full, for hours: FGSM, PGD with restarts, APGD, Square, "
+        "HopSkipJump and poses.  [default: quick]",
+    ),
+    click.option("--norms", help="Comma-separated, linf or l2.  [default: linf; with --attacks full linf,l2]"),
+    click.option(
         "--epsilons",
-        help="Comma-separated L-infinity budgets of the attack.  [default: 1/255,2/255,4/255,8/255]",
+        help="Comma-separated L-infinity budgets of attacks.  [default: 1/255,2/255,4/255,8/255]",
+    ),
+    click.option(
+        "--l2-epsilons",
+        help="Comma-separated L2 budgets of attacks, on the [0, 1] scale.  [default: in proportion to --epsilons]",
     ),
     click.option(
         "--attack-images",
@@ -325,7 +336,8 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
     fraction = FractionType()
     kinds: dict[str, Callable[[str], Any]] = {
         "shifts": str, "hold_out": str, "layer_bits": str, "keep_float": str, "severities": int,
-        "epsilons": lambda t: fraction.convert(t, None, None),
+        "norms": str, "epsilons": lambda t: fraction.convert(t, None, None),
+        "l2_epsilons": lambda t: fraction.convert(t, None, None),
     }  # fmt: skip
     parsed = {k: split_commas(v, kinds[k]) if k in kinds else v for k, v in options.items()}
     return {k: v for k, v in parsed.items() if v is not None}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
-from qrobust.classifier import Classifier
+from qrobust.adversarial.figures import NOTHING, figures
+from qrobust.adversarial.outcomes import kept_or_tried
+from qrobust.adversarial.trials import Graph, balls, plan
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
-from qrobust.evaluation import attack_rows, run_rows, summarise
+from qrobust.evaluation import run_rows, summarise
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
@@ -28,8 +31,8 @@ LATENCY_BATCHES = (1, 32)
 def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
-    Predictions are kept per cell with the hash of the graph that made them, so that a killed
-    evaluation resumes and a second one asks only graphs that are new.
+    Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
+    attack, so that a killed evaluation resumes and a second one asks only graphs that are new.
 
     Args:
         bench: of the run.
@@ -92,15 +95,20 @@ def _cell_predictions(
 
 
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
-    config = bench.config
-    n = min(config.attack_images, len(bench.data.test))
-    if not n or not config.epsilons:
-        return {"rows": [], "flags": []}
-    pairs: dict[str, tuple[Classifier, Classifier]] = {
-        name: (bench.torch_classifier(name), session) for name, session in sessions.items()
+    """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
+    config, folder, side = bench.config, bench.place(), bench.data.image_size
+    split = bench.data.test.first(config.attack_images)
+    budgets = balls(config.attack_norms, config.epsilons, config.l2_epsilons, side)
+    if config.attacks == "none" or not len(split) or not budgets:
+        return NOTHING
+    graphs = {
+        name: Graph(bench.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
+        for name, session in sessions.items()
     }
-    with bench.reporter.bar("attack", n * len(pairs) * len(config.epsilons)) as bar:
-        return attack_rows(
-            pairs, bench.data.test, n=n, epsilons=config.epsilons, steps=config.attack_steps,
-            seed=config.seed, progress=lambda k: bar.update(k),
-        )  # fmt: skip
+    trials = plan(config.attacks, budgets, list(graphs), steps=config.attack_steps, side=side, seed=config.seed)
+    about = (split.fingerprint(), config.data, side, config.seed)
+    with bench.reporter.bar("attack", len(split) * len(trials)) as bar:
+        outcomes = kept_or_tried(
+            folder.attacks, graphs, split, trials, about=about, progress=lambda n, what: bar.update(n, what)
+        )
+    return figures(outcomes, level=config.attacks, classes=len(bench.data.class_names))

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.plots import gains_plot, layers_plot, severity_plot
 from qrobust.report.verdict import LEVEL, NAMES, headline, percent, points, verdict
 
@@ -38,6 +39,8 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         level=LEVEL,
         verdict=verdict(record),
         headline=headline(record),
+        attack_tables=[attack_table(record["attacks"], NAMES), pose_table(record["attacks"], NAMES)],
+        attack_note=NOTE,
         gains=gains_plot(record),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),

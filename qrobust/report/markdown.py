@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.verdict import NAMES, headline, percent, points, verdict
 
 LISTED = 5
@@ -26,7 +27,17 @@ def markdown_report(record: dict[str, Any]) -> str:
             row["shift"], str(row["severity"]), *cells, points(row["drop_pp"], row["drop_interval_pp"]), *gain,
         ])  # fmt: skip
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
-    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *skipped, *table(rows), ""])
+    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *skipped, *table(rows), "", *_attacks(record)])
+
+
+def _attacks(record: dict[str, Any]) -> list[str]:
+    """A section, or nothing."""
+    attacks = record["attacks"]
+    tables = [attack_table(attacks, NAMES), pose_table(attacks, NAMES)]
+    if not attacks["rows"]:
+        return []
+    parts = [line for rows in tables if rows for line in (*table(rows), "")]
+    return ["## Attacks", "", f"n = {attacks['n']}. {NOTE}", "", *parts]
 
 
 def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:

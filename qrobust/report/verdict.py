@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from qrobust.report.attacks import flag_sentences
+
 NAMES = {"float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 
 
@@ -103,7 +105,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
     sentences.append(significance(record, "drop", "Float and INT8"))
     if "compensated" in shift:
         sentences.append(significance(record, "gain", "INT8 with and without calibrator"))
-    return sentences + list(record["attacks"]["flags"])
+    return sentences + flag_sentences(record["attacks"])
 
 
 def headline(record: dict[str, Any]) -> list[list[str]]:
