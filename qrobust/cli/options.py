@@ -237,7 +237,8 @@ inputs = options(
 measuring = options(
     click.option(
         "--shifts",
-        help="Comma-separated names, suites or FILE.py:FUNCTION.  [default: suite 'default']",
+        help="Comma-separated names, suites, FILE.py:FUNCTION or stored:DIR (CIFAR-10-C, ImageNet-C).  "
+        "[default: suite 'default']",
     ),
     click.option("--severities", help="Comma-separated, 1 to 5.  [default: 3,5]"),
     click.option(

@@ -11,7 +11,7 @@ from qrobust.adversarial.outcomes import kept_or_tried
 from qrobust.adversarial.trials import Graph, balls, plan
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
-from qrobust.evaluation import run_rows, summarise
+from qrobust.evaluation import run_rows, stored_figures, summarise
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
@@ -23,6 +23,7 @@ from qrobust.predictions import (
     within_budget,
 )
 from qrobust.results import hardware
+from qrobust.stored import stored_predictions
 from qrobust.workbench import GRAPHS, Workbench
 
 LATENCY_BATCHES = (1, 32)
@@ -36,13 +37,15 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
 
     Args:
         bench: of the run.
-        budget: seconds for all cells, by which a subset of the test images is chosen; attacks come on top.
+        budget: seconds for all cells, by which a subset of the test images is chosen; stored sets and attacks come
+            on top.
         workers: processes that render.
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
     names = [n for n in GRAPHS if n != "compensated" or folder.stage("export")]
     folder.predictions.mkdir(exist_ok=True)
+    _ = bench.stored  # refused before anything is measured
     with stage(bench, "evaluate") as result:
         sessions = {name: bench.session(name) for name in names}
         cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
@@ -63,6 +66,7 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
             predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
             classes=len(bench.data.class_names), of=of,
         )  # fmt: skip
+        result["stored"] = _stored(bench, sessions)
         result["attacks"] = _attacks(bench, sessions)
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
@@ -92,6 +96,23 @@ def _cell_predictions(
         folder.predictions, cell, sessions, split, keys=keys, table=bench.table, seed=bench.config.seed, by=by,
         progress=progress,
     )  # fmt: skip
+
+
+def _stored(bench: Workbench, sessions: dict[str, Any]) -> list[dict[str, object]]:
+    """Each stored set by itself, on its own images."""
+    folder, config, result = bench.place(), bench.config, []
+    graphs = {name: folder.graph(name).read_bytes() for name in sessions}
+    for found in bench.stored:
+        with bench.reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
+            predictions = stored_predictions(
+                found, sessions, graphs, folder.predictions, about=(bench.data.image_size,), seed=config.seed,
+                progress=bar.update,
+            )  # fmt: skip
+        result.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
+            predictions, found.labels, seed=config.seed, table=bench.table, classes=len(bench.data.class_names),
+            of=found.of,
+        ))  # fmt: skip
+    return result
 
 
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:

@@ -57,6 +57,7 @@ def build_record(bench: Workbench) -> Record:
         "rows": evaluated["rows"],
         "statistics": STATISTICS,
         "severity_table": evaluated["severity_table"],
+        "stored": evaluated["stored"],
         "attacks": evaluated["attacks"],
         "quantization": quantized["quantization"],
         "audit": quantized["audit"] | exported["audit"],

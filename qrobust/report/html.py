@@ -13,6 +13,7 @@ from PIL import Image
 
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.plots import gains_plot, layers_plot, severity_plot
+from qrobust.report.stored import stored_tables
 from qrobust.report.verdict import LEVEL, NAMES, headline, percent, points, verdict
 
 PICTURE_SIDE = 112
@@ -39,6 +40,7 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         level=LEVEL,
         verdict=verdict(record),
         headline=headline(record),
+        stored_tables=stored_tables(record, NAMES),
         attack_tables=[attack_table(record["attacks"], NAMES), pose_table(record["attacks"], NAMES)],
         attack_note=NOTE,
         gains=gains_plot(record),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qrobust.report.attacks import NOTE, attack_table, pose_table
+from qrobust.report.stored import stored_tables
 from qrobust.report.verdict import NAMES, headline, percent, points, verdict
 
 LISTED = 5
@@ -27,7 +28,29 @@ def markdown_report(record: dict[str, Any]) -> str:
             row["shift"], str(row["severity"]), *cells, points(row["drop_pp"], row["drop_interval_pp"]), *gain,
         ])  # fmt: skip
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
-    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *skipped, *table(rows), "", *_attacks(record)])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *_mce(s, NAMES),
+            sample(s),
+            "",
+            *skipped,
+            *table(rows),
+            "",
+            *_stored(record, NAMES),
+            *_attacks(record),
+        ]
+    )
+
+
+def _stored(record: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """A section per stored set."""
+    return [
+        line
+        for name, note, rows in stored_tables(record, names)
+        for line in (f"## Stored images: {name}", "", *table(rows), "", note, "")
+    ]
 
 
 def _attacks(record: dict[str, Any]) -> list[str]:
@@ -93,7 +116,8 @@ def evaluation_report(record: dict[str, Any]) -> str:
     lines = [f"# qrobust: {', '.join(names)} on {record['config']['data']}", "", *table(evaluation_table(record)), ""]
     mce = _mce(record["summary"], {n: n for n in names})
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
-    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), ""])
+    stored = _stored(record, {n: n for n in names})
+    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), "", *stored])
 
 
 def table(rows: list[list[str]]) -> list[str]:

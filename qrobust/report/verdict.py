@@ -12,13 +12,15 @@ NAMES = {"float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 LEVEL = 0.05
 
 
-def percent(value: float) -> str:
-    """A fraction as a percentage."""
-    return f"{100 * value:.1f} %"
+def percent(value: float | None) -> str:
+    """A fraction as a percentage; nothing where nothing was measured."""
+    return "" if value is None else f"{100 * value:.1f} %"
 
 
-def points(value: float, interval: list[float] | None = None) -> str:
-    """A difference in percentage points, with its 95 % interval."""
+def points(value: float | None, interval: list[float] | None = None) -> str:
+    """A difference in percentage points, with its 95 % interval; nothing where nothing was measured."""
+    if value is None:
+        return ""
     text = f"{value:+.1f} points"
     return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
@@ -34,9 +36,8 @@ def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str
     if not mce:
         return []
     by = "divided by AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
-    values = ", ".join(
-        f"{names[k]} {percent(v)} (relative {percent(mce['relative'][k])})" for k, v in mce["value"].items()
-    )
+    relative = {k: f" (relative {percent(v)})" for k, v in mce.get("relative", {}).items()}
+    values = ", ".join(f"{names[k]} {percent(v)}{relative.get(k, '')}" for k, v in mce["value"].items())
     return [f"Mean corruption error over {mce['corruptions']} corruptions, {by}: {values}."]
 
 
@@ -61,7 +62,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
     s = record["summary"]
     shift, clean = s["shift_accuracy"], s["clean_accuracy"]
     sentences = []
-    if "compensated" in shift:
+    if "compensated" in shift and s["compensation_gain_pp"] is not None:
         gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
         cost = s["clean_cost_pp"]
         won = "Compensation pays" if low > 0 else "Compensation does not pay here"
@@ -77,16 +78,18 @@ def verdict(record: dict[str, Any]) -> list[str]:
                 f"{points(s['unseen_gain_pp'], s['unseen_gain_interval_pp'])} "
                 f"over {s['n_unseen_cells']} of {s['n_cells']} cells."
             )
+    if "compensated" in shift:
         latency, macs = s["latency_ms"], s["macs"]
         sentences.append(
             f"It costs {percent(macs['calibrator_share'])} of the classifier's multiply-accumulates: at batch 1 "
             f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
             f"(float {latency['float']['batch_1']:.2f} ms)."
         )
+    under_shift = points(s["shift_quantization_drop_pp"], s["shift_quantization_drop_interval_pp"])
     sentences.append(
         f"Quantization itself costs {points(s['quantization_drop_pp'], s['quantization_drop_interval_pp'])} on "
-        f"clean images and {points(s['shift_quantization_drop_pp'], s['shift_quantization_drop_interval_pp'])} under "
-        f"shift; float and INT8 agree on {percent(s['agreement'])} of clean predictions."
+        f"clean images{f' and {under_shift} under shift' if under_shift else ''}; float and INT8 agree on "
+        f"{percent(s['agreement'])} of clean predictions."
     )
     audit = record["audit"]["int8"]
     sentences.append(
