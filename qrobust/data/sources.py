@@ -44,7 +44,7 @@ class Images:
         class_names: Sequence[str],
         names: Callable[[int], str],
     ) -> None:
-        self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
+        self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))  # a copy: a file may lie below
         self.class_names = tuple(class_names)
         wrong = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero().flatten().tolist()
         if wrong:
