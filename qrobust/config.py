@@ -59,7 +59,10 @@ class RunConfig:
     scene_alone: bool = True
     association_weight: float = 1.0
     reverse_weight: float = 0.0
+    attacks: str = "quick"
+    norms: tuple[str, ...] = ()
     epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    l2_epsilons: tuple[float, ...] = ()
     attack_images: int = 200
     attack_steps: int = 10
     seed: int = 0
@@ -87,14 +90,23 @@ class RunConfig:
             mistakes.append(f"qat_learning_rate: expected a number in (0, 1], got {self.qat_learning_rate}")
         if not 0 <= self.qat_distillation <= 1:
             mistakes.append(f"qat_distillation: expected a weight from 0 to 1, got {self.qat_distillation}")
-        choices = {"ptq": ("default", "auto"), "storage": ("int8", "int4"), "qat_ranges": ("learned", "frozen")}
+        choices = {
+            "ptq": ("default", "auto"), "storage": ("int8", "int4"), "qat_ranges": ("learned", "frozen"),
+            "attacks": ("none", "quick", "full"),
+        }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 mistakes.append(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("qat_epochs", "association_weight", "reverse_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 mistakes.append(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+        mistakes += [f"norms: expected linf or l2, got {n!r}" for n in self.norms if n not in ("linf", "l2")]
         mistakes += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
+        mistakes += [
+            f"l2_epsilon: expected a finite number >= 0, got {e}"
+            for e in self.l2_epsilons
+            if not 0 <= e < float("inf")
+        ]
         if not self.severities:
             mistakes.append("severities: expected at least one of 1 to 5, got none")
         mistakes += [
@@ -102,6 +114,11 @@ class RunConfig:
         ]
         if mistakes:
             raise InputError("; ".join(mistakes))
+
+    @property
+    def attack_norms(self) -> tuple[str, ...]:
+        """The norms chosen, or else those of the level."""
+        return self.norms or (("linf", "l2") if self.attacks == "full" else ("linf",))
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

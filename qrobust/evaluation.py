@@ -1,16 +1,9 @@
-"""Turn predictions into rows with intervals and tests; the headline; attacks."""
+"""Turn predictions into rows with intervals and tests, and into the headline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
 
-from qrobust.attacks.balls import LinfBall
-from qrobust.attacks.gradient import pgd
-from qrobust.classifier import Classifier
-from qrobust.data import Split
 from qrobust.metrics import (
     ALEXNET_ERRORS,
     agreement,
@@ -22,8 +15,7 @@ from qrobust.metrics import (
     relative_corruption_error,
     worst_classes,
 )
-from qrobust.predictions import BATCH, CLEAN, Cell, CellPredictions, Predictions
-from qrobust.shifts.rendering import to_uint8, to_unit
+from qrobust.predictions import CLEAN, Cell, CellPredictions, Predictions
 from qrobust.shifts.severities import find_shift
 from qrobust.statistics import holm, mcnemar_exact, paired_bootstrap, wilson_interval
 
@@ -40,20 +32,25 @@ def _measured(cell: Cell, predictions: CellPredictions, labels: np.ndarray, of: 
     n, own = len(labels), predictions[cell]
     correct = {name: p.prediction == labels for name, p in own.items()}
     confidence = {name: float(p.confidence.mean()) for name, p in own.items()}
-    return {
+    row: dict[str, object] = {
         "shift": cell[0],
         "severity": cell[1],
-        "family": find_shift(cell[0]).family if cell != CLEAN else "clean",
+        "family": _family(cell) if CLEAN in predictions else "stored",
         "n": n,
         "of": of,
         "accuracy": {k: float(c.mean()) for k, c in correct.items()},
         "interval": {k: list(wilson_interval(int(c.sum()), n)) for k, c in correct.items()},
         "ece": {k: expected_calibration_error(p.confidence, correct[k]) for k, p in own.items()},
         "confidence": confidence,
-        "confidence_shift": {
-            k: value - float(predictions[CLEAN][k].confidence.mean()) for k, value in confidence.items()
-        },
     }
+    if CLEAN in predictions:
+        clean = {k: float(p.confidence.mean()) for k, p in predictions[CLEAN].items()}
+        row["confidence_shift"] = {k: value - clean[k] for k, value in confidence.items()}
+    return row
+
+
+def _family(cell: Cell) -> str:
+    return "clean" if cell == CLEAN else find_shift(cell[0]).family
 
 
 def compare(a: Predictions, b: Predictions, labels: np.ndarray, *, seed: int) -> dict[str, object]:
@@ -100,7 +97,8 @@ def comparison_rows(
     """Rows for any classifiers: each by itself, and under `versus` against the first.
 
     Args:
-        predictions: per cell, per classifier, the reference first; `CLEAN` among them.
+        predictions: per cell, per classifier, the reference first; `CLEAN` among them, unless images are stored
+            ones, of which none are clean.
         labels: `(n,)`.
         seed: of the bootstrap.
         of: how many test images there were to choose the n from.
@@ -115,8 +113,10 @@ def comparison_rows(
     return rows
 
 
-def difference(name: str, a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, object]:
-    """Mean of `a - b` in percentage points, with its paired bootstrap interval."""
+def difference(name: str, a: np.ndarray | None, b: np.ndarray | None, seed: int) -> dict[str, object]:
+    """Mean of `a - b` in percentage points, with its paired bootstrap interval; None where nothing was measured."""
+    if a is None or b is None:
+        return {f"{name}_pp": None, f"{name}_interval_pp": None}
     per_image = 100.0 * (a.astype(np.float64) - b.astype(np.float64))
     return {f"{name}_pp": float(per_image.mean()), f"{name}_interval_pp": list(paired_bootstrap(per_image, seed))}
 
@@ -124,6 +124,13 @@ def difference(name: str, a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, 
 def _correct(predictions: CellPredictions, name: str, cells: list[Cell], labels: np.ndarray) -> np.ndarray:
     """Whether a classifier is right `(cells, n)`."""
     return np.stack([predictions[c][name].prediction == labels for c in cells])
+
+
+def _mean_correct(
+    predictions: CellPredictions, name: str, cells: list[Cell], labels: np.ndarray
+) -> np.ndarray | None:
+    """How often a classifier is right, per image `(n,)`; None where there is no cell."""
+    return _correct(predictions, name, cells, labels).mean(0) if cells else None
 
 
 def overview(
@@ -141,8 +148,26 @@ def overview(
     """
     names, shifted = list(predictions[CLEAN]), [cell for cell in predictions if cell != CLEAN]
     clean = {name: _correct(predictions, name, [CLEAN], labels)[0] for name in names}
-    shift = {name: _correct(predictions, name, shifted, labels).mean(0) for name in names}
+    shift = {name: _correct(predictions, name, shifted, labels).mean(0) for name in names} if shifted else {}
+    return {
+        "n_test": len(labels),
+        "of": of,
+        "n_cells": len(shifted),
+        "clean_accuracy": {k: float(v.mean()) for k, v in clean.items()},
+        "clean_interval": {k: list(wilson_interval(int(v.sum()), len(labels))) for k, v in clean.items()},
+        "shift_accuracy": {k: float(shift[k].mean()) if shift else None for k in names},
+        "shift_interval": {k: list(paired_bootstrap(shift[k], seed)) if shift else None for k in names},
+        "mce": _mce(predictions, labels, table, classes),
+        "worst_classes_by_shift": {k: worst_classes(clean[k], shift[k], labels) if shift else [] for k in names},
+    }
+
+
+def _mce(predictions: CellPredictions, labels: np.ndarray, table: str, classes: int) -> dict[str, object] | None:
+    """Mean corruption errors, relative ones too where `CLEAN` is known; None where no corruption was measured."""
+    shifted = [cell for cell in predictions if cell != CLEAN]
     corruptions = [c for c in ALEXNET_ERRORS if any(c == s for s, _ in shifted)]
+    if not corruptions:
+        return None
     severities = [{s for name, s in shifted if name == c} for c in corruptions]
     normalizers = {mce_normalizer(table, s, classes) for s in severities}
     normalizer = "alexnet" if normalizers == {"alexnet"} else "none"
@@ -151,24 +176,45 @@ def overview(
             c: 1 - float(_correct(predictions, name, [x for x in shifted if x[0] == c], labels).mean())
             for c in corruptions
         }
-        for name in names
+        for name in predictions[shifted[0]]
     }
-    return {
+    found: dict[str, object] = {
+        "normalizer": normalizer,
+        "corruptions": len(corruptions),
+        "value": {k: mean_corruption_error(e, normalizer) for k, e in errors.items()},
+    }
+    if CLEAN in predictions:
+        clean = {k: 1 - float(_correct(predictions, k, [CLEAN], labels).mean()) for k in errors}
+        found["relative"] = {k: relative_corruption_error(e, clean[k]) for k, e in errors.items()}
+    return found
+
+
+def stored_figures(
+    predictions: CellPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
+) -> dict[str, object]:
+    """The summary and the rows of a stored set, whose images are other ones than those of the run.
+
+    Args:
+        predictions: per cell, per classifier, the reference first.
+        labels: `(n,)`, the same in every cell.
+        seed: of the bootstrap.
+        table: severity table that the set was made with.
+        classes: how many the classifiers tell apart.
+        of: how many images each cell holds.
+    """
+    cells = list(predictions)
+    right = {name: _correct(predictions, name, cells, labels).mean(0) for name in predictions[cells[0]]}
+    reference, *others = right
+    summary = {
         "n_test": len(labels),
         "of": of,
-        "n_cells": len(shifted),
-        "clean_accuracy": {k: float(v.mean()) for k, v in clean.items()},
-        "clean_interval": {k: list(wilson_interval(int(v.sum()), len(labels))) for k, v in clean.items()},
-        "shift_accuracy": {k: float(v.mean()) for k, v in shift.items()},
-        "shift_interval": {k: list(paired_bootstrap(v, seed)) for k, v in shift.items()},
-        "mce": {
-            "normalizer": normalizer,
-            "corruptions": len(corruptions),
-            "value": {k: mean_corruption_error(e, normalizer) for k, e in errors.items()},
-            "relative": {k: relative_corruption_error(e, 1 - float(clean[k].mean())) for k, e in errors.items()},
-        } if corruptions else None,
-        "worst_classes_by_shift": {k: worst_classes(clean[k], shift[k], labels) for k in names},
-    }  # fmt: skip
+        "n_cells": len(cells),
+        "accuracy": {k: float(r.mean()) for k, r in right.items()},
+        "interval": {k: list(paired_bootstrap(r, seed)) for k, r in right.items()},
+        "mce": _mce(predictions, labels, table, classes),
+        "versus": {name: difference("drop", right[reference], right[name], seed) for name in others},
+    }
+    return {"summary": summary, "rows": comparison_rows(predictions, labels, seed=seed, of=of)}
 
 
 def drops(predictions: CellPredictions, a: str, b: str, labels: np.ndarray, *, seed: int) -> dict[str, object]:
@@ -181,19 +227,17 @@ def drops(predictions: CellPredictions, a: str, b: str, labels: np.ndarray, *, s
         labels: `(n,)`.
         seed: of the bootstrap.
     """
-    cells = list(predictions)
-    shifted = np.array([cell != CLEAN for cell in cells])
+    cells, shifted = list(predictions), [cell for cell in predictions if cell != CLEAN]
     right_a, right_b = (_correct(predictions, name, cells, labels) for name in (a, b))
-    clean_a, clean_b = right_a[~shifted][0], right_b[~shifted][0]
-    shift_a, shift_b = right_a[shifted].mean(0), right_b[shifted].mean(0)
+    clean_a, clean_b = (_correct(predictions, name, [CLEAN], labels)[0] for name in (a, b))
+    shift_a, shift_b = (_mean_correct(predictions, name, shifted, labels) for name in (a, b))
+    both = None if shift_a is None or shift_b is None else shift_a - shift_b
     lost = lost_images(right_a, right_b)
     return (
         difference("quantization_drop", clean_a, clean_b, seed)
         | {"quantization_drop_p": mcnemar_exact(clean_a, clean_b)}
         | difference("shift_quantization_drop", shift_a, shift_b, seed)
-        | difference(
-            "difference_in_differences", shift_a - shift_b, clean_a.astype(float) - clean_b.astype(float), seed
-        )
+        | difference("difference_in_differences", both, clean_a.astype(float) - clean_b.astype(float), seed)
         | {
             "agreement": agreement(predictions[CLEAN][a].prediction, predictions[CLEAN][b].prediction),
             "worst_classes": worst_classes(right_a.mean(0), right_b.mean(0), labels),
@@ -229,7 +273,7 @@ def summarise(
         return result
 
     def gain(key: str, cells: list[Cell], a: str = "compensated", b: str = "int8") -> dict[str, object]:
-        right_a, right_b = (_correct(predictions, name, cells, labels).mean(0) for name in (a, b))
+        right_a, right_b = (_mean_correct(predictions, name, cells, labels) for name in (a, b))
         return difference(key, right_a, right_b, seed)
 
     shifted = [cell for cell in predictions if cell != CLEAN]
@@ -253,9 +297,11 @@ def method_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int) 
 
     Returns:
         A row per method, highest gain first: `method`, `n`, accuracies, `gain_pp` under shift and `clean_cost_pp`
-        with their intervals.
+        with their intervals. No rows where nothing but clean images was measured.
     """
     shifted = [cell for cell in predictions if cell != CLEAN]
+    if not shifted:
+        return []
     rows = []
     for name in (n for n in predictions[CLEAN] if n not in ("float", "int8")):
         (clean, clean_before), (shift, shift_before) = (
@@ -295,62 +341,3 @@ def scene_row(found: dict[str, Predictions], labels: np.ndarray, *, seed: int) -
         "interval": {k: list(wilson_interval(int(r.sum()), len(labels))) for k, r in right.items()},
         "gain": {k: difference("gain", right[k], right["int8"], seed) for k in others},
     }
-
-
-def attack_rows(
-    pairs: dict[str, tuple[Classifier, Classifier]],
-    split: Split,
-    *,
-    n: int,
-    epsilons: tuple[float, ...],
-    steps: int,
-    seed: int,
-    progress: Callable[[int], None] = lambda n: None,
-) -> dict[str, object]:
-    """PGD through each differentiable classifier, scored on its session after rounding to uint8.
-
-    A risk figure, not a defence claim. It is flagged UNRELIABLE where a larger budget breaks fewer
-    images, or random noise of the same budget breaks more than the gradient does.
-
-    Args:
-        pairs: name to (differentiable classifier, session of the same graph).
-        split: images; the first `n` are attacked.
-        n: how many.
-        epsilons: L-infinity budgets on the [0, 1] scale, multiples of 1/255.
-        steps: gradient steps.
-        seed: of starts and noise.
-        progress: called with the number of images done.
-    """
-    images, labels = split.read(slice(0, n)), split.labels[:n]
-    clean = to_unit(images)
-    rows: list[dict[str, object]] = []
-    flags: list[str] = []
-    for name, (differentiable, session) in pairs.items():
-        last = float((session(clean).argmax(1) == labels).float().mean())
-        for epsilon in sorted(epsilons):
-            generator = torch.Generator().manual_seed(seed)
-            ball = LinfBall(epsilon)
-            noisy = to_unit(to_uint8(clean + epsilon * ball.steepest(ball.start(clean, generator))))
-            still = torch.ones(len(labels), dtype=torch.bool)
-            for start in range(0, len(labels), BATCH):
-                part = slice(start, start + BATCH)
-                adversarial = pgd(
-                    differentiable, clean[part], labels[part], ball=ball, steps=steps,
-                    step_size=2.5 * epsilon / steps, generator=generator,
-                )  # fmt: skip
-                pixels = to_unit(to_uint8(adversarial))
-                still[part] = session(pixels).argmax(1) == labels[part]
-                progress(len(pixels))
-            robust = int(still.sum()) / len(labels)
-            noise = int((session(noisy).argmax(1) == labels).sum()) / len(labels)
-            rows.append({
-                "classifier": name, "attack": f"pgd-{steps}", "norm": "Linf", "epsilon": epsilon,
-                "n": len(labels), "robust_accuracy": robust,
-                "interval": list(wilson_interval(int(still.sum()), len(labels))), "random_noise_accuracy": noise,
-            })  # fmt: skip
-            if robust > last + 0.002:
-                flags.append(f"UNRELIABLE: {name} resists epsilon {255 * epsilon:g}/255 better than less")
-            if robust > noise + 0.002:
-                flags.append(f"UNRELIABLE: {name} falls to random noise more than to PGD at {255 * epsilon:g}/255")
-            last = robust
-    return {"rows": rows, "flags": flags}

@@ -90,11 +90,14 @@ def _render_arrays(pixels: np.ndarray, cell: Cell, table: str, seed: int) -> np.
     return render(torch.from_numpy(pixels), *cell, table=table, seed=seed).numpy()
 
 
-def _rendered(split: Split, cell: Cell, table: str, seed: int, by: Renderers | None) -> Iterator[torch.Tensor]:
+def _rendered(split: Split, cell: Cell, table: str | None, seed: int, by: Renderers | None) -> Iterator[torch.Tensor]:
     """Batches of a cell in order; workers are at most two batches each ahead."""
-    if cell == CLEAN or by is None:
+    if cell == CLEAN or table is None:
+        yield from (images for images, _ in split.batches(BATCH))
+        return
+    if by is None:
         for images, _ in split.batches(BATCH):
-            yield images if cell == CLEAN else render(images, *cell, table=table, seed=seed)
+            yield render(images, *cell, table=table, seed=seed)
         return
     ahead: deque[Future[np.ndarray]] = deque()
     for images, _ in split.batches(BATCH):
@@ -110,7 +113,7 @@ def predict(
     split: Split,
     cell: Cell,
     *,
-    table: str,
+    table: str | None,
     seed: int,
     by: Renderers | None = None,
     progress: Callable[[int], None] = lambda n: None,
@@ -121,7 +124,7 @@ def predict(
         classifiers: by name.
         split: images to measure on.
         cell: (shift, severity), or `("clean", 0)`.
-        table: severity table.
+        table: severity table; None where the split holds the cell's own images, and nothing is rendered.
         seed: of the rendering.
         by: processes that render, else this one does.
         progress: called with the number of images done.
@@ -167,7 +170,7 @@ def kept_or_predicted(
     split: Split,
     *,
     keys: Mapping[str, str],
-    table: str,
+    table: str | None,
     seed: int,
     by: Renderers | None = None,
     progress: Callable[[int], None] = lambda n: None,
@@ -182,7 +185,7 @@ def kept_or_predicted(
         classifiers: by name.
         split: images to measure on.
         keys: per classifier, see `prediction_key`.
-        table: severity table.
+        table: severity table; None where the split holds the cell's own images, and nothing is rendered.
         seed: of the rendering.
         by: processes that render, else this one does.
         progress: called with the number of images done.

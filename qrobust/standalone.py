@@ -16,13 +16,14 @@ from qrobust.config import DEFAULT_SEVERITIES
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.errors import InputError
-from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview
+from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview, stored_figures
 from qrobust.predictions import BATCH, CLEAN, Cell, kept_or_predicted, prediction_key, renderers, within_budget
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
 from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import cells, expand, table_for
+from qrobust.stored import open_sets, stored_predictions
 from qrobust.workbench import Reporter, check_folder
 
 
@@ -105,7 +106,13 @@ def evaluate_files(
         reporter.warn(skipped_sentence(source.skipped))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
     wanted: list[Cell] = [CLEAN, *cells(expand(choices.shifts), choices.severities, table)]
-    if len(wanted) == 1:
+    stored = open_sets(
+        choices.shifts, severities=choices.severities, image_size=source.image_size, class_names=source.class_names,
+        test_images=choices.test_images, seed=choices.seed,
+    )  # fmt: skip
+    for doubt in filter(None, (s.doubt for s in stored)):
+        reporter.warn(doubt)
+    if len(wanted) == 1 and not stored:
         raise InputError(
             f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
         )
@@ -130,6 +137,16 @@ def evaluate_files(
                     folder, cell, classifiers, split, keys=keys, table=table, seed=choices.seed, by=by,
                     progress=lambda n: bar.update(n),
                 )  # fmt: skip
+    entries = []
+    for found in stored:
+        with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
+            answers = stored_predictions(
+                found, classifiers, graphs, folder, about=(source.image_size, choices.input_range),
+                seed=choices.seed, progress=bar.update,
+            )  # fmt: skip
+        entries.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
+            answers, found.labels, seed=choices.seed, table=table, classes=len(source.class_names), of=found.of,
+        ))  # fmt: skip
     labels = split.labels.numpy()
     reference, *others = classifiers
     summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
@@ -143,6 +160,7 @@ def evaluate_files(
         "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
         "summary": summary,
         "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
+        "stored": entries,
         "statistics": STATISTICS,
         "severity_table": table,
         "class_names": list(source.class_names),

@@ -33,6 +33,7 @@ from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, lo
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.results import read_json, write_json
 from qrobust.shifts.severities import cells, expand, find_shift, table_for
+from qrobust.stored import StoredCells, open_sets
 
 GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
@@ -84,6 +85,7 @@ class RunFolder:
         self.calibrator = path / "calibrator.safetensors"
         self.checkpoints = path / "checkpoints"
         self.predictions = path / "predictions"
+        self.attacks = path / "attacks.npz"
         self.stages = path / "stages"
         self.pictures = path / "pictures.npz"
         self.record = path / "record.json"
@@ -409,6 +411,22 @@ class Workbench:
         return cells(expand(self.config.shifts), self.config.severities, self.table)
 
     @cached_property
+    def stored(self) -> list[StoredCells]:
+        """What to measure of every stored set.
+
+        Raises:
+            InputError: one is not what its layout says, or does not fit the classes.
+        """
+        c = self.config
+        found = open_sets(
+            c.shifts, severities=c.severities, image_size=self.data.image_size, class_names=self.data.class_names,
+            test_images=c.test_images, seed=c.seed,
+        )  # fmt: skip
+        for doubt in filter(None, (s.doubt for s in found)):
+            self.reporter.warn(doubt)
+        return found
+
+    @cached_property
     def training_cells(self) -> list[tuple[str, int]]:
         """Every (shift, severity) a calibrator may learn from."""
         if self.config.scene_images and self.config.scene_alone:
@@ -419,7 +437,7 @@ class Workbench:
         names = tuple(n for n in expand(self.config.shifts) if n not in held_out)
         found = cells(names, self.config.severities, self.table)
         if not found:
-            raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or add severities")
+            raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or render more")
         return found
 
 

@@ -236,6 +236,23 @@ def test_hop_skip_jump_sees_predictions_only() -> None:
     assert not is_right(model, a, LABELS).any()
 
 
+@pytest.mark.parametrize(("make", "distance"), SPACES)
+@pytest.mark.parametrize("queries", [1, 2, 40, 65, 200, 333])
+def test_hop_skip_jump_keeps_its_query_budget(make: type[Ball], distance: float, queries: int) -> None:
+    model, images = half_space(), inputs(make, distance)
+    asked = 0
+
+    def counting(x: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += len(x)
+        return model(x)
+
+    ball = make(0.5 * distance)  # out of reach, so that every query is spent
+    adversarial = hop_skip_jump(counting, images, LABELS, ball=ball, generator=seeded(), queries=queries)
+    assert N * (queries - 1) <= asked <= N * queries  # one may be left that buys no direction
+    assert torch.equal(adversarial, images)
+
+
 def test_hop_skip_jump_returns_the_image_where_nothing_fools() -> None:
     images = inputs(LinfBall, 0.02)
 

@@ -183,6 +183,35 @@ def test_bad_npz(arrays: dict, match: str, tmp_path: Path) -> None:
     refused(match, f"npz:{tmp_path / 'bad.npz'}")
 
 
+def test_labels_beyond_the_classes_are_refused_whatever_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_npz(tmp_path / "d.npz", class_names=np.array(["a", "b"]))
+    refused(
+        r"labels out of range: they must lie in 0\.\.1, one for each of 2 classes, .*d\.npz\[2\] has 2", f"npz:{path}"
+    )
+
+    class Pairs:
+        """A torchvision set that names one class too few."""
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            self.targets, self.classes = [0, 1, 2] * 20, ("a", "b")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Pairs)
+    refused(r"labels out of range: .* 2 classes, CIFAR10\[2\] has 2", "torchvision:CIFAR10")
+    names = tmp_path / "names.txt"
+    names.write_text("cat\n")
+    folder = make_folder(tmp_path / "folder")
+    refused("'dog' .* is not one of the 1 class names", f"imagefolder:{folder}", class_names_file=names)
+
+
+def test_class_names_are_taken_for_arrays_too(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\n")
+    data = open_data(f"npz:{save_npz(tmp_path / 'd.npz')}", seed=0, calibration_images=8, class_names_file=names)
+    assert data.class_names == ("a", "b", "c", "d")
+
+
 def test_npz_that_is_not_one(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     refused("cannot read", f"npz:{tmp_path / 'bad.npz'}")

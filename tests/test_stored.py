@@ -107,5 +107,5 @@ def test_folders_that_are_not_what_they_must_be(tmp_path: Path) -> None:
         stored.images("snow", 2)
     with pytest.raises(InputError, match="smog"):
         stored.images("smog", 2)
-    with pytest.raises(InputError, match="not in the class-names file"):
+    with pytest.raises(InputError, match="not one of the 1 class names"):
         open_stored(tmp_path, image_size=224, class_names=("n01440764",))

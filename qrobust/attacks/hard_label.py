@@ -39,7 +39,7 @@ def hop_skip_jump(
         ball: the budget, and the norm in which the distance shrinks.
         generator: seeds every image's search. The batch size does not matter, but the company of an image
             does: other images are among the starts.
-        queries: predictions per image, at least 1; a search under way is finished.
+        queries: predictions per image, at least 1; never more are asked.
         batch_size: images per call.
 
     Returns:
@@ -61,7 +61,8 @@ def hop_skip_jump(
         noise = torch.rand((STARTS, *image.shape[1:]), generator=own)
         others = images[torch.randperm(len(images), generator=own)[:STARTS]]
         starts = torch.cat([noise, others])
-        result[i] = (image + _walk(fools, image, starts, ball, queries, own))[0]
+        walk = _walk(fools, image, starts, ball, queries - 1, own)  # one went to the image itself
+        result[i] = (image + walk)[0]
     return result
 
 
@@ -74,12 +75,15 @@ def _walk(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """The perturbation `(1, 3, H, W)` that was found, or zeros."""
-    asked = 0
+    left = queries
 
     def ask(points: torch.Tensor) -> torch.Tensor:
-        nonlocal asked
-        asked += len(points)
-        return fools(points)
+        """Which points fool; those that the budget is too short for count as if they did not."""
+        nonlocal left
+        answers = torch.zeros(len(points), dtype=torch.bool)
+        answers[:left] = fools(points[:left])
+        left -= min(left, len(points))
+        return answers
 
     starts = starts[ask(starts)]
     nothing = torch.zeros_like(image)
@@ -89,10 +93,10 @@ def _walk(
     perturbation = _shorten(ask, image, perturbation, ball)
     hop = 0
     while ball.length(perturbation) > ball.epsilon * (1 + 1e-6):  # float32: a projection may miss by a hair
-        if asked >= queries:
-            return nothing
         hop += 1
-        count = min(round(PROBES * math.sqrt(hop)), max(queries - asked, 1))
+        count = min(round(PROBES * math.sqrt(hop)), left // 2)  # the other half is to walk with
+        if not count:
+            return nothing
         direction = _direction(ask, image + perturbation, count, generator)
         length = ball.length(perturbation) / math.sqrt(hop)
         lengths = length / 2.0 ** torch.arange(GRID)

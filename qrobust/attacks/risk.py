@@ -63,6 +63,20 @@ def to_uint8_inside(adversarial: torch.Tensor, pixels: torch.Tensor, ball: Ball)
     return (pixels + ball.whole(perturbation)).clamp(0, LEVELS).to(torch.uint8)
 
 
+def craft(
+    attack: Attack, source: Classifier, pixels: torch.Tensor, labels: torch.Tensor, *, ball: Ball, seed: int
+) -> torch.Tensor:
+    """The pixels that an attack on `source` shows: uint8, inside the ball; at epsilon 0 those given.
+
+    Args and errors as for `transfer`.
+    """
+    if ball.epsilon == 0:
+        return pixels
+    generator = torch.Generator().manual_seed(seed)
+    adversarial = attack(source, pixels.float() / LEVELS, labels, ball=ball, generator=generator)
+    return to_uint8_inside(adversarial, pixels, ball)
+
+
 def transfer(
     attack: Attack,
     source: Classifier,
@@ -89,11 +103,7 @@ def transfer(
     Returns:
         `right`, a bool per image.
     """
-    shown = pixels
-    if ball.epsilon > 0:
-        generator = torch.Generator().manual_seed(seed)
-        adversarial = attack(source, pixels.float() / LEVELS, labels, ball=ball, generator=generator)
-        shown = to_uint8_inside(adversarial, pixels, ball)
+    shown = craft(attack, source, pixels, labels, ball=ball, seed=seed)
     return is_right(target, shown.float() / LEVELS, labels, batch_size)
 
 
@@ -141,6 +151,26 @@ def differential_risk(float_right: torch.Tensor, int8_right: torch.Tensor) -> fl
     return float((float_right & ~int8_right).float().mean())
 
 
+def has_gradient(
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Loss = cross_entropy,
+    batch_size: int = BATCH,
+) -> torch.Tensor:
+    """Whether the loss has any gradient at each image `(N,)`; where it has none, a gradient attack is blind.
+
+    Raises:
+        InputError: images or labels that fit no classifier, or a classifier without gradient.
+    """
+    check(images, labels, batch_size=batch_size)
+    found = torch.zeros(len(images), dtype=torch.bool)
+    for part in parts(len(images), batch_size):
+        gradient, _, _ = gradients(classifier, images[part], labels[part], loss)
+        found[part] = (gradient.flatten(1) != 0).any(1)
+    return found
+
+
 def zero_gradient_share(
     classifier: Classifier,
     images: torch.Tensor,
@@ -148,19 +178,14 @@ def zero_gradient_share(
     loss: Loss = cross_entropy,
     batch_size: int = BATCH,
 ) -> float:
-    """Share of images at which the loss has no gradient at all, so that a gradient attack is blind.
+    """Share of images at which the loss has no gradient at all.
 
     Raises:
-        InputError: no image, images or labels that fit no classifier, or a classifier without gradient.
+        InputError: no image, and as `has_gradient`.
     """
-    check(images, labels, batch_size=batch_size)
     if not len(images):
         raise InputError("images: expected at least 1, got 0")
-    zero = 0
-    for part in parts(len(images), batch_size):
-        gradient, _, _ = gradients(classifier, images[part], labels[part], loss)
-        zero += int((gradient.flatten(1) == 0).all(1).sum())
-    return zero / len(images)
+    return float((~has_gradient(classifier, images, labels, loss, batch_size)).float().mean())
 
 
 def reliability_flags(

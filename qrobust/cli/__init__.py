@@ -231,12 +231,19 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
         raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
     bench = reopen(run_folder, **options)
     pipeline.evaluate(bench, budget=budget, workers=workers)
-    summary = bench.place().need_stage("evaluate", "evaluate")["summary"]
+    result = bench.place().need_stage("evaluate", "evaluate")
+    summary = result["summary"]
     for name, clean in summary["clean_accuracy"].items():
+        shifted = summary["shift_accuracy"][name]
+        under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
         click.echo(
-            f"{name}: clean {100 * clean:.2f} %, under shift {100 * summary['shift_accuracy'][name]:.2f} % "
+            f"{name}: clean {100 * clean:.2f} %{under_shift} "
             f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
         )
+    for entry in result["stored"]:
+        s = entry["summary"]
+        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s["accuracy"].items())
+        click.echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
 
 
 def _evaluate_files(
@@ -260,7 +267,8 @@ def _evaluate_files(
 
     if run_folder is not None or data is None or out is None:
         raise InputError("evaluate: --model needs --data and --out, and no run's DIR")
-    attacks = [name for name in ("epsilons", "attack_images") if options.pop(name) is not None]
+    names = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
+    attacks = [name for name in names if options.pop(name) is not None]
     if attacks:
         raise InputError(f"evaluate: --model measures no attacks (a session has no gradient), got {attacks[0]}")
     record = evaluate_files(

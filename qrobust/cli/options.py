@@ -119,7 +119,7 @@ inputs = options(
     ),
     click.option(
         "--class-names",
-        help="File with one class name per line, for a folder of some of the classes.",
+        help="File with one class name per line, in index order, for data of some of the classes.",
     ),
     skip_bad_images,
     click.option(
@@ -242,7 +242,8 @@ measuring = options(
     ),
     click.option(
         "--shifts",
-        help="Comma-separated names, suites or FILE.py:FUNCTION.  [default: suite 'default']",
+        help="Comma-separated names, suites, FILE.py:FUNCTION or stored:DIR (CIFAR-10-C, ImageNet-C).  "
+        "[default: suite 'default']",
     ),
     click.option("--severities", help="Comma-separated, 1 to 5.  [default: 3,5]"),
     click.option(
@@ -251,8 +252,19 @@ measuring = options(
         help="What severities mean.  [default: auto, by image size]",
     ),
     click.option(
+        "--attacks",
+        type=click.Choice(["none", "quick", "full"]),
+        help="quick: PGD, transfer and random noise; full, for hours: FGSM, PGD with restarts, APGD, Square, "
+        "HopSkipJump and poses.  [default: quick]",
+    ),
+    click.option("--norms", help="Comma-separated, linf or l2.  [default: linf; with --attacks full linf,l2]"),
+    click.option(
         "--epsilons",
-        help="Comma-separated L-infinity budgets of the attack.  [default: 1/255,2/255,4/255,8/255]",
+        help="Comma-separated L-infinity budgets of attacks.  [default: 1/255,2/255,4/255,8/255]",
+    ),
+    click.option(
+        "--l2-epsilons",
+        help="Comma-separated L2 budgets of attacks, on the [0, 1] scale.  [default: in proportion to --epsilons]",
     ),
     click.option(
         "--attack-images",
@@ -355,7 +367,8 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
     fraction = FractionType()
     kinds: dict[str, Callable[[str], Any]] = {
         "shifts": str, "scene": str, "hold_out": str, "layer_bits": str, "keep_float": str, "branches": str,
-        "severities": int, "epsilons": lambda t: fraction.convert(t, None, None),
+        "norms": str, "severities": int, "epsilons": lambda t: fraction.convert(t, None, None),
+        "l2_epsilons": lambda t: fraction.convert(t, None, None),
     }  # fmt: skip
     parsed = {k: split_commas(v, kinds[k]) if k in kinds else v for k, v in options.items()}
     found = {k: v for k, v in parsed.items() if v is not None}

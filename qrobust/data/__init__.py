@@ -107,7 +107,7 @@ def open_data(
         calibration_images: images on which quantization ranges are observed.
         train_images: keep only so many training images (default all).
         test_images: keep only so many test images (default all).
-        class_names_file: one class name per line, in index order, for folders of a subset of classes.
+        class_names_file: one class name per line, in index order, for data of some of the classes.
         root: where torchvision data sets lie.
         skip_bad_images: leave out files of an `imagefolder` that cannot be decoded, and list them.
 
@@ -197,34 +197,37 @@ def _open_pools(
     spec: str, class_names_file: Path | None, root: Path | None, skip_bad: bool
 ) -> tuple[Images, Images | None, Images | None]:
     scheme, _, value = spec.partition(":")
+    names = None if class_names_file is None else _read_names(class_names_file)
     if scheme == "imagefolder" and value:
-        return _open_folder(Path(value).expanduser(), class_names_file, skip_bad)
+        return _open_folder(Path(value).expanduser(), names, skip_bad)
     if skip_bad:
         raise InputError(f"skip_bad_images: expected data in imagefolder:DIR, which holds files, got {spec}")
     if scheme == "npz" and value:
         path = Path(value).expanduser()
         if not path.is_file():
             raise InputError(f"data: no file {path}")
-        return npz_images(path), None, None
+        return npz_images(path, names), None, None
     if scheme == "torchvision" and value:
         folder = (root or Path("~/.cache/torchvision")).expanduser()
-        return torchvision_images(value, folder, True), None, torchvision_images(value, folder, False)
+        train, test = (torchvision_images(value, folder, part, names) for part in (True, False))
+        return train, None, test
     if spec == "digits":
         return digits_images(), None, None
     raise InputError(f"data: expected {SCHEMES}, got {spec!r}")
 
 
+def _read_names(file: Path) -> list[str]:
+    try:
+        return [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
+    except OSError as error:
+        raise InputError(f"class_names: cannot read {file} ({error})") from error
+
+
 def _open_folder(
-    folder: Path, class_names_file: Path | None, skip_bad: bool
+    folder: Path, names: list[str] | None, skip_bad: bool
 ) -> tuple[Images, Images | None, Images | None]:
     if not folder.is_dir():
         raise InputError(f"data: no folder {folder}")
-    names = None
-    if class_names_file is not None:
-        try:
-            names = [n for n in class_names_file.read_text(encoding="utf-8").splitlines() if n.strip()]
-        except OSError as error:
-            raise InputError(f"class_names: cannot read {class_names_file} ({error})") from error
     parts = {n: folder / n for n in ("train", "val", "test") if (folder / n).is_dir()}
     if "train" not in parts:
         return folder_images(folder, names, skip_bad=skip_bad), None, None

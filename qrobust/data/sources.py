@@ -32,6 +32,9 @@ class Images:
         labels: one class index per image.
         class_names: one name per class index.
         names: what to call image `i` in an error message.
+
+    Raises:
+        InputError: a label that is no class index.
     """
 
     def __init__(
@@ -41,8 +44,14 @@ class Images:
         class_names: Sequence[str],
         names: Callable[[int], str],
     ) -> None:
-        self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
+        self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))  # a copy: a file may lie below
         self.class_names = tuple(class_names)
+        wrong = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero().flatten().tolist()
+        if wrong:
+            raise InputError(
+                f"data: labels out of range: they must lie in 0..{len(self.class_names) - 1}, one for each of "
+                f"{len(self.class_names)} classes, {names(wrong[0])} has {int(self.labels[wrong[0]])}"
+            )
         self.name_of = names
         self.image_size = 0
         self.skipped: tuple[str, ...] = ()
@@ -158,7 +167,9 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_
     skipped: list[str] = []
     for folder in folders:
         if folder.name not in names:
-            raise InputError(f"data: class folder {folder.name!r} in {root} is not in the class-names file")
+            raise InputError(
+                f"data: class folder {folder.name!r} in {root} is not one of the {len(names)} class names"
+            )
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if skip_bad:
             good = [p for p in files if _decodes(p)]
@@ -200,11 +211,7 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         )
     if len(images) == 0:
         raise InputError(f"data: {origin} holds no image")
-    names = list(class_names) if class_names is not None else [str(i) for i in range(int(labels.max()) + 1)]
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise InputError(
-            f"data: labels in {origin} must lie in 0..{len(names) - 1}, got {int(labels.min())}..{int(labels.max())}"
-        )
+    names = list(class_names) if class_names is not None else _numbered(labels)
 
     def load(index: int) -> np.ndarray:
         image = images[index]
@@ -213,14 +220,23 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
     return Images(load, labels, names, lambda i: f"{origin}[{i}]")
 
 
-def npz_images(path: Path) -> Images:
-    """An `.npz` file with `images`, `labels` and optionally `class_names`; pickles are refused."""
+def _numbered(labels: np.ndarray) -> list[str]:
+    """Class names where there are none: the numbers up to the largest label."""
+    return [str(i) for i in range(int(labels.max()) + 1)]
+
+
+def npz_images(path: Path, class_names: Sequence[str] | None = None) -> Images:
+    """An `.npz` file with `images`, `labels` and optionally `class_names`, before which those given go.
+
+    Pickles are refused.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = {"images", "labels"} - set(archive.files)
             if missing:
                 raise InputError(f"data: {path} must hold arrays 'images' and 'labels', lacks {sorted(missing)}")
-            class_names = [str(n) for n in archive["class_names"]] if "class_names" in archive.files else None
+            if class_names is None and "class_names" in archive.files:
+                class_names = [str(n) for n in archive["class_names"]]
             images, labels = archive["images"], archive["labels"]
     except InputError:
         raise
@@ -242,8 +258,11 @@ def digits_images() -> Images:
     return array_images(np.stack(large), digits.target, [str(n) for n in digits.target_names], "digits")
 
 
-def torchvision_images(name: str, root: Path, train: bool) -> Images:
-    """A torchvision data set of (PIL image, label) pairs already on disk, e.g. `CIFAR10`."""
+def torchvision_images(name: str, root: Path, train: bool, class_names: Sequence[str] | None = None) -> Images:
+    """A torchvision data set of (PIL image, label) pairs already on disk, e.g. `CIFAR10`.
+
+    Class names are those given, else its own, else numbers.
+    """
     import torchvision
 
     factory = getattr(torchvision.datasets, name, None)
@@ -260,5 +279,5 @@ def torchvision_images(name: str, root: Path, train: bool) -> Images:
             f"data: torchvision.datasets.{name} is not in {root}; download it there first ({error})"
         ) from error
     labels = np.asarray(dataset.targets)
-    class_names = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
-    return Images(lambda i: np.asarray(dataset[i][0].convert("RGB")), labels, class_names, lambda i: f"{name}[{i}]")
+    names = class_names or getattr(dataset, "classes", None) or _numbered(labels)
+    return Images(lambda i: np.asarray(dataset[i][0].convert("RGB")), labels, names, lambda i: f"{name}[{i}]")

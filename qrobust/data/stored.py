@@ -23,10 +23,12 @@ class StoredSet:
 
     Attributes:
         cells: every (corruption, severity) there is, sorted.
+        numbered: whether classes are numbers, which fit any classes that are as many.
         open: what opens one of them; `images` is the way to call it.
     """
 
     cells: tuple[tuple[str, int], ...]
+    numbered: bool
     open: Callable[[str, int], Images]
 
     def images(self, corruption: str, severity: int) -> Images:
@@ -92,7 +94,7 @@ def _open_arrays(root: Path, image_size: int, class_names: Sequence[str] | None)
         found.image_size = image_size
         return found
 
-    stored = StoredSet(tuple((name, s) for name in arrays for s in SEVERITIES), images)
+    stored = StoredSet(tuple((name, s) for name in arrays for s in SEVERITIES), True, images)
     images(*stored.cells[0])  # labels outside the classes are a mistake of the set, not of a cell
     return stored
 
@@ -124,4 +126,4 @@ def _open_folders(root: Path, image_size: int, class_names: Sequence[str] | None
         found.image_size = image_size
         return found
 
-    return StoredSet(cells, images)
+    return StoredSet(cells, False, images)

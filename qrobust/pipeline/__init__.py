@@ -35,7 +35,7 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
     Raises:
         InputError: any of it is not usable.
     """
-    _ = bench.target, bench.model_spec, bench.cells, bench.training_cells, bench.scene
+    _ = bench.target, bench.model_spec, bench.cells, bench.training_cells, bench.scene, bench.stored
     if bench.data.skipped:
         bench.reporter.warn(skipped_sentence(bench.data.skipped))
     for split in (bench.data.calibration, bench.data.validation, bench.data.test):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qrobust.classifier import Classifier
+from qrobust.adversarial.figures import NOTHING, figures
+from qrobust.adversarial.outcomes import kept_or_tried
+from qrobust.adversarial.trials import Graph, balls, plan
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
-from qrobust.evaluation import attack_rows, method_rows, run_rows, scene_row, summarise
+from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
@@ -24,6 +27,7 @@ from qrobust.predictions import (
     within_budget,
 )
 from qrobust.results import hardware
+from qrobust.stored import stored_predictions
 from qrobust.workbench import GRAPHS, TORCH_ONLY, Workbench
 
 LATENCY_BATCHES = (1, 32)
@@ -34,18 +38,20 @@ TORCH_IMAGES = 200
 def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
-    Predictions are kept per cell with the hash of the graph that made them, so that a killed
-    evaluation resumes and a second one asks only graphs that are new.
+    Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
+    attack, so that a killed evaluation resumes and a second one asks only graphs that are new.
 
     Args:
         bench: of the run.
-        budget: seconds for all cells, by which a subset of the test images is chosen; attacks come on top.
+        budget: seconds for all cells, by which a subset of the test images is chosen; stored sets and attacks come
+            on top.
         workers: processes that render.
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
     names = folder.graphs()
     folder.predictions.mkdir(exist_ok=True)
+    _ = bench.stored  # refused before anything is measured
     with stage(bench, "evaluate") as result:
         sessions = {name: bench.session(name) for name in names}
         cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
@@ -68,6 +74,7 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
         )  # fmt: skip
         result["methods"] = method_rows(predictions, labels, seed=config.seed) + _in_torch(bench, split, predictions)
         result["scene"] = _scene(bench, sessions)
+        result["stored"] = _stored(bench, sessions)
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
@@ -132,16 +139,38 @@ def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> l
     return method_rows(both, some.labels.numpy(), seed=bench.config.seed)
 
 
+def _stored(bench: Workbench, sessions: dict[str, Any]) -> list[dict[str, object]]:
+    """Each stored set by itself, on its own images."""
+    folder, config, result = bench.place(), bench.config, []
+    graphs = {name: folder.graph(name).read_bytes() for name in sessions}
+    for found in bench.stored:
+        with bench.reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
+            predictions = stored_predictions(
+                found, sessions, graphs, folder.predictions, about=(bench.data.image_size,), seed=config.seed,
+                progress=bar.update,
+            )  # fmt: skip
+        result.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
+            predictions, found.labels, seed=config.seed, table=bench.table, classes=len(bench.data.class_names),
+            of=found.of,
+        ))  # fmt: skip
+    return result
+
+
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
-    config = bench.config
-    n = min(config.attack_images, len(bench.data.test))
-    if not n or not config.epsilons:
-        return {"rows": [], "flags": []}
-    pairs: dict[str, tuple[Classifier, Classifier]] = {
-        name: (bench.torch_classifier(name), session) for name, session in sessions.items()
+    """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
+    config, folder, side = bench.config, bench.place(), bench.data.image_size
+    split = bench.data.test.first(config.attack_images)
+    budgets = balls(config.attack_norms, config.epsilons, config.l2_epsilons, side)
+    if config.attacks == "none" or not len(split) or not budgets:
+        return NOTHING
+    graphs = {
+        name: Graph(bench.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
+        for name, session in sessions.items()
     }
-    with bench.reporter.bar("attack", n * len(pairs) * len(config.epsilons)) as bar:
-        return attack_rows(
-            pairs, bench.data.test, n=n, epsilons=config.epsilons, steps=config.attack_steps,
-            seed=config.seed, progress=lambda k: bar.update(k),
-        )  # fmt: skip
+    trials = plan(config.attacks, budgets, list(graphs), steps=config.attack_steps, side=side, seed=config.seed)
+    about = (split.fingerprint(), config.data, side, config.seed)
+    with bench.reporter.bar("attack", len(split) * len(trials)) as bar:
+        outcomes = kept_or_tried(
+            folder.attacks, graphs, split, trials, about=about, progress=lambda n, what: bar.update(n, what)
+        )
+    return figures(outcomes, level=config.attacks, classes=len(bench.data.class_names))

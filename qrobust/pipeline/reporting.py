@@ -69,6 +69,7 @@ def build_record(bench: Workbench) -> Record:
         "scene": evaluated["scene"],
         "statistics": STATISTICS,
         "severity_table": evaluated["severity_table"],
+        "stored": evaluated["stored"],
         "attacks": evaluated["attacks"],
         "quantization": quantized["quantization"],
         "audit": gates["audit"],

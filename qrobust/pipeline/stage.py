@@ -23,7 +23,9 @@ from qrobust.workbench import ALTERNATIVES, Workbench
 
 PARITY_IMAGES = 1000
 # Choices that no training depends on.
-MEASURING = ("threads", "epsilons", "attack_images", "attack_steps", "test_images")
+MEASURING = (
+    "threads", "test_images", "attacks", "attack_images", "attack_steps", "epsilons", "norms", "l2_epsilons",
+)  # fmt: skip
 STAGES = ("quantize", "compensate", "export", "evaluate")
 
 

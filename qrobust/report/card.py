@@ -35,14 +35,12 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         shifts = ", ".join(method["trained_on"]) or "no shift: it is not trained"
         lines += ["", f"{NAMES[graph]}: {shifts}; training images of `{config['data']}`, disjoint from those below."]
     low, high = s["clean_interval"][graph]
-    under_low, under_high = s["shift_interval"][graph]
     lines += [
         "", "## Measured", "",
         f"On {s['n_test']} test images by onnxruntime {record['versions']['onnxruntime']} "
         f"({record['hardware']['processor']}, {record['hardware']['threads']} threads); intervals are at 95 %.", "",
         f"- clean: {percent(s['clean_accuracy'][graph])} [{100 * low:.1f}, {100 * high:.1f}]",
-        f"- under shift, mean over {s['n_cells']} cells of severity table `{record['severity_table']}`: "
-        f"{percent(s['shift_accuracy'][graph])} [{100 * under_low:.1f}, {100 * under_high:.1f}]",
+        *_under_shift(record, graph),
         f"- batch 1 in {s['latency_ms'][graph]['batch_1']:.2f} ms, {s['size_bytes'][graph] / 1024:.0f} KiB",
     ]  # fmt: skip
     if method:
@@ -52,12 +50,24 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         )
     rows = [row for row in record["rows"] if row["shift"] != "clean"]
     worst = sorted(rows, key=lambda row: row["accuracy"][graph])[:WORST]
-    lines += ["", "Where it is worst:", ""]
-    lines += table([
-        ["shift", "severity", "accuracy"],
-        *([row["shift"], str(row["severity"]), percent(row["accuracy"][graph])] for row in worst),
-    ])  # fmt: skip
+    if worst:
+        lines += ["", "Where it is worst:", ""]
+        lines += table([
+            ["shift", "severity", "accuracy"],
+            *([row["shift"], str(row["severity"]), percent(row["accuracy"][graph])] for row in worst),
+        ])  # fmt: skip
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, method), ""])
+
+
+def _under_shift(record: dict[str, Any], graph: str) -> list[str]:
+    s = record["summary"]
+    if not s["n_cells"]:
+        return []
+    low, high = s["shift_interval"][graph]
+    return [
+        f"- under shift, mean over {s['n_cells']} cells of severity table `{record['severity_table']}`: "
+        f"{percent(s['shift_accuracy'][graph])} [{100 * low:.1f}, {100 * high:.1f}]"
+    ]
 
 
 def _what(record: dict[str, Any], graph: str) -> list[str]:

@@ -11,7 +11,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.plots import LABELS, gains_plot, layers_plot, methods_plot, severity_plot
+from qrobust.report.stored import stored_tables
 from qrobust.report.verdict import LEVEL, NAMES, comparison, headline, percent, points, verdict
 
 PICTURE_SIDE = 112
@@ -43,6 +45,9 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         headline=headline(record),
         comparison=comparison(record) if compared else [],
         methods=methods_plot(record, NAMES) if compared else "",
+        stored_tables=stored_tables(record, NAMES),
+        attack_tables=[attack_table(record["attacks"], NAMES), pose_table(record["attacks"], NAMES)],
+        attack_note=NOTE,
         gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qrobust.report.attacks import NOTE, attack_table, pose_table
+from qrobust.report.stored import stored_tables
 from qrobust.report.verdict import NAMES, comparison, headline, percent, points, verdict
 
 LISTED = 5
@@ -28,7 +30,39 @@ def markdown_report(record: dict[str, Any]) -> str:
             row["shift"], str(row["severity"]), *cells, points(row["drop_pp"], row["drop_interval_pp"]), *gain,
         ])  # fmt: skip
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
-    return "\n".join([*lines, "", *_mce(s, NAMES), sample(s), "", *skipped, *table(rows), ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *_mce(s, NAMES),
+            sample(s),
+            "",
+            *skipped,
+            *table(rows),
+            "",
+            *_stored(record, NAMES),
+            *_attacks(record),
+        ]
+    )
+
+
+def _stored(record: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """A section per stored set."""
+    return [
+        line
+        for name, note, rows in stored_tables(record, names)
+        for line in (f"## Stored images: {name}", "", *table(rows), "", note, "")
+    ]
+
+
+def _attacks(record: dict[str, Any]) -> list[str]:
+    """A section, or nothing."""
+    attacks = record["attacks"]
+    tables = [attack_table(attacks, NAMES), pose_table(attacks, NAMES)]
+    if not attacks["rows"]:
+        return []
+    parts = [line for rows in tables if rows for line in (*table(rows), "")]
+    return ["## Attacks", "", f"n = {attacks['n']}. {NOTE}", "", *parts]
 
 
 def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
@@ -84,7 +118,8 @@ def evaluation_report(record: dict[str, Any]) -> str:
     lines = [f"# qrobust: {', '.join(names)} on {record['config']['data']}", "", *table(evaluation_table(record)), ""]
     mce = _mce(record["summary"], {n: n for n in names})
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
-    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), ""])
+    stored = _stored(record, {n: n for n in names})
+    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), "", *stored])
 
 
 def table(rows: list[list[str]]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from qrobust.report.attacks import flag_sentences
+
 NAMES = {
     "float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator", "bn-reestimate": "batch norm re-estimated",
     "calibrator+bn-reestimate": "batch norm re-estimated + calibrator", "finetune": "fine-tuned",
@@ -14,13 +16,15 @@ LEVEL = 0.05
 MOST_CLEAN_COST = 0.5
 
 
-def percent(value: float) -> str:
-    """A fraction as a percentage."""
-    return f"{100 * value:.1f} %"
+def percent(value: float | None) -> str:
+    """A fraction as a percentage; nothing where nothing was measured."""
+    return "" if value is None else f"{100 * value:.1f} %"
 
 
-def points(value: float, interval: list[float] | None = None) -> str:
-    """A difference in percentage points, with its 95 % interval."""
+def points(value: float | None, interval: list[float] | None = None) -> str:
+    """A difference in percentage points, with its 95 % interval; nothing where nothing was measured."""
+    if value is None:
+        return ""
     text = f"{value:+.1f} points"
     return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
@@ -36,10 +40,9 @@ def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str
     if not mce:
         return []
     by = "divided by AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
+    relative = {k: f" (relative {percent(v)})" for k, v in mce.get("relative", {}).items()}
     values = ", ".join(
-        f"{name} {percent(mce['value'][k])} (relative {percent(mce['relative'][k])})"
-        for k, name in names.items()
-        if k in mce["value"]
+        f"{name} {percent(mce['value'][k])}{relative.get(k, '')}" for k, name in names.items() if k in mce["value"]
     )
     return [f"Mean corruption error over {mce['corruptions']} corruptions, {by}: {values}."]
 
@@ -69,7 +72,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
         sentences.append(recommendation(record))
     if record["scene"]:
         sentences.append(scene_sentence(record["scene"]))
-    if "compensated" in shift:
+    if "compensated" in shift and s["compensation_gain_pp"] is not None:
         gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
         cost = s["clean_cost_pp"]
         won = "Compensation pays" if low > 0 else "Compensation does not pay here"
@@ -85,16 +88,18 @@ def verdict(record: dict[str, Any]) -> list[str]:
                 f"{points(s['unseen_gain_pp'], s['unseen_gain_interval_pp'])} "
                 f"over {s['n_unseen_cells']} of {s['n_cells']} cells."
             )
+    if "compensated" in shift:
         latency, macs = s["latency_ms"], s["macs"]
         sentences.append(
             f"It costs {percent(macs['calibrator_share'])} of the classifier's multiply-accumulates: at batch 1 "
             f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
             f"(float {latency['float']['batch_1']:.2f} ms)."
         )
+    under_shift = points(s["shift_quantization_drop_pp"], s["shift_quantization_drop_interval_pp"])
     sentences.append(
         f"Quantization itself costs {points(s['quantization_drop_pp'], s['quantization_drop_interval_pp'])} on "
-        f"clean images and {points(s['shift_quantization_drop_pp'], s['shift_quantization_drop_interval_pp'])} under "
-        f"shift; float and INT8 agree on {percent(s['agreement'])} of clean predictions."
+        f"clean images{f' and {under_shift} under shift' if under_shift else ''}; float and INT8 agree on "
+        f"{percent(s['agreement'])} of clean predictions."
     )
     audit = record["audit"]["int8"]
     sentences.append(
@@ -113,7 +118,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
     sentences.append(significance(record, "drop", "Float and INT8"))
     if "compensated" in shift:
         sentences.append(significance(record, "gain", "INT8 with and without calibrator"))
-    return sentences + list(record["attacks"]["flags"])
+    return sentences + flag_sentences(record["attacks"])
 
 
 def recommendation(record: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from qrobust.shifts import transformations as t
 
 TABLES = ("cifar-c", "imagenet-c")
 SEVERITIES = (1, 2, 3, 4, 5)
+STORED = "stored:"  # begins the name of a set of shifted images that lies on disk
 # From this side on the ImageNet constants are the meaningful ones.
 IMAGENET_TABLE_SIZE = 64
 
@@ -257,18 +258,26 @@ def _own_shift(name: str) -> Shift:
                  keeps_pixels=False, is_own=True, version=version)  # fmt: skip
 
 
+def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
+    """The folders of every `stored:DIR` among names of shifts, by these names."""
+    return {n: Path(n.removeprefix(STORED)).expanduser() for n in names if n.startswith(STORED)}
+
+
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Shift names with each suite replaced by what it holds, each name once; nothing means `default`.
+    """Names of shifts to render: each suite replaced by what it holds, each name once; nothing means `default`.
+
+    What is stored is not rendered, so `stored:DIR` is left out; see `stored_folders`.
 
     Raises:
-        InputError: a name is neither a shift, a suite nor FILE.py:FUNCTION.
+        InputError: a name is neither a shift, a suite, FILE.py:FUNCTION nor stored:DIR.
     """
-    found = [part for name in names or ("default",) for part in SUITES.get(name, (name,))]
+    rendered = [name for name in names or ("default",) if not name.startswith(STORED)]
+    found = [part for name in rendered for part in SUITES.get(name, (name,))]
     for name in found:
         if name not in SHIFTS and ".py:" not in name:
             raise InputError(
-                f"shift: expected one of {', '.join(SHIFTS)}, a suite ({', '.join(SUITES)}) or FILE.py:FUNCTION, "
-                f"got {name!r}"
+                f"shift: expected one of {', '.join(SHIFTS)}, a suite ({', '.join(SUITES)}), FILE.py:FUNCTION "
+                f"or {STORED}DIR, got {name!r}"
             )
     return tuple(dict.fromkeys(found))
 

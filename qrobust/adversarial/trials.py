@@ -1,0 +1,192 @@
+"""What is tried: which attacks, with whose gradients, within which balls.
+
+Every trial makes its pixels once and shows them to all graphs. So an attack on one graph is white-box or black-box
+there and a transfer everywhere else, and float and INT8 are compared on the same adversarial pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from qrobust.attacks.balls import Ball, L2Ball, LinfBall
+from qrobust.attacks.gradient import apgd, fgsm, pgd
+from qrobust.attacks.hard_label import hop_skip_jump
+from qrobust.attacks.losses import cross_entropy, dlr
+from qrobust.attacks.noise import random_noise
+from qrobust.attacks.queries import is_right
+from qrobust.attacks.risk import Attack, craft, has_gradient, on_pixels
+from qrobust.attacks.square import square
+from qrobust.classifier import Classifier
+from qrobust.predictions import BATCH
+from qrobust.shifts.rendering import render_grid, to_unit
+from qrobust.shifts.severities import GRIDS
+
+# What `full` spends: PGD's random starts, APGD's steps, queries of the attacks without gradient.
+RESTARTS, APGD_STEPS, QUERIES = 5, 50, 1000
+POSES = ("rotations", "translations")
+# RobustBench's L2 ball beside 8/255 at 32 px; others are in proportion to the L-infinity ball and the side.
+USUAL_LINF, USUAL_L2, USUAL_SIDE = 8 / 255, 0.5, 32
+# At this L-infinity distance any image can be made grey, so what withstands it shows that the attack is blind.
+GREY = 128 / 255
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph of a run.
+
+    Attributes:
+        differentiable: the torch classifier that was exported, with straight-through gradients.
+        session: the exported graph on onnxruntime, which alone is scored.
+        digest: hash of the exported file.
+    """
+
+    differentiable: Classifier
+    session: Classifier
+    digest: str
+
+
+Graphs = Mapping[str, Graph]
+Judge = Callable[[Graphs, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to make pixels, and whom they are shown to.
+
+    Attributes:
+        attack: its name with its budget of steps or queries, as in the record.
+        source: the graph that is attacked, or "" where none is looked at.
+        norm: `Linf`, `L2`, `pose`, or `none` for pixels as they are.
+        epsilon: radius of the ball on the [0, 1] scale; 0 for other norms.
+        kind: what it is to its source: `clean`, `gradient` (is there any?), `white-box`, `black-box`, `noise` or
+            `pose`.
+        judges: the graphs that are asked.
+        judge: graphs, pixels uint8 `(n, 3, S, S)` and labels `(n,)` to a bool `(n,)` per judging graph: still right;
+            of kind `gradient`: the loss has one.
+    """
+
+    attack: str
+    source: str
+    norm: str
+    epsilon: float
+    kind: str
+    judges: tuple[str, ...]
+    judge: Judge
+
+    def kind_for(self, classifier: str) -> str:
+        """What it is to a graph: an attack on another graph is a transfer."""
+        return "transfer" if self.kind in ("white-box", "black-box") and classifier != self.source else self.kind
+
+
+def l2_radius(epsilon: float, side: int) -> float:
+    """The L2 budget that goes with an L-infinity budget, for images of `side` px: 0.5 with 8/255 at 32 px."""
+    return USUAL_L2 * epsilon / USUAL_LINF * side / USUAL_SIDE
+
+
+def balls(
+    norms: Sequence[str], epsilons: Sequence[float], l2_epsilons: Sequence[float], side: int
+) -> list[tuple[str, Ball]]:
+    """The budgets, with the name of their norm, in rising order.
+
+    Args:
+        norms: of `linf` and `l2`.
+        epsilons: L-infinity radii on the [0, 1] scale.
+        l2_epsilons: L2 radii; those of `l2_radius` where there are none.
+        side: of the images in pixels.
+    """
+    found: list[tuple[str, Ball]] = []
+    if "linf" in norms:
+        found += [("Linf", LinfBall(e)) for e in sorted(set(epsilons))]
+    if "l2" in norms:
+        radii = l2_epsilons or [l2_radius(e, side) for e in epsilons]
+        found += [("L2", L2Ball(e)) for e in sorted(set(radii))]
+    return found
+
+
+def plan(
+    level: str, budgets: Sequence[tuple[str, Ball]], names: Sequence[str], *, steps: int, side: int, seed: int
+) -> list[Trial]:
+    """All trials, the cheap ones first.
+
+    Args:
+        level: `quick` (PGD, random noise) or `full`.
+        budgets: see `balls`.
+        names: of the graphs.
+        steps: gradient steps of PGD.
+        side: of the images in pixels.
+        seed: of starts, noise and searches.
+    """
+    full, everyone = level == "full", tuple(names)
+    gradient, scores = _attacks(full, steps)
+    trials = [Trial("none", "", "none", 0.0, "clean", everyone, _shown)]
+    trials += [Trial("none", n, "none", 0.0, "gradient", (n,), partial(_gradient, n)) for n in names]
+    grids = POSES if full else ()
+    trials += [
+        Trial(f"{g}-{len(GRIDS[g])}", "", "pose", 0.0, "pose", everyone, partial(_worst_pose, g)) for g in grids
+    ]
+
+    def within(kind: str, name: str, attack: Attack, source: str, norm: str, ball: Ball) -> Trial:
+        judge = partial(_adversarial, attack, source, kind, ball, seed)
+        return Trial(name, "" if kind == "noise" else source, norm, ball.epsilon, kind, everyone, judge)
+
+    trials += [within("noise", "random-noise", random_noise, names[0], *budget) for budget in budgets]
+    first, *_ = gradient
+    for name in names:
+        for norm in dict.fromkeys(norm for norm, _ in budgets):
+            trials.append(within("white-box", first, gradient[first], name, norm, _grey(norm, side)))
+    for kind, attacks in (("white-box", gradient), ("black-box", scores)):
+        for called, attack in attacks.items():
+            trials += [within(kind, called, attack, name, *budget) for name in names for budget in budgets]
+    return list({(t.attack, t.source, t.norm, t.epsilon, t.kind): t for t in trials}.values())
+
+
+def _attacks(full: bool, steps: int) -> tuple[dict[str, Attack], dict[str, Attack]]:
+    """Attacks by name: those that need a gradient, the usual one first, and those that do not."""
+    if not full:
+        return {f"pgd-{steps}": partial(pgd, steps=steps)}, {}
+    return {
+        f"pgd-{steps}x{RESTARTS}": partial(pgd, steps=steps, restarts=RESTARTS),
+        "fgsm": fgsm,
+        f"apgd-ce-{APGD_STEPS}": partial(apgd, steps=APGD_STEPS, loss=cross_entropy),
+        f"apgd-dlr-{APGD_STEPS}": partial(apgd, steps=APGD_STEPS, loss=dlr),
+    }, {
+        f"square-{QUERIES}": partial(square, queries=QUERIES),
+        f"hop-skip-jump-{QUERIES}": partial(hop_skip_jump, queries=QUERIES),
+    }  # fmt: skip
+
+
+def _grey(norm: str, side: int) -> Ball:
+    return LinfBall(GREY) if norm == "Linf" else L2Ball(GREY * math.sqrt(3) * side)
+
+
+def _shown(graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """In the batches of an evaluation, so that epsilon 0 is clean accuracy to the bit."""
+    images = to_unit(pixels)
+    return {name: is_right(graph.session, images, labels, BATCH) for name, graph in graphs.items()}
+
+
+def _gradient(source: str, graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {source: has_gradient(graphs[source].differentiable, to_unit(pixels), labels)}
+
+
+def _worst_pose(grid: str, graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Right in every pose."""
+    right = {name: torch.ones(len(labels), dtype=torch.bool) for name in graphs}
+    for posed in render_grid(pixels, grid):
+        for name, found in _shown(graphs, posed, labels).items():
+            right[name] &= found
+    return right
+
+
+def _adversarial(
+    attack: Attack, source: str, kind: str, ball: Ball, seed: int, graphs: Graphs, pixels: torch.Tensor,
+    labels: torch.Tensor,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    graph = graphs[source]
+    attacked = graph.differentiable if kind == "white-box" else on_pixels(graph.session)
+    return _shown(graphs, craft(attack, attacked, pixels, labels, ball=ball, seed=seed), labels)
