@@ -223,7 +223,7 @@ def workers(folder: Path, size: int, count: int) -> dict[str, Any]:
                     # Nearly nothing is asked of the pixels.
                     predict({"mean": lambda x: x.mean((2, 3))}, split, (name, 3), table=TABLES[size], seed=0, by=by)
 
-            work(split.first(8))  # the processes start, and fill what they keep
+            work(split)  # all processes start, and fill what they keep
             start = time.perf_counter()
             work(split)
             seconds[processes] = time.perf_counter() - start
