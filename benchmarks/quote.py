@@ -334,9 +334,13 @@ def corruption_speed() -> str:
         cells = [part[s]["mean_of_15"] if rows[name] is None else part[s]["corruptions"][name] for s in sizes]
         figures = (f"{c['reference_ms']:.3f} ms | {c['ours_ms']:.3f} ms | {c['ratio']:.1f}" for c in cells)
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(figures)} |")
+    tables = {part[s]["table"] for s in sizes}
+    named = f"table `{tables.pop()}`" if len(tables) == 1 else (
+        "tables " + " and ".join(f"`{part[s]['table']}` ({s} px)" for s in sizes)
+    )  # fmt: skip
     about = (
         f"Processor time per image and severity on one thread of {part['hardware']['processor']}, mean of five "
-        f"severities of the table `{part[sizes[0]]['table']}`, medians of {part[sizes[0]]['rounds']} rounds."
+        f"severities of the {named}, medians of {part[sizes[0]]['rounds']} rounds."
     )
     return "\n".join([*lines, "", about])
 

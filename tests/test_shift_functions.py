@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from qrobust.shifts import corruptions, transformations
-from qrobust.shifts.filters import mirrored, random_words, smooth
+from qrobust.shifts.filters import mirrored, smooth
 from qrobust.shifts.frost import PICTURES, frost_picture
+from qrobust.shifts.generators import Generators
 from qrobust.shifts.rendering import render, render_grid, to_unit
 from qrobust.shifts.severities import GRIDS, SHIFTS, SUITES, TABLES, cells
 
-NONE: list[torch.Generator] = []
+NONE = Generators(())
 
 
-def generators(n: int, start: int = 0) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(start + i) for i in range(n)]
+def generators(n: int, start: int = 0) -> Generators:
+    return Generators(range(start, start + n))
 
 
 def pictures(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -84,7 +85,7 @@ def test_clean_limits() -> None:
     unchanged = {
         "gaussian": c.gaussian_noise(images, 0.0, generators=generators(2)),
         "speckle": c.speckle_noise(images, 0.0, generators=generators(2)),
-        "impulse": c.impulse_noise(images, 0.0, generators=generators(2)),
+        "impulse": to_unit(c.impulse_noise(pictures(2, 48, 48), 0.0, generators=generators(2))),
         "blur": c.gaussian_blur(images, 0.1, generators=NONE),
         "saturate": c.saturate(images, 1.0, 0.0, generators=NONE),
         "brightness": c.brightness(images, 0.0, generators=NONE),
@@ -124,13 +125,30 @@ def test_counts_are_poisson(photons: float) -> None:
     assert corruptions.poisson(torch.zeros(1, 3, 8, 8), photons, generators=generators(1)).max() == 0
 
 
-def test_random_words_are_even() -> None:
-    for kind in (torch.int16, torch.int32):
-        words = random_words(400_000, kind, generators(1)[0]).double() / 2 ** (8 * kind.itemsize - 1)
-        # Uniform on [-1, 1): deviation 1 / sqrt(3); its mean's standard error is 0.0009.
-        assert abs(words.mean().item()) < 0.005
-        assert words.std().item() == pytest.approx(1 / math.sqrt(3), rel=0.01)
-    assert len(random_words(5, torch.int16, generators(1)[0])) == 5
+def test_random_numbers_of_an_image_are_its_own_and_even() -> None:
+    together = generators(3)
+    first, second = together.words(5), together.words(300_001)
+    for i in range(3):
+        alone = generators(1, i)
+        assert torch.equal(alone.words(5)[0], first[i])
+        assert torch.equal(alone.words(300_001)[0], second[i])
+    assert first.unique().numel() == 15
+    # 18 expected in each of 65,536 cells of all three: chi-square has the mean df and the deviation sqrt(2 df).
+    expected = 3 * 300_001 / 65_536
+    statistic = ((torch.bincount(second.flatten(), minlength=65_536) - expected) ** 2 / expected).sum().item()
+    assert abs(statistic - 65_535) < 5 * math.sqrt(2 * 65_535)
+    uniform = generators(1).uniform(2, 200_000)[0].double()
+    # Standard errors: 0.0006 of a mean, 0.0016 of a correlation.
+    assert uniform.mean().item() == pytest.approx(0.5, abs=0.003)
+    assert abs(torch.corrcoef(uniform)[0, 1].item()) < 0.01
+    neighbours = torch.stack([uniform[0, 1:], uniform[0, :-1]])
+    assert abs(torch.corrcoef(neighbours)[0, 1].item()) < 0.01
+
+
+def test_normal_numbers_have_the_moments_of_the_normal_distribution() -> None:
+    normal = generators(1).normal(1_000_000)[0].double()
+    for power, moment, error in ((1, 0, 0.001), (2, 1, 0.0014), (3, 0, 0.0039), (4, 3, 0.0098)):
+        assert (normal**power).mean().item() == pytest.approx(moment, abs=5 * error + 0.005)
 
 
 def test_speckle_scales_with_the_pixel() -> None:
@@ -166,20 +184,15 @@ def test_glass_blur_is_the_sequence_pixel_by_pixel(reach: int, rounds: int) -> N
     height, width = 34, 41
     images = to_unit(pictures(3, height, width))
     together = corruptions.glass_blur(images, 0.1, reach, rounds, generators=generators(3))  # too small to blur
-    place, _ = corruptions._glass_schedule(height, width, reach, rounds)
     rows, columns = range(height - reach, reach, -1), range(width - reach, reach, -1)
-    # Which draw belongs to which pixel of which round: visits of one pixel come in the order of the rounds.
-    visits: dict[int, list[int]] = {}
-    for i, p in enumerate(place.tolist()):
-        visits.setdefault(p, []).append(i)
-    for image, result, generator in zip(images, together, generators(3), strict=True):
-        words = random_words(len(place), torch.int16, generator).numpy().view(np.uint16).astype(np.int64)
-        draws = words * (2 * reach) ** 2 >> 16
+    words = generators(3).words(rounds, len(rows), len(columns))
+    draws = (words * (2 * reach) ** 2 >> 16).tolist()
+    for image, result, drawn in zip(images, together, draws, strict=True):
         pixels = (image * 255).floor().div(255).clone()
         for turn in range(rounds):
             for h in rows:
                 for w in columns:
-                    down, right = divmod(int(draws[visits[h * width + w][turn]]), 2 * reach)
+                    down, right = divmod(drawn[turn][h - reach - 1][w - reach - 1], 2 * reach)
                     pixels[:, h, w] = pixels[:, h + down - reach, w + right - reach]
         assert torch.equal(pixels, result)
 
@@ -197,7 +210,7 @@ def test_motion_blur_moves_a_point_along_its_direction() -> None:
     for seed in range(5):
         trace = corruptions.motion_blur(point, 10, 5.0, generators=generators(1, seed))[0, 0]
         assert trace.sum().item() == pytest.approx(1, abs=1e-5)
-        angle = torch.rand((), generator=generators(1, seed)[0]).item() * math.pi / 2 - math.pi / 4
+        angle = generators(1, seed).uniform().item() * math.pi / 2 - math.pi / 4
         y, x = torch.nonzero(trace).double().sub(32).unbind(1)
         # The picture looks ahead along the direction, so a point trails behind it, half a pixel to either side.
         across = x * math.sin(angle) - y * math.cos(angle)

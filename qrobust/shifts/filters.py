@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
+
+from qrobust.shifts.generators import Generators
 
 # Up to so many taps a sum of shifted pictures is faster than a matrix product or a Fourier transform.
 DIRECT_TAPS = 32
@@ -24,7 +25,8 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """float `(N, 3, H, W)`, clamped to [0, 1] and rounded to uint8."""
-    return images.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+    # By way of int16, which is several times as fast.
+    return images.clamp(0, 1).mul_(255).round_().to(torch.int16).to(torch.uint8)
 
 
 def gaussian_weights(sigma: float, reach: int) -> torch.Tensor:
@@ -130,53 +132,74 @@ def smear(images: torch.Tensor, radius: int, sigma: float, angles: torch.Tensor)
         sigma: in px.
         angles: direction `(N,)` in radians, per image.
     """
-    length = 2 * radius + 1
-    taps = torch.arange(length)
+    # Beyond four sigma a tap has less than a thousandth of the first one's weight.
+    taps = torch.arange(min(2 * radius, int(4 * sigma + 0.5)) + 1)
     weights = torch.exp(-(taps**2) / (2 * sigma**2))
     weights = weights / weights.sum()
     dy = torch.ceil(taps * torch.sin(angles)[:, None] - 0.5).long()
     dx = torch.ceil(taps * torch.cos(angles)[:, None] - 0.5).long()
     left, right, top, bottom = (max(0, int(d)) for d in (-dx.min(), dx.max(), -dy.min(), dy.max()))
+    n, channels, height, width = images.shape
     padded = F.pad(images, [left, right, top, bottom], mode="replicate")
-    result = torch.zeros_like(images)
-    row = padded.shape[3]
-    starts = ((dy + top) * row + dx + left).tolist()
-    strides = (padded.shape[2] * row, row, 1)
-    for image, target, offsets in zip(padded, result, starts, strict=True):
-        # Views by stride: slicing takes longer than adding where images are small.
-        first = image.storage_offset()
-        for offset, weight in zip(offsets, weights.tolist(), strict=True):
-            target.add_(image.as_strided(target.shape, strides, first + offset), alpha=weight)
+    tall, wide = padded.shape[2:]
+    # Every shifted image is a window on the padded ones, named by the place of its first pixel in memory.
+    last = padded.numel() - channels * tall * wide + (tall - height) * wide + wide - width
+    windows = padded.as_strided((last + 1, *images.shape[1:]), (1, tall * wide, wide, 1))
+    starts = torch.arange(n)[:, None] * padded[0].numel() + (dy + top) * wide + dx + left
+    result = torch.zeros(images.shape)
+    for start, weight in zip(starts.unbind(1), weights.tolist(), strict=True):
+        result.add_(windows.index_select(0, start) if n > 1 else windows[int(start)], alpha=weight)
     return result
 
 
-def displace(images: torch.Tensor, right: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """Sample bilinearly at each pixel's own place plus `(N, H, W)` px; mirrored at the border."""
-    _, _, height, width = images.shape
-    grid = torch.empty(len(images), height, width, 2)
-    torch.add((torch.arange(width) * 2 + 1) / width - 1, right, alpha=2 / width, out=grid[..., 0])
-    torch.add(((torch.arange(height) * 2 + 1) / height - 1)[:, None], down, alpha=2 / height, out=grid[..., 1])
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+def clipped_zoom(images: torch.Tensor, factor: float, height: int, width: int) -> torch.Tensor:
+    """Enlarge the middle `(ceil(H / factor), ceil(W / factor))` bilinearly by `factor`, corners on corners."""
+    size = (round(images.shape[2] * factor), round(images.shape[3] * factor))
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=True)[:, :, :height, :width]
 
 
-def wobble(
-    images: torch.Tensor, amplitude: float, sigma: float, generators: Sequence[torch.Generator]
-) -> torch.Tensor:
+@functools.lru_cache(maxsize=64)
+def _waves(size: int, sigma: float) -> torch.Tensor:
+    """What white noise on a mirrored line of `size` px consists of after a Gaussian blur of `sigma` px.
+
+    These are the cosines of a discrete cosine transform, each times what the blur, cut off at three sigma,
+    leaves of it; those of which it leaves less than a hundredth are left out.
+
+    Returns:
+        `(size, K)`, one cosine per column.
+    """
+    reach = int(3 * sigma + 0.5)
+    frequencies = torch.arange(size, dtype=torch.float64) * (math.pi / size)
+    taps = torch.arange(-reach, reach + 1)
+    gains = torch.cos(torch.outer(frequencies, taps)) @ gaussian_weights(sigma, reach).double()
+    waves = torch.cos(torch.outer(torch.arange(size) + 0.5, frequencies)) * math.sqrt(2 / size)
+    waves[:, 0] /= math.sqrt(2)
+    return (waves * gains)[:, gains.abs() > 0.01].float().contiguous()
+
+
+@functools.lru_cache(maxsize=4)
+def _pixel_centres(height: int, width: int) -> torch.Tensor:
+    """x and y of each pixel `(H, W, 2)`, from -1 to 1 between the borders of the outermost pixels."""
+    y, x = ((torch.arange(size) * 2 + 1) / size - 1 for size in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+def wobble(images: torch.Tensor, amplitude: float, sigma: float, generators: Generators) -> torch.Tensor:
     """Displace every pixel by a smooth random field.
 
-    Uniform noise in [-1, 1] is smoothed by a Gaussian of `sigma` px and multiplied by `amplitude` px.
+    White noise of the variance of uniform numbers in [-1, 1] is smoothed by a Gaussian of `sigma` px, mirrored
+    about the border, and multiplied by `amplitude` px.
     """
     n, _, height, width = images.shape
-    words = [random_words(2 * height * width, torch.int16, g) for g in generators]
-    noise = torch.stack(words).view(n, 2, height, width).to(torch.float32).add_(0.5)
-    fields = smooth(noise, sigma, truncate=3.0, mirror=True).mul_(amplitude / 2**15)
-    return displace(images, fields[:, 0], fields[:, 1])
-
-
-def random_words(count: int, kind: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """`count` integers over the whole range of an integer type, many from each 64-bit draw."""
-    draws = torch.empty(-(-count * kind.itemsize // 8), dtype=torch.int64)
-    return draws.random_(-(2**63), None, generator=generator).view(kind)[:count]
+    rows, columns = _waves(height, sigma), _waves(width, sigma)
+    # In the units of the sampler, from -1 to 1 between the borders of the outermost pixels.
+    scales = torch.tensor([2 / width, 2 / height]).mul_(amplitude / math.sqrt(3)).view(2, 1, 1)
+    noise = generators.normal(2, rows.shape[1], columns.shape[1]).mul_(scales)
+    grid = torch.empty(n, height, 2 * width)
+    for of_one, target in zip(noise, grid, strict=True):
+        torch.mm(rows, (of_one @ columns.T).permute(1, 2, 0).flatten(1), out=target)
+    grid = grid.view(n, height, width, 2).add_(_pixel_centres(height, width))
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def side(images: torch.Tensor) -> float:

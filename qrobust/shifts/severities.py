@@ -41,7 +41,6 @@ class Shift:
         keeps_pixels: each pixel still shows the same spot of the scene.
         random: the function draws random numbers.
         on_pixels: the function takes uint8 instead of float32 in [0, 1].
-        values_at_once: how many values the function is given at once, at least one image's.
         is_own: a user's function, whose output is checked.
         version: changes when equal arguments give other pixels than before, so that what was kept is not reused.
     """
@@ -54,9 +53,13 @@ class Shift:
     keeps_pixels: bool = True
     random: bool = True
     on_pixels: bool = False
-    values_at_once: int = c.CACHED_VALUES
     is_own: bool = False
     version: str = ""
+
+
+def _versioned(traits: dict[str, Any]) -> dict[str, Any]:
+    """Random shifts with the version of the numbers that they draw."""
+    return traits | ({"version": "counters"} if traits.get("random", True) else {})
 
 
 def _arguments(strengths: tuple) -> tuple[tuple, ...]:
@@ -67,7 +70,7 @@ def _corruption(
     function: Callable[..., torch.Tensor], family: str, unit: str, cifar: tuple, imagenet: tuple, **traits: Any
 ) -> Shift:
     tables: dict[str, tuple[tuple | None, ...]] = {"cifar-c": _arguments(cifar), "imagenet-c": _arguments(imagenet)}
-    return Shift(function.__name__, family, function, unit, tables, **traits)
+    return Shift(function.__name__, family, function, unit, tables, **_versioned(traits))
 
 
 def _transformation(
@@ -78,7 +81,7 @@ def _transformation(
     if function is t.jpeg_chain:  # one argument, which is a tuple
         arguments = tuple((s,) for s in strengths)
     traits = {"keeps_pixels": family != "geometry", "random": False} | traits
-    return Shift(function.__name__, family, function, unit, dict.fromkeys(TABLES, arguments), **traits)
+    return Shift(function.__name__, family, function, unit, dict.fromkeys(TABLES, arguments), **_versioned(traits))
 
 
 # The published ImageNet-C code takes its elastic constants from a side of 244 px and applies them to 224 px.
@@ -90,15 +93,15 @@ _CORRUPTIONS = (
     _corruption(c.gaussian_noise, "noise", "standard deviation, of 1",
                 (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     _corruption(c.shot_noise, "noise", "photons at white",
-                (500, 250, 100, 75, 50), (60, 25, 12, 5, 3), version="alias tables"),
+                (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
     _corruption(c.impulse_noise, "noise", "fraction of values",
-                (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
+                (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27), on_pixels=True),
     _corruption(c.defocus_blur, "blur", "radius and rim, px",
                 ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
                 ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), random=False),
     _corruption(c.glass_blur, "blur", "sigma and reach, px; rounds",
                 ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-                ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)), values_at_once=2**21),
+                ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))),
     _corruption(c.motion_blur, "blur", "radius and sigma, px",
                 ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
                 ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))),
@@ -118,7 +121,7 @@ _CORRUPTIONS = (
                 ((1, 0.4, 1), (0.8, 0.6, 1), (0.7, 0.7, 1), (0.65, 0.7, 1), (0.6, 0.75, 1))),
     _corruption(c.fog, "weather", "thickness and roughness decay",
                 ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-                ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)), values_at_once=2**20),
+                ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))),
     _corruption(c.brightness, "weather", "added to value, of 1",
                 (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5), random=False),
     _corruption(c.contrast, "digital", "factor",

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from qrobust.shifts.corruptions import jpeg_compression, per_image, poisson
 from qrobust.shifts.filters import pad_reflect, side, wobble
+from qrobust.shifts.generators import Generators
 
-Generators = Sequence[torch.Generator]
 # Luma of ITU-R BT.601.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -153,7 +153,7 @@ def sharpness(images: torch.Tensor, factor: float, *, generators: Generators) ->
 def jpeg_chain(pixels: torch.Tensor, qualities: Sequence[int], *, generators: Generators) -> torch.Tensor:
     """Compress uint8 `(N, 3, H, W)` again and again: shared, downloaded, shared again."""
     for quality in qualities:
-        pixels = jpeg_compression(pixels, quality, generators=())
+        pixels = jpeg_compression(pixels, quality, generators=generators)
     return pixels
 
 
@@ -191,13 +191,13 @@ def bayer_mosaic(images: torch.Tensor, read_noise: float, *, generators: Generat
     Args:
         images: `(N, 3, H, W)`.
         read_noise: standard deviation of the raw values, of 1.
-        generators: one per image.
+        generators: of these images.
     """
     _, _, height, width = images.shape
     odd_row = (torch.arange(height) % 2)[:, None].expand(height, width)
     odd_column = (torch.arange(width) % 2).expand(height, width)
     mask = torch.stack([(1 - odd_row) * (1 - odd_column), (odd_row + odd_column) % 2, odd_row * odd_column]).float()
-    noise = torch.stack([torch.randn(height, width, generator=g) for g in generators])[:, None]
+    noise = generators.normal(1, height, width)
     raw = (images * mask).sum(1, keepdim=True) + read_noise * noise
     seen = pad_reflect((raw.clamp(0, 1) * mask).contiguous(), 1)
     # Weights of the neighbours: of those that carry the colour, the nearest ones, averaged.
