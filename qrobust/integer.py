@@ -19,6 +19,11 @@ from qrobust.errors import InputError
 LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
 
 
+def pass_inside(gradient: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """The gradient where `low < x < high`, else 0; one pass over memory instead of three."""
+    return torch.ops.aten.hardtanh_backward(gradient, x, low, high)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Round to the grid going forward; going back, pass the gradient where nothing saturated."""
 
@@ -26,14 +31,14 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, scale: float, low: float, high: float
     ) -> torch.Tensor:
-        level = torch.div(x, scale).round_()
-        ctx.save_for_backward((level >= low) & (level <= high))
-        return level.clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x)
+        ctx.range = scale * (low - 0.5), scale * (high + 0.5)  # type: ignore[attr-defined]  # torch types ctx without it
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
-        return grads[0] * inside, None, None, None
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        return pass_inside(grads[0], x, *ctx.range), None, None, None  # type: ignore[attr-defined]  # set in forward
 
 
 class ActivationQuantizer(nn.Module):

@@ -320,3 +320,12 @@ def test_latency_budget_narrows_the_calibrator(finished_run: Path, monkeypatch: 
         compensating.choose_calibrator(bench(1.75), bench(None).twin)
     with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, got 0\.5"):
         bench(0.5)
+
+
+def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
+    training_split = open_data("digits", seed=0).training.first(150)
+    known = training.views(small_model, training_split, 1000)
+    assert known is not None
+    exact = small_model(training_split.read(slice(None)).float() / 255)
+    assert (known - exact).abs().max() < 0.05 * exact.std()
+    assert training.views(small_model, training_split, 149) is None

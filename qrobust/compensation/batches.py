@@ -22,6 +22,7 @@ class MixedBatch:
     """Images as a calibrator meets them in training; a quarter of them clean.
 
     Attributes:
+        chosen: positions in the training split `(N,)`.
         clean: uint8 `(N, 3, S, S)`.
         shifted: the same images under the shifts, uint8.
         labels: `(N,)`; -1 where there is none.
@@ -30,6 +31,7 @@ class MixedBatch:
             places.
     """
 
+    chosen: torch.Tensor
     clean: torch.Tensor
     shifted: torch.Tensor
     labels: torch.Tensor
@@ -81,7 +83,7 @@ def mixed_batch(
             aligned += [find_shift(name).keeps_pixels] * len(part)
         paired += [not is_scene] * len(part)
     return MixedBatch(
-        torch.cat(clean), torch.cat(shifted), torch.cat(labels), torch.tensor(aligned), torch.tensor(paired)
+        chosen, torch.cat(clean), torch.cat(shifted), torch.cat(labels), torch.tensor(aligned), torch.tensor(paired)
     )
 
 

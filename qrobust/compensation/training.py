@@ -36,6 +36,8 @@ GATE_WEIGHT = 1.0
 INFORMATION_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
 PROBES, MOST_VANISHED = 32, 0.5
+# What the float model's logits on training images may take.
+VIEWS_BYTES, VIEW_BATCH = 2**27, 128
 # Times a training run stops to validate.
 VALIDATIONS = 5
 GATE_OFFSETS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -8.0)
@@ -81,6 +83,7 @@ def train_calibrator(
     seed: int,
     checkpoint: Path,
     scene: Split | None = None,
+    judged: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Fit:
     """Train `calibrator` in place so that `twin` finds shifted images easier.
@@ -114,6 +117,7 @@ def train_calibrator(
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
         scene: real images of a new scene to learn from, too. Where they have no label, what the twin says of them is
             made sure and balanced (see `information`), since there is no clean image to take a view from.
+        judged: the classifier as it will run, which the calibrator is judged in front of; the twin if not given.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -130,7 +134,10 @@ def train_calibrator(
     heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
     rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
     optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
-    weights = sampling(cells, [1 - accuracy for accuracy in validation.accuracies(twin)[1 : len(cells) + 1]])
+    weights = sampling(
+        cells, [1 - accuracy for accuracy in validation.accuracies(judged or twin)[1 : len(cells) + 1]]
+    )
+    known = views(teacher, training, (steps - restore_steps) * batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
     def rates(step: int) -> list[float]:
@@ -143,14 +150,14 @@ def train_calibrator(
 
     def loss(step: int) -> torch.Tensor:
         return _step_loss(
-            calibrator, twin, teacher, training, cells, weights, table=table, batch_size=batch_size, step=step,
+            calibrator, twin, teacher, known, training, cells, weights, table=table, batch_size=batch_size, step=step,
             use_labels=use_labels, association_weight=association_weight,
             reverse_weight=reverse_weight, restoring=step < restore_steps, seed=seed, scene=scene,
         )  # fmt: skip
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
-        found = validation.measure(lambda images: twin(calibrator(images)))
+        found = validation.measure(lambda images: (judged or twin)(calibrator(images)))
         calibrator.train()
         return found
 
@@ -167,6 +174,28 @@ def train_calibrator(
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged)
 
 
+def views(teacher: Classifier, training: Split, asked: int) -> torch.Tensor | None:
+    """The float model's logits on all training images `(n, K)`, where it is asked so often that this saves time.
+
+    Args:
+        teacher: images to logits.
+        training: the images.
+        asked: on how many images it would be asked otherwise.
+
+    Returns:
+        None where asking is as cheap, or where the logits take more than `VIEWS_BYTES`.
+    """
+    if len(training) > asked or 4 * len(training) * len(training.source.class_names) > VIEWS_BYTES:
+        return None
+    return torch.cat([_view(teacher, to_unit(images)) for images, _ in training.batches(VIEW_BATCH)])
+
+
+@torch.no_grad()
+def _view(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return teacher(images.contiguous(memory_format=torch.channels_last)).float()
+
+
 def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
     """Refuse a classifier through which nothing can be learned."""
     gradient, _ = input_gradient(twin, images, lambda logits: logits.amax(1))
@@ -179,12 +208,12 @@ def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def set_gate(calibrator: nn.Module, twin: nn.Module, validation: Validation, *, least_clean: float) -> float:
+def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validation, *, least_clean: float) -> float:
     """Shift the gate, in place, so that clean images lose no more than allowed.
 
     Args:
         calibrator: trained; the bias of its `gate` is changed.
-        twin: the frozen classifier.
+        classifier: what it stands in front of.
         validation: images to choose by.
         least_clean: clean validation accuracy to keep, as a fraction.
 
@@ -198,7 +227,7 @@ def set_gate(calibrator: nn.Module, twin: nn.Module, validation: Validation, *, 
     measured = {}
     for offset in GATE_OFFSETS:
         bias.copy_(trained + offset)
-        measured[offset] = validation.measure(lambda images: twin(calibrator(images)))
+        measured[offset] = validation.measure(lambda images: classifier(calibrator(images)))
     enough = {o: shifted for o, (clean, shifted) in measured.items() if clean >= least_clean}
     chosen = max(enough, key=lambda o: enough[o]) if enough else min(GATE_OFFSETS)
     bias.copy_(trained + chosen)
@@ -231,6 +260,7 @@ def _step_loss(
     calibrator: nn.Module,
     twin: nn.Module,
     teacher: Classifier,
+    known: torch.Tensor | None,
     training: Split,
     cells: list[Cell],
     weights: torch.Tensor,
@@ -257,8 +287,7 @@ def _step_loss(
     pixel_loss = F.l1_loss(calibrated[paired], original[paired])
     if restoring:
         return pixel_loss + gate_loss
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        view = teacher(original[paired]).float()
+    view = _view(teacher, original[paired]) if known is None else known[batch.chosen[paired]]
     targets = batch.labels.clone()
     if not use_labels:
         targets[paired] = view.argmax(1)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from qrobust.classifier import Compensated, count_macs
+from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import Calibrator, Correction
 from qrobust.compensation.training import Fit, set_gate, state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
-from qrobust.deployment.graph import export as export_graph
-from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
+from qrobust.deployment.runtime import latencies_ms
 from qrobust.errors import InputError
 from qrobust.pipeline.polishing import polish
-from qrobust.pipeline.stage import choices_key, export_gated, in_float, stage
+from qrobust.pipeline.stage import choices_key, export_gated, in_float, session_of, stage
 from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
@@ -64,23 +61,24 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
         scene=bench.scene.validation if bench.scene else None,
     )  # fmt: skip
-    clean, _ = validation.measure(twin)
+    judged = session_of(bench, twin)  # faster than the twin, and what counts
+    clean, _ = validation.measure(judged)
     calibrator, result["latency_ratio"] = choose_calibrator(bench, twin)
     result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
     result["width"], result["branches"] = calibrator.width, calibrator.branches
     restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
     steps = (restore_steps + float_steps, restore_steps)
-    floating = _train(bench, calibrator, twin, validation, steps, config.learning_rate, "float")
+    floating = _train(bench, calibrator, (twin, judged), validation, steps, config.learning_rate, "float")
     observed, frozen = _frozen(bench, calibrator, mixed_images(bench))
     trainable = thaw(observed.graph, frozen, learn_ranges=False)
     rate = config.learning_rate * QAT_RATE
-    integer = _train(bench, trainable, twin, validation, (config.steps - steps[0], 0), rate, "int8")
-    result["gate_offset"] = set_gate(trainable, twin, validation, least_clean=clean - CLEAN_COST)
+    integer = _train(bench, trainable, (twin, judged), validation, (config.steps - steps[0], 0), rate, "int8")
+    result["gate_offset"] = set_gate(trainable, judged, validation, least_clean=clean - CLEAN_COST)
     frozen = refreeze(trainable)
     result["polish"] = None
     if config.polish:
         frozen, result["polish"] = polish(bench, frozen, twin, validation, config.polish)
-    measured = validation.measure(Compensated(frozen, twin))
+    measured = validation.measure(lambda images: judged(frozen(images)))
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
     result["trained_on"] = bench.lesson_names()
@@ -115,19 +113,15 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
     if most is None:
         return bench.new_calibrator(*choices[0]), None
     ratio, size = float("inf"), bench.data.image_size
-    with tempfile.TemporaryDirectory() as folder:
-        graphs = {name: Path(folder) / f"{name}.onnx" for name in ("alone", "pair")}
-        export_graph(twin, graphs["alone"], size, {})
-        for choice in choices:
-            calibrator = bench.new_calibrator(*choice)
-            _, frozen = _frozen(bench, calibrator, [bench.data.calibration.read(slice(0, 16)).float() / 255])
-            export_graph(Compensated(frozen, twin), graphs["pair"], size, {})
-            sessions = {n: OnnxClassifier(p, bench.config.threads) for n, p in graphs.items()}
-            measured = latencies_ms(sessions, size, 1)
-            ratio = measured["pair"] / measured["alone"]
-            bench.reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
-            if ratio <= most:
-                return calibrator.train(), ratio
+    sessions = {"alone": session_of(bench, twin)}
+    for choice in choices:
+        calibrator = bench.new_calibrator(*choice)
+        _, frozen = _frozen(bench, calibrator, [bench.data.calibration.read(slice(0, 16)).float() / 255])
+        measured = latencies_ms(sessions | {"pair": session_of(bench, Compensated(frozen, twin))}, size, 1)
+        ratio = measured["pair"] / measured["alone"]
+        bench.reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
+        if ratio <= most:
+            return calibrator.train(), ratio
     raise InputError(
         f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "
         f"expected at most {most:g}"
@@ -137,13 +131,13 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
 def _train(
     bench: Workbench,
     calibrator: torch.nn.Module,
-    twin: torch.nn.Module,
+    classifier: tuple[torch.nn.Module, Classifier],
     validation: Validation,
     steps: tuple[int, int],
     learning_rate: float,
     kind: str,
 ) -> Fit:
-    config = bench.config
+    config, (twin, judged) = bench.config, classifier
     calibrator.train()
     with bench.reporter.bar(f"train calibrator ({kind})", steps[0]) as bar:
         done = 0
@@ -160,7 +154,7 @@ def _train(
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
             checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind + state_hash(twin))}.pt",
-            scene=bench.scene.training if bench.scene else None, progress=progress,
+            scene=bench.scene.training if bench.scene else None, judged=judged, progress=progress,
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import fx
 
 from qrobust.classifier import Compensated
 from qrobust.compensation.validation import Validation
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.integer import IntegerLinear
+from qrobust.pipeline.stage import session_of
 from qrobust.workbench import Workbench
 
 HEADS = ("gate", "photometric", "geometric")
@@ -40,14 +37,9 @@ def polish(
         The best calibrator, and its score before and after, each from 0 to 2.
     """
     generator = torch.Generator().manual_seed(bench.config.seed)
-    size, signed = bench.data.image_size, bench.target.signed or None
 
     def score(candidate: fx.GraphModule) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "pair.onnx"
-            export(Compensated(candidate, twin), path, size, {})
-            session = OnnxClassifier(path, bench.config.threads, signed_activations=signed)
-            return sum(validation.measure(session))
+        return sum(validation.measure(session_of(bench, Compensated(candidate, twin))))
 
     best, step = calibrator, STEP
     highest = before = score(best)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +67,14 @@ def choices_key(config: RunConfig, kind: str) -> str:
     """Changes with every choice that training depends on."""
     choices = {k: v for k, v in sorted(config.as_json().items()) if k not in MEASURING}
     return hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
+
+
+def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:
+    """A model as onnxruntime runs it, without a file that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        export_graph(model, path, bench.data.image_size, {})
+        return OnnxClassifier(path, bench.config.threads, signed_activations=bench.target.signed or None)
 
 
 def in_float(bench: Workbench) -> int:

@@ -19,7 +19,7 @@ from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError
 from qrobust.fitting import Progress, fit
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, zero_padding
+from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, pass_inside, zero_padding
 from qrobust.quantization.graph import LAYERS, calls, set_module
 from qrobust.quantization.sensitivity import divergence, logits_on
 from qrobust.quantization.twin import integer_layer
@@ -48,6 +48,9 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
         x, scale = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
         low, high = ctx.limits  # type: ignore[attr-defined]  # set in forward
+        if not (scale.ndim or ctx.needs_input_grad[1]):  # type: ignore[attr-defined]  # torch types ctx without it
+            step = float(scale)
+            return pass_inside(grads[0], x, step * (low - 0.5), step * (high + 0.5)), None, None, None
         level = x / scale
         inside = (level >= low) & (level <= high)
         grad_scale = None
