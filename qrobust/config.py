@@ -53,6 +53,7 @@ class RunConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     use_labels: bool = True
+    favour: float = 0.0
     polish: int = 0
     few_shot: int | None = None
     scene_images: str | None = None
@@ -80,6 +81,8 @@ class RunConfig:
         ]
         if not 0 < self.mac_budget <= 1:
             mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
+        if not 0 <= self.favour <= 1:
+            mistakes.append(f"favour: expected a share from 0 to 1, got {self.favour}")
         if self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
             mistakes.append(f"scene: expected real images as imagefolder:DIR, got {self.scene_images!r}")
         if self.latency_budget is not None and not 1 < self.latency_budget < float("inf"):

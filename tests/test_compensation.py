@@ -288,9 +288,10 @@ def test_validation_shares_its_limit() -> None:
 def test_sampling_favours_what_hurts() -> None:
     cells = [("fog", 3), ("fog", 5), ("rotation", 5)]
     assert sampling(cells).tolist() == pytest.approx([0.25, 0.25, 0.5])
-    assert sampling(cells, [0.0, 0.0, 0.0]).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(cells, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(cells, [0.0, 0.0, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.25, 0.5])
     # Errors weigh as 0.25 x 0.2, 0.25 x 0.6, 0.5 x 0.1 of their sum, 0.25.
-    assert sampling(cells, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.225, 0.425, 0.35])
+    assert sampling(cells, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
 
 
 def test_latency_budget_narrows_the_calibrator(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

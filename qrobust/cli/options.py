@@ -304,6 +304,11 @@ training = options(
         help="Weight of the pull towards reverse adversarial examples of the clean images.  [default: 0]",
     ),
     click.option(
+        "--favour",
+        type=float,
+        help="Share of the training shifts that are drawn by how much they hurt the INT8 classifier.  [default: 0]",
+    ),
+    click.option(
         "--polish",
         type=int,
         help="Random steps of the calibrator's last biases at the end, each judged on the exported pair by "

@@ -87,17 +87,17 @@ def mixed_batch(
     )
 
 
-def sampling(cells: list[Cell], errors: list[float] | None = None) -> torch.Tensor:
-    """How likely each cell is to be drawn, summing to 1.
+def sampling(cells: list[Cell], errors: list[float] | None = None, favour: float = 0.0) -> torch.Tensor:
+    """How likely each cell is to be drawn, summing to 1: every shift alike, then every severity of it.
 
     Args:
         cells: (shift, severity).
-        errors: of the classifier alone in each cell. Half of the draws favour what hurts, in proportion to it;
-            without, every shift is as likely, and every severity of it.
+        errors: of the classifier alone in each cell.
+        favour: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
     """
     count = Counter(name for name, _ in cells)
     alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in cells])
     if errors is None or not sum(errors):
         return alike
     hurting = alike * torch.tensor(errors)
-    return (alike + hurting / hurting.sum()) / 2
+    return (1 - favour) * alike + favour * hurting / hurting.sum()

@@ -83,6 +83,7 @@ def train_calibrator(
     seed: int,
     checkpoint: Path,
     scene: Split | None = None,
+    favour: float = 0.0,
     judged: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Fit:
@@ -94,8 +95,7 @@ def train_calibrator(
     prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
-    with a small weight, a quarter of each batch is clean, and the gate learns to tell which. Half of the
-    shifts are drawn alike, half in proportion to the error that the twin alone makes under them. The state that is
+    with a small weight, a quarter of each batch is clean, and the gate learns to tell which. The state that is
     kept is the one of highest clean plus shift accuracy on validation images.
 
     Args:
@@ -117,6 +117,7 @@ def train_calibrator(
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
         scene: real images of a new scene to learn from, too. Where they have no label, what the twin says of them is
             made sure and balanced (see `information`), since there is no clean image to take a view from.
+        favour: share of the shifts drawn in proportion to the error that the classifier alone makes under them.
         judged: the classifier as it will run, which the calibrator is judged in front of; the twin if not given.
         progress: called with steps done, all steps and a note.
 

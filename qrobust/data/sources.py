@@ -47,7 +47,7 @@ class Images:
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))  # a copy: a file may lie below
         self.class_names = tuple(class_names)
         wrong = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero().flatten().tolist()
-        if wrong:
+        if wrong and self.class_names:  # without classes there are no labels
             raise InputError(
                 f"data: labels out of range: they must lie in 0..{len(self.class_names) - 1}, one for each of "
                 f"{len(self.class_names)} classes, {names(wrong[0])} has {int(self.labels[wrong[0]])}"

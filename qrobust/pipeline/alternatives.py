@@ -35,9 +35,8 @@ def make_alternative(bench: Workbench, method: str) -> None:
         InputError: no such method, or one that does not fit the model.
     """
     if method not in (*ALTERNATIVES, TORCH_ONLY):
-        raise InputError(
-            f"method: expected calibrator, none, {', '.join((*ALTERNATIVES, TORCH_ONLY))}, got {method!r}"
-        )
+        known = ", ".join(("calibrator", "none", *ALTERNATIVES, TORCH_ONLY))
+        raise InputError(f"method: expected one of {known}, got {method!r}")
     folder = bench.place()
     folder.need_stage("quantize", "quantize")
     folder.checkpoints.mkdir(exist_ok=True)

@@ -113,19 +113,27 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
     if most is None:
         return bench.new_calibrator(*choices[0]), None
     ratio, size = float("inf"), bench.data.image_size
+    some = to_unit(bench.data.calibration.read(slice(0, 16)))
     sessions = {"alone": session_of(bench, twin)}
     for choice in choices:
-        calibrator = bench.new_calibrator(*choice)
-        _, frozen = _frozen(bench, calibrator, [bench.data.calibration.read(slice(0, 16)).float() / 255])
+        _, frozen = _frozen(bench, _as_if_trained(bench.new_calibrator(*choice)), [some])
         measured = latencies_ms(sessions | {"pair": session_of(bench, Compensated(frozen, twin))}, size, 1)
         ratio = measured["pair"] / measured["alone"]
         bench.reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
-            return calibrator.train(), ratio
+            return bench.new_calibrator(*choice), ratio
     raise InputError(
         f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "
         f"expected at most {most:g}"
     )
+
+
+def _as_if_trained(calibrator: Calibrator) -> Calibrator:
+    """With proposals that differ from image to image: those of an identity have no range to quantize."""
+    with torch.no_grad():
+        for parameter in calibrator.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return calibrator
 
 
 def _train(
@@ -154,7 +162,8 @@ def _train(
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
             checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind + state_hash(twin))}.pt",
-            scene=bench.scene.training if bench.scene else None, judged=judged, progress=progress,
+            scene=bench.scene.training if bench.scene else None, favour=config.favour,
+            judged=judged, progress=progress,
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
