@@ -3,11 +3,11 @@
     python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/compensation
 
 For each network that train_baselines.py left in `--trainings`: quantize (W8A8), then one run per job, each a
-folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5, and beside it
-every free baseline. `scene-*`: one calibrator for each of the five shifts on which the INT8 graph is worst on
-validation images, and batch-norm re-estimation for the same. `without-*`: one family of shifts left out of
-training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything is measured on the
-exported graphs by onnxruntime on the test images. A job that is done is kept and one that was killed goes on;
+folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5; `methods`:
+beside it, every other method. `scene-*`: one calibrator for each of the five shifts on which the INT8 graph is
+worst on validation images, and batch-norm re-estimation for the same. `without-*`: one family of shifts left out
+of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything is measured on
+the exported graphs by onnxruntime on the test images. A job that is done is kept and one that was killed goes on;
 `--jobs` and `--models` choose.
 """
 
@@ -29,11 +29,11 @@ import numpy as np
 from qrobust.predictions import predict
 from qrobust.results import hardware, versions
 from qrobust.shifts.severities import SUITES, cells, find_shift
-from qrobust.workbench import Reporter, Workbench
+from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, Reporter, Workbench
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
-SEVERITY = "5"
+SEVERITY, LATENCY_BUDGET = "5", "1.2"
 FAMILIES = tuple(dict.fromkeys(find_shift(name).family for name in SUITES["u13"]))
 SCENES, SCENE_IMAGES = 5, 1000
 FEW = (100, 300, 1000)
@@ -60,12 +60,15 @@ def git_commit() -> str:
 
 def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:
     """All jobs of those kinds for the network whose INT8 graph lies in `base`."""
-    u13, fewer = ("--shifts", "u13", "--severities", SEVERITY), ("--steps", str(steps // 2))
+    u13 = ("--shifts", "u13", "--severities", SEVERITY, "--latency-budget", LATENCY_BUDGET)
+    fewer = ("--steps", str(steps // 2))
     if "u13" in kinds:
-        yield Job("u13", (*u13, "--steps", str(steps)), ("compare",))
+        yield Job("u13", (*u13, "--steps", str(steps)))
+    if "methods" in kinds:
+        yield Job("u13", (*u13, "--steps", str(steps)), (*ALTERNATIVES, TORCH_ONLY))
     if "scenes" in kinds:
         for shift in worst_shifts(base):
-            options = ("--shifts", shift, "--severities", SEVERITY, *fewer)
+            options = ("--shifts", shift, "--severities", SEVERITY, "--latency-budget", LATENCY_BUDGET, *fewer)
             yield Job(f"scene-{shift}", options, ("bn-reestimate",))
     if "families" in kinds:
         for family in FAMILIES:
@@ -92,28 +95,25 @@ def worst_shifts(base: Path) -> list[str]:
 def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> None:
     """Bring a job's folder to its record, going on where it stopped."""
     folder = base.parent / job.name
-    if (folder / "record.json").exists():
+    done = {path.stem for path in (folder / "stages").glob("*.json")}
+    if (folder / "record.json").exists() and set(job.methods) <= done:
         return
-    if not (folder / "stages" / "quantize.json").exists():
+    if "quantize" not in done:
         shutil.rmtree(folder, ignore_errors=True)
         if job.quantization:
             qrobust("quantize", *quantize, *job.quantization, "--out", str(folder), *common)
         else:
             shutil.copytree(base, folder)
     (folder / "commit").write_text(git_commit())
-    done = {path.stem for path in (folder / "stages").glob("*.json")}
     run = (str(folder), *common)
     if "compensate" not in done:
         qrobust("compensate", *run, *job.options)
     if "export" not in done:
         qrobust("export", *run)
-    if "compare" in job.methods:
-        qrobust("compensate", *run, "--compare", "--attack-images", "0")
-        return
     for method in job.methods:
         if method not in done:
             qrobust("compensate", *run, "--method", method)
-    qrobust("evaluate", *run, "--attack-images", "0")
+    qrobust("evaluate", *run, "--attacks", "none")
     qrobust("report", *run)
 
 
@@ -131,7 +131,7 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
 @click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
 @click.option("--trainings", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
-@click.option("--jobs", "kinds", default="u13,scenes,families,bits,few", show_default=True)
+@click.option("--jobs", "kinds", default="u13,scenes,families,bits,few,methods", show_default=True)
 @click.option("--steps", default=4000, show_default=True, help="Training steps of `u13`; half for the narrower jobs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
 @click.option("--threads", default=2, show_default=True)
