@@ -17,7 +17,9 @@ SCHEMA, EVALUATION_SCHEMA = "qrobust.run/1", "qrobust.evaluation/1"
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
 Record = dict[str, Any]
 # Keys whose values differ between two runs of the same seed.
-TIMING_KEYS = frozenset({"created", "command", "duration_s", "latency_ms", "time_share"})
+TIMING_KEYS = frozenset({
+    "created", "command", "duration_s", "training_s", "latency_ms", "latency_ratio", "float_latency_ratio", "time_share",
+})  # fmt: skip
 
 
 def write_text(path: Path, text: str) -> None:
