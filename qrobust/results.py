@@ -18,7 +18,8 @@ PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy"
 Record = dict[str, Any]
 # Keys whose values differ between two runs of the same seed.
 TIMING_KEYS = frozenset({
-    "created", "command", "duration_s", "training_s", "latency_ms", "latency_ratio", "float_latency_ratio", "time_share",
+    "created", "command", "duration_s", "training_s", "latency_ms", "latency_ratio", "float_latency_ratio",
+    "time_share",
 })  # fmt: skip
 
 
