@@ -47,11 +47,12 @@ def fit(
     checkpoint: Path,
     checkpoint_every: int,
     progress: Progress,
+    keep_start: bool = True,
 ) -> Outcome:
     """Train a module in place; a run that was killed goes on from its checkpoint and ends alike.
 
     Args:
-        module: what is trained; it ends with the state of highest score, the start among the candidates.
+        module: what is trained; it ends with the state of highest score.
         optimizer: over its parameters.
         steps: optimizer steps.
         rates: step to the learning rate of each parameter group.
@@ -63,6 +64,7 @@ def fit(
         checkpoint: file to resume from.
         checkpoint_every: steps between checkpoints, which are also made whenever the module is judged.
         progress: called with steps done, all steps and a note.
+        keep_start: whether the start is among the candidates.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step, diverged, note = 0, False, ""
@@ -91,7 +93,7 @@ def fit(
         if judged:
             found = judge()
             note = describe(found)
-            if score(found) > score(best):
+            if score(found) > score(best) or (best_step == 0 and not keep_start):
                 best, best_step, kept = found, step, copy.deepcopy(module.state_dict())
         if judged or step % checkpoint_every == 0:
             state = {

@@ -368,7 +368,10 @@ class Workbench:
     def calibrators_within_budget(self) -> list[tuple[int, tuple[str, ...]]]:
         """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""
         budget = int(self.config.mac_budget * count_macs(self.model, self.data.image_size))
-        return within_budget(self.data.image_size, budget, self.config.branches)
+        # Without labels, anything local would learn to paint what the classifier expects to see.
+        unlabelled = self.scene is not None and not self.scene.labelled
+        branches = self.config.branches or (("photometric",) if unlabelled else ())
+        return within_budget(self.data.image_size, budget, branches)
 
     def new_calibrator(self, width: int, branches: tuple[str, ...]) -> Calibrator:
         """An identity calibrator, seeded."""

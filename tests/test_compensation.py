@@ -330,3 +330,22 @@ def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
     exact = small_model(training_split.read(slice(None)).float() / 255)
     assert (known - exact).abs().max() < 0.05 * exact.std()
     assert training.views(small_model, training_split, 149) is None
+
+
+def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(images: torch.Tensor) -> None:
+    from qrobust.compensation.alignment import norms, statistics_distance
+    from qrobust.compensation.baselines import reestimate_batch_norm
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4)).eval()
+    adapted = reestimate_batch_norm(model, [images])
+    assert len(norms(adapted)) == 1
+    assert statistics_distance(adapted, images).item() < 1e-4
+    # A convolution without bias carries a change of scale to means and deviations: in units of the deviation the
+    # mean moves by half of itself, the deviations' ratio by one half.
+    norm = adapted[1]
+    moved = (0.5 * norm.running_mean / norm.running_var.sqrt()).square().mean() + 0.25
+    assert statistics_distance(adapted, 0.5 * images).item() == pytest.approx(moved.item(), rel=1e-2)
+    changed = (0.5 * images).requires_grad_()
+    statistics_distance(adapted, changed).backward()
+    assert changed.grad.abs().sum() > 0

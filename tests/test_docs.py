@@ -39,7 +39,8 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 def test_every_option_that_a_page_names_exists() -> None:
     known = "".join(
-        qrobust(c, "--help").output for c in ("run", "quantize", "sensitivity", "evaluate", "audit", "demo")
+        qrobust(c, "--help").output
+        for c in ("run", "quantize", "sensitivity", "evaluate", "compensate", "audit", "demo")
     )
     known += "--check --model --data --training --out"  # the scripts in benchmarks/
     for page in PAGES:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from qrobust.attacks.balls import LinfBall
 from qrobust.classifier import Classifier, input_gradient
+from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import CLEAN_GROUPS, GROUPS, Cell, mixed_batch, sampling
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.validation import Validation, information
@@ -32,8 +33,8 @@ CLASSIFIER_RATE = 0.5
 PIXEL_WEIGHT = 4.0
 # What telling shifted images from clean ones weighs: it teaches the gate when to stay shut.
 GATE_WEIGHT = 1.0
-# What being sure and balanced about a scene's unlabelled images weighs.
-INFORMATION_WEIGHT = 1.0
+# What a scene's unlabelled images weigh.
+ALIGNMENT_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
 PROBES, MOST_VANISHED = 32, 0.5
 # What the float model's logits on training images may take.
@@ -158,7 +159,7 @@ def train_calibrator(
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
-        found = validation.measure(lambda images: (judged or twin)(calibrator(images)))
+        found = validation.measure(judged or twin, calibrator)
         calibrator.train()
         return found
 
@@ -167,6 +168,7 @@ def train_calibrator(
         judge_after=lambda step: step > restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
         checkpoint=checkpoint, checkpoint_every=every, progress=progress,
+        keep_start=not restore_steps,  # an identity proposes nothing that could be quantized; the gate can shut it
     )  # fmt: skip
     calibrator.eval()
     if state_hash(twin) != before:
@@ -195,6 +197,18 @@ def views(teacher: Classifier, training: Split, asked: int) -> torch.Tensor | No
 def _view(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return teacher(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return statistics_distance(teacher, calibrated.contiguous(memory_format=torch.channels_last))
+
+
+def _unlabelled_loss(teacher: Classifier, calibrated: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The distance from what the float model's batch norms expect; without any, what the predictions do not tell."""
+    if isinstance(teacher, nn.Module) and norms(teacher):
+        return _expected(teacher, calibrated)
+    return 1 - information(logits)
 
 
 def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
@@ -228,7 +242,7 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
     measured = {}
     for offset in GATE_OFFSETS:
         bias.copy_(trained + offset)
-        measured[offset] = validation.measure(lambda images: classifier(calibrator(images)))
+        measured[offset] = validation.measure(classifier, calibrator)
     enough = {o: shifted for o, (clean, shifted) in measured.items() if clean >= least_clean}
     chosen = max(enough, key=lambda o: enough[o]) if enough else min(GATE_OFFSETS)
     bias.copy_(trained + chosen)
@@ -286,7 +300,10 @@ def _step_loss(
     balance = torch.where(is_shifted > 0, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
     gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
     pixel_loss = F.l1_loss(calibrated[paired], original[paired])
+    unknown = batch.labels < 0
     if restoring:
+        if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
+            return pixel_loss + gate_loss + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
         return pixel_loss + gate_loss
     view = _view(teacher, original[paired]) if known is None else known[batch.chosen[paired]]
     targets = batch.labels.clone()
@@ -295,8 +312,8 @@ def _step_loss(
     with torch.autocast("cpu", torch.bfloat16):
         logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
     loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + gate_loss
-    if (targets < 0).any():
-        loss = loss - INFORMATION_WEIGHT * information(logits[targets < 0])
+    if unknown.any():
+        loss = loss + ALIGNMENT_WEIGHT * _unlabelled_loss(teacher, calibrated[unknown], logits[unknown])
     if association_weight:
         loss = loss + association_weight * F.mse_loss(logits[paired], view) / view.var().clamp(min=1e-6)
     if reverse_weight and batch.aligned.any():

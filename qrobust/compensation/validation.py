@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 from qrobust.classifier import Classifier
+from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Cell
 from qrobust.data import Split
 from qrobust.shifts.rendering import render, to_unit
@@ -26,14 +28,24 @@ class Validation:
         limit: images under shift in all, shared among the cells, each cell taking other images of the
             split as far as there are enough.
         scene: validation images of a new scene, which count like one more cell: by accuracy where they have
-            labels, else by the `information` of the predictions.
+            labels, else by how well they fit what `teacher` expects.
+        teacher: the float classifier; needed for a scene without labels.
     """
 
     def __init__(
-        self, split: Split, cells: list[Cell], *, table: str, seed: int, limit: int, scene: Split | None = None
+        self,
+        split: Split,
+        cells: list[Cell],
+        *,
+        table: str,
+        seed: int,
+        limit: int,
+        scene: Split | None = None,
+        teacher: Classifier | None = None,
     ) -> None:
         size = min(len(split), max(20, limit // max(1, len(cells))))
         clean = torch.arange(min(len(split), MOST_CLEAN))
+        self.teacher = teacher
         self.parts = [(split.read(clean), split.labels[clean])]
         for index, (name, severity) in enumerate(cells):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
@@ -44,19 +56,28 @@ class Validation:
             self.parts.append((some.read(slice(None)), some.labels))
 
     @torch.inference_mode()
-    def accuracies(self, classifier: Classifier) -> list[float]:
-        """On clean images, then in each cell, then on the scene."""
+    def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
+        """On clean images, in each cell, then on the scene; of the classifier behind the calibrator, if given."""
         found = []
         for images, labels in self.parts:
-            inputs = (to_unit(part).contiguous(memory_format=torch.channels_last) for part in images.split(250))
-            logits = torch.cat([classifier(part) for part in inputs])
-            hits = (logits.argmax(1) == labels).sum().item()
-            found.append(float(information(logits)) if (labels < 0).any() else hits / len(labels))
+            inputs = [to_unit(part).contiguous(memory_format=torch.channels_last) for part in images.split(250)]
+            seen = [calibrator(part) for part in inputs] if calibrator else inputs
+            if (labels < 0).any():
+                found.append(self._fit(classifier, torch.cat(seen)))
+                continue
+            predicted = torch.cat([classifier(part).argmax(1) for part in seen])
+            found.append((predicted == labels).sum().item() / len(labels))
         return found
 
-    def measure(self, classifier: Classifier) -> tuple[float, float]:
+    def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
+        """How well images without labels fit, from 0 to 1."""
+        if isinstance(self.teacher, nn.Module) and norms(self.teacher):
+            return math.exp(-float(statistics_distance(self.teacher, images)))
+        return float(information(classifier(images)))
+
+    def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
         """Clean accuracy, and the mean accuracy over the cells."""
-        clean, *shifted = self.accuracies(classifier)
+        clean, *shifted = self.accuracies(classifier, calibrator)
         return clean, sum(shifted) / max(1, len(shifted))
 
 

@@ -59,7 +59,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     validation = Validation(
         bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
-        scene=bench.scene.validation if bench.scene else None,
+        scene=bench.scene.validation if bench.scene else None, teacher=bench.model,
     )  # fmt: skip
     judged = session_of(bench, twin)  # faster than the twin, and what counts
     clean, _ = validation.measure(judged)
@@ -78,7 +78,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     result["polish"] = None
     if config.polish:
         frozen, result["polish"] = polish(bench, frozen, twin, validation, config.polish)
-    measured = validation.measure(lambda images: judged(frozen(images)))
+    measured = validation.measure(judged, frozen)
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
     result["trained_on"] = bench.lesson_names()
