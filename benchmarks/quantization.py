@@ -50,7 +50,7 @@ VARIANTS: dict[str, list[str]] = {
     "w4a4-qat": ["--bits", "w4a4", "--qat-epochs", "1", "--qat-learning-rate", "0.0003"],
 }
 STATIC = ("MinMax", "Entropy", "Percentile")
-BATCHES, THREADS, ROUNDS = (1, 32), (1, 2), 15
+BATCHES, THREADS, ROUNDS = (1, 32), (1, 2), 41
 
 
 def calibration_feed(data: Data, name: str, size: int) -> Iterator[dict[str, np.ndarray]]:
