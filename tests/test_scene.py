@@ -20,6 +20,7 @@ from qrobust.data.scene import open_scene
 from qrobust.errors import InputError
 from qrobust.shifts.rendering import render
 
+SMALLER = ("--mac-budget", "0.04", "--branches", "photometric")
 NAMES = tuple(str(digit) for digit in range(10))
 
 
@@ -94,7 +95,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
     run, folder = tmp_path / "run", save_scene(tmp_path / "scene", labelled=labelled, count=200)
     shutil.copytree(finished_run, run)
     for command in (
-        ("compensate", run, "--scene", f"imagefolder:{folder}", "--steps", "300", "-q"),
+        ("compensate", run, "--scene", f"imagefolder:{folder}", "--steps", "300", *SMALLER, "-q"),
         ("export", run, "-q"),
         ("evaluate", run, "--attack-images", "0", "-q"),
         ("report", run, "-q"),
