@@ -116,8 +116,8 @@ def train_calibrator(
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
-        scene: real images of a new scene to learn from, too. Where they have no label, what the twin says of them is
-            made sure and balanced (see `information`), since there is no clean image to take a view from.
+        scene: real images of a new scene to learn from, too. Where they have no label, the calibrator makes them
+            look like what the teacher's batch norms expect, or without any, like what the twin is sure of.
         favour: share of the shifts drawn in proportion to the error that the classifier alone makes under them.
         judged: the classifier as it will run, which the calibrator is judged in front of; the twin if not given.
         progress: called with steps done, all steps and a note.
@@ -136,9 +136,8 @@ def train_calibrator(
     heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
     rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
     optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
-    weights = sampling(
-        cells, [1 - accuracy for accuracy in validation.accuracies(judged or twin)[1 : len(cells) + 1]]
-    )
+    alone = validation.accuracies(judged or twin)[1 : len(cells) + 1]
+    weights = sampling(cells, [1 - accuracy for accuracy in alone], favour)
     known = views(teacher, training, (steps - restore_steps) * batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
