@@ -37,6 +37,8 @@ def make_alternative(bench: Workbench, method: str) -> None:
     if method not in (*ALTERNATIVES, TORCH_ONLY):
         known = ", ".join(("calibrator", "none", *ALTERNATIVES, TORCH_ONLY))
         raise InputError(f"method: expected one of {known}, got {method!r}")
+    if method == "finetune" and not bench.training_cells:
+        raise InputError("method: finetune learns from shifts, got only a scene's real images")
     folder = bench.place()
     folder.need_stage("quantize", "quantize")
     folder.checkpoints.mkdir(exist_ok=True)
@@ -78,8 +80,6 @@ def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.
 def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     """The twin itself, trained on the shifts for as many steps as a calibrator is behind the classifier."""
     config = bench.config
-    if not bench.training_cells:
-        raise InputError("method: finetune learns from shifts, got only a scene's real images")
     twin, fitted = train_twin_in_stage(
         bench, bench.twin, bench.lessons, steps=round(config.steps * (1 - RESTORE_SHARE)),
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
