@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -254,6 +255,46 @@ def test_a_classifier_without_gradient_is_refused(tmp_path: Path) -> None:
             restore_steps=0, batch_size=16, learning_rate=1e-3, use_labels=True, association_weight=1.0,
             reverse_weight=0.0, seed=0, checkpoint=tmp_path / "none.pt",
         )  # fmt: skip
+
+
+@pytest.fixture
+def few_steps(finished_run: Path, tmp_path: Path) -> Callable[..., Calibrator]:
+    """Sixteen steps of a calibrator with a photometric branch alone, begun at an offset and with other options."""
+    from qrobust.workbench import Reporter, Workbench
+
+    bench = Workbench.open(finished_run, Reporter(), threads=1)
+    cells = [("contrast", 5), ("inversion", 5)]
+    validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=40)
+
+    def train(name: str, proposed: float = 0.0, **options: float) -> Calibrator:
+        calibrator = bench.new_calibrator(4, ("photometric",)).train()
+        torch.nn.init.constant_(calibrator.photometric.bias, proposed)
+        train_calibrator(
+            calibrator, bench.twin, bench.model, bench.data.training, validation, cells, table="cifar-c", steps=16,
+            restore_steps=12, batch_size=16, learning_rate=4e-3, use_labels=True, association_weight=1.0,
+            reverse_weight=0.0, seed=0, checkpoint=tmp_path / name, **options,
+        )  # fmt: skip
+        return calibrator
+
+    return train
+
+
+def test_saturated_proposals_are_pulled_back(
+    few_steps: Callable[..., Calibrator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 20, tanh has no gradient in float32: without the pull a proposal stays there."""
+    beyond = 20.0
+    stretch = few_steps("pulled.pt", beyond).photometric.bias[:3]
+    assert (stretch < beyond).all()
+    monkeypatch.setattr(training, "PROPOSAL_WEIGHT", 0.0)
+    stuck = few_steps("stuck.pt", beyond).photometric.bias[:3]
+    assert torch.equal(stuck, torch.full((3,), beyond))
+
+
+def test_favour_changes_what_training_draws(few_steps: Callable[..., Calibrator]) -> None:
+    alike, favoured = few_steps("alike.pt"), few_steps("favoured.pt", favour=1.0)
+    assert state_hash(alike) == state_hash(few_steps("again.pt"))
+    assert state_hash(alike) != state_hash(favoured)
 
 
 def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:

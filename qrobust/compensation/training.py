@@ -33,6 +33,8 @@ CLASSIFIER_RATE = 0.5
 PIXEL_WEIGHT = 4.0
 # What telling shifted images from clean ones weighs: it teaches the gate when to stay shut.
 GATE_WEIGHT = 1.0
+# Proposals for the whole image beyond this are pulled back: out there tanh has no gradient left to return by.
+PROPOSAL_LIMIT, PROPOSAL_WEIGHT = 3.0, 1.0
 # What a scene's unlabelled images weigh.
 ALIGNMENT_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
@@ -248,24 +250,23 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
     return chosen
 
 
-def _with_gate(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the calibrator makes of the images, and its gate `(N, 1)` before the sigmoid.
+def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What the calibrator makes of the images, and what it proposed for each as a whole, the gate `(N, 1)` last.
 
     Its convolutions run in bfloat16, what they propose is applied to the images in float.
     """
-    gates: list[torch.Tensor] = []
+    proposals: list[torch.Tensor] = []
 
     def widen(_: nn.Module, inputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
         wide = tuple(None if proposal is None else proposal.float() for proposal in inputs)
-        assert wide[-1] is not None
-        gates.append(wide[-1])
+        proposals.extend(proposal for proposal in wide if proposal is not None and proposal.ndim == 2)
         return wide
 
     handle = calibrator.get_submodule("correction").register_forward_pre_hook(widen)
     try:
         with torch.autocast("cpu", torch.bfloat16):
             calibrated = calibrator(images.contiguous(memory_format=torch.channels_last))
-        return calibrated.float(), gates[0]
+        return calibrated.float(), proposals
     finally:
         handle.remove()
 
@@ -294,23 +295,25 @@ def _step_loss(
         training, cells, weights, table=table, batch_size=batch_size, step=step, seed=seed, scene=scene
     )  # fmt: skip
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
-    calibrated, gate = _with_gate(calibrator, images)
+    calibrated, (*proposals, gate) = _with_proposals(calibrator, images)
+    beyond = sum((F.relu(p.abs() - PROPOSAL_LIMIT).square().mean() for p in proposals), torch.zeros(()))
     is_shifted = ((images != original).flatten(1).any(1) | ~paired).float()[:, None]
     balance = torch.where(is_shifted > 0, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
     gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
+    bounds = gate_loss + PROPOSAL_WEIGHT * beyond
     pixel_loss = F.l1_loss(calibrated[paired], original[paired])
     unknown = batch.labels < 0
     if restoring:
         if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
-            return pixel_loss + gate_loss + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
-        return pixel_loss + gate_loss
+            return pixel_loss + bounds + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
+        return pixel_loss + bounds
     view = _view(teacher, original[paired]) if known is None else known[batch.chosen[paired]]
     targets = batch.labels.clone()
     if not use_labels:
         targets[paired] = view.argmax(1)
     with torch.autocast("cpu", torch.bfloat16):
         logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
-    loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + gate_loss
+    loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + bounds
     if unknown.any():
         loss = loss + ALIGNMENT_WEIGHT * _unlabelled_loss(teacher, calibrated[unknown], logits[unknown])
     if association_weight:
