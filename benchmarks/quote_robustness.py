@@ -42,4 +42,19 @@ def robustness_summary() -> str:
     return "\n".join(lines)
 
 
-ROBUSTNESS = (robustness, robustness_summary)
+def evaluation_cost() -> str:
+    """What a full evaluation takes."""
+    found = record("evaluation_cost")
+    full, *growing = found["rows"]
+    above = [f"{row['peak_mib'] - found['imports_mib']:.0f} MiB with {row['images']:,}" for row in growing]
+    return (
+        f"All {full['cells']} combinations of shift and severity, {full['images']:,} test images, "
+        f"{len(found['graphs'])} graphs of ResNet-20: {full['seconds'] / 60:.1f} minutes on "
+        f"{found['hardware']['threads']} threads of {found['hardware']['processor']}, with {found['workers']} "
+        f"processes that render. Peak memory, all processes together: "
+        f"{full['peak_mib'] - found['imports_mib']:.0f} MiB above one that only imports "
+        f"({found['imports_mib']:.0f} MiB); by images, on fewer shifts: {', '.join(above)}."
+    )
+
+
+ROBUSTNESS = (robustness, robustness_summary, evaluation_cost)
