@@ -16,6 +16,8 @@ from qrobust.classifier import NormalizedModel
 from qrobust.compensation.baselines import AntiAdversary, AutoContrast, Denoise, reestimate_batch_norm
 from qrobust.compensation.training import state_hash
 from qrobust.errors import InputError
+from qrobust.pipeline.alternatives import make_alternative
+from qrobust.workbench import Reporter, Workbench
 
 
 def test_reestimated_statistics_are_those_of_the_images(images: torch.Tensor) -> None:
@@ -166,3 +168,12 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
     assert recommendation({"methods": rows[:1]}).startswith("Ship the INT8 graph as it is")
     rows = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
     assert recommendation({"methods": rows}).startswith("Ship the INT8 graph as it is")
+
+
+def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(finished_run: Path) -> None:
+    bench = Workbench.open(finished_run, Reporter(), threads=1)
+    vars(bench)["model"] = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    for method in ("bn-reestimate", "calibrator+bn-reestimate"):
+        with pytest.raises(InputError, match="expected batch norms"):
+            make_alternative(bench, method)
+    assert bench.place().stage("evaluate")

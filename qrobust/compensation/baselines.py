@@ -15,6 +15,18 @@ from qrobust.errors import InputError
 SMALLEST_SPAN = 1 / 255
 
 
+def estimated_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms of a model, of any dimension, that keep statistics.
+
+    Raises:
+        InputError: it has none.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        raise InputError("model: expected batch norms to re-estimate, found none")
+    return norms
+
+
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> nn.Module:
     """A copy of a float classifier whose batch norms have the statistics of other images.
 
@@ -32,10 +44,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
         InputError: the model has no batch norm that keeps statistics, or there are no images.
     """
     model = copy.deepcopy(model)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        raise InputError("model: expected batch norms to re-estimate, found none")
-    for norm in norms:
+    for norm in estimated_norms(model):
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()

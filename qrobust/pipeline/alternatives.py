@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from qrobust.classifier import Compensated, count_macs
-from qrobust.compensation.baselines import AutoContrast, Denoise, reestimate_batch_norm
+from qrobust.compensation.baselines import AutoContrast, Denoise, estimated_norms, reestimate_batch_norm
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
 from qrobust.pipeline.compensating import RESTORE_SHARE, fit_calibrator, mixed_images
@@ -39,6 +39,8 @@ def make_alternative(bench: Workbench, method: str) -> None:
         raise InputError(f"method: expected one of {known}, got {method!r}")
     if method == "finetune" and not bench.training_cells:
         raise InputError("method: finetune learns from shifts, got only a scene's real images")
+    if method.endswith("bn-reestimate"):
+        estimated_norms(bench.model)  # refuse before anything is forgotten
     folder = bench.place()
     folder.need_stage("quantize", "quantize")
     folder.checkpoints.mkdir(exist_ok=True)

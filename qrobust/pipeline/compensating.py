@@ -16,7 +16,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.errors import InputError
 from qrobust.pipeline.polishing import polish
-from qrobust.pipeline.stage import choices_key, export_gated, in_float, session_of, stage
+from qrobust.pipeline.stage import choices_key, export_gated, in_float, session_of, stage, told
 from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
@@ -148,13 +148,6 @@ def _train(
     config, (twin, judged) = bench.config, classifier
     calibrator.train()
     with bench.reporter.bar(f"train calibrator ({kind})", steps[0]) as bar:
-        done = 0
-
-        def progress(step: int, _total: int, note: str) -> None:
-            nonlocal done
-            bar.update(step - done, note)
-            done = step
-
         fit = train_calibrator(
             calibrator, twin, bench.model, bench.lessons, validation, bench.training_cells,
             table=bench.table, steps=steps[0],
@@ -163,7 +156,7 @@ def _train(
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
             checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind + state_hash(twin))}.pt",
             scene=bench.scene.training if bench.scene else None, favour=config.favour,
-            judged=judged, progress=progress,
+            judged=judged, progress=told(bar),
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")

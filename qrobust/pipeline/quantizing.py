@@ -12,7 +12,7 @@ from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.errors import GateError, QRobustError
-from qrobust.pipeline.stage import choices_key, export_gated, stage
+from qrobust.pipeline.stage import choices_key, export_gated, stage, told
 from qrobust.quantization.graph import folded
 from qrobust.quantization.qat import QatFit, refreeze, thaw
 from qrobust.quantization.qat import train as train_twin
@@ -145,18 +145,11 @@ def train_twin_in_stage(
     trainable = thaw(bench.quantized.observed.graph, twin, learn_ranges=config.qat_ranges == "learned")
     trainable = trainable.to(memory_format=torch.channels_last)
     with bench.reporter.bar("train the twin", steps) as bar:
-        done = 0
-
-        def progress(step: int, _total: int, note: str) -> None:
-            nonlocal done
-            bar.update(step - done, note)
-            done = step
-
         fit = train_twin(
             trainable, folded(bench.model, bench.example), training, bench.judges(QAT_VALIDATION_IMAGES), steps=steps,
             batch_size=config.batch_size, learning_rate=config.qat_learning_rate, distillation=distillation,
             cells=cells, table=bench.table, seed=config.seed,
-            checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=progress,
+            checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=told(bar),
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn("warning: quantization-aware training diverged; the best state before that is kept")

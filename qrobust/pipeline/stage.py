@@ -18,10 +18,11 @@ from qrobust.config import RunConfig
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.fitting import Progress
 from qrobust.models import parse_normalization
 from qrobust.results import write_json
 from qrobust.shifts.rendering import to_unit
-from qrobust.workbench import ALTERNATIVES, Workbench
+from qrobust.workbench import ALTERNATIVES, Bar, Workbench
 
 PARITY_IMAGES = 1000
 # Choices that no training depends on.
@@ -48,6 +49,18 @@ def stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
     write_json(bench.place().config, bench.config.as_json())
     bench.place().finish(name, result)
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
+
+
+def told(bar: Bar) -> Progress:
+    """What a training loop calls with the steps done so far, for a bar that wants those since the last call."""
+    before = 0
+
+    def progress(step: int, _total: int, note: str) -> None:
+        nonlocal before
+        bar.update(step - before, note)
+        before = step
+
+    return progress
 
 
 def after(name: str) -> tuple[str, ...]:
