@@ -147,6 +147,8 @@ def main(data: str, trainings: Path, models: str, kinds: str, steps: int, out: P
         quantize = ["--model", model, "--weights", str(training / "weights.pt"), "--data", data]
         if not (base / "stages" / "quantize.json").exists():
             qrobust("quantize", *quantize, "--out", str(base), *common, *(["--overwrite"] if base.exists() else []))
+        if not (base / "stages" / "evaluate.json").exists():  # what float and INT8 predict is the same in every job
+            qrobust("evaluate", str(base), *common, "--shifts", "u13", "--severities", SEVERITY, "--attacks", "none")
         for job in jobs(base, steps, tuple(kinds.split(","))):
             click.echo(f"{model}: {job.name}", err=True)
             run_job(job, base, quantize, common)

@@ -11,6 +11,49 @@ DEFAULT_SEVERITIES = (3, 5)
 
 
 @dataclass(frozen=True)
+class AttackChoices:
+    """What is tried against the graphs; see `qrobust evaluate --help`.
+
+    Attributes:
+        level: `none`, `quick` or `full`.
+        norms: of `linf` and `l2`; none given: those of the level.
+        epsilons: L-infinity radii on the [0, 1] scale.
+        l2_epsilons: L2 radii; none given: in proportion to `epsilons`.
+        images: how many of the first test images.
+        steps: of PGD.
+    """
+
+    level: str = "quick"
+    norms: tuple[str, ...] = ()
+    epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    l2_epsilons: tuple[float, ...] = ()
+    images: int = 200
+    steps: int = 10
+
+    def mistakes(self) -> list[str]:
+        """A sentence for each choice that makes no sense."""
+        found = [
+            f"{name}: expected at least {least}, got {value}"
+            for name, value, least in (("attack_images", self.images, 0), ("attack_steps", self.steps, 1))
+            if value < least
+        ]
+        if self.level not in ("none", "quick", "full"):
+            found.append(f"attacks: expected one of none, quick, full, got {self.level!r}")
+        found += [f"norms: expected linf or l2, got {n!r}" for n in self.norms if n not in ("linf", "l2")]
+        found += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
+        return found + [
+            f"l2_epsilon: expected a finite number >= 0, got {e}"
+            for e in self.l2_epsilons
+            if not 0 <= e < float("inf")
+        ]
+
+    @property
+    def tried_norms(self) -> tuple[str, ...]:
+        """The norms chosen, or else those of the level."""
+        return self.norms or (("linf", "l2") if self.level == "full" else ("linf",))
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Every choice of a run; see `qrobust run --help` for what each means."""
 
@@ -62,17 +105,17 @@ class RunConfig:
     reverse_weight: float = 0.0
     attacks: str = "quick"
     norms: tuple[str, ...] = ()
-    epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    epsilons: tuple[float, ...] = AttackChoices.epsilons
     l2_epsilons: tuple[float, ...] = ()
-    attack_images: int = 200
-    attack_steps: int = 10
+    attack_images: int = AttackChoices.images
+    attack_steps: int = AttackChoices.steps
     seed: int = 0
     threads: int = 1
 
     def __post_init__(self) -> None:
         at_least = {
             "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 1, "polish": 0,
-            "batch_size": 16, "attack_images": 0, "attack_steps": 1, "seed": 0, "threads": 1, "image_size": 8,
+            "batch_size": 16, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
         mistakes = [
             f"{name}: expected at least {least}, got {getattr(self, name)}"
@@ -95,7 +138,6 @@ class RunConfig:
             mistakes.append(f"qat_distillation: expected a weight from 0 to 1, got {self.qat_distillation}")
         choices = {
             "ptq": ("default", "auto"), "storage": ("int8", "int4"), "qat_ranges": ("learned", "frozen"),
-            "attacks": ("none", "quick", "full"),
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -103,13 +145,7 @@ class RunConfig:
         for name in ("qat_epochs", "association_weight", "reverse_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 mistakes.append(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
-        mistakes += [f"norms: expected linf or l2, got {n!r}" for n in self.norms if n not in ("linf", "l2")]
-        mistakes += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
-        mistakes += [
-            f"l2_epsilon: expected a finite number >= 0, got {e}"
-            for e in self.l2_epsilons
-            if not 0 <= e < float("inf")
-        ]
+        mistakes += self.attack_choices.mistakes()
         if not self.severities:
             mistakes.append("severities: expected at least one of 1 to 5, got none")
         mistakes += [
@@ -119,9 +155,11 @@ class RunConfig:
             raise InputError("; ".join(mistakes))
 
     @property
-    def attack_norms(self) -> tuple[str, ...]:
-        """The norms chosen, or else those of the level."""
-        return self.norms or (("linf", "l2") if self.attacks == "full" else ("linf",))
+    def attack_choices(self) -> AttackChoices:
+        """What is tried against the graphs."""
+        return AttackChoices(
+            self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images, self.attack_steps
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

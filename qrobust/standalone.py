@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import qrobust
-from qrobust.config import DEFAULT_SEVERITIES
+from qrobust.adversarial.figures import attacked
+from qrobust.adversarial.trials import Graph
+from qrobust.config import DEFAULT_SEVERITIES, AttackChoices
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.errors import InputError
@@ -43,6 +45,11 @@ class Choices:
     shifts: tuple[str, ...] = ()
     severities: tuple[int, ...] = DEFAULT_SEVERITIES
     severity_table: str = "auto"
+    attacks: str = "none"
+    norms: tuple[str, ...] = ()
+    epsilons: tuple[float, ...] = AttackChoices.epsilons
+    l2_epsilons: tuple[float, ...] = ()
+    attack_images: int = AttackChoices.images
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,6 +57,14 @@ class Choices:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
+        mistakes = self.attack_choices.mistakes()
+        if mistakes:
+            raise InputError("; ".join(mistakes))
+
+    @property
+    def attack_choices(self) -> AttackChoices:
+        """What is tried against the graphs."""
+        return AttackChoices(self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -147,6 +162,12 @@ def evaluate_files(
         entries.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
             answers, found.labels, seed=choices.seed, table=table, classes=len(source.class_names), of=found.of,
         ))  # fmt: skip
+    attacks = attacked(
+        out / "attacks.npz",
+        {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
+        split, choices.attack_choices, seed=choices.seed, about=(choices.data, choices.input_range),
+        bar=reporter.bar,
+    )  # fmt: skip
     labels = split.labels.numpy()
     reference, *others = classifiers
     summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
@@ -161,6 +182,7 @@ def evaluate_files(
         "summary": summary,
         "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
         "stored": entries,
+        "attacks": attacks,
         "statistics": STATISTICS,
         "severity_table": table,
         "class_names": list(source.class_names),

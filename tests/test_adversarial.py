@@ -223,7 +223,7 @@ def test_a_run_tells_of_its_attacks_and_rebuilds_them_without_inference(finished
             assert f"`{key}`" in text, key
     for report in ("report.html", "report.md"):
         page = (finished_run / report).read_text()
-        for said in (*attacks["flags"][:5], "INT8 alone wrong", "8/255", "withstand all of them"):
+        for said in (*attacks["flags"][:5], "only this wrong", "8/255", "withstand all of them"):
             assert said in page, (report, said)
 
 
@@ -232,8 +232,8 @@ def test_l2_budgets_are_in_proportion() -> None:
     assert balls(("l2",), (4 / 255,), (), 224) == [("L2", L2Ball(1.75))]
     both = balls(("linf", "l2"), (0.1, 0.05), (2.0,), 32)
     assert both == [("Linf", LinfBall(0.05)), ("Linf", LinfBall(0.1)), ("L2", L2Ball(2.0))]
-    assert RunConfig("m", "d").attack_norms == ("linf",)
-    assert RunConfig("m", "d", attacks="full").attack_norms == ("linf", "l2")
+    assert RunConfig("m", "d").attack_choices.tried_norms == ("linf",)
+    assert RunConfig("m", "d", attacks="full").attack_choices.tried_norms == ("linf", "l2")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

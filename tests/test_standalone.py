@@ -154,6 +154,25 @@ def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     assert "drop to bad" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_files_are_attacked_without_a_gradient(data: str, tmp_path: Path) -> None:
+    """The classes' greys are 0.235 apart: a mean moved by 0.05 changes no prediction, one moved by 0.25 any."""
+    files = [graph(tmp_path / "good.onnx"), graph(tmp_path / "bad.onnx", noise=0.1)]
+    options = ("--attacks", "quick", "--epsilons", "0,0.05,0.25", "--attack-images", 12)
+    attacks = run(files, data, tmp_path / "out", *SHORT, *options)["attacks"]
+    left = {(w["classifier"], w["epsilon"]): w["robust_accuracy"] for w in attacks["worst"]}
+    assert left["good", 0.0] == left["good", 0.05] == 1.0
+    assert left["good", 0.25] == 0.0
+    assert left["bad", 0.0] == next(
+        r["robust_accuracy"] for r in attacks["rows"] if (r["classifier"], r["kind"]) == ("bad", "clean")
+    )
+    # What the second gets wrong and the first right, of the pixels as they are.
+    risk = next(r["differential_risk"] for r in attacks["rows"] if (r["classifier"], r["kind"]) == ("bad", "clean"))
+    assert risk == 1.0 - left["bad", 0.0]
+    assert {r["kind"] for r in attacks["rows"]} == {"clean", "noise", "black-box", "transfer"}
+    assert (attacks["n"], attacks["flags"], attacks["zero_gradients"]) == (12, [], {})
+    assert "an upper bound" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
     from test_data import make_folder
 
@@ -281,7 +300,7 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
     if kind == "cells":
         return [graph(model), "--shifts", "inversion", "--severities", 3], "severities: expected one defined"
     if kind == "attacks":
-        return [graph(model), "--attack-images", 5], "measures no attacks"
+        return [graph(model), "--attacks", "quick", "--epsilons", "2"], "epsilon: expected a fraction from 0 to 1"
     if kind == "threads":
         return [graph(model), "--threads", 0], "threads: expected at least 1"
     return [graph(model), *options], kind

@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
-from qrobust.adversarial.outcomes import Label, Outcomes
+from qrobust.adversarial.outcomes import Label, Outcomes, kept_or_tried
+from qrobust.adversarial.trials import Graphs, balls, plan
 from qrobust.attacks.risk import differential_risk, reliability_flags, worst_case
+from qrobust.config import AttackChoices
+from qrobust.data import Split
 from qrobust.statistics import wilson_interval
 
 REFERENCE = "float"
 NOTHING: dict[str, object] = {"level": "none", "n": 0, "rows": [], "worst": [], "zero_gradients": {}, "flags": []}
 
 
-def figures(outcomes: Outcomes, *, level: str, classes: int) -> dict[str, object]:
+def attacked(
+    path: Path,
+    graphs: Graphs,
+    split: Split,
+    choices: AttackChoices,
+    *,
+    seed: int,
+    about: tuple[object, ...],
+    bar: Callable[[str, int], AbstractContextManager[Any]],
+) -> dict[str, object]:
+    """Attack the first images; what was found is kept per trial.
+
+    Args:
+        path: of `attacks.npz`.
+        graphs: by name, all with a gradient or none; the first is what others are compared with.
+        split: test images.
+        choices: what is tried.
+        seed: of starts, noise and searches.
+        about: what else the pixels depend on: the data.
+        bar: makes a progress bar of a label and a length.
+
+    Returns:
+        The record's `attacks`.
+    """
+    some, side, classes = split.first(choices.images), split.source.image_size, len(split.source.class_names)
+    budgets = balls(choices.tried_norms, choices.epsilons, choices.l2_epsilons, side)
+    if choices.level == "none" or not len(some) or not budgets:
+        return NOTHING
+    gradient = all(graph.differentiable is not None for graph in graphs.values())
+    trials = plan(
+        choices.level, budgets, list(graphs), steps=choices.steps, side=side, seed=seed, gradient=gradient
+    )  # fmt: skip
+    with bar("attack", len(some) * len(trials)) as progress:
+        outcomes = kept_or_tried(
+            path, graphs, some, trials, about=(some.fingerprint(), *about, side, seed), progress=progress.update
+        )
+    return figures(outcomes, level=choices.level, classes=classes, reference=next(iter(graphs)))
+
+
+def figures(outcomes: Outcomes, *, level: str, classes: int, reference: str = REFERENCE) -> dict[str, object]:
     """The record's `attacks`.
 
     Args:
         outcomes: of all trials.
         level: `quick` or `full`.
         classes: how many the classifiers tell apart.
+        reference: the graph that the others are compared with.
     """
     blind = {label.classifier: float((~found).mean()) for label, found in outcomes.of("gradient")}
     return {
         "level": level,
         "n": len(outcomes.label),
-        "rows": [_row(outcomes, label, right) for label, right in outcomes.of() if label.kind != "gradient"],
+        "rows": [
+            _row(outcomes, label, right, reference) for label, right in outcomes.of() if label.kind != "gradient"
+        ],
         "worst": _worst(outcomes),
         "zero_gradients": blind,
-        "flags": _flags(outcomes, blind, 1 / classes),
+        "flags": _flags(outcomes, blind, 1 / classes) if blind else [],
     }
 
 
@@ -37,17 +87,17 @@ def _share(right: np.ndarray) -> dict[str, object]:
     return {"n": n, "robust_accuracy": hits / n, "interval": list(wilson_interval(hits, n))}
 
 
-def _row(outcomes: Outcomes, label: Label, right: np.ndarray) -> dict[str, object]:
-    """A row; what float says of the same pixels is compared with, where they are the same."""
+def _row(outcomes: Outcomes, label: Label, right: np.ndarray, reference: str) -> dict[str, object]:
+    """A row; what the reference says of the same pixels is compared with, where they are the same."""
     row = {
         "classifier": label.classifier, "source": label.source or None, "attack": label.attack, "kind": label.kind,
         "norm": label.norm, "epsilon": None if label.norm == "pose" else label.epsilon,
     } | _share(right) | {"differential_risk": None, "differential_interval": None}  # fmt: skip
-    same = outcomes.of(classifier=REFERENCE, source=label.source, attack=label.attack, norm=label.norm,
+    same = outcomes.of(classifier=reference, source=label.source, attack=label.attack, norm=label.norm,
                        epsilon=label.epsilon)  # fmt: skip
-    reference = next((r for other, r in same if other.kind != "gradient"), None)
-    if reference is not None and label.classifier != REFERENCE and label.kind != "pose":
-        risk = differential_risk(torch.from_numpy(reference), torch.from_numpy(right))
+    compared = next((r for other, r in same if other.kind != "gradient"), None)
+    if compared is not None and label.classifier != reference and label.kind != "pose":
+        risk = differential_risk(torch.from_numpy(compared), torch.from_numpy(right))
         n = len(right)
         row |= {"differential_risk": risk, "differential_interval": list(wilson_interval(round(risk * n), n))}
     return row

@@ -40,12 +40,13 @@ class Graph:
     """A graph of a run.
 
     Attributes:
-        differentiable: the torch classifier that was exported, with straight-through gradients.
+        differentiable: the torch classifier that was exported, with straight-through gradients; None for a file
+            that was made elsewhere.
         session: the exported graph on onnxruntime, which alone is scored.
         digest: hash of the exported file.
     """
 
-    differentiable: Classifier
+    differentiable: Classifier | None
     session: Classifier
     digest: str
 
@@ -109,22 +110,30 @@ def balls(
 
 
 def plan(
-    level: str, budgets: Sequence[tuple[str, Ball]], names: Sequence[str], *, steps: int, side: int, seed: int
+    level: str,
+    budgets: Sequence[tuple[str, Ball]],
+    names: Sequence[str],
+    *,
+    steps: int,
+    side: int,
+    seed: int,
+    gradient: bool = True,
 ) -> list[Trial]:
     """All trials, the cheap ones first.
 
     Args:
-        level: `quick` (PGD, random noise) or `full`.
+        level: `quick` (PGD, or Square without a gradient; random noise) or `full`.
         budgets: see `balls`.
         names: of the graphs.
         steps: gradient steps of PGD.
         side: of the images in pixels.
         seed: of starts, noise and searches.
+        gradient: whether the graphs have one.
     """
     full, everyone = level == "full", tuple(names)
-    gradient, scores = _attacks(full, steps)
+    looking, asking = _attacks(full, steps) if gradient else ({}, _asking(full))
     trials = [Trial("none", "", "none", 0.0, "clean", everyone, _shown)]
-    trials += [Trial("none", n, "none", 0.0, "gradient", (n,), partial(_gradient, n)) for n in names]
+    trials += [Trial("none", n, "none", 0.0, "gradient", (n,), partial(_gradient, n)) for n in names if gradient]
     grids = POSES if full else ()
     trials += [
         Trial(f"{g}-{len(GRIDS[g])}", "", "pose", 0.0, "pose", everyone, partial(_worst_pose, g)) for g in grids
@@ -135,11 +144,10 @@ def plan(
         return Trial(name, "" if kind == "noise" else source, norm, ball.epsilon, kind, everyone, judge)
 
     trials += [within("noise", "random-noise", random_noise, names[0], *budget) for budget in budgets]
-    first, *_ = gradient
-    for name in names:
-        for norm in dict.fromkeys(norm for norm, _ in budgets):
-            trials.append(within("white-box", first, gradient[first], name, norm, _grey(norm, side)))
-    for kind, attacks in (("white-box", gradient), ("black-box", scores)):
+    for called, attack in list(looking.items())[:1]:
+        norms = dict.fromkeys(norm for norm, _ in budgets)
+        trials += [within("white-box", called, attack, n, norm, _grey(norm, side)) for n in names for norm in norms]
+    for kind, attacks in (("white-box", looking), ("black-box", asking)):
         for called, attack in attacks.items():
             trials += [within(kind, called, attack, name, *budget) for name in names for budget in budgets]
     return list({(t.attack, t.source, t.norm, t.epsilon, t.kind): t for t in trials}.values())
@@ -154,10 +162,13 @@ def _attacks(full: bool, steps: int) -> tuple[dict[str, Attack], dict[str, Attac
         "fgsm": fgsm,
         f"apgd-ce-{APGD_STEPS}": partial(apgd, steps=APGD_STEPS, loss=cross_entropy),
         f"apgd-dlr-{APGD_STEPS}": partial(apgd, steps=APGD_STEPS, loss=dlr),
-    }, {
-        f"square-{QUERIES}": partial(square, queries=QUERIES),
-        f"hop-skip-jump-{QUERIES}": partial(hop_skip_jump, queries=QUERIES),
-    }  # fmt: skip
+    }, _asking(full)
+
+
+def _asking(full: bool) -> dict[str, Attack]:
+    """Attacks that need no gradient, by name."""
+    attacks: dict[str, Attack] = {f"square-{QUERIES}": partial(square, queries=QUERIES)}
+    return attacks | ({f"hop-skip-jump-{QUERIES}": partial(hop_skip_jump, queries=QUERIES)} if full else {})
 
 
 def _grey(norm: str, side: int) -> Ball:
@@ -171,7 +182,9 @@ def _shown(graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[s
 
 
 def _gradient(source: str, graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {source: has_gradient(graphs[source].differentiable, to_unit(pixels), labels)}
+    differentiable = graphs[source].differentiable
+    assert differentiable is not None
+    return {source: has_gradient(differentiable, to_unit(pixels), labels)}
 
 
 def _worst_pose(grid: str, graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -189,4 +202,5 @@ def _adversarial(
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     graph = graphs[source]
     attacked = graph.differentiable if kind == "white-box" else on_pixels(graph.session)
+    assert attacked is not None
     return _shown(graphs, craft(attack, attacked, pixels, labels, ball=ball, seed=seed), labels)

@@ -267,10 +267,6 @@ def _evaluate_files(
 
     if run_folder is not None or data is None or out is None:
         raise InputError("evaluate: --model needs --data and --out, and no run's DIR")
-    names = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
-    attacks = [name for name in names if options.pop(name) is not None]
-    if attacks:
-        raise InputError(f"evaluate: --model measures no attacks (a session has no gradient), got {attacks[0]}")
     record = evaluate_files(
         Choices(models, data, **choices(options)), out, console(verbose, quiet),
         threads=cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,

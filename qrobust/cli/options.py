@@ -255,7 +255,8 @@ measuring = options(
         "--attacks",
         type=click.Choice(["none", "quick", "full"]),
         help="quick: PGD, transfer and random noise; full, for hours: FGSM, PGD with restarts, APGD, Square, "
-        "HopSkipJump and poses.  [default: quick]",
+        "HopSkipJump and poses. ONNX files have no gradient: Square and noise, or with HopSkipJump and poses.  "
+        "[default: quick; none for files]",
     ),
     click.option("--norms", help="Comma-separated, linf or l2.  [default: linf; with --attacks full linf,l2]"),
     click.option(

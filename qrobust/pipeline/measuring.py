@@ -7,9 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qrobust.adversarial.figures import NOTHING, figures
-from qrobust.adversarial.outcomes import kept_or_tried
-from qrobust.adversarial.trials import Graph, balls, plan
+from qrobust.adversarial.figures import attacked
+from qrobust.adversarial.trials import Graph
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
@@ -158,19 +157,12 @@ def _stored(bench: Workbench, sessions: dict[str, Any]) -> list[dict[str, object
 
 def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
     """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
-    config, folder, side = bench.config, bench.place(), bench.data.image_size
-    split = bench.data.test.first(config.attack_images)
-    budgets = balls(config.attack_norms, config.epsilons, config.l2_epsilons, side)
-    if config.attacks == "none" or not len(split) or not budgets:
-        return NOTHING
+    config, folder = bench.config, bench.place()
     graphs = {
         name: Graph(bench.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
         for name, session in sessions.items()
     }
-    trials = plan(config.attacks, budgets, list(graphs), steps=config.attack_steps, side=side, seed=config.seed)
-    about = (split.fingerprint(), config.data, side, config.seed)
-    with bench.reporter.bar("attack", len(split) * len(trials)) as bar:
-        outcomes = kept_or_tried(
-            folder.attacks, graphs, split, trials, about=about, progress=lambda n, what: bar.update(n, what)
-        )
-    return figures(outcomes, level=config.attacks, classes=len(bench.data.class_names))
+    return attacked(
+        folder.attacks, graphs, bench.data.test, config.attack_choices, seed=config.seed, about=(config.data,),
+        bar=bench.reporter.bar,
+    )  # fmt: skip

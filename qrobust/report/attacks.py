@@ -16,6 +16,14 @@ NOTE = (
     "can be made grey: what is left there beyond chance would be an error of the evaluation."
 )
 
+NO_GRADIENT = (
+    "A risk figure, not a defence claim, and an upper bound: a file has no gradient, so only attacks that ask the "
+    "session were tried, and whoever has the model does better. Adversarial images are rounded to uint8 inside the "
+    "budget; the worst case counts the images that withstand all attacks, at this budget or less. The last column is "
+    "the largest share of images that, under the same adversarial pixels, the first graph gets right and this one "
+    "wrong."
+)
+
 
 def epsilon_text(norm: str, epsilon: float) -> str:
     """A budget as it is usually written."""
@@ -38,7 +46,7 @@ def attack_table(attacks: dict[str, Any], names: dict[str, str]) -> list[list[st
     rows = attacks["rows"]
     if not rows:
         return []
-    table = [["graph", "norm", "epsilon", *KINDS.values(), "worst case", "INT8 alone wrong"]]
+    table = [["graph", "norm", "epsilon", *KINDS.values(), "worst case", "only this wrong"]]
     for row in rows:
         if row["kind"] == "clean":
             line = [names[row["classifier"]], "clean", "0", "", "", "", "", percent_interval(row)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qrobust.report.attacks import NOTE, attack_table, pose_table
+from qrobust.report.attacks import NO_GRADIENT, NOTE, attack_table, pose_table
 from qrobust.report.stored import stored_tables
 from qrobust.report.verdict import NAMES, comparison, headline, percent, points, verdict
 
@@ -41,7 +41,7 @@ def markdown_report(record: dict[str, Any]) -> str:
             *table(rows),
             "",
             *_stored(record, NAMES),
-            *_attacks(record),
+            *_attacks(record, NAMES, NOTE),
         ]
     )
 
@@ -55,14 +55,14 @@ def _stored(record: dict[str, Any], names: dict[str, str]) -> list[str]:
     ]
 
 
-def _attacks(record: dict[str, Any]) -> list[str]:
+def _attacks(record: dict[str, Any], names: dict[str, str], note: str) -> list[str]:
     """A section, or nothing."""
     attacks = record["attacks"]
-    tables = [attack_table(attacks, NAMES), pose_table(attacks, NAMES)]
+    tables = [attack_table(attacks, names), pose_table(attacks, names)]
     if not attacks["rows"]:
         return []
     parts = [line for rows in tables if rows for line in (*table(rows), "")]
-    return ["## Attacks", "", f"n = {attacks['n']}. {NOTE}", "", *parts]
+    return ["## Attacks", "", f"n = {attacks['n']}. {note}", "", *parts]
 
 
 def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
@@ -119,7 +119,8 @@ def evaluation_report(record: dict[str, Any]) -> str:
     mce = _mce(record["summary"], {n: n for n in names})
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
     stored = _stored(record, {n: n for n in names})
-    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), "", *stored])
+    attacks = _attacks(record, {n: n for n in names}, NO_GRADIENT)
+    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), "", *stored, *attacks])
 
 
 def table(rows: list[list[str]]) -> list[str]:
