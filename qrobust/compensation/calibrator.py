@@ -48,11 +48,16 @@ class Correction(nn.Module):
     def __init__(self, image_size: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.columns: torch.Tensor
-        self.rows: torch.Tensor
+        # Few operators on whole tensors: at batch 1 a device spends more on their number than on their arithmetic.
+        self.bounds: torch.Tensor
+        self.softness: torch.Tensor
+        self.positions: torch.Tensor
+        bounds = [STRETCH_BOUND] * 3 + [MATRIX_BOUND] * 9 + [OFFSET_BOUND] * 3
+        self.register_buffer("bounds", torch.tensor([bounds]), persistent=False)
+        self.register_buffer("softness", torch.tensor([[1.0] * 3 + bounds[3:]]), persistent=False)
         centres = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
-        self.register_buffer("columns", centres.view(1, 1, -1), persistent=False)
-        self.register_buffer("rows", centres.view(1, -1, 1), persistent=False)
+        rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+        self.register_buffer("positions", torch.stack([columns, rows, torch.ones_like(rows)]), persistent=False)
 
     def forward(
         self,
@@ -89,24 +94,20 @@ class Correction(nn.Module):
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         mean = images.mean((2, 3), keepdim=True)
-        centred = images - mean
-        spread = centred.abs().mean((1, 2, 3), keepdim=True)
+        spread = (images - mean).abs().mean((1, 2, 3), keepdim=True).flatten(1)
         # Only faint images are stretched: the others stay as they are, whatever is proposed.
         lacking = torch.relu(FAINT / (spread + 0.01) - 1)
-        stretch = (gate * STRETCH_BOUND * torch.tanh(proposal[:, :3]))[:, :, None, None] * lacking
-        matrix = gate * MATRIX_BOUND * torch.tanh(proposal[:, 3:12] / MATRIX_BOUND)
-        offset = gate * OFFSET_BOUND * torch.tanh(proposal[:, 12:15] / OFFSET_BOUND)
-        result = images + centred * stretch + offset[:, :, None, None]
-        for channel in range(3):
-            column = matrix[:, 3 * channel : 3 * channel + 3, None, None]
-            result = result + column * images[:, channel : channel + 1]
-        return result
+        stretch, matrix, offset = (gate * self.bounds * torch.tanh(proposal / self.softness)).split([3, 9, 3], 1)
+        stretch = stretch * lacking
+        # From colours (first) to colours (second); what is stretched is the distance from the mean colour.
+        matrix = matrix.reshape(-1, 3, 3) + torch.eye(3) * (1 + stretch)[:, :, None]
+        offset = offset - stretch * mean.flatten(1)
+        return (images[:, :, None] * matrix[:, :, :, None, None]).sum(1) + offset[:, :, None, None]
 
     def _warp(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        a = (gate * WARP_BOUND * torch.tanh(proposal))[:, :, None, None]
-        x = self.columns + a[:, 0] * self.columns + a[:, 1] * self.rows + a[:, 2]
-        y = self.rows + a[:, 3] * self.columns + a[:, 4] * self.rows + a[:, 5]
-        grid = torch.stack([x, y], dim=3)
+        moved = (gate * WARP_BOUND * torch.tanh(proposal)).reshape(-1, 2, 3)
+        grid = self.positions[:2] + (moved[:, :, :, None, None] * self.positions).sum(2)
+        grid = grid.permute(0, 2, 3, 1)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
