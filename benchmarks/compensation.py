@@ -61,7 +61,7 @@ def git_commit() -> str:
 def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:
     """All jobs of those kinds for the network whose INT8 graph lies in `base`."""
     u13 = ("--shifts", "u13", "--severities", SEVERITY, "--latency-budget", LATENCY_BUDGET)
-    fewer = ("--steps", str(steps // 2))
+    fewer = ("--steps", str(steps // 4))
     if "u13" in kinds:
         yield Job("u13", (*u13, "--steps", str(steps)))
     if "methods" in kinds:
@@ -132,7 +132,9 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
 @click.option("--trainings", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
 @click.option("--jobs", "kinds", default="u13,scenes,families,bits,few,methods", show_default=True)
-@click.option("--steps", default=4000, show_default=True, help="Training steps of `u13`; half for the narrower jobs.")
+@click.option(
+    "--steps", default=4000, show_default=True, help="Training steps of `u13`; a quarter for the narrower jobs."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
 @click.option("--threads", default=2, show_default=True)
 def main(data: str, trainings: Path, models: str, kinds: str, steps: int, out: Path, threads: int) -> None:

@@ -48,7 +48,12 @@ def compensation_u13() -> str:
             f"{change(s, 'compensation_gain')} | {_costs(job)} |"
         )
     n = _jobs("u13")[0][2]["summary"]["n_test"]
-    lines += ["", f"Mean gain over {len(gains)} network(s): {sum(gains) / len(gains):+.2f} points; n = {n:,} each."]
+    minutes = ", ".join(f"{job['stages']['compensate']['duration_s'] / 60:.0f}" for _, _, job in _jobs("u13"))
+    lines += [
+        "",
+        f"Mean gain over {len(gains)} network(s): {sum(gains) / len(gains):+.2f} points; n = {n:,} each. Minutes of "
+        f"training, by network: {minutes}.",
+    ]
     return "\n".join(lines)
 
 
