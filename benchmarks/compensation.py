@@ -3,12 +3,12 @@
     python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/compensation
 
 For each network that train_baselines.py left in `--trainings`: quantize (W8A8), then one run per job, each a
-folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5; `methods`:
-beside it, every other method. `scene-*`: one calibrator for each of the five shifts on which the INT8 graph is
-worst on validation images, and batch-norm re-estimation for the same. `without-*`: one family of shifts left out
-of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything is measured on
-the exported graphs by onnxruntime on the test images. A job that is done is kept and one that was killed goes on;
-`--jobs` and `--models` choose.
+folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5, attacked as
+well; `methods`: beside it, every other method. `scene-*`: one calibrator for each of the five shifts on which the
+INT8 graph is worst on validation images, and batch-norm re-estimation for the same. `without-*`: one family of
+shifts left out of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything
+is measured on the exported graphs by onnxruntime on the test images. A job that is done is kept and one that was
+killed goes on; `--jobs` and `--models` choose.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ SEVERITY, LATENCY_BUDGET = "5", "1.2"
 FAMILIES = tuple(dict.fromkeys(find_shift(name).family for name in SUITES["u13"]))
 SCENES, SCENE_IMAGES = 5, 1000
 FEW = (100, 300, 1000)
+# The job whose pair is attacked, through the calibrator too.
+ADAPTIVE = "u13"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
             qrobust("quantize", *quantize, *job.quantization, "--out", str(folder), *common)
         else:
             shutil.copytree(base, folder)
-    (folder / "commit").write_text(git_commit())
+    commits = (folder / "commit").read_text().split() if (folder / "commit").exists() else []
+    (folder / "commit").write_text(
+        " ".join(dict.fromkeys([*commits, git_commit()]))
+    )  # of training, then of measuring
     run = (str(folder), *common)
     if "compensate" not in done:
         qrobust("compensate", *run, *job.options)
@@ -113,7 +118,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
     for method in job.methods:
         if method not in done:
             qrobust("compensate", *run, "--method", method)
-    qrobust("evaluate", *run, "--attacks", "none")
+    qrobust("evaluate", *run, "--attacks", "quick" if job.name == ADAPTIVE else "none")
     qrobust("report", *run)
 
 
@@ -121,6 +126,7 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a job's record."""
     keys = ("summary", "rows", "methods", "compensation", "splits", "severity_table", "stages", "hardware", "config")
     kept = {key: record[key] for key in keys}
+    kept["attacks"] = {key: record["attacks"][key] for key in ("level", "n", "worst", "flags")}
     kept["integer"] = {
         name: f"{audit['integer_ops']}/{audit['quantizable_ops']}" for name, audit in record["audit"].items()
     }

@@ -140,6 +140,20 @@ def compensation_bits() -> str:
     return "\n".join(lines)
 
 
+def compensation_risk() -> str:
+    """What the worst attack leaves of INT8 and of the pair, by epsilon."""
+    lines = ["| network | epsilon | float | INT8 | with calibrator |", "|---|---:|---:|---:|---:|"]
+    flags = n = 0
+    for network, _, job in _jobs("u13"):
+        attacks = job["attacks"]
+        left = {(w["epsilon"], w["classifier"]): w["robust_accuracy"] for w in attacks["worst"]}
+        for epsilon in sorted({e for e, _ in left}):
+            found = " | ".join(percent(left[epsilon, g]) for g in ("float", "int8", "compensated"))
+            lines.append(f"| {network} | {255 * epsilon:g}/255 | {found} |")
+        flags, n = flags + len(attacks["flags"]), attacks["n"]
+    return "\n".join([*lines, "", f"n = {n} test images each; {flags} contradictions flagged."])
+
+
 def imagenet_size() -> str:
     """One sentence on EfficientNet-Lite0 at 224 px."""
     r = record("imagenet_size")
@@ -158,5 +172,5 @@ def imagenet_size() -> str:
 
 COMPENSATION = (
     compensation_u13, compensation_shifts, compensation_methods, compensation_scenes, compensation_families,
-    compensation_few, compensation_bits, imagenet_size,
+    compensation_few, compensation_bits, compensation_risk, imagenet_size,
 )  # fmt: skip
