@@ -17,6 +17,7 @@ from qrobust.compensation.baselines import AntiAdversary, AutoContrast, Denoise,
 from qrobust.compensation.training import state_hash
 from qrobust.errors import InputError
 from qrobust.pipeline.alternatives import make_alternative
+from qrobust.pipeline.stage import stage
 from qrobust.workbench import Reporter, Workbench
 
 
@@ -177,3 +178,12 @@ def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(fin
         with pytest.raises(InputError, match="expected batch norms"):
             make_alternative(bench, method)
     assert bench.place().stage("evaluate")
+
+
+def test_a_stage_counts_what_was_done_before_it_began(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    bench = Workbench.open(run, Reporter(), threads=1)
+    with stage(bench, "denoise", began_s=1000.0):
+        pass
+    assert bench.place().need_stage("denoise", "compensate")["duration_s"] >= 1000.0

@@ -39,8 +39,8 @@ def quantize(bench: Workbench) -> None:
 
 
 def _quantize(bench: Workbench) -> None:
-    with stage(bench, "quantize") as result:
-        quantized = bench.quantized
+    quantized = bench.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
+    with stage(bench, "quantize", began_s=quantized.seconds) as result:
         twin, fit = quantized.twin, None
         if bench.config.qat_epochs:
             config = bench.config

@@ -33,15 +33,15 @@ STAGES = ("quantize", "compensate", "export", "evaluate")
 
 
 @contextmanager
-def stage(bench: Workbench, name: str) -> Iterator[dict[str, Any]]:
-    """Time a stage; on success store what it put into the yielded dict.
+def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Time a stage, begun so many seconds ago; on success store what it put into the yielded dict.
 
     From its start on, neither the stage nor any that builds on it counts as done.
     """
     bench.reporter.say(f"{name} ...")
     bench.place().forget(*after(name))
     torch.set_num_threads(bench.config.threads)
-    started = time.perf_counter()
+    started = time.perf_counter() - began_s
     result: dict[str, Any] = {}
     yield result
     result["choices"] = choices_key(bench.config, name)
