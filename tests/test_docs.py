@@ -42,7 +42,8 @@ def test_every_option_that_a_page_names_exists() -> None:
         qrobust(c, "--help").output
         for c in ("run", "quantize", "sensitivity", "evaluate", "compensate", "audit", "demo")
     )
-    known += "--check --model --data --training --trainings --networks --init --out"  # the scripts in benchmarks/
+    # Of the scripts in benchmarks/.
+    known += "--check --model --models --data --training --trainings --networks --jobs --init --epochs --out"
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())):
             assert option in known, f"{option} in {page.name}"

@@ -13,6 +13,7 @@ import torch
 from conftest import qrobust
 from PIL import Image
 
+from qrobust.cli.options import choices
 from qrobust.compensation.batches import mixed_batch
 from qrobust.compensation.validation import Validation, information
 from qrobust.data import open_data
@@ -128,3 +129,18 @@ def test_validation_counts_a_scene_like_a_cell(tmp_path: Path) -> None:
     validation = Validation(data.validation, [], table="cifar-c", seed=0, limit=100, scene=scene.validation)
     _, shifted = validation.measure(lambda x: torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10))
     assert shifted == pytest.approx((scene.validation.labels == 0).float().mean().item())
+
+
+def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
+    words = ("--model", "a.onnx", "--data", "digits", "--out", tmp_path / "out", "--scene", "night,imagefolder:x")
+    result = qrobust("evaluate", *words)
+    assert result.exit_code == 2
+    assert "give its images as --data imagefolder:DIR" in result.output
+
+
+def test_shifts_take_the_place_of_a_scene() -> None:
+    real = choices({"scene": "imagefolder:x", "shifts": None})
+    assert (real["scene_images"], real["scene_alone"]) == ("imagefolder:x", True)
+    for options in ({"shifts": "fog"}, {"scene": "night"}):
+        assert (choices(options)["scene_images"], choices(options)["scene_alone"]) == (None, True)
+    assert "scene_images" not in choices({"shifts": None, "severities": "3"})

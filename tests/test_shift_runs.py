@@ -19,6 +19,11 @@ def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Pat
     result = qrobust("evaluate", out, *options)
     assert result.exit_code == 0, result.output
     assert qrobust("report", out, "-q").exit_code == 0
+    # Exported again, the report has pictures of it, though there is a dot in its name.
+    for command in ("export", "evaluate", "report"):
+        result = qrobust(command, out, "-q")
+        assert result.exit_code == 0, result.output
+    assert f"{own}:dim" in (out / "report.html").read_text()
     rows = {r["shift"]: r for r in read_record(out / "record.json")["rows"]}
     assert set(rows) == {"clean", f"{own}:dim", "bayer_mosaic", "vignetting", "low_light", "rolling_shutter"}
     # Severity 5 is strength 1 by default: a black picture, so one class for all.

@@ -51,10 +51,10 @@ def main() -> None:
     """INT8 image classifiers whose robustness is measured, and repaired.
 
     \b
-    qrobust demo                      the whole job on built-in data, a few minutes
+    qrobust demo                      # the whole job on built-in data, a few minutes
     qrobust run --model M --data D --out DIR
                                       quantize, compensate, export, measure, report
-    qrobust audit FILE.onnx           what onnxruntime really runs on integers
+    qrobust audit FILE.onnx           # what onnxruntime really runs on integers
 
     `run` is short for `quantize-and-compensate`. The stages can be run one by one on the same folder:
     quantize, evaluate, compensate, export, evaluate, report.
@@ -93,9 +93,9 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
     \b
     qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
-    qrobust quantize ... --ptq auto                      search on validation images, keep the best
-    qrobust quantize ... --bits w4a8 --rounding adaround 4-bit weights, learned rounding
-    qrobust quantize ... --bits w4a4 --qat-epochs 2      train the twin; --resume goes on after a kill
+    qrobust quantize ... --ptq auto                       # search on validation images, keep the best
+    qrobust quantize ... --bits w4a8 --rounding adaround  # 4-bit weights, learned rounding
+    qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the twin; --resume goes on after a kill
     """
     from qrobust import pipeline
 
@@ -267,8 +267,14 @@ def _evaluate_files(
 
     if run_folder is not None or data is None or out is None:
         raise InputError("evaluate: --model needs --data and --out, and no run's DIR")
+    chosen = choices(options)
+    if chosen.pop("scene_images", None):
+        raise InputError(
+            "scene: with --model expected shifts, not a folder; give its images as --data imagefolder:DIR"
+        )
+    chosen.pop("scene_alone", None)
     record = evaluate_files(
-        Choices(models, data, **choices(options)), out, console(verbose, quiet),
+        Choices(models, data, **chosen), out, console(verbose, quiet),
         threads=cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
@@ -293,9 +299,9 @@ def compensate(run_folder: Path, method: str, compare: bool, **options: Any) -> 
     """Win robustness back for the INT8 classifier of a run folder; by default, train a calibrator in front of it.
 
     \b
-    qrobust compensate runs/one                          then: export, evaluate, report
-    qrobust compensate runs/one --method bn-reestimate   exports its own graph; then: evaluate, report
-    qrobust compensate runs/one --compare                every method, exported, measured and reported
+    qrobust compensate runs/one                          # then: export, evaluate, report
+    qrobust compensate runs/one --method bn-reestimate   # exports its own graph; then: evaluate, report
+    qrobust compensate runs/one --compare                # every method, exported, measured and reported
 
     A calibrator leaves the classifier as it is: its hash before and after is in the record. Training resumes
     after an interruption if the options are the same.

@@ -72,7 +72,7 @@ common = options(
         help="Threads for torch and onnxruntime.  [default: all cores, or the run's]",
     ),
     click.option("-v", "--verbose", is_flag=True, help="Say more."),
-    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress: only results, warnings and errors."),
 )
 
 
@@ -365,6 +365,10 @@ def split_commas(text: str | None, kind: Callable[[str], Any]) -> tuple | None:
         raise InputError(f"expected comma-separated values, got {text!r} ({error})") from error
 
 
+# What --scene imagefolder:DIR sets, as it is without.
+NO_SCENE = {"scene_images": None, "scene_alone": True}
+
+
 def choices(options: dict[str, Any]) -> dict[str, Any]:
     """Options as they stand in a RunConfig; those not given are left out."""
     from qrobust.errors import InputError
@@ -387,6 +391,10 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
         if real:
             found |= {"scene_images": real[0], "scene_alone": not shifts}
+        else:
+            found |= NO_SCENE
         if shifts:
             found["shifts"] = scenes(shifts)
+    elif "shifts" in found:
+        found |= NO_SCENE  # of a run that had one
     return found

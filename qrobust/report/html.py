@@ -59,7 +59,7 @@ def _picture_rows(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     rows = []
     for key in pictures:
         if key.endswith(".before"):
-            name, severity, _ = key.split(".")
+            name, severity, _ = key.rsplit(".", 2)  # a user's own shift has a dot in its name
             trio = zip(pictures["clean"], pictures[key], pictures[f"{name}.{severity}.after"], strict=True)
             rows.append({"name": name, "severity": severity, "images": [[_data_url(i) for i in t] for t in trio]})
     return rows
