@@ -98,14 +98,19 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
     """Bring a job's folder to its record, going on where it stopped."""
     folder = base.parent / job.name
     done = {path.stem for path in (folder / "stages").glob("*.json")}
-    if (folder / "record.json").exists() and set(job.methods) <= done:
-        return
+    if (folder / "record.json").exists():
+        measured = {row["method"] for row in json.loads((folder / "record.json").read_text())["methods"]}
+        if set(job.methods) <= measured and "evaluate" in done:
+            return
     if "quantize" not in done:
         shutil.rmtree(folder, ignore_errors=True)
         if job.quantization:
             qrobust("quantize", *quantize, *job.quantization, "--out", str(folder), *common)
         else:
-            shutil.copytree(base, folder)
+            part = folder.with_name(f".{job.name}")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(base, part)
+            part.replace(folder)
     commits = (folder / "commit").read_text().split() if (folder / "commit").exists() else []
     (folder / "commit").write_text(
         " ".join(dict.fromkeys([*commits, git_commit()]))

@@ -218,7 +218,8 @@ class Workbench:
                 f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first"
             )
         kept = read_json(folder.config)
-        given = {k: v for k, v in changes.items() if v is not None}
+        # No scene is a choice; of others None means that nothing was said.
+        given = {k: v for k, v in changes.items() if v is not None or k == "scene_images"}
         if given.get("seed", kept.get("seed")) != kept.get("seed"):
             raise InputError(f"seed: the splits of {path} were drawn with {kept.get('seed')}, got {given['seed']}")
         return cls(RunConfig.from_json(kept | given), folder, reporter)

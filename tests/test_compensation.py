@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -304,7 +305,10 @@ def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> 
     bench = Workbench.open(finished_run, Reporter(), threads=1)
     validation = Validation(bench.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
     before = state_hash(bench.calibrator)
-    polished, scores = polish(bench, bench.calibrator, bench.twin, validation, 3)
+    judged = bench.session("int8")
+    unmoved, _ = polish(bench, bench.calibrator, judged, validation, 3, least_clean=2.0)
+    assert state_hash(unmoved) == before
+    polished, scores = polish(bench, bench.calibrator, judged, validation, 3, least_clean=0.0)
     assert state_hash(bench.calibrator) == before
     assert scores["after"] >= scores["before"]
     if scores["after"] == scores["before"]:
@@ -335,12 +339,17 @@ def test_sampling_favours_what_hurts() -> None:
     assert sampling(cells, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
 
 
-def test_latency_budget_narrows_the_calibrator(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_budget_narrows_the_calibrator(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from qrobust.pipeline import compensating
     from qrobust.workbench import Reporter, Workbench
 
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+
     def bench(budget: float | None) -> Workbench:
-        return Workbench.open(finished_run, Reporter(), threads=1, latency_budget=budget)
+        return Workbench.open(run, Reporter(), threads=1, latency_budget=budget)
 
     widest, *rest = bench(None).calibrators_within_budget()
     chosen, ratio = compensating.choose_calibrator(bench(None), bench(None).twin)
@@ -358,8 +367,11 @@ def test_latency_budget_narrows_the_calibrator(finished_run: Path, monkeypatch: 
     assert ratio == pytest.approx(1.7)
     timed.clear()
     monkeypatch.setattr(compensating, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
+    # A training that goes on keeps what was chosen, though times differ now.
+    chosen, ratio = compensating.choose_calibrator(bench(1.75), bench(None).twin)
+    assert ((chosen.width, chosen.branches), ratio) == (rest[0], pytest.approx(1.7))
     with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):
-        compensating.choose_calibrator(bench(1.75), bench(None).twin)
+        compensating.choose_calibrator(bench(1.5), bench(None).twin)
     with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, got 0\.5"):
         bench(0.5)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import qrobust
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qrobust.cli.options import choices
 from qrobust.compensation.batches import mixed_batch
@@ -20,6 +20,7 @@ from qrobust.data import open_data
 from qrobust.data.scene import open_scene
 from qrobust.errors import InputError
 from qrobust.shifts.rendering import render
+from qrobust.workbench import Reporter, Workbench
 
 SMALLER = ("--mac-budget", "0.04", "--branches", "photometric")
 NAMES = tuple(str(digit) for digit in range(10))
@@ -138,9 +139,43 @@ def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
     assert "give its images as --data imagefolder:DIR" in result.output
 
 
-def test_shifts_take_the_place_of_a_scene() -> None:
+def test_shifts_take_the_place_of_a_scene(finished_run: Path, tmp_path: Path) -> None:
     real = choices({"scene": "imagefolder:x", "shifts": None})
     assert (real["scene_images"], real["scene_alone"]) == ("imagefolder:x", True)
     for options in ({"shifts": "fog"}, {"scene": "night"}):
         assert (choices(options)["scene_images"], choices(options)["scene_alone"]) == (None, True)
     assert "scene_images" not in choices({"shifts": None, "severities": "3"})
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"scene_images": "imagefolder:x", "scene_alone": True}))
+    kept = Workbench.open(run, Reporter())
+    assert (kept.config.scene_images, kept.training_cells) == ("imagefolder:x", [])
+    changed = Workbench.open(run, Reporter(), **choices({"shifts": "fog", "severities": "5"}))
+    assert (changed.config.scene_images, changed.training_cells) == (None, [("fog", 5)])
+
+
+def test_bad_options_leave_the_calibrator_that_is_there(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    for options in (("--shifts", "fogg"), ("--branches", "magic"), ("--scene", f"imagefolder:{tmp_path / 'none'}"),
+                    ("--mac-budget", "0.0001")):  # fmt: skip
+        result = qrobust("compensate", run, *options)
+        assert result.exit_code == 2, result.output
+        assert {"compensate", "export", "evaluate"} <= {path.stem for path in (run / "stages").glob("*.json")}
+
+
+def test_scenes_of_equal_size_do_not_share_predictions(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    predictions = []
+    for name in ("faint", "clear"):
+        folder = save_scene(tmp_path / name, labelled=True)
+        if name == "clear":
+            for path in folder.rglob("*.png"):
+                ImageOps.autocontrast(Image.open(path)).save(path)
+        result = qrobust("evaluate", run, "--scene", f"imagefolder:{folder}", "--attacks", "none", "-q")
+        assert result.exit_code == 0, result.output
+        with np.load(run / "predictions" / "scene" / "clean-0.npz") as found:
+            predictions.append(found["float.prediction"].tolist())
+    assert predictions[0] != predictions[1]

@@ -313,11 +313,12 @@ def compensate(run_folder: Path, method: str, compare: bool, **options: Any) -> 
         finish(bench, pipeline.compare(bench))
     elif method == "calibrator":
         pipeline.compensate(bench)
-        fit = bench.place().need_stage("compensate", "compensate")["training"]
+        done = bench.place().need_stage("compensate", "compensate")
+        start, end = done["training"]["float"], done["validation"]
         click.echo(
-            f"validation accuracy under shift {100 * fit['float']['start_shift_accuracy']:.1f} -> "
-            f"{100 * fit['int8']['shift_accuracy']:.1f} %, clean {100 * fit['float']['start_clean_accuracy']:.1f} -> "
-            f"{100 * fit['int8']['clean_accuracy']:.1f} %"
+            f"validation accuracy under shift {100 * start['start_shift_accuracy']:.1f} -> "
+            f"{100 * end['shift_accuracy']:.1f} %, clean {100 * start['start_clean_accuracy']:.1f} -> "
+            f"{100 * end['clean_accuracy']:.1f} %"
         )
     elif method == "none":
         pipeline.forget_compensation(bench)

@@ -64,7 +64,10 @@ def mixed_batch(
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
-    clean, labels = list(training.read(chosen).chunk(GROUPS)), list(training.labels[chosen].chunk(GROUPS))
+    clean, labels = (
+        list(training.read(chosen).tensor_split(GROUPS)),
+        list(training.labels[chosen].tensor_split(GROUPS)),
+    )
     shifted, aligned, paired = [], [], []
     for index, part in enumerate(clean):
         is_scene = scene is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not cells)

@@ -113,7 +113,8 @@ def train_calibrator(
         restore_steps: how many of them, at the start, restore pixels only.
         batch_size: images per step, at least 16.
         learning_rate: of Adam, at its peak; cosine to zero.
-        use_labels: cross-entropy to the labels; otherwise to the teacher's predictions.
+        use_labels: cross-entropy to the labels; otherwise to the teacher's predictions, and a scene's images count as
+            unlabelled.
         association_weight: weight of the squared distance of logits.
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
@@ -302,13 +303,14 @@ def _step_loss(
     gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
     bounds = gate_loss + PROPOSAL_WEIGHT * beyond
     pixel_loss = F.l1_loss(calibrated[paired], original[paired])
-    unknown = batch.labels < 0
+    labels = batch.labels if use_labels else torch.where(paired, batch.labels, -1)
+    unknown = labels < 0
     if restoring:
         if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
             return pixel_loss + bounds + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
         return pixel_loss + bounds
     view = _view(teacher, original[paired]) if known is None else known[batch.chosen[paired]]
-    targets = batch.labels.clone()
+    targets = labels.clone()
     if not use_labels:
         targets[paired] = view.argmax(1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -71,6 +71,7 @@ def compare(bench: Workbench) -> Record:
         try:
             make_alternative(bench, method)
         except InputError as error:
+            folder.forget(method)  # one made with other choices
             bench.reporter.warn(f"warning: {method} left out: {error}")
     evaluate(bench)
     return write_report(bench)

@@ -88,6 +88,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
         kind="finetune",
     )  # fmt: skip
     result["training"] = fitted.__dict__
+    result["trained_on"] = sorted({name for name, _ in bench.training_cells})
     return twin
 
 

@@ -21,7 +21,7 @@ from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
 from qrobust.quantization.recipe import Recipe
-from qrobust.results import save_npz
+from qrobust.results import read_json, save_npz, write_json
 from qrobust.shifts.rendering import render, to_uint8, to_unit
 from qrobust.workbench import Workbench
 
@@ -39,6 +39,8 @@ def compensate(bench: Workbench) -> None:
     folder = bench.place()
     folder.need_stage("quantize", "quantize")
     folder.checkpoints.mkdir(exist_ok=True)
+    _ = bench.training_cells, bench.scene  # refused before the calibrator that is there is forgotten
+    choose_calibrator(bench, bench.twin)
     with stage(bench, "compensate") as result:
         bench.save_calibrator(fit_calibrator(bench, bench.twin, result))
         folder.drop_checkpoints()
@@ -77,7 +79,9 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     frozen = refreeze(trainable)
     result["polish"] = None
     if config.polish:
-        frozen, result["polish"] = polish(bench, frozen, twin, validation, config.polish)
+        frozen, result["polish"] = polish(
+            bench, frozen, judged, validation, config.polish, least_clean=clean - CLEAN_COST
+        )
     measured = validation.measure(judged, frozen)
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
@@ -98,6 +102,8 @@ def _frozen(
 def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrator, float | None]:
     """The best calibrator within the budgets, untrained; with a latency budget each is exported and timed.
 
+    What was timed is kept with the checkpoints: a training that goes on must not meet another choice.
+
     Args:
         bench: of the run.
         twin: the classifier.
@@ -112,6 +118,10 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
     most = bench.config.latency_budget
     if most is None:
         return bench.new_calibrator(*choices[0]), None
+    chosen = bench.place().checkpoints / f"chosen-{choices_key(bench.config, state_hash(twin))}.json"
+    if chosen.exists():
+        kept = read_json(chosen)
+        return bench.new_calibrator(kept["width"], tuple(kept["branches"])), kept["latency_ratio"]
     ratio, size = float("inf"), bench.data.image_size
     some = to_unit(bench.data.calibration.read(slice(0, 16)))
     sessions = {"alone": session_of(bench, twin)}
@@ -121,6 +131,8 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
         ratio = measured["pair"] / measured["alone"]
         bench.reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
+            chosen.parent.mkdir(exist_ok=True)
+            write_json(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
             return bench.new_calibrator(*choice), ratio
     raise InputError(
         f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "

@@ -50,7 +50,7 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     folder.need_stage("quantize", "quantize")
     names = folder.graphs()
     folder.predictions.mkdir(exist_ok=True)
-    _ = bench.stored  # refused before anything is measured
+    _ = bench.cells, bench.scene, bench.stored  # refused before anything is forgotten
     with stage(bench, "evaluate") as result:
         sessions = {name: bench.session(name) for name in names}
         cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
@@ -90,13 +90,14 @@ def _cell_predictions(
     by: Renderers | None,
     progress: Callable[[int], None],
     folder: Path | None = None,
+    source: str | None = None,
 ) -> dict[str, Predictions]:
     place = bench.place()
     about = (
         split.fingerprint(),
         bench.table,
         bench.config.seed,
-        bench.config.data,
+        source or bench.config.data,
         bench.data.image_size,
     )
     keys = {name: prediction_key(place.graph(name).read_bytes(), cell, about) for name in sessions}
@@ -113,7 +114,9 @@ def _scene(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object] | No
     split, folder = bench.scene.test, bench.place().predictions / "scene"
     folder.mkdir(exist_ok=True)
     with bench.reporter.bar("measure the scene", len(split)) as bar:
-        found = _cell_predictions(bench, split, CLEAN, sessions, None, lambda n: bar.update(n), folder=folder)
+        found = _cell_predictions(
+            bench, split, CLEAN, sessions, None, lambda n: bar.update(n), folder, bench.config.scene_images
+        )
     about = {"images": bench.config.scene_images, "labelled": bench.scene.labelled}
     return about | scene_row(found, split.labels.numpy(), seed=bench.config.seed)
 

@@ -1,4 +1,4 @@
-"""The last polish of a frozen calibrator: gradient-free, on the exported pair itself."""
+"""The last polish of a frozen calibrator: gradient-free, on onnxruntime itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import fx
 
-from qrobust.classifier import Compensated
+from qrobust.classifier import Classifier
 from qrobust.compensation.validation import Validation
 from qrobust.integer import IntegerLinear
 from qrobust.pipeline.stage import session_of
@@ -19,30 +19,39 @@ STEP, LONGER, SHORTER = 0.05, 1.5, 0.9
 
 
 def polish(
-    bench: Workbench, calibrator: fx.GraphModule, twin: fx.GraphModule, validation: Validation, tries: int
+    bench: Workbench,
+    calibrator: fx.GraphModule,
+    judged: Classifier,
+    validation: Validation,
+    tries: int,
+    *,
+    least_clean: float,
 ) -> tuple[fx.GraphModule, dict[str, float]]:
     """Move the biases of the heads that act on whole images, and keep what onnxruntime measures as better.
 
     A (1+1) evolution strategy with the one-fifth rule (Rechenberg): random steps on the sum of clean and shifted
-    validation accuracy, each judged on the exported pair.
+    validation accuracy, each judged on onnxruntime.
 
     Args:
         bench: of the run.
         calibrator: frozen; it is not changed.
-        twin: the classifier behind it.
+        judged: the session of the classifier behind it.
         validation: images to choose by.
         tries: how many steps.
+        least_clean: clean validation accuracy that no step may go below, as a fraction.
 
     Returns:
         The best calibrator, and its score before and after, each from 0 to 2.
     """
     generator = torch.Generator().manual_seed(bench.config.seed)
 
-    def score(candidate: fx.GraphModule) -> float:
-        return sum(validation.measure(session_of(bench, Compensated(candidate, twin))))
+    def score(candidate: fx.GraphModule) -> tuple[float, float]:
+        clean, shifted = validation.measure(judged, session_of(bench, candidate))
+        return clean, clean + shifted
 
     best, step = calibrator, STEP
-    highest = before = score(best)
+    _, highest = score(best)
+    before = highest
     with bench.reporter.bar("polish on onnxruntime", tries) as bar:
         for _ in range(tries):
             candidate = copy.deepcopy(best)
@@ -50,9 +59,10 @@ def polish(
                 layer = getattr(candidate, name, None)
                 if isinstance(layer, IntegerLinear):
                     layer.shift_bias(step * torch.randn(len(layer.bias_int), generator=generator))
-            found = score(candidate)
-            step *= LONGER if found > highest else SHORTER
-            if found > highest:
+            clean, found = score(candidate)
+            better = found > highest and clean >= least_clean
+            step *= LONGER if better else SHORTER
+            if better:
                 best, highest = candidate, found
             bar.update(1, f"{highest:.4f}")
     return best, {"before": before, "after": highest, "tries": tries}

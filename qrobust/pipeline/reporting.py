@@ -106,7 +106,7 @@ def write_report(bench: Workbench) -> Record:
     folder = bench.place()
     record = build_record(bench)
     pictures = None
-    if folder.pictures.exists():
+    if folder.stage("export") and folder.pictures.exists():
         with np.load(folder.pictures, allow_pickle=False) as stored:
             pictures = {key: stored[key] for key in stored.files}
     write_text(folder.html, html_report(record, pictures))
