@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class Outcome:
         best_step: the step whose state was kept; 0 is the start.
         steps: optimizer steps made.
         diverged: training was stopped at a loss that is not finite.
+        earlier_s: seconds of training up to the checkpoint that this process went on from; 0 without.
     """
 
     start: tuple[float, ...]
@@ -31,6 +33,7 @@ class Outcome:
     best_step: int
     steps: int
     diverged: bool
+    earlier_s: float
 
 
 def fit(
@@ -67,13 +70,13 @@ def fit(
         keep_start: whether the start is among the candidates.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    step, diverged, note = 0, False, ""
+    step, diverged, note, earlier, began = 0, False, "", 0.0, time.perf_counter()
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, start, kept = state["step"], tuple(state["start"]), state["kept"]
-        best, best_step = tuple(state["best"]), state["best_step"]
+        best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
     else:
         start = best = judge()
         best_step, kept = 0, copy.deepcopy(module.state_dict())
@@ -99,9 +102,10 @@ def fit(
             state = {
                 "model": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "start": list(start),
                 "best": list(best), "best_step": best_step, "kept": kept,
+                "seconds": earlier + time.perf_counter() - began,
             }  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".part"))
             os.replace(checkpoint.with_suffix(".part"), checkpoint)
         progress(step, steps, note)
     module.load_state_dict(kept)
-    return Outcome(start, best, best_step, step, diverged)
+    return Outcome(start, best, best_step, step, diverged, earlier)

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 # Keys whose values differ between two runs of the same seed.
 TIMING_KEYS = frozenset({
     "created", "command", "duration_s", "training_s", "latency_ms", "latency_ratio", "float_latency_ratio",
-    "time_share",
+    "time_share", "earlier_s",
 })  # fmt: skip
 
 

@@ -210,6 +210,7 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     resumed, fit_again = train("killed.pt")
     assert state_hash(resumed) == state_hash(whole)
     assert fit_again == fit
+    assert fit.earlier_s == 0 < fit_again.earlier_s
 
     losses = itertools.chain([training._step_loss] * 45, itertools.repeat(lambda *_, **__: torch.tensor(torch.nan)))
     monkeypatch.setattr(training, "_step_loss", lambda *a, **k: next(losses)(*a, **k))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -48,7 +48,10 @@ GATE_OFFSETS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -8.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training run came to; accuracies on the validation images, as fractions."""
+    """What a training run came to; accuracies on the validation images, as fractions.
+
+    `earlier_s` is the seconds of training by processes before the one that ended it.
+    """
 
     clean_accuracy: float
     shift_accuracy: float
@@ -56,6 +59,7 @@ class Fit:
     start_shift_accuracy: float
     best_step: int
     diverged: bool
+    earlier_s: float = field(compare=False)
 
 
 def state_hash(module: nn.Module) -> str:
@@ -176,7 +180,7 @@ def train_calibrator(
     if state_hash(twin) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
-    return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged)
+    return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
 
 
 def views(teacher: Classifier, training: Split, asked: int) -> torch.Tensor | None:

@@ -87,7 +87,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
         kind="finetune",
     )  # fmt: skip
-    result["training"] = fitted.__dict__
+    result["training"], result["earlier_s"] = fitted.__dict__, fitted.earlier_s
     result["trained_on"] = sorted({name for name, _ in bench.training_cells})
     return twin
 

@@ -84,6 +84,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
         )
     measured = validation.measure(judged, frozen)
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
+    result["earlier_s"] = floating.earlier_s + integer.earlier_s
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
     result["trained_on"] = bench.lesson_names()
     result["training_images"] = len(bench.lessons)

@@ -50,6 +50,7 @@ def _quantize(bench: Workbench) -> None:
                 distillation=config.qat_distillation, cells=bench.training_cells if config.qat_shifts else [],
                 kind="qat",
             )  # fmt: skip
+            result["earlier_s"] = fit.earlier_s
         floating = folded(bench.model, bench.example)
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
         export_gated(bench, "float", floating, result)

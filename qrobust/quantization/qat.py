@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -165,6 +165,7 @@ class QatFit:
         best_step: the optimizer step whose state was kept; 0 is the start.
         steps: optimizer steps made.
         diverged: training was stopped at a loss that is not finite.
+        earlier_s: seconds of training by processes before the one that ended it.
     """
 
     start_accuracy: float
@@ -174,6 +175,7 @@ class QatFit:
     best_step: int
     steps: int
     diverged: bool
+    earlier_s: float = field(compare=False)
 
 
 def train(
@@ -258,7 +260,10 @@ def train(
         describe=lambda found: f"validation {100 * found[0]:.2f} %",
         checkpoint=checkpoint, checkpoint_every=every, progress=progress,
     )  # fmt: skip
-    return QatFit(done.start[0], done.best[0], done.start[1], done.best[1], done.best_step, done.steps, done.diverged)
+    return QatFit(
+        done.start[0], done.best[0], done.start[1], done.best[1], done.best_step, done.steps, done.diverged,
+        done.earlier_s,
+    )  # fmt: skip
 
 
 @torch.no_grad()
