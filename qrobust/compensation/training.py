@@ -34,7 +34,7 @@ PIXEL_WEIGHT = 4.0
 # What telling shifted images from clean ones weighs: it teaches the gate when to stay shut.
 GATE_WEIGHT = 1.0
 # Proposals for the whole image beyond this are pulled back: out there tanh has no gradient left to return by.
-PROPOSAL_LIMIT, PROPOSAL_WEIGHT = 3.0, 1.0
+PROPOSAL_LIMIT, PROPOSAL_WEIGHT = 3.0, 0.1
 # What a scene's unlabelled images weigh.
 ALIGNMENT_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
