@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import qrobust
-from qrobust.adversarial.figures import attacked
+from qrobust.adversarial.attacked import attacked
 from qrobust.adversarial.trials import Graph
 from qrobust.config import DEFAULT_SEVERITIES, AttackChoices
 from qrobust.data import open_test

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qrobust.adversarial.figures import attacked
+from qrobust.adversarial.attacked import attacked
 from qrobust.adversarial.trials import Graph
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.compensation.training import state_hash
