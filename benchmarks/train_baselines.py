@@ -59,6 +59,19 @@ def augment(images: torch.Tensor, padding: int, generator: torch.Generator) -> t
     return padded[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
+def without_strided_depthwise(model: nn.Module) -> None:
+    """Compute strided depthwise convolutions densely and drop what the stride skips: the same outputs.
+
+    Their input gradients take ten to eighty times as long as dense ones in bfloat16 on CPUs (torch 2.14),
+    a third of a MobileNetV2's step.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels and module.stride != (1, 1):
+            rows, columns = module.stride
+            module.stride = (1, 1)
+            module.register_forward_hook(lambda _, __, out, r=rows, c=columns: out[:, :, ::r, ::c])
+
+
 @torch.inference_mode()
 def accuracy(model: nn.Module, split: Split) -> float:
     model.eval()
@@ -108,6 +121,7 @@ def main(
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)), train.labels
     model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)
+    without_strided_depthwise(model)
     if init:
         model.load_state_dict(torch.load(init / "weights.pt", weights_only=True))
     decayed = [p for p in model.parameters() if p.ndim > 1]
