@@ -189,6 +189,10 @@ def convolve(
     groups: int,
 ) -> torch.Tensor:
     """`F.conv2d` with zeros at the left, right, top and bottom."""
+    if groups == x.shape[1] > 1 and max(stride) > 1 and x.requires_grad and torch.is_autocast_enabled("cpu"):
+        # On CPUs the gradient of a strided depthwise convolution takes 10 to 80 times a dense one's in bfloat16.
+        dense = convolve(x, weight, bias, (1, 1), padding, dilation, groups)
+        return dense[:, :, :: stride[0], :: stride[1]]
     left, right, top, bottom = padding
     if left == right and top == bottom:
         return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from qrobust.classifier import NormalizedModel, count_macs, input_gradient
 from qrobust.compensation.training import state_hash
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear
+from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear, convolve
 from qrobust.quantization.graph import folded
 from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
@@ -183,3 +183,28 @@ def test_dead_channel_keeps_its_bias(images: torch.Tensor) -> None:
     twin = quantize(model, X86_VNNI, [images])
     # A 255th of the range that the other channels and this bias span.
     assert torch.allclose(twin(images)[:, 0], torch.full((24,), 2.0), atol=0.03)
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 0, 1)])
+def test_strided_depthwise_convolutions_train_as_torch_would(
+    stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    """In training they are computed densely: outputs and gradients are `F.conv2d`'s."""
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 8, 9, 9, generator=draw), torch.randn(8, 1, 3, 3, generator=draw)
+    bias = torch.randn(8, generator=draw)
+    outs: list[list[torch.Tensor]] = []
+    for ours_first in (True, False):
+        pair = [t.clone().requires_grad_() for t in (x, weight)]
+        with torch.autocast("cpu", torch.bfloat16):
+            if ours_first:
+                out = convolve(*pair, bias, stride, padding, (1, 1), 8)
+            else:
+                out = F.conv2d(F.pad(pair[0], padding), pair[1], bias, stride, groups=8)
+        out.float().square().sum().backward()
+        outs.append([out.detach(), *(t.grad for t in pair if t.grad is not None)])
+    assert len(outs[0]) == len(outs[1]) == 3
+    for ours, expected in zip(*outs, strict=True):
+        assert ours.shape == expected.shape
+        assert torch.allclose(ours.float(), expected.float(), rtol=0.02, atol=0.02 * float(expected.abs().max()))
