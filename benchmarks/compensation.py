@@ -26,10 +26,11 @@ from typing import Any
 import click
 import numpy as np
 
+from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.predictions import predict
 from qrobust.results import hardware, versions
 from qrobust.shifts.severities import SUITES, cells, find_shift
-from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, Reporter, Workbench
+from qrobust.workbench import Reporter, Workbench
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")

@@ -41,6 +41,8 @@ class AttackChoices:
             found.append(f"attacks: expected one of none, quick, full, got {self.level!r}")
         found += [f"norms: expected linf or l2, got {n!r}" for n in self.norms if n not in ("linf", "l2")]
         found += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
+        if self.l2_epsilons and "l2" not in self.tried_norms:
+            found.append("l2_epsilons: nothing is attacked in L2 without norm l2")
         return found + [
             f"l2_epsilon: expected a finite number >= 0, got {e}"
             for e in self.l2_epsilons
@@ -145,6 +147,13 @@ class RunConfig:
         for name in ("qat_epochs", "association_weight", "reverse_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 mistakes.append(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+        words = {self.bits, *(part.rpartition("=")[2] for part in self.layer_bits)}
+        if not any(word.startswith(("w4", "w6")) for word in words) and self.rounding != "nearest":
+            mistakes.append(f"rounding: {self.rounding} is for weights of fewer than 8 bits, bits are {self.bits}")
+        if not any(word.startswith("w4") for word in words) and self.storage == "int4":
+            mistakes.append(f"storage: int4 is for weights of 4 bits, bits are {self.bits}")
+        if self.qat_shifts and not self.qat_epochs:
+            mistakes.append("qat_shifts: nothing is trained without qat_epochs")
         mistakes += self.attack_choices.mistakes()
         if not self.severities:
             mistakes.append("severities: expected at least one of 1 to 5, got none")

@@ -185,7 +185,7 @@ def _mce(predictions: CellPredictions, labels: np.ndarray, table: str, classes: 
     }
     if CLEAN in predictions:
         clean = {k: 1 - float(_correct(predictions, k, [CLEAN], labels).mean()) for k in errors}
-        found["relative"] = {k: relative_corruption_error(e, clean[k]) for k, e in errors.items()}
+        found["relative"] = {k: relative_corruption_error(e, clean[k], normalizer) for k, e in errors.items()}
     return found
 
 

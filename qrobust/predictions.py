@@ -20,11 +20,13 @@ import torch
 from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError, QRobustError
-from qrobust.results import read_json, save_npz, write_json
+from qrobust.results import save_npz
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
 from qrobust.statistics import stratified
 
+# What `within_budget` chose, in the folder of predictions.
+SUBSET = "subset.json"
 BATCH = 100
 Cell = tuple[str, int]
 CLEAN: Cell = ("clean", 0)
@@ -63,6 +65,16 @@ class Renderers:
     workers: int
 
 
+def check_workers(workers: int) -> None:
+    """Whether so many processes may render.
+
+    Raises:
+        InputError: fewer than 1.
+    """
+    if workers < 1:
+        raise InputError(f"workers: expected at least 1, got {workers}")
+
+
 @contextmanager
 def renderers(workers: int) -> Iterator[Renderers | None]:
     """Worker processes for rendering, one thread each; with 1 nothing is started, and the result is the same.
@@ -71,8 +83,7 @@ def renderers(workers: int) -> Iterator[Renderers | None]:
         InputError: fewer than 1 worker.
         QRobustError: a worker died.
     """
-    if workers < 1:
-        raise InputError(f"workers: expected at least 1, got {workers}")
+    check_workers(workers)
     if workers == 1:
         yield None
         return
@@ -191,15 +202,18 @@ def kept_or_predicted(
         progress: called with the number of images done.
 
     Raises:
-        InputError: as `predict`.
+        InputError: as `predict`, or the kept file is damaged.
     """
     path = folder / f"{quote(cell[0], safe='')}-{cell[1]}.npz"
     kept: dict[str, Predictions] = {}
     if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            for name in classifiers:
-                if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
-                    kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                for name in classifiers:
+                    if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
+                        kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
+        except Exception as error:  # numpy raises a different type for each kind of damage
+            raise InputError(f"predictions: cannot read {path} ({error}); removed, it is made again") from error
     missing = {name: classifier for name, classifier in classifiers.items() if name not in kept}
     if not missing:
         progress(len(split))
@@ -254,7 +268,7 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
 
 
 def within_budget(
-    folder: Path,
+    kept: Mapping[str, object],
     split: Split,
     cells: Sequence[Cell],
     classifiers: Mapping[str, Classifier],
@@ -264,14 +278,14 @@ def within_budget(
     seed: int,
     by: Renderers | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Split:
+) -> tuple[Split, dict[str, object]]:
     """As many images as can be measured in that time, each class with its share; all where time allows.
 
-    The first cells are measured on a few images; what that took is taken for the rest. What was chosen is kept in
-    the folder, so that an evaluation that goes on, or is repeated with another graph, uses the same images.
+    The first cells are measured on a few images; what that took is taken for the rest.
 
     Args:
-        folder: of the predictions.
+        kept: what an earlier call returned, so that an evaluation that goes on, or is repeated with another graph,
+            uses the same images; empty for the first.
         split: images to choose from.
         cells: what each image will be measured in.
         classifiers: by name.
@@ -280,6 +294,9 @@ def within_budget(
         seed: of the choice and of the rendering.
         by: processes that render.
         clock: seconds now.
+
+    Returns:
+        The images, and what to keep.
 
     Raises:
         InputError: not even ten images fit (or all, of fewer).
@@ -290,11 +307,8 @@ def within_budget(
         "fingerprint": split.fingerprint(),
         "table": table,
     }
-    path = folder / "subset.json"
-    kept = read_json(path) if path.exists() else {}
-    if {key: kept.get(key) for key in about} == about:
-        count = int(kept["n"])
-    else:
+    count = kept.get("n")
+    if {key: kept.get(key) for key in about} != about or not isinstance(count, int):
         probe = split.first(PROBE)
         predict(classifiers, probe, CLEAN, table=table, seed=seed, by=by)  # the first call of a session is slow
         begun, spent, done = clock(), 0.0, 0
@@ -308,6 +322,5 @@ def within_budget(
                 f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells)} cells, "
                 f"expected at least {spent + LEAST * per_image:.0f} s"
             )
-        write_json(path, about | {"n": count})
     positions = stratified(split.labels.numpy(), count, seed)
-    return replace(split, indices=split.indices[torch.from_numpy(positions)])
+    return replace(split, indices=split.indices[torch.from_numpy(positions)]), about | {"n": count}

@@ -17,16 +17,28 @@ from qrobust.adversarial.trials import Graph
 from qrobust.config import DEFAULT_SEVERITIES, AttackChoices
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
+from qrobust.deployment.graph import files_of
 from qrobust.errors import InputError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview, stored_figures
-from qrobust.predictions import BATCH, CLEAN, Cell, kept_or_predicted, prediction_key, renderers, within_budget
+from qrobust.folders import check_folder
+from qrobust.predictions import (
+    BATCH,
+    CLEAN,
+    SUBSET,
+    Cell,
+    check_workers,
+    kept_or_predicted,
+    prediction_key,
+    renderers,
+    within_budget,
+)
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
 from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import cells, expand, table_for
 from qrobust.stored import open_sets, stored_predictions
-from qrobust.workbench import Reporter, check_folder
+from qrobust.workbench import Reporter
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,10 @@ def evaluate_files(
             if kept.get(key) != value:
                 raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
     else:
-        check_folder(out, overwrite=overwrite)
+        check_folder(
+            out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
+        )
+    check_workers(workers)
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
     split = open_test(
@@ -135,16 +150,21 @@ def evaluate_files(
         classifier.examine(to_unit(split.read(slice(0, BATCH))), len(source.class_names))
         if classifier.probabilities:
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
-    if not going_on:
-        _new_folder(out, config)
     folder, of, predictions = out / "predictions", len(split), {}
     with renderers(workers) as by:
+        subset = {}
         if choices.budget is not None:
-            split = within_budget(
-                folder, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed, by=by
+            if going_on and (folder / SUBSET).exists():
+                subset = read_json(folder / SUBSET)
+            split, subset = within_budget(
+                subset, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed, by=by
             )
-        about = (split.fingerprint(), table, choices.seed, choices.data, source.image_size, choices.input_range)
-        graphs = {name: path.read_bytes() for name, path in paths.items()}
+        if not going_on:
+            _new_folder(out, config)
+        if subset:
+            write_json(folder / SUBSET, subset)
+        about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range)
+        graphs = {name: _content(path) for name, path in paths.items()}
         with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
             for cell in wanted:
                 keys = {name: prediction_key(graph, cell, about) for name, graph in graphs.items()}
@@ -223,10 +243,22 @@ def _new_folder(out: Path, config: dict[str, Any]) -> None:
         raise InputError(f"out: cannot write to {out} ({error.strerror})") from error
 
 
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _content(path: Path) -> bytes:
+    """Changes with a graph and with the weights that it keeps in other files."""
+    own, *others = files_of(path)
+    return own.read_bytes() + b"".join(map(_sha256, others))
+
+
 def _about_file(path: Path, classifier: ForeignClassifier) -> dict[str, object]:
-    content = path.read_bytes()
+    own, *others = files_of(path)
     return {
-        "file": str(path), "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
+        "file": str(path), "sha256": _sha256(own).hex(), "external_data": {f.name: _sha256(f).hex() for f in others},
+        "size_bytes": sum(file.stat().st_size for file in (own, *others)),
         "layout": classifier.layout, "batch": classifier.batch, "pixels": classifier.dtype.__name__,
         "output": "probabilities" if classifier.probabilities else "logits",
     }  # fmt: skip

@@ -119,7 +119,7 @@ def stored_predictions(
     result = {}
     for cell in found.cells:
         split = found.split(cell)
-        made_of = (found.name, cell, split.fingerprint(), *about)
+        made_of = (found.name, cell, split.identity(), *about)
         keys = {name: prediction_key(graph, CLEAN, made_of) for name, graph in graphs.items()}
         result[cell] = kept_or_predicted(
             folder, cell, classifiers, split, keys=keys, table=None, seed=seed, progress=progress

@@ -6,15 +6,13 @@ model's code: the configuration, the float weights, the twin's and the calibrato
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,19 +25,16 @@ from qrobust.data import Data, Split, open_data
 from qrobust.data.scene import Scene, open_scene
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.folders import RunFolder
 from qrobust.models import ModelSpec, find_model, load_model
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, restore, search
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
-from qrobust.results import read_json, write_json
+from qrobust.results import read_json
 from qrobust.shifts.severities import cells, expand, find_shift, table_for
 from qrobust.stored import StoredCells, open_sets
 
-GRAPHS = ("float", "int8", "compensated")
-# Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
-ALTERNATIVES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast", "denoise")
-TORCH_ONLY = "anti-adversary"
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
 SEARCH_IMAGES, SENSITIVITY_IMAGES = 1000, 256
@@ -73,104 +68,6 @@ class Reporter:
     def bar(self, label: str, length: int) -> AbstractContextManager[Bar]:
         """A progress bar of `length` steps."""
         return nullcontext(_NoBar())
-
-
-class RunFolder:
-    """Names of what lies in a run's folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "config.json"
-        self.weights = path / "float.safetensors"
-        self.twin = path / "twin.safetensors"
-        self.calibrator = path / "calibrator.safetensors"
-        self.checkpoints = path / "checkpoints"
-        self.predictions = path / "predictions"
-        self.attacks = path / "attacks.npz"
-        self.stages = path / "stages"
-        self.pictures = path / "pictures.npz"
-        self.record = path / "record.json"
-        self.html = path / "report.html"
-        self.markdown = path / "report.md"
-
-    def graph(self, name: str) -> Path:
-        """The ONNX file of a graph."""
-        return self.path / f"{name}.onnx"
-
-    def stage(self, name: str) -> Any | None:
-        """What a finished stage left, or None."""
-        path = self.stages / f"{name}.json"
-        return read_json(path) if path.exists() else None
-
-    def graphs(self) -> list[str]:
-        """Names of the graphs whose stages are done."""
-        made = {"float": "quantize", "int8": "quantize", "compensated": "export"}
-        return [name for name in (*GRAPHS, *ALTERNATIVES) if self.stage(made.get(name, name))]
-
-    def need_stage(self, name: str, command: str) -> Any:
-        """What a finished stage left.
-
-        Raises:
-            InputError: it has not run; the message says which command to run.
-        """
-        result = self.stage(name)
-        if result is None:
-            raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
-        return result
-
-    def finish(self, name: str, result: object) -> None:
-        """Record that a stage is done, last of all it writes."""
-        self.stages.mkdir(exist_ok=True)
-        write_json(self.stages / f"{name}.json", result)
-
-    def drop_checkpoints(self) -> None:
-        """Training is done and its result kept."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-    def forget(self, *names: str) -> None:
-        """Stages whose inputs changed are not done any more."""
-        for name in names:
-            (self.stages / f"{name}.json").unlink(missing_ok=True)
-
-
-def check_folder(path: Path, *, overwrite: bool) -> None:
-    """Whether a new run may have this folder.
-
-    Raises:
-        InputError: it cannot be written, or it holds something and `overwrite` is not given; only a
-            folder that a run made is ever emptied.
-    """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"out: {path} is a file, expected a folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise InputError(
-                f"out: {path} is not empty; `qrobust run --resume` goes on with a run, --overwrite replaces it"
-            )
-        if not (path / "config.json").exists():
-            raise InputError(f"out: {path} holds files that are not a run's; --overwrite will not remove them")
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")
-
-
-def create_folder(path: Path, config: RunConfig, *, overwrite: bool) -> RunFolder:
-    """A folder for a new run, with nothing but its configuration; what `check_folder` refuses is refused."""
-    check_folder(path, overwrite=overwrite)
-    try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        write_json(path / "config.json", config.as_json())
-    except OSError as error:
-        raise InputError(f"out: cannot write to {path} ({error.strerror})") from error
-    return RunFolder(path)
-
-
-def discard_unfinished(folder: RunFolder) -> None:
-    """Remove a folder in which not even the first stage is done; any other is kept."""
-    if not folder.stage("quantize"):
-        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)

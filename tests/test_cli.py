@@ -15,7 +15,7 @@ import torch
 from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
-from qrobust.errors import GateError
+from qrobust.errors import GateError, InputError
 from qrobust.evaluation import run_rows
 from qrobust.predictions import read_predictions
 from qrobust.results import read_record, without_timings
@@ -321,6 +321,56 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("options", [["--workers", 0], ["--budget", "1s"]])
+def test_a_refused_evaluation_keeps_the_finished_one(
+    options: list[object], finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_short(*_: object, **__: object) -> None:
+        raise InputError("budget: 1 s are too short for 10 images")
+
+    monkeypatch.setattr("qrobust.pipeline.measuring.within_budget", too_short)
+    stages = finished_run / "stages"
+    before = (stages / "evaluate.json").read_bytes()
+    one_line_error(["evaluate", finished_run, *options], None, str(options[0]).removeprefix("--"))
+    assert (stages / "evaluate.json").read_bytes() == before
+
+
+def test_errors_are_one_line_whatever_they_quote(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def torn(images, strength, generators):\n    raise RuntimeError('first\\nsecond')\n")
+    data = f"npz:{save_npz(tmp_path / 'd.npz')}"
+    base = ["run", "--model", "resnet8", "--data", data, "--calibration-images", 16, "--out", tmp_path / "out", "-q"]
+    result = qrobust(*base, "--shifts", f"{own}:torn")
+    assert (result.exit_code, "first second" in result.output) == (2, True)
+    for words in (
+        ["run", "--ptq", "best", "--model", "resnet8", "--data", data, "--out", tmp_path / "out"],
+        ["run"], ["runn"], ["audit"], ["report", tmp_path, "--loud"],
+    ):  # fmt: skip
+        result = qrobust(*words)
+        lines = result.output.strip().splitlines()
+        assert (result.exit_code, len(lines)) == (2, 1), result.output
+        assert lines[0].startswith("Error: ")
+        assert "--help" in lines[0]
+
+
+def test_own_shifts_are_tried_before_a_folder_is_made(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def broken(images, strength, generators):\n    return images * float('nan')\n")
+    arguments, _ = bad_case("none", tmp_path)
+    one_line_error([*arguments, "--shifts", f"{own}:broken", "--out", tmp_path / "out"], tmp_path / "out", "got NaN")
+
+
+def test_overwrite_leaves_what_others_made(tmp_path: Path) -> None:
+    """A `config.json` does not make a run of a folder: other tools' models have one, too."""
+    arguments = ["run", "--model", "resnet8", "--data", f"npz:{save_npz(tmp_path / 'd.npz')}", "--overwrite", "--out"]
+    for name, text in (("other", '{"model_type": "resnet"}'), ("list", "[]"), ("damaged", "{")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+        one_line_error([*arguments, folder], None, "no run made; --overwrite will not remove")
+        assert (folder / "config.json").read_text() == text
+
+
 def test_output_folder_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["run", "--model", "resnet8", "--data", f"npz:{save_npz(tmp_path / 'd.npz')}", "--out"]
     full = tmp_path / "full"
@@ -419,6 +469,11 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
     assert qrobust(*small_quantize(weights, killed, *options)).exit_code != 0
     monkeypatch.undo()
     assert list((killed / "checkpoints").glob("qat-*.pt"))
+    # What fails while it goes on does not take the training with it.
+    weights.rename(weights.with_suffix(".away"))
+    assert qrobust(*small_quantize(weights, killed, *options, "--resume")).exit_code == 2
+    weights.with_suffix(".away").rename(weights)
+    assert list((killed / "checkpoints").glob("qat-*.pt"))
     refused = qrobust(*small_quantize(weights, killed, *options[:-1], "0.002", "--resume"))
     assert refused.exit_code == 2
     assert "qat_learning_rate=0.001, got 0.002" in refused.output
@@ -440,6 +495,9 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
         (["--layer-bits", "fc=w5a5"], "layer_bits: expected one of w8a8"),
         (["--qat-epochs", "-1"], "qat_epochs: expected a finite number >= 0, got -1"),
         (["--qat-epochs", "1", "--qat-distillation", "2"], "qat_distillation: expected a weight from 0 to 1, got 2"),
+        (["--storage", "int4"], "storage: int4 is for weights of 4 bits, bits are w8a8"),
+        (["--rounding", "adaround"], "rounding: adaround is for weights of fewer than 8 bits"),
+        (["--qat-shifts"], "qat_shifts: nothing is trained without qat_epochs"),
         (["--target", "x87"], "target: expected one of x86-vnni, x86-avx2, arm64, got 'x87'"),
     ],
 )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation import training
+from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import BRANCHES, FRUGAL, WIDTHS, Calibrator, Correction, within_budget
 from qrobust.compensation.reverse import reverse_adversarial
@@ -382,8 +383,27 @@ def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
     known = training.views(small_model, training_split, 1000)
     assert known is not None
     exact = small_model(training_split.read(slice(None)).float() / 255)
-    assert (known - exact).abs().max() < 0.05 * exact.std()
+    assert (known.logits - exact).abs().max() < 0.05 * exact.std()
+    assert known.features is not None
+    head = [m for m in small_model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    assert (head(known.features.float()) - exact).abs().max() < 0.05 * exact.std()
+    some = torch.arange(0, 150, 7)
+    assert known.of(some).distance(known.of(some)) == 0
     assert training.views(small_model, training_split, 149) is None
+
+
+def test_association_is_of_logits_and_features_in_units_of_their_variance(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    body = [torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
+    with_head, without = torch.nn.Sequential(*body, torch.nn.Linear(12, 4)), torch.nn.Sequential(*body)
+    logits, features = logits_and_features(with_head, images)
+    assert features is not None
+    assert torch.equal(features, without(images))
+    assert torch.equal(logits, with_head(images))
+    assert logits_and_features(without, images)[1] is None
+    view, moved = training.View(logits, features), training.View(logits + 2 * logits.std(), features - features.std())
+    assert view.distance(moved).item() == pytest.approx(4 + 1)
+    assert view.distance(training.View(logits, None)) == 0
 
 
 def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(images: torch.Tensor) -> None:

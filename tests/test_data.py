@@ -51,6 +51,34 @@ def test_val_is_validation_where_there_is_a_test(tmp_path: Path) -> None:
     assert data.validation.source is not data.training.source
 
 
+def test_identity_changes_with_files_and_labels(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "f")
+    spec = f"imagefolder:{root}"
+    before = open_data(spec, seed=0, image_size=16, calibration_images=8).test.identity()
+    assert open_data(spec, seed=0, image_size=16, calibration_images=8).test.identity() == before
+    file = root / "test" / "cat" / "0.png"
+    file.write_bytes((root / "test" / "dog" / "0.png").read_bytes())
+    after = open_data(spec, seed=0, image_size=16, calibration_images=8).test
+    assert after.identity() != before
+    assert after.fingerprint() == before[0]
+
+
+def test_class_names_that_are_no_text_and_labels_beyond_reason(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(InputError, match="class_names: cannot read"):
+        open_data("digits", seed=0, class_names_file=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match="digits have names of their own"):
+        open_data("digits", seed=0, class_names_file=tmp_path / "names.txt")
+    file = save_npz(tmp_path / "d.npz")
+    with np.load(file) as stored:
+        images, labels = stored["images"], stored["labels"].copy()
+    labels[3] = 10**9
+    np.savez(tmp_path / "far.npz", images=images, labels=labels)
+    with pytest.raises(InputError, match="label 1000000000 without class names"):
+        open_data(f"npz:{tmp_path / 'far.npz'}", seed=0)
+
+
 def test_class_names_file_keeps_indices(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("ant\ncat\nbee\ndog\n")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from qrobust.metrics import (
+    ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
     agreement,
     expected_calibration_error,
@@ -39,7 +40,17 @@ def test_corruption_error_of_alexnet_itself_is_one() -> None:
 
 
 def test_relative_error_is_what_shift_adds() -> None:
-    assert relative_corruption_error({"fog": 0.2, "snow": 0.4}, clean_error=0.1) == pytest.approx(0.2)
+    errors = {"fog": 0.2, "snow": 0.4}
+    assert relative_corruption_error(errors, 0.1, "none") == pytest.approx(0.2)
+    assert relative_corruption_error(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, "alexnet") == pytest.approx(1.0)
+
+
+def test_corruption_errors_of_resnet50_are_those_published() -> None:
+    """Table 1 of arXiv 1903.12261: from errors per corruption, in percent of AlexNet's, to mCE and relative mCE."""
+    published = (80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77)
+    errors = {n: ce / 100 * a for (n, a), ce in zip(ALEXNET_ERRORS.items(), published, strict=True)}
+    assert mean_corruption_error(errors, "alexnet") == pytest.approx(0.767, abs=0.005)  # rounded by corruption
+    assert relative_corruption_error(errors, 0.239, "alexnet") == pytest.approx(1.05, abs=0.005)
 
 
 @pytest.mark.parametrize(

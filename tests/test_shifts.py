@@ -199,6 +199,14 @@ def test_own_shifts(own_file: Path, digit_pixels: torch.Tensor) -> None:
     grainy = render(digit_pixels, f"{own_file}:grainy", 5, **arguments)
     alone = torch.cat([render(p[None], f"{own_file}:grainy", 5, **arguments) for p in digit_pixels])
     assert torch.equal(grainy, alone)
+    # Where the file lies, and how long its path is, decides nothing; severity does.
+    far = own_file.parent / ("deep" * 20) / own_file.name
+    far.parent.mkdir()
+    far.write_text(own_file.read_text())
+    assert torch.equal(render(digit_pixels, f"{far}:grainy", 5, **arguments), grainy)
+    flat = torch.full_like(digit_pixels, 128)
+    low, high = (render(flat, f"{far}:grainy", s, **arguments).float() - 128 for s in (1, 5))
+    assert not torch.allclose(5 * low, high, atol=5)  # other random numbers, not the same ones stronger
     assert expand(("sensor", f"{own_file}:darker")) == (*SUITES["sensor"], f"{own_file}:darker")
     assert len(cells((f"{own_file}:darker",), (1, 5), "cifar-c")) == 2
 
@@ -231,6 +239,9 @@ def test_files_of_own_shifts_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "few.py").write_text("def fog(images, strength, generators): ...\nfog.strengths = (1, 2)")
     with pytest.raises(InputError, match="5 strengths"):
         find_shift(f"{tmp_path}/few.py:fog")
+    (tmp_path / "one.py").write_text("def fog(images, strength, generators): ...\nfog.strengths = 5")
+    with pytest.raises(InputError, match="5 strengths"):
+        find_shift(f"{tmp_path}/one.py:fog")
 
 
 def test_suites_expand_once() -> None:

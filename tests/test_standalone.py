@@ -132,6 +132,19 @@ def test_probabilities_become_logits_with_the_same_margins(tmp_path: Path) -> No
     assert torch.allclose(got[:, 0] - got[:, 1], wanted[:, 0] - wanted[:, 1], atol=1e-3)
 
 
+def test_rounded_probabilities_are_told_from_logits(tmp_path: Path) -> None:
+    """Eight-bit outputs in steps of 1/256: a row may sum to half a step more or less for every class."""
+    classifier, images = ForeignClassifier(graph(tmp_path / "a.onnx"), 1), torch.rand(2, 3, SIDE, SIDE)
+    uneven = torch.tensor([[0.4, 0.3, 0.3], [0.9, 0.07, 0.03]])
+    exact, rounded = uneven.numpy(), (256 * uneven).round().numpy() / 256
+    rounded[1, 0] += 1 / 256
+    for output, expected in ((exact, True), (rounded, True), (exact * 1.01, False), (rounded + 4 / 256, False)):
+        classifier.probabilities = False
+        classifier._run = lambda *_, output=output: output  # type: ignore[method-assign]
+        classifier.examine(images, 3)
+        assert classifier.probabilities is expected
+
+
 def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     first = graph(tmp_path / "good.onnx")
     second = graph(tmp_path / "bad.onnx", softmax=True, noise=0.1)
@@ -170,6 +183,9 @@ def test_files_are_attacked_without_a_gradient(data: str, tmp_path: Path) -> Non
     assert risk == 1.0 - left["bad", 0.0]
     assert {r["kind"] for r in attacks["rows"]} == {"clean", "noise", "black-box", "transfer"}
     assert (attacks["n"], attacks["flags"], attacks["zero_gradients"]) == (12, [], {})
+    short = [*options[:3], "0,0.05", *options[4:]]
+    weak = run(files[:1], data, tmp_path / "weak", *SHORT, *short)["attacks"]
+    assert weak["flags"] == ["UNRELIABLE: good, Linf: the largest epsilon, 0.05, leaves 100.0%, chance is 33.3%"]
     assert "an upper bound" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -269,6 +285,60 @@ def test_resume_refuses_other_choices_and_new_runs_want_a_new_folder(data: str, 
     assert (refused.exit_code, "begun with seed=0, got 3" in refused.output) == (2, True)
     assert "not empty" in qrobust(*base, *SHORT).output
     assert qrobust(*base, *SHORT, "--overwrite").exit_code == 0
+
+
+def too_short(*_: object, **__: object) -> None:
+    raise InputError("budget: 1 s are too short for 10 images")
+
+
+def test_what_fails_leaves_an_earlier_evaluation_alone(
+    data: str, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qrobust.standalone.within_budget", too_short)
+    model, out = graph(tmp_path / "m.onnx"), tmp_path / "out"
+    run([model], data, out, *SHORT)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    base = ["evaluate", "--model", model, "--data", data, "-q", "--threads", 1, *SHORT, "--overwrite"]
+    for options, said in (
+        (["--workers", 0], "workers: expected at least 1"), (["--budget", "1s"], "too short for"),
+    ):  # fmt: skip
+        refused = qrobust(*base, "--out", out, *options)
+        assert (refused.exit_code, said in refused.output) == (2, True)
+        new = tmp_path / "new"
+        assert qrobust(*base, "--out", new, *options).exit_code == 2
+        assert not new.exists()
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    # A run is no evaluation: it is not removed to make room for one.
+    refused = qrobust(*base, "--out", finished_run)
+    assert (refused.exit_code, "no evaluation made" in refused.output) == (2, True)
+    assert (finished_run / "record.json").exists()
+
+
+@pytest.mark.parametrize("changed", ["weights", "images", "labels"])
+def test_predictions_are_made_again_when_anything_below_them_changed(changed: str, tmp_path: Path) -> None:
+    """Weights beside the graph, or the images behind the same path: `--resume` must not answer from the old ones."""
+    path, out = graph(tmp_path / "m.onnx"), tmp_path / "out"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("w", "b"):
+            onnx.external_data_helper.set_external_data(tensor, "w.bin")
+    onnx.save(model, path)
+    file = save_npz(tmp_path / "d.npz")
+    data, before = f"npz:{file}", (tmp_path / "w.bin").read_bytes()
+    first = run([path], data, out, *SHORT)
+    assert set(first["models"]["m"]["external_data"]) == {"w.bin"}
+    assert first["models"]["m"]["size_bytes"] == path.stat().st_size + len(before)
+    assert run([path], data, out, *SHORT, "--resume")["rows"] == first["rows"]
+    if changed == "weights":
+        (tmp_path / "w.bin").write_bytes(bytes(len(before)))
+    else:
+        with np.load(file) as stored:
+            arrays = dict(stored)
+        arrays[changed] = arrays[changed][::-1] if changed == "labels" else 255 - arrays[changed]
+        np.savez(file, **arrays)
+    again = run([path], data, out, *SHORT, "--resume")
+    assert again["rows"] == run([path], data, tmp_path / "fresh", *SHORT)["rows"]
+    assert again["rows"] != first["rows"]
 
 
 def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:

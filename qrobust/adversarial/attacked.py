@@ -48,6 +48,6 @@ def attacked(
     )  # fmt: skip
     with bar("attack", len(some) * len(trials)) as progress:
         outcomes = kept_or_tried(
-            path, graphs, some, trials, about=(some.fingerprint(), *about, side, seed), progress=progress.update
+            path, graphs, some, trials, about=(some.identity(), *about, side, seed), progress=progress.update
         )
     return figures(outcomes, level=choices.level, classes=classes, reference=next(iter(graphs)))

@@ -31,7 +31,7 @@ def figures(outcomes: Outcomes, *, level: str, classes: int, reference: str = RE
         ],
         "worst": _worst(outcomes),
         "zero_gradients": blind,
-        "flags": _flags(outcomes, blind, 1 / classes) if blind else [],
+        "flags": _flags(outcomes, blind, 1 / classes),
     }
 
 
@@ -89,12 +89,14 @@ def _flags(outcomes: Outcomes, blind: dict[str, float], chance: float) -> list[s
     flags = []
     for name, norms in _budgets(outcomes).items():
         for number, norm in enumerate(norms):
-            own = _by_epsilon(outcomes, "white-box", name, norm)
+            # Of a graph without a gradient, what searches find has to stand by itself.
+            strongest, beside = ("white-box", ("black-box", "transfer")) if name in blind else ("black-box", ())
+            own = _by_epsilon(outcomes, strongest, name, norm)
             white = {0.0: float(_clean(outcomes, name).mean())} | {
                 epsilon: float(np.logical_and.reduce(list(found.values())).mean()) for epsilon, found in own.items()
             }
             others: dict[str, dict[float, float]] = {}
-            for kind in ("black-box", "transfer"):
+            for kind in beside:
                 for epsilon, found in _by_epsilon(outcomes, kind, name, norm).items():
                     for called, right in found.items():
                         others.setdefault(called, {})[epsilon] = float(right.mean())
@@ -102,7 +104,8 @@ def _flags(outcomes: Outcomes, blind: dict[str, float], chance: float) -> list[s
                      for e, f in _by_epsilon(outcomes, "noise", name, norm).items()}  # fmt: skip
             flags += reliability_flags(
                 f"{name}, {norm}", white, others=others, noise=noise, chance=chance,
-                zero_gradients=0.0 if number else blind[name],
+                zero_gradients=0.0 if number else blind.get(name, 0.0),
+                by="the gradient" if name in blind else "the search",
             )  # fmt: skip
     return flags
 

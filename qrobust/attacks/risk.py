@@ -196,16 +196,18 @@ def reliability_flags(
     noise: Mapping[float, float],
     chance: float,
     zero_gradients: float,
+    by: str = "the gradient",
 ) -> list[str]:
     """Sentences that begin with UNRELIABLE where robust accuracies contradict each other.
 
     Args:
         name: of the classifier attacked.
-        white_box: robust accuracy by epsilon of the attack with gradients.
+        white_box: robust accuracy by epsilon of the attack with gradients, or of the strongest there is.
         others: the same of attacks without its gradients (black-box, transfer), by name.
         noise: the same of random noise.
         chance: accuracy of guessing, 1 / K for balanced classes.
         zero_gradients: see `zero_gradient_share`.
+        by: what to call the attack of `white_box`.
 
     Raises:
         InputError: no budget.
@@ -222,8 +224,7 @@ def reliability_flags(
         for epsilon in budgets:
             if epsilon in accuracy and accuracy[epsilon] + TOLERANCE < white_box[epsilon]:
                 flag(
-                    f"{other} leaves {accuracy[epsilon]:.1%} at epsilon {epsilon:.4g}, "
-                    f"the gradient {white_box[epsilon]:.1%}"
+                    f"{other} leaves {accuracy[epsilon]:.1%} at epsilon {epsilon:.4g}, {by} {white_box[epsilon]:.1%}"
                 )
     for smaller, larger in pairwise(budgets):
         if white_box[larger] > white_box[smaller] + TOLERANCE:

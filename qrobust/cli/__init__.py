@@ -35,8 +35,12 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except QRobustError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            message, code = str(error), error.exit_code
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            message, code = f"{error.format_message()} See {path} --help.", error.exit_code
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        ctx.exit(code)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, "quantize-and-compensate" if cmd_name == "run" else cmd_name)
@@ -421,7 +425,7 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     """
     from qrobust import demo as example
     from qrobust import pipeline
-    from qrobust.workbench import check_folder
+    from qrobust.folders import check_folder
 
     check_folder(out, overwrite=overwrite)
     with example.weights_file(

@@ -26,8 +26,9 @@ def begin(
 ) -> Workbench:
     """A workbench for a new run; everything is read and checked before the folder is touched."""
     from qrobust.config import RunConfig
+    from qrobust.folders import check_folder, create_folder
     from qrobust.pipeline import prepare_inputs
-    from qrobust.workbench import Workbench, check_folder, create_folder
+    from qrobust.workbench import Workbench
 
     check_folder(out, overwrite=overwrite)
     config = RunConfig(threads=cores() if threads is None else threads, **choices(options))

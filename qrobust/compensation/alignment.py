@@ -1,9 +1,37 @@
-"""A signal from images without labels and without a clean twin: the statistics that a trained network expects."""
+"""What inside a network tells what its images should have looked like: its features, and its trained statistics."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from qrobust.classifier import Classifier
+from qrobust.integer import IntegerLinear
+
+
+def logits_and_features(model: Classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A classifier's logits `(N, K)` and its features `(N, F)`: what the linear layer that ran last has read.
+
+    Args:
+        model: images to logits, float or quantized.
+        images: `(N, C, S, S)` in [0, 1]; differentiable.
+
+    Returns:
+        The features are None for a model without linear layers.
+    """
+    read: list[torch.Tensor] = []
+    layers = model.modules() if isinstance(model, nn.Module) else ()
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        for layer in layers
+        if isinstance(layer, nn.Linear | IntegerLinear)
+    ]
+    try:
+        logits = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, read[-1].flatten(1) if read else None
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from qrobust.attacks.balls import LinfBall
 from qrobust.classifier import Classifier, input_gradient
-from qrobust.compensation.alignment import norms, statistics_distance
+from qrobust.compensation.alignment import logits_and_features, norms, statistics_distance
 from qrobust.compensation.batches import CLEAN_GROUPS, GROUPS, Cell, mixed_batch, sampling
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.validation import Validation, information
@@ -39,7 +40,7 @@ PROPOSAL_LIMIT, PROPOSAL_WEIGHT = 3.0, 0.1
 ALIGNMENT_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
 PROBES, MOST_VANISHED = 32, 0.5
-# What the float model's logits on training images may take.
+# What the float model's view of the training images may take.
 VIEWS_BYTES, VIEW_BATCH = 2**27, 128
 # Times a training run stops to validate.
 VALIDATIONS = 5
@@ -99,7 +100,7 @@ def train_calibrator(
     First, for `restore_steps`, the calibrator alone learns to give back the unshifted image (mean
     absolute difference of pixels): a dense signal at a fraction of the cost. Then the loss is the
     cross-entropy of the twin behind the calibrator to the label (or the teacher's
-    prediction), plus the squared distance of its logits to the float teacher's logits on the unshifted
+    prediction), plus the squared distance of its logits and features to the float teacher's on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
     with a small weight, a quarter of each batch is clean, and the gate learns to tell which. The state that is
@@ -119,7 +120,7 @@ def train_calibrator(
         learning_rate: of Adam, at its peak; cosine to zero.
         use_labels: cross-entropy to the labels; otherwise to the teacher's predictions, and a scene's images count as
             unlabelled.
-        association_weight: weight of the squared distance of logits.
+        association_weight: weight of the squared distances of logits and of features.
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
@@ -183,8 +184,26 @@ def train_calibrator(
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
 
 
-def views(teacher: Classifier, training: Split, asked: int) -> torch.Tensor | None:
-    """The float model's logits on all training images `(n, K)`, where it is asked so often that this saves time.
+class View(NamedTuple):
+    """What a classifier makes of images: logits `(N, K)`, and features `(N, F)` where it has any."""
+
+    logits: torch.Tensor
+    features: torch.Tensor | None
+
+    def of(self, chosen: torch.Tensor) -> View:
+        """Of some of the images."""
+        return View(self.logits[chosen].float(), None if self.features is None else self.features[chosen].float())
+
+    def distance(self, other: View) -> torch.Tensor:
+        """The mean squared distance of logits, and of features, each in units of this view's variance."""
+        pairs = [(self.logits, other.logits)]
+        if self.features is not None and other.features is not None:
+            pairs.append((self.features, other.features))
+        return sum((F.mse_loss(theirs, ours) / ours.var().clamp(min=1e-6) for ours, theirs in pairs), torch.zeros(()))
+
+
+def views(teacher: Classifier, training: Split, asked: int) -> View | None:
+    """The float model's view of all training images, where it is asked so often that this saves time.
 
     Args:
         teacher: images to logits.
@@ -192,17 +211,26 @@ def views(teacher: Classifier, training: Split, asked: int) -> torch.Tensor | No
         asked: on how many images it would be asked otherwise.
 
     Returns:
-        None where asking is as cheap, or where the logits take more than `VIEWS_BYTES`.
+        In bfloat16, as it was computed. None where asking is as cheap, or where it takes more than `VIEWS_BYTES`.
     """
-    if len(training) > asked or 4 * len(training) * len(training.source.class_names) > VIEWS_BYTES:
+    one = _view(teacher, to_unit(training.first(1).read(slice(None))))
+    values = one.logits.numel() + (0 if one.features is None else one.features.numel())
+    if len(training) > asked or 2 * len(training) * values > VIEWS_BYTES:
         return None
-    return torch.cat([_view(teacher, to_unit(images)) for images, _ in training.batches(VIEW_BATCH)])
+    parts = [_view(teacher, to_unit(images)) for images, _ in training.batches(VIEW_BATCH)]
+    features = [part.features.bfloat16() for part in parts if part.features is not None]
+    return View(torch.cat([part.logits for part in parts]).bfloat16(), torch.cat(features) if features else None)
 
 
 @torch.no_grad()
-def _view(teacher: Classifier, images: torch.Tensor) -> torch.Tensor:
+def _view(teacher: Classifier, images: torch.Tensor) -> View:
+    return _seen(teacher, images)
+
+
+def _seen(classifier: Classifier, images: torch.Tensor) -> View:
     with torch.autocast("cpu", torch.bfloat16):
-        return teacher(images.contiguous(memory_format=torch.channels_last)).float()
+        logits, features = logits_and_features(classifier, images.contiguous(memory_format=torch.channels_last))
+    return View(logits.float(), None if features is None else features.float())
 
 
 def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:
@@ -280,7 +308,7 @@ def _step_loss(
     calibrator: nn.Module,
     twin: nn.Module,
     teacher: Classifier,
-    known: torch.Tensor | None,
+    known: View | None,
     training: Split,
     cells: list[Cell],
     weights: torch.Tensor,
@@ -313,17 +341,17 @@ def _step_loss(
         if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
             return pixel_loss + bounds + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
         return pixel_loss + bounds
-    view = _view(teacher, original[paired]) if known is None else known[batch.chosen[paired]]
+    view = _view(teacher, original[paired]) if known is None else known.of(batch.chosen[paired])
     targets = labels.clone()
     if not use_labels:
-        targets[paired] = view.argmax(1)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = twin(calibrated.contiguous(memory_format=torch.channels_last)).float()
+        targets[paired] = view.logits.argmax(1)
+    seen = _seen(twin, calibrated)
+    logits = seen.logits
     loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + bounds
     if unknown.any():
         loss = loss + ALIGNMENT_WEIGHT * _unlabelled_loss(teacher, calibrated[unknown], logits[unknown])
     if association_weight:
-        loss = loss + association_weight * F.mse_loss(logits[paired], view) / view.var().clamp(min=1e-6)
+        loss = loss + association_weight * view.distance(seen.of(paired))
     if reverse_weight and batch.aligned.any():
         with torch.autocast("cpu", torch.bfloat16):
             easier = reverse_adversarial(

@@ -57,6 +57,11 @@ class Split:
         """SHA-256 over the ordered indices: equal fingerprints mean equal splits of one source."""
         return hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()[:16]
 
+    def identity(self) -> tuple[str, str, str]:
+        """What answers about these images depend on: which they are, their labels, and the source's version."""
+        labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()[:16]
+        return self.fingerprint(), labels, self.source.version
+
 
 @dataclass(frozen=True)
 class Data:
@@ -212,6 +217,8 @@ def _open_pools(
         train, test = (torchvision_images(value, folder, part, names) for part in (True, False))
         return train, None, test
     if spec == "digits":
+        if names is not None:
+            raise InputError("class_names: the digits have names of their own")
         return digits_images(), None, None
     raise InputError(f"data: expected {SCHEMES}, got {spec!r}")
 
@@ -219,7 +226,7 @@ def _open_pools(
 def _read_names(file: Path) -> list[str]:
     try:
         return [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class_names: cannot read {file} ({error})") from error
 
 

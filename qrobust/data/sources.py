@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ CACHE_BYTES = 256 * 2**20
 RESIZE_RATIO = 256 / 224
 # Up to this side a uniform, square data set is used at its own size whatever the model prefers.
 NATIVE_SIZE_LIMIT = 128
+# A label above this is taken for a mistake where classes have no names.
+MOST_UNNAMED = 100_000
 # What lies further from the centre of a long image than this many shorter sides is cropped anyway.
 MAX_ASPECT = 8
 
@@ -32,6 +35,7 @@ class Images:
         labels: one class index per image.
         class_names: one name per class index.
         names: what to call image `i` in an error message.
+        version: changes when the images do.
 
     Raises:
         InputError: a label that is no class index.
@@ -43,7 +47,9 @@ class Images:
         labels: Sequence[int] | np.ndarray,
         class_names: Sequence[str],
         names: Callable[[int], str],
+        version: str = "",
     ) -> None:
+        self.version = version
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))  # a copy: a file may lie below
         self.class_names = tuple(class_names)
         wrong = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero().flatten().tolist()
@@ -180,7 +186,9 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_
             raise InputError(f"data: class folder {folder} holds no image{left}")
         paths += files
         labels += [names.index(folder.name)] * len(files)
-    images = Images(lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]))
+    images = Images(
+        lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]), _files_version(root, paths)
+    )
     images.skipped = tuple(skipped)
     return images
 
@@ -188,7 +196,18 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_
 def flat_images(root: Path) -> Images:
     """The image files that lie in a folder itself, none of its sub-folders; without labels, each being -1."""
     paths = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
-    return Images(lambda i: decode_file(paths[i]), [-1] * len(paths), (), lambda i: str(paths[i]))
+    return Images(
+        lambda i: decode_file(paths[i]), [-1] * len(paths), (), lambda i: str(paths[i]), _files_version(root, paths)
+    )
+
+
+def _files_version(root: Path, paths: Sequence[Path]) -> str:
+    """Changes when a file is added, removed, renamed or written again."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _decodes(path: Path) -> bool:
@@ -217,11 +236,17 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         image = images[index]
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
-    return Images(load, labels, names, lambda i: f"{origin}[{i}]")
+    version = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    return Images(load, labels, names, lambda i: f"{origin}[{i}]", version)
 
 
 def _numbered(labels: np.ndarray) -> list[str]:
     """Class names where there are none: the numbers up to the largest label."""
+    if labels.max() > MOST_UNNAMED:
+        raise InputError(
+            f"data: label {labels.max()} without class names, expected at most {MOST_UNNAMED}; name the classes if "
+            "there are so many"
+        )
     return [str(i) for i in range(int(labels.max()) + 1)]
 
 

@@ -12,8 +12,8 @@ from qrobust.errors import InputError
 from qrobust.models import parse_normalization
 
 TINY = torch.finfo(torch.float32).tiny
-# Rows of probabilities sum to 1 but for rounding, at worst that of float16 over a thousand classes.
-SUM_TOLERANCE = 5e-3
+# Rows of probabilities sum to 1 but for rounding: at worst that of 8-bit outputs, half a step of 1/256 a class.
+SUM_TOLERANCE, STEP = 5e-3, 1 / 256
 
 
 def parse_input_range(text: str | None) -> tuple[float, np.ndarray, np.ndarray]:
@@ -96,9 +96,11 @@ class ForeignClassifier:
                 f"onnx: {self.path} gives {tuple(output.shape[1:])} numbers per image, the data has {classes} "
                 "classes; --class-names lists all classes in index order where the data holds only some"
             )
+        rounded = bool((output / STEP == (output / STEP).round()).all())
+        tolerance = max(SUM_TOLERANCE, classes * STEP / 2 if rounded else 0)
         self.probabilities = bool(
             (output >= 0).all() and (output <= 1 + SUM_TOLERANCE).all()
-            and ((output.sum(1) - 1).abs() <= SUM_TOLERANCE).all()
+            and ((output.sum(1) - 1).abs() <= tolerance).all()
         )  # fmt: skip
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

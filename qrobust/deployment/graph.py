@@ -285,6 +285,17 @@ def all_graphs(graph: Graph) -> Iterator[Graph]:
                     yield from all_graphs(inner)
 
 
+def _external_data(proto: onnx.ModelProto) -> list[str]:
+    """The files that hold weights for a graph, as it names them."""
+    entries = (e for g in all_graphs(proto.graph) for tensor in g.initializer for e in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
+
+
+def files_of(path: Path) -> list[Path]:
+    """A graph's own file, then those in which it keeps weights."""
+    return [path, *(path.parent / name for name in _external_data(onnx.load(path, load_external_data=False)))]
+
+
 def complaint(path: Path) -> str | None:
     """What is wrong with a file that onnxruntime refuses, where the file itself tells."""
     try:
@@ -305,10 +316,7 @@ def complaint(path: Path) -> str | None:
     if custom:
         return f"it needs custom operators: {', '.join(custom)}"
     folder = path.parent.resolve()
-    for tensor in proto.graph.initializer:
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
-        if location is None:
-            continue
+    for location in _external_data(proto):
         if not (folder / location).resolve().is_relative_to(folder):
             return f"its external data {location!r} lies outside its folder"
         if not (folder / location).is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.errors import InputError
+from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.compensating import compensate, export
 from qrobust.pipeline.measuring import evaluate
@@ -17,12 +18,17 @@ from qrobust.pipeline.reporting import write_report
 from qrobust.pipeline.stage import STAGES, kept
 from qrobust.report.markdown import skipped_sentence
 from qrobust.results import Record
-from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, Workbench
+from qrobust.shifts.rendering import render
+from qrobust.shifts.severities import find_shift
+from qrobust.workbench import Workbench
 
 __all__ = [
     "STAGES", "check_same_config", "compare", "compensate", "evaluate", "export", "forget_compensation",
     "make_alternative", "prepare_inputs", "quantize", "run", "sensitivity", "write_report",
 ]  # fmt: skip
+
+# Images on which a user's own shift is tried before a folder is made.
+TRIED_IMAGES = 8
 
 
 def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
@@ -42,6 +48,10 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
         with bench.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
                 bar.update(len(images))
+    some = bench.data.calibration.read(slice(0, TRIED_IMAGES))
+    for name, severity in bench.cells:
+        if find_shift(name).is_own:
+            render(some, name, severity, table=bench.table, seed=bench.config.seed)
     _ = bench.model, bench.quantized
     if compensating:
         bench.calibrators_within_budget()

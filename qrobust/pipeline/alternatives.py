@@ -12,13 +12,14 @@ from qrobust.classifier import Compensated, count_macs
 from qrobust.compensation.baselines import AutoContrast, Denoise, estimated_norms, reestimate_batch_norm
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
+from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.compensating import RESTORE_SHARE, fit_calibrator, mixed_images
 from qrobust.pipeline.quantizing import train_twin_in_stage
 from qrobust.pipeline.stage import export_gated, in_float, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.recipe import Recipe
 from qrobust.shifts.rendering import to_unit
-from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, Workbench
+from qrobust.workbench import Workbench
 
 # Training images whose batch-norm statistics are taken, in batches of so many.
 REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128

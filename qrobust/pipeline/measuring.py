@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from qrobust.adversarial.attacked import attacked
 from qrobust.adversarial.trials import Graph
@@ -14,20 +17,24 @@ from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
+from qrobust.folders import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
+    SUBSET,
+    Cell,
     CellPredictions,
     Predictions,
     Renderers,
+    check_workers,
     kept_or_predicted,
     prediction_key,
     renderers,
     within_budget,
 )
-from qrobust.results import hardware
+from qrobust.results import hardware, read_json, write_json
 from qrobust.stored import stored_predictions
-from qrobust.workbench import GRAPHS, TORCH_ONLY, Workbench
+from qrobust.workbench import Workbench
 
 LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
@@ -50,16 +57,15 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     folder.need_stage("quantize", "quantize")
     names = folder.graphs()
     folder.predictions.mkdir(exist_ok=True)
-    _ = bench.cells, bench.scene, bench.stored  # refused before anything is forgotten
-    with stage(bench, "evaluate") as result:
-        sessions = {name: bench.session(name) for name in names}
-        cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
+    began = time.perf_counter()
+    check_workers(workers)  # what is refused is refused before anything is forgotten
+    _ = bench.scene, bench.stored
+    sessions = {name: bench.session(name) for name in names}
+    cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
+    if budget is not None:
+        split = _subset(bench, split, cells, sessions, budget, workers)
+    with stage(bench, "evaluate", began_s=time.perf_counter() - began) as result:
         with renderers(workers) as by:
-            if budget is not None:
-                split = within_budget(
-                    folder.predictions, split, cells, sessions, seconds=budget, table=bench.table, seed=config.seed,
-                    by=by,
-                )  # fmt: skip
             with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
                 for cell in cells:
                     predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
@@ -82,6 +88,20 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
 
 
+def _subset(
+    bench: Workbench, split: Split, cells: list[Cell], sessions: dict[str, Any], budget: float, workers: int
+) -> Split:
+    path = bench.place().predictions / SUBSET
+    torch.set_num_threads(bench.config.threads)
+    with renderers(workers) as by:
+        chosen, kept = within_budget(
+            read_json(path) if path.exists() else {}, split, cells, sessions, seconds=budget, table=bench.table,
+            seed=bench.config.seed, by=by,
+        )  # fmt: skip
+    write_json(path, kept)
+    return chosen
+
+
 def _cell_predictions(
     bench: Workbench,
     split: Split,
@@ -94,7 +114,7 @@ def _cell_predictions(
 ) -> dict[str, Predictions]:
     place = bench.place()
     about = (
-        split.fingerprint(),
+        split.identity(),
         bench.table,
         bench.config.seed,
         source or bench.config.data,
@@ -127,7 +147,7 @@ def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> l
     if not folder.stage(TORCH_ONLY):
         return []
     some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(bench.twin)}
-    twin, about = state_hash(bench.twin).encode(), (some.fingerprint(), bench.table, bench.config.seed)
+    twin, about = state_hash(bench.twin).encode(), (some.identity(), bench.table, bench.config.seed)
     kept = folder.predictions / TORCH_ONLY
     kept.mkdir(exist_ok=True)
     both: CellPredictions = {}

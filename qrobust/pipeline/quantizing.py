@@ -12,6 +12,7 @@ from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.errors import GateError, QRobustError
+from qrobust.folders import discard_unfinished
 from qrobust.pipeline.stage import choices_key, export_gated, stage, told
 from qrobust.quantization.graph import folded
 from qrobust.quantization.qat import QatFit, refreeze, thaw
@@ -19,7 +20,7 @@ from qrobust.quantization.qat import train as train_twin
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
 from qrobust.shifts.rendering import to_unit
-from qrobust.workbench import SENSITIVITY_IMAGES, Workbench, discard_unfinished
+from qrobust.workbench import SENSITIVITY_IMAGES, Workbench
 
 NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
 # At most so many validation images, and pixels of them, to estimate saturation on.
@@ -29,7 +30,7 @@ SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 def quantize(bench: Workbench) -> None:
     """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
 
-    A folder in which this fails is removed: there is nothing in it that another stage could use.
+    A folder in which this fails is removed where it holds nothing that another stage, or `--resume`, could use.
     """
     try:
         _quantize(bench)
@@ -61,7 +62,7 @@ def _quantize(bench: Workbench) -> None:
         size = bench.data.image_size
         noise = layer_noise(
             quantized.observed.graph,
-            twin,
+            quantized.twin,  # what was trained differs from the float model by more than quantization
             quantized.observed.images[: len(bench.judges(NOISE_IMAGES, NOISE_PIXELS))],
         )
         result["quantization"] = {
@@ -162,7 +163,10 @@ def train_twin_in_stage(
 
 
 def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
-    """What each layer alone costs, measured on validation images and added to the quantize stage's result."""
+    """What each layer alone costs, measured on validation images and added to the quantize stage's result.
+
+    Of the quantized model before any training, whose weights are no longer the float model's.
+    """
     folder = bench.place()
     stage = folder.need_stage("quantize", "quantize")
     quantized, judge = bench.quantized, bench.judges(SENSITIVITY_IMAGES)
@@ -170,7 +174,7 @@ def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
     with bench.reporter.bar("judge layers", layers) as bar:
         effects = layer_effects(
             quantized.observed.graph,
-            bench.twin,
+            quantized.twin,
             judge,
             lambda name: bar.update(1, name),
         )

@@ -11,12 +11,13 @@ import numpy as np
 
 import qrobust
 from qrobust.evaluation import STATISTICS
+from qrobust.folders import ALTERNATIVES, TORCH_ONLY, RunFolder
 from qrobust.report.card import model_card
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.robustbench import unaggregated_csv
 from qrobust.results import SCHEMA, Record, versions, write_json, write_text
-from qrobust.workbench import ALTERNATIVES, TORCH_ONLY, RunFolder, Workbench
+from qrobust.workbench import Workbench
 
 COMPENSATION_KEYS = (
     "width",

@@ -19,10 +19,11 @@ from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.fitting import Progress
+from qrobust.folders import ALTERNATIVES
 from qrobust.models import parse_normalization
 from qrobust.results import write_json
 from qrobust.shifts.rendering import to_unit
-from qrobust.workbench import ALTERNATIVES, Bar, Workbench
+from qrobust.workbench import Bar, Workbench
 
 PARITY_IMAGES = 1000
 # Choices that no training depends on.

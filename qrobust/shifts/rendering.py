@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,9 +37,9 @@ def generators_for(images: torch.Tensor, label: str) -> Generators:
 
 def torch_generators_for(images: torch.Tensor, label: str) -> list[torch.Generator]:
     """One generator per image, as `generators_for`, for a user's function."""
-    generators = []
+    generators, key = [], hashlib.blake2b(label.encode()).digest()
     for pixels in images.contiguous().numpy():
-        digest = hashlib.blake2b(pixels, digest_size=8, key=label.encode()[:64]).digest()
+        digest = hashlib.blake2b(pixels, digest_size=8, key=key).digest()
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
     return generators
 
@@ -72,7 +73,7 @@ def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: 
     strength = shift.strengths[table][severity - 1] if severity in SEVERITIES else None
     if strength is None:
         raise InputError(f"severity: expected one defined for {name}, got {severity}")
-    label = f"{seed}/{name}/{severity}/{table}"
+    label = f"{seed}/{Path(name).name}/{severity}/{table}"  # wherever a user's file lies
     portion = max(1, CACHED_VALUES // max(1, images[:1].numel()))
     result = torch.empty_like(images)
     for part, target in zip(images.split(portion), result.split(portion), strict=True):

@@ -252,9 +252,10 @@ def _own_shift(name: str) -> Shift:
         raise InputError(f"shift: {path} cannot be run ({type(error).__name__}: {error})") from error
     if not callable(function):
         raise InputError(f"shift: expected a function {wanted!r} in {path}, found none")
-    strengths = tuple(getattr(function, "strengths", (0.2, 0.4, 0.6, 0.8, 1.0)))
-    if len(strengths) != len(SEVERITIES):
-        raise InputError(f"shift: expected 5 strengths of {name}, got {len(strengths)}")
+    strengths = getattr(function, "strengths", (0.2, 0.4, 0.6, 0.8, 1.0))
+    if not isinstance(strengths, tuple | list) or len(strengths) != len(SEVERITIES):
+        raise InputError(f"shift: expected 5 strengths of {name}, got {strengths!r}")
+    strengths = tuple(strengths)
     version = hashlib.sha256(path.read_bytes()).hexdigest()
     # What a user's function moves is not known; so it counts as one that moves.
     return Shift(name, "own", function, "as its author says", dict.fromkeys(TABLES, tuple((s,) for s in strengths)),
