@@ -33,7 +33,7 @@ from qrobust.predictions import (
     within_budget,
 )
 from qrobust.report.markdown import evaluation_report, skipped_sentence
-from qrobust.report.robustbench import unaggregated_csv
+from qrobust.report.robustbench import csv_files
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
 from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import cells, expand, table_for
@@ -212,7 +212,8 @@ def evaluate_files(
         "versions": versions(),
         "hardware": hardware(threads),
     }
-    write_text(out / "results.csv", unaggregated_csv(record))
+    for name, text in csv_files(record).items():
+        write_text(out / name, text)
     write_text(out / "report.md", evaluation_report(record))
     write_json(out / "record.json", record)
     return record

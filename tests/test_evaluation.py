@@ -157,7 +157,7 @@ def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: P
 def test_csv_has_robustbench_form(predictions: CellPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=N)
     summary = overview(predictions, LABELS, seed=0, table="cifar-c", classes=5, of=N)
-    lines = unaggregated_csv({"rows": rows, "summary": summary}).splitlines()
+    lines = unaggregated_csv(rows, list(summary["clean_accuracy"])).splitlines()
     assert lines[:2] == [",fog,fog,rotation", ",3,5,5"]
     assert lines[3].split(",")[0] == "int8"
     assert [float(v) for v in lines[3].split(",")[1:]] == [r["accuracy"]["int8"] for r in rows[1:]]

@@ -61,6 +61,9 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     assert comparison_rows(predictions, labels, seed=0, of=N) == stored["rows"]
     right = [predictions["fog", 5][name].prediction == labels for name in ("good", "bad")]
     assert stored["rows"][1]["versus"]["bad"]["drop_p"] == mcnemar_exact(*right)
+    lines = (tmp_path / "out" / "results-set.csv").read_text().splitlines()
+    assert lines[:3] == [",fog,fog,smog,smog", ",2,5,2,5", "good,0.8,0.5,0.8,0.5"]
+    assert (tmp_path / "out" / "results.csv").read_text().startswith(",contrast,contrast\n")
     report = (tmp_path / "out" / "report.md").read_text()
     assert f"## Stored images: stored:{root}" in report
     assert "| smog | 5 | 50.0 % |" in report

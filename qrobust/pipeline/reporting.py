@@ -15,7 +15,7 @@ from qrobust.folders import ALTERNATIVES, TORCH_ONLY, RunFolder
 from qrobust.report.card import model_card
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
-from qrobust.report.robustbench import unaggregated_csv
+from qrobust.report.robustbench import csv_files
 from qrobust.results import SCHEMA, Record, versions, write_json, write_text
 from qrobust.workbench import Workbench
 
@@ -112,7 +112,8 @@ def write_report(bench: Workbench) -> Record:
             pictures = {key: stored[key] for key in stored.files}
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
-    write_text(folder.path / "results.csv", unaggregated_csv(record))
+    for name, text in csv_files(record).items():
+        write_text(folder.path / name, text)
     for name in record["summary"]["clean_accuracy"]:
         write_text(folder.graph(name).with_suffix(".card.md"), model_card(record, name))
     write_json(folder.record, record)

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import PurePath
 from typing import Any
 
 
-def unaggregated_csv(record: dict[str, Any]) -> str:
+def unaggregated_csv(rows: list[dict[str, Any]], names: list[str]) -> str:
     """A header line of shifts, one of severities, then a line of accuracies per classifier, as fractions.
 
     `pandas.read_csv(file, header=[0, 1], index_col=0)` reads it, and so do RobustBench's own tools. Clean
     accuracy is not in that form; every shift that was measured is, not only the benchmark's fifteen corruptions.
 
     Args:
-        record: of a run or of an evaluation.
+        rows: of a record, or of one of its stored sets.
+        names: of the classifiers.
     """
-    rows = [row for row in record["rows"] if row["shift"] != "clean"]
+    rows = [row for row in rows if row["shift"] != "clean"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["", *(row["shift"] for row in rows)])
     writer.writerow(["", *(row["severity"] for row in rows)])
-    for name in record["summary"]["clean_accuracy"]:
+    for name in names:
         writer.writerow([name, *(row["accuracy"][name] for row in rows)])
     return buffer.getvalue()
+
+
+def csv_files(record: dict[str, Any]) -> dict[str, str]:
+    """`results.csv` of what was rendered, and a file for each stored set, whose images are others: names to text.
+
+    Args:
+        record: of a run or of an evaluation.
+    """
+    names = list(record["summary"]["clean_accuracy"])
+    files = {"results.csv": unaggregated_csv(record["rows"], names)}
+    for entry in record["stored"]:
+        plain = f"results-{PurePath(entry['name']).name}.csv"
+        files[plain if plain not in files else f"results-{entry['predictions']}.csv"] = unaggregated_csv(
+            entry["rows"], names
+        )
+    return files
