@@ -86,13 +86,13 @@ def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tens
     wide_open, shut = torch.full((24, 1), 50.0), torch.full((24, 1), -50.0)
     negative = photometric.clone()
     for channel in range(3):
-        negative[:, 3 + 4 * channel] = 3 * torch.atanh(torch.tensor(-2 / 3))
-        negative[:, 12 + channel] = 2 * torch.atanh(torch.tensor(0.5))
+        negative[:, 6 * channel + 1] = 3 * torch.atanh(torch.tensor(-2 / 3))
+        negative[:, 5 * channel + 4] = 2 * torch.atanh(torch.tensor(0.5))
     assert torch.allclose(correction(1 - images, maps, negative, geometric, wide_open), images, atol=1e-4)
     mean = images.mean((2, 3), keepdim=True)
     faint = (images - mean) * 0.2 + mean
     stretched = photometric.clone()
-    stretched[:, :3] = 10
+    stretched[:, ::5] = 10
     again = correction(faint, maps, stretched, geometric, wide_open)
     assert (again - again.mean((2, 3), keepdim=True)).abs().mean() > 3 * (faint - mean).abs().mean()
     moved = geometric.clone()
@@ -287,10 +287,10 @@ def test_saturated_proposals_are_pulled_back(
 ) -> None:
     """At 20, tanh has no gradient in float32: without the pull a proposal stays there."""
     beyond = 20.0
-    stretch = few_steps("pulled.pt", beyond).photometric.bias[:3]
+    stretch = few_steps("pulled.pt", beyond).photometric.bias[::5]
     assert (stretch < beyond).all()
     monkeypatch.setattr(training, "PROPOSAL_WEIGHT", 0.0)
-    stuck = few_steps("stuck.pt", beyond).photometric.bias[:3]
+    stuck = few_steps("stuck.pt", beyond).photometric.bias[::5]
     assert torch.equal(stuck, torch.full((3,), beyond))
 
 

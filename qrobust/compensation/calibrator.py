@@ -51,13 +51,19 @@ class Correction(nn.Module):
         # Few operators on whole tensors: at batch 1 a device spends more on their number than on their arithmetic.
         self.bounds: torch.Tensor
         self.softness: torch.Tensor
+        self.faint: torch.Tensor
+        self.centres: torch.Tensor
         self.positions: torch.Tensor
-        bounds = [STRETCH_BOUND] * 3 + [MATRIX_BOUND] * 9 + [OFFSET_BOUND] * 3
-        self.register_buffer("bounds", torch.tensor([bounds]), persistent=False)
-        self.register_buffer("softness", torch.tensor([[1.0] * 3 + bounds[3:]]), persistent=False)
-        centres = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
-        rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-        self.register_buffer("positions", torch.stack([columns, rows, torch.ones_like(rows)]), persistent=False)
+        # Of each colour that comes out: what stretches it, its mixture of the three, and an offset.
+        bounds = torch.tensor([[STRETCH_BOUND, *[MATRIX_BOUND] * 3, OFFSET_BOUND] * 3])
+        self.register_buffer("bounds", bounds, persistent=False)
+        self.register_buffer("softness", torch.where(bounds == STRETCH_BOUND, 1.0, bounds), persistent=False)
+        self.register_buffer("faint", torch.tensor(FAINT * 3 * image_size**2), persistent=False)
+        along = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
+        rows, columns = torch.meshgrid(along, along, indexing="ij")
+        self.register_buffer("centres", torch.stack([columns, rows]), persistent=False)
+        homogeneous = torch.stack([columns, rows, torch.ones_like(rows)])
+        self.register_buffer("positions", WARP_BOUND * homogeneous, persistent=False)
 
     def forward(
         self,
@@ -93,21 +99,19 @@ class Correction(nn.Module):
         return torch.tanh(maps[:, :3]), torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        mean = images.mean((2, 3), keepdim=True)
-        spread = (images - mean).abs().mean((1, 2, 3), keepdim=True).flatten(1)
+        pixels = images.flatten(2)
+        away = pixels - pixels.mean(2, keepdim=True)
         # Only faint images are stretched: the others stay as they are, whatever is proposed.
-        lacking = torch.relu(FAINT / (spread + 0.01) - 1)
-        stretch, matrix, offset = (gate * self.bounds * torch.tanh(proposal / self.softness)).split([3, 9, 3], 1)
-        stretch = stretch * lacking
-        # From colours (first) to colours (second); what is stretched is the distance from the mean colour.
-        matrix = matrix.reshape(-1, 3, 3) + torch.eye(3) * (1 + stretch)[:, :, None]
-        offset = offset - stretch * mean.flatten(1)
-        return (images[:, :, None] * matrix[:, :, :, None, None]).sum(1) + offset[:, :, None, None]
+        spread = away.abs().sum((1, 2), keepdim=True) + 0.01 / FAINT * self.faint
+        lacking = torch.relu(self.faint / spread - 1)
+        proposal = torch.tanh(proposal / self.softness) * (gate * self.bounds)
+        stretch, matrix, offset = proposal.reshape(-1, 3, 5).split([1, 3, 1], 2)
+        mixed = (pixels[:, None] * matrix[..., None]).sum(2)
+        return (pixels + stretch * lacking * away + mixed + offset).reshape(-1, *images.shape[1:])
 
     def _warp(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        moved = (gate * WARP_BOUND * torch.tanh(proposal)).reshape(-1, 2, 3)
-        grid = self.positions[:2] + (moved[:, :, :, None, None] * self.positions).sum(2)
-        grid = grid.permute(0, 2, 3, 1)
+        moved = (gate * torch.tanh(proposal)).reshape(-1, 2, 3, 1, 1)
+        grid = (self.centres + (moved * self.positions).sum(2)).permute(0, 2, 3, 1)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -136,6 +140,7 @@ class Calibrator(nn.Module):
         side = (image_size + self.padding) // (4 * stride)
         # Where things are matters for geometry: the summary keeps a coarse grid instead of one mean.
         grid = max(g for g in (4, 3, 2, 1) if side % g == 0)
+        pooled = nn.Identity() if side == grid else nn.AvgPool2d(side // grid)
         self.image_size, self.width, self.branches = image_size, width, branches
         self.stem = nn.Sequential(nn.Conv2d(3, width, stride + 2, stride, 1), nn.ReLU())
         self.fine = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
@@ -144,7 +149,7 @@ class Calibrator(nn.Module):
         )
         self.summary = nn.Sequential(
             nn.Conv2d(deep, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU(),
-            nn.AvgPool2d(side // grid), nn.Flatten(),
+            pooled, nn.Flatten(),
             nn.Linear(deep * grid**2, HIDDEN), nn.ReLU(),
         )  # fmt: skip
         self.gate = nn.Linear(HIDDEN, 1)

@@ -92,10 +92,10 @@ class _ExportedLayer(nn.Module):
         bias = _dequantize(self.bias, self.bias_scale, self.bias_zero, axis=0)
         if isinstance(self.source, IntegerConv2d):
             return self._convolution(self.source, x, weight, bias)
-        rows = x.reshape(-1, x.shape[-1])  # Gemm knows matrices only
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])  # Gemm knows matrices only
         shape = torch.Size([rows.shape[0], weight.shape[0]])
         product = _op("Gemm", rows, weight, bias, shape=shape, dtype=torch.float32, transB=1)
-        return product.reshape(*x.shape[:-1], -1)
+        return product if x.ndim == 2 else product.reshape(*x.shape[:-1], -1)
 
     def _convolution(
         self, conv: IntegerConv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor

@@ -102,18 +102,24 @@ class OnnxClassifier:
             return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
 
 
+# Calls before times count, and seconds of one classifier's turn.
+WARM_UP, ROUND_S = 5, 0.02
+
+
 def latencies_ms(
-    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = 9
+    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = 25
 ) -> dict[str, float]:
     """Median milliseconds per batch, measured in turn (A B A B ...) so that drift hits all alike."""
     images = np.random.default_rng(0).random((batch_size, 3, image_size, image_size), dtype=np.float32)
     repeats: dict[str, int] = {}
     for name, classifier in classifiers.items():
         feed = {classifier.input_name: images}
-        classifier.session.run(None, feed)
-        started = time.perf_counter()
-        classifier.session.run(None, feed)
-        repeats[name] = max(1, round(0.03 / max(1e-6, time.perf_counter() - started)))
+        calls = []
+        for _ in range(WARM_UP):
+            started = time.perf_counter()
+            classifier.session.run(None, feed)
+            calls.append(time.perf_counter() - started)
+        repeats[name] = max(1, round(ROUND_S / max(1e-6, float(np.median(calls)))))
     samples: dict[str, list[float]] = {name: [] for name in classifiers}
     for _ in range(rounds):
         for name, classifier in classifiers.items():
