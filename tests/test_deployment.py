@@ -136,6 +136,11 @@ def test_gate_refuses_float_compute() -> None:
     check_gate("float", audited, measured, integer=False)
     with pytest.raises(GateError, match="accuracy"):
         check_gate("float", audited, measured | {"session_accuracy": 0.85}, integer=False)
+    # Four ties of a thousand fell the other way, all for the better: six in that many could by chance.
+    tied = measured | {"agreement": 0.996}
+    check_gate("float", audited, tied | {"session_accuracy": 0.904}, integer=False)
+    with pytest.raises(GateError, match=r"differs by 0\.70 points in float, expected at most 0\.60"):
+        check_gate("float", audited, tied | {"session_accuracy": 0.907}, integer=False)
 
 
 class NotExportable(nn.Module):
