@@ -7,7 +7,8 @@ folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen s
 well; `methods`: beside it, every other method. `scene-*`: one calibrator for each of the five shifts on which the
 INT8 graph is worst on validation images, and batch-norm re-estimation for the same. `without-*`: one family of
 shifts left out of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything
-is measured on the exported graphs by onnxruntime on the test images. A job that is done is kept and one that was
+is measured on the exported graphs by onnxruntime on the test images; means over networks and over jobs, with their
+intervals, are of the same images in all of them. A job that is done with the same options is kept and one that was
 killed goes on; `--jobs` and `--models` choose.
 """
 
@@ -27,9 +28,10 @@ import click
 import numpy as np
 
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
-from qrobust.predictions import predict
+from qrobust.predictions import Cell, predict, read_predictions
 from qrobust.results import hardware, versions
 from qrobust.shifts.severities import SUITES, cells, find_shift
+from qrobust.statistics import paired_bootstrap
 from qrobust.workbench import Reporter, Workbench
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,7 +99,11 @@ def worst_shifts(base: Path) -> list[str]:
 
 def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> None:
     """Bring a job's folder to its record, going on where it stopped."""
-    folder = base.parent / job.name
+    folder, chosen = base.parent / job.name, [*job.options, *job.quantization]
+    noted = folder / "job.json"
+    if folder.exists() and (not noted.exists() or json.loads(noted.read_text()) != chosen):
+        click.echo(f"{folder}: done with other options, done anew", err=True)
+        shutil.rmtree(folder)
     done = {path.stem for path in (folder / "stages").glob("*.json")}
     if (folder / "record.json").exists():
         measured = {row["method"] for row in json.loads((folder / "record.json").read_text())["methods"]}
@@ -112,6 +118,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(base, part)
             part.replace(folder)
+    noted.write_text(json.dumps(chosen))
     commits = (folder / "commit").read_text().split() if (folder / "commit").exists() else []
     (folder / "commit").write_text(
         " ".join(dict.fromkeys([*commits, git_commit()]))
@@ -126,6 +133,48 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
             qrobust("compensate", *run, "--method", method)
     qrobust("evaluate", *run, "--attacks", "quick" if job.name == ADAPTIVE else "none")
     qrobust("report", *run)
+
+
+def differences(plus: Path, minus: Path, cells: list[Cell], of: str = "compensated", against: str = "int8") -> Any:
+    """Per test image, the mean over cells of whether `of` in run `plus` is right minus `against` in run `minus`."""
+    right = []
+    for run, name in ((plus, of), (minus, against)):
+        labels, found = read_predictions(run / "predictions", cells)
+        right.append(np.mean([found[cell][name].prediction == labels for cell in cells], axis=0))
+    return right[0] - right[1]
+
+
+def mean_of(images: list[Any]) -> dict[str, Any]:
+    """The mean over runs, then over images, in points, with its 95 % interval over images."""
+    each = np.mean(images, axis=0)
+    low, high = paired_bootstrap(each, 0)
+    return {
+        "pp": 100 * float(each.mean()),
+        "interval_pp": [100 * low, 100 * high],
+        "runs": len(images),
+        "n": len(each),
+    }
+
+
+def means(out: Path, networks: dict[str, Any]) -> dict[str, Any]:
+    """What holds over networks and jobs, from the predictions that the runs keep."""
+    found: dict[str, list[Any]] = {}
+    for model, entry in networks.items():
+        for name, job in entry["jobs"].items():
+            run, seen = out / model / name, job["compensation"]["trained_on"]
+            shifted = [(r["shift"], r["severity"]) for r in job["rows"] if r["shift"] != "clean"]
+            kind = name.partition("-")[0]
+            cells = [c for c in shifted if c[0] not in seen] if kind == "without" else shifted
+            gain = differences(run, run, cells)
+            found.setdefault(kind, []).append(gain)
+            found.setdefault(f"{kind} {model}", []).append(gain)
+            if kind in ("u13", "w4a4"):
+                for what, plus in (("cost", "int8"), ("left", "compensated")):
+                    lost = differences(run, run, cells, plus, "float")
+                    found.setdefault(f"{kind} {what} {model}", []).append(lost)
+            if kind == "w4a4" and (out / model / "u13" / "record.json").exists():
+                found[f"w4a4 against w8a8 {model}"] = [differences(run, out / model / "u13", cells)]
+    return {name: mean_of(images) for name, images in found.items()}
 
 
 def outcome(record: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +229,7 @@ def write(out: Path, trainings: Path, threads: int) -> None:
     result = {
         "command": "python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --out OUT",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
-        "versions": versions(), "hardware": hardware(threads),
+        "means": means(out, found), "versions": versions(), "hardware": hardware(threads),
     }  # fmt: skip
     text = json.dumps(result, indent=1)
     for folder, name in ((str(out), "OUT"), (str(trainings), "RUNS"), (str(Path.home()), "~")):

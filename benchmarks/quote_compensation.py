@@ -17,6 +17,13 @@ def _jobs(prefix: str) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
+def _mean(name: str) -> str:
+    """A mean over runs, with its interval over images."""
+    found = record("compensation")["means"][name]
+    low, high = found["interval_pp"]
+    return f"{found['pp']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+
+
 def _costs(job: dict[str, Any]) -> str:
     """Share of the multiply-accumulates, and times at batch 1 over INT8 and under float."""
     s = job["summary"]
@@ -37,11 +44,9 @@ def compensation_u13() -> str:
         + COSTS,
         "|---|" + "---:|" * 10,
     ]
-    gains = []
     for network, _, job in _jobs("u13"):
         s = job["summary"]
         clean, shift = s["clean_accuracy"], s["shift_accuracy"]
-        gains.append(s["compensation_gain_pp"])
         lines.append(
             f"| {network} | {percent(clean['int8'])} | {percent(clean['compensated'])} | {change(s, 'clean_cost')} | "
             f"{percent(shift['float'])} | {percent(shift['int8'])} | {percent(shift['compensated'])} | "
@@ -51,8 +56,8 @@ def compensation_u13() -> str:
     minutes = ", ".join(f"{job['stages']['compensate']['duration_s'] / 60:.0f}" for _, _, job in _jobs("u13"))
     lines += [
         "",
-        f"Mean gain over {len(gains)} network(s): {sum(gains) / len(gains):+.2f} points; n = {n:,} each. Minutes of "
-        f"training, by network: {minutes}.",
+        f"Mean gain over {len(_jobs('u13'))} network(s): {_mean('u13')}; n = {n:,} each. Minutes of training, by "
+        f"network: {minutes}.",
     ]
     return "\n".join(lines)
 
@@ -90,7 +95,6 @@ def compensation_methods() -> str:
 
 def _narrow(prefix: str, title: str, key: str) -> list[str]:
     lines = [f"| network | {title} | INT8 | with calibrator | gain | clean cost {COSTS}", "|---|---|" + "---:|" * 7]
-    gains: dict[str, list[float]] = {}
     for network, name, job in _jobs(prefix):
         s = job["summary"]
         trained = job["compensation"]["trained_on"]
@@ -98,14 +102,13 @@ def _narrow(prefix: str, title: str, key: str) -> list[str]:
             r for r in job["rows"] if r["shift"] != "clean" and (key != "unseen_gain" or r["shift"] not in trained)
         ]
         before, after = (sum(r["accuracy"][k] for r in rows) / len(rows) for k in ("int8", "compensated"))
-        gains.setdefault(network, []).append(s[f"{key}_pp"])
         lines.append(
             f"| {network} | {name.removeprefix(prefix)} | {percent(before)} | {percent(after)} | {change(s, key)} | "
             f"{change(s, 'clean_cost')} | {_costs(job)} |"
         )
-    for network, found in gains.items():
-        lines += ["", f"{network}: mean gain over {len(found)} calibrators {sum(found) / len(found):+.2f} points."]
-    return lines
+    kind, networks = prefix.removesuffix("-"), list(dict.fromkeys(network for network, _, _ in _jobs(prefix)))
+    lines += ["", *(f"{network}: mean gain {_mean(f'{kind} {network}')}." for network in networks)]
+    return [*lines, f"Over all {len(_jobs(prefix))}: {_mean(kind)}."] if len(networks) > 1 else lines
 
 
 def compensation_scenes() -> str:
@@ -120,7 +123,10 @@ def compensation_families() -> str:
 
 def compensation_few() -> str:
     """Gains by the number of unlabelled images."""
-    return "\n".join(_narrow("few-", "unlabelled images", "compensation_gain"))
+    lines = _narrow("few-", "unlabelled images", "compensation_gain")
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    rows.sort(key=lambda line: (line.split("|")[1], int(line.split("|")[2])))
+    return "\n".join([*lines[:2], *rows])  # a mean over numbers of images says nothing
 
 
 def compensation_bits() -> str:
@@ -137,6 +143,14 @@ def compensation_bits() -> str:
         ):  # fmt: skip
             accuracies = f"{percent(s['clean_accuracy'][graph])} | {percent(s['shift_accuracy'][graph])}"
             lines.append(f"| {network} | {label} | {accuracies} |")
+    for network, _, _ in _jobs("w4a4"):
+        parts = [
+            f"{bits.upper() if bits == 'w4a4' else 'W8A8'} is {_mean(f'{bits} cost {network}')} from float under "
+            f"shift, with its calibrator {_mean(f'{bits} left {network}')}"
+            for bits in ("u13", "w4a4")
+        ]
+        against = _mean(f"w4a4 against w8a8 {network}")
+        lines += ["", f"{network}: {'; '.join(parts)}. W4A4 with calibrator is {against} from W8A8 without."]
     return "\n".join(lines)
 
 

@@ -101,6 +101,7 @@ class RunConfig:
     favour: float = 0.0
     polish: int = 0
     few_shot: int | None = None
+    scene_names: tuple[str, ...] = ()
     scene_images: str | None = None
     scene_alone: bool = True
     association_weight: float = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,12 @@ class RunFolder:
         self.stages.mkdir(exist_ok=True)
         write_json(self.stages / f"{name}.json", result)
 
-    def drop_checkpoints(self) -> None:
-        """Training is done and its result kept."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+    def drop_checkpoints(self, paths: Iterable[Path]) -> None:
+        """Training is done and its result kept; what others left there stays."""
+        for path in list(paths):
+            path.unlink(missing_ok=True)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
 
     def forget(self, *names: str) -> None:
         """Stages whose inputs changed are not done any more."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
 from qrobust.classifier import Compensated, NormalizedModel, count_macs
-from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
+from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction, within_budget
 from qrobust.config import RunConfig
 from qrobust.data import Data, Split, open_data
 from qrobust.data.scene import Scene, open_scene
@@ -289,6 +289,11 @@ class Workbench:
     def calibrator(self) -> nn.Module:
         """The frozen integer calibrator that the folder holds."""
         stage = self.place().need_stage("compensate", "compensate")
+        if stage.get("calibrator_version") != CALIBRATOR_VERSION:
+            raise InputError(
+                f"run folder: the calibrator in {self.place().path} is of another version of qrobust; "
+                "run `qrobust compensate` again"
+            )
         return restore(
             self.new_calibrator(stage["width"], tuple(stage["branches"])).eval(), self.target, self.data.image_size,
             load_file(self.place().calibrator), leaves=(Correction,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 from qrobust.classifier import NormalizedModel
 from qrobust.compensation.baselines import AntiAdversary, AutoContrast, Denoise, reestimate_batch_norm
 from qrobust.compensation.training import state_hash
-from qrobust.errors import InputError
+from qrobust.errors import GateError, InputError
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.stage import stage
+from qrobust.report.card import model_card
+from qrobust.results import read_record
 from qrobust.workbench import Reporter, Workbench
 
 
@@ -149,7 +152,7 @@ def test_every_graph_has_a_card(finished_run: Path) -> None:
         card = (finished_run / f"{name}.card.md").read_text()
         assert card.startswith(f"# {name}.onnx")
         assert f"- clean: {100 * accuracy:.1f} %" in card
-    assert "contrast, gaussian_noise, inversion; training images" in card
+    assert "contrast, gaussian_noise, inversion; from the training images of `digits` with labels, disjoint" in card
     assert "shifts it never saw: rotation" in card
 
 
@@ -163,12 +166,71 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
         }  # fmt: skip
 
     rows = [row("finetune", 30, 2.0, 2.0), row("compensated", 20, 0.2, 0.8), row("auto-contrast", 5, 0, 1.5)]
-    text = recommendation({"methods": rows})
+    record: dict[str, Any] = {"methods": rows, "scene": None, "config": {"scene_alone": True}}
+    text = recommendation(record)
     assert text.startswith("Ship INT8 + calibrator (+20.0 points")
     assert "where time decides, ship auto-contrast" in text
-    assert recommendation({"methods": rows[:1]}).startswith("Ship the INT8 graph as it is")
-    rows = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
-    assert recommendation({"methods": rows}).startswith("Ship the INT8 graph as it is")
+    assert recommendation(record | {"methods": rows[:1]}).startswith("Ship the INT8 graph as it is")
+    none = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
+    assert recommendation(record | {"methods": none}).startswith("Ship the INT8 graph as it is")
+    # What learned from a scene is judged on the scene, whatever it does to rendered shifts.
+    scene = {"labelled": True, "gain": {
+        "compensated": {"gain_pp": -3.0, "gain_interval_pp": [-5.0, -1.0]},
+        "auto-contrast": {"gain_pp": 9.0, "gain_interval_pp": [7.0, 11.0]},
+    }}  # fmt: skip
+    text = recommendation(record | {"scene": scene})
+    assert text.startswith("Ship auto-contrast + INT8 (+9.0 points [+7.0, +11.0] on the scene")
+    assert "calibrator" not in text
+    mixed = record | {"scene": scene, "config": {"scene_alone": False}}
+    assert recommendation(mixed).startswith("Ship INT8 + calibrator (+20.0")
+    unlabelled = record | {"scene": {"labelled": False}}
+    assert recommendation(unlabelled).startswith("Which method to ship is not known")
+
+
+def test_flags_stand_on_the_card_of_their_graph(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    record["attacks"]["flags"] = ["UNRELIABLE: int8, Linf: pgd-10 from float leaves 20.0% at epsilon 0.01"]
+    flagged = {name for name in ("float", "int8", "compensated") if "UNRELIABLE" in model_card(record, name)}
+    assert flagged == {"int8"}
+
+
+def test_checkpoints_of_other_trainings_stay(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    checkpoints = run / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    (checkpoints / "float-0123456789ab.pt").write_bytes(b"of a calibrator that was killed")
+    assert qrobust("compensate", run, "--method", "denoise", "-q", "--threads", 1).exit_code == 0
+    assert [p.name for p in checkpoints.iterdir()] == ["float-0123456789ab.pt"]
+
+
+def test_methods_of_other_choices_are_left_out_and_said(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert qrobust("compensate", run, "--method", "denoise", "-q", "--threads", 1).exit_code == 0
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"steps": 99}))
+    result = qrobust("evaluate", run, "--attacks", "none", "-q", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "denoise, made with other choices, is left out; --method denoise makes it anew" in result.output
+    assert "denoise" not in json.loads((run / "stages" / "evaluate.json").read_text())["summary"]["clean_accuracy"]
+
+
+def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qrobust import pipeline
+
+    def make(bench: Workbench, method: str) -> None:
+        if method != "denoise":
+            raise GateError(f"parity: {method} no")
+        make_alternative(bench, method)
+
+    monkeypatch.setattr(pipeline, "make_alternative", make)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    result = qrobust("compensate", run, "--compare", "-q", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("left out: parity:") == 5
+    record = read_record(run / "record.json")
+    assert {row["method"] for row in record["methods"]} == {"compensated", "denoise"}
 
 
 def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(finished_run: Path) -> None:

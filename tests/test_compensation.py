@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import qrobust
 from torch.nn import functional as F
 
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
@@ -221,8 +223,18 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     assert report.best_step <= 45
     assert all(torch.isfinite(v).all() for v in diverged.state_dict().values())
 
-    _, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=4)
+    asked: list[int] = []
+
+    def count(*arguments: object, **options: object) -> torch.Tensor:
+        asked.append(1)
+        return reverse_adversarial(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(training, "reverse_adversarial", count)
+    pulled, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=4, restore_steps=0)
+    plain, _ = train("plain.pt", reverse_weight=0.0, steps=4, restore_steps=0)
     assert not with_reverse.diverged
+    assert len(asked) == 4
+    assert state_hash(pulled) != state_hash(plain)
     for options, match in (({"batch_size": 4}, "batch_size"),):
         with pytest.raises(InputError, match=match):
             train("bad.pt", **options)
@@ -245,6 +257,28 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
             seed=0,
             checkpoint=tmp_path / "none.pt",
         )
+
+
+def test_training_that_diverges_at_once_keeps_the_calibrator_that_was_there(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    monkeypatch.setattr(training, "_step_loss", lambda *_, **__: torch.tensor(torch.nan))
+    result = qrobust("compensate", run, "--steps", 20, "-q", "--threads", 1)
+    assert result.exit_code == 2, result.output
+    assert "learning_rate: training diverged at step 0, before anything was learned" in result.output
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert {p: after.get(p) for p in before} == before
+
+
+def test_a_calibrator_of_another_version_is_refused_in_one_line(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    stage = json.loads((run / "stages" / "compensate.json").read_text())
+    (run / "stages" / "compensate.json").write_text(json.dumps(stage | {"calibrator_version": 1}))
+    result = qrobust("export", run, "-q")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert "of another version of qrobust; run `qrobust compensate` again" in result.output
 
 
 def test_a_classifier_without_gradient_is_refused(tmp_path: Path) -> None:

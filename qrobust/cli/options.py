@@ -366,7 +366,7 @@ def split_commas(text: str | None, kind: Callable[[str], Any]) -> tuple | None:
 
 
 # What --scene imagefolder:DIR sets, as it is without.
-NO_SCENE = {"scene_images": None, "scene_alone": True}
+NO_SCENE = {"scene_names": (), "scene_images": None, "scene_alone": True}
 
 
 def choices(options: dict[str, Any]) -> dict[str, Any]:
@@ -389,10 +389,9 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
         shifts = tuple(name for name in found.pop("scene") if name not in real)
         if len(real) > 1:
             raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
+        found |= NO_SCENE | {"scene_names": shifts}
         if real:
             found |= {"scene_images": real[0], "scene_alone": not shifts}
-        else:
-            found |= NO_SCENE
         if shifts:
             found["shifts"] = scenes(shifts)
     elif "shifts" in found:

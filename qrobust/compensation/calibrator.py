@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from qrobust.classifier import count_macs
 from qrobust.errors import InputError
 
+# Of what the weights mean: a calibrator of another version cannot be read.
+CALIBRATOR_VERSION = 2
 WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 RESIDUAL_BOUND = 0.5  # of the [0, 1] scale, per pixel
 FAINT = 0.10  # mean absolute deviation from the mean colour below which an image may be stretched

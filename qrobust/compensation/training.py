@@ -131,7 +131,8 @@ def train_calibrator(
         progress: called with steps done, all steps and a note.
 
     Raises:
-        InputError: an argument out of range, or a classifier whose gradient vanishes.
+        InputError: an argument out of range, a classifier whose gradient vanishes, or a training that diverges before
+            it has learned anything.
     """
     if batch_size < GROUPS:
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
@@ -172,12 +173,17 @@ def train_calibrator(
 
     done = fit(
         calibrator, optimizer, steps=steps, rates=rates, loss=loss, judge=judge, score=lambda found: (sum(found),),
-        judge_after=lambda step: step > restore_steps and (step - restore_steps) % every == 0,
+        judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
         checkpoint=checkpoint, checkpoint_every=every, progress=progress,
         keep_start=not restore_steps,  # an identity proposes nothing that could be quantized; the gate can shut it
     )  # fmt: skip
     calibrator.eval()
+    if done.diverged and restore_steps and not done.best_step:
+        raise InputError(
+            f"learning_rate: training diverged at step {done.steps}, before anything was learned; expected a rate "
+            f"smaller than {learning_rate:g}"
+        )
     if state_hash(twin) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, QRobustError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.compensating import compensate, export
@@ -80,7 +80,7 @@ def compare(bench: Workbench) -> Record:
             continue
         try:
             make_alternative(bench, method)
-        except InputError as error:
+        except QRobustError as error:
             folder.forget(method)  # one made with other choices
             bench.reporter.warn(f"warning: {method} left out: {error}")
     evaluate(bench)

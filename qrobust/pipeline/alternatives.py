@@ -13,7 +13,7 @@ from qrobust.compensation.baselines import AutoContrast, Denoise, estimated_norm
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
-from qrobust.pipeline.compensating import RESTORE_SHARE, fit_calibrator, mixed_images
+from qrobust.pipeline.compensating import RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
 from qrobust.pipeline.quantizing import train_twin_in_stage
 from qrobust.pipeline.stage import export_gated, in_float, stage
 from qrobust.quantization.ptq import build, observe
@@ -52,7 +52,6 @@ def make_alternative(bench: Workbench, method: str) -> None:
         result.setdefault("trained_on", bench.lesson_names())
         result.setdefault("macs", {"calibrator": 0})
         export_gated(bench, method, model, result, in_float=in_float(bench))
-        folder.drop_checkpoints()
 
 
 def _reestimated(bench: Workbench) -> fx.GraphModule:
@@ -77,7 +76,9 @@ def _reestimated(bench: Workbench) -> fx.GraphModule:
 
 def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     twin = _reestimated(bench)
-    return Compensated(fit_calibrator(bench, twin, result), twin)
+    calibrated = Compensated(fit_calibrator(bench, twin, result), twin)
+    bench.place().drop_checkpoints(checkpoints_of(bench, twin).values())
+    return calibrated
 
 
 def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
@@ -88,6 +89,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
         kind="finetune",
     )  # fmt: skip
+    bench.place().drop_checkpoints(bench.place().checkpoints.glob("finetune-*"))
     result["training"], result["earlier_s"] = fitted.__dict__, fitted.earlier_s
     result["trained_on"] = sorted({name for name, _ in bench.training_cells})
     return twin

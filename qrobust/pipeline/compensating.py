@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import fx
 
 from qrobust.classifier import Classifier, Compensated, count_macs
-from qrobust.compensation.calibrator import Calibrator, Correction
+from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction
 from qrobust.compensation.training import Fit, set_gate, state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
@@ -29,7 +30,7 @@ from qrobust.workbench import Workbench
 RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
 QAT_RATE = 0.5
 # Clean validation accuracy that a calibrator may cost, as a fraction: the gate is set by it.
-CLEAN_COST = 0.0075
+CLEAN_COST = 0.005
 # Shifted validation images in all, and the memory they may take.
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 
@@ -43,7 +44,14 @@ def compensate(bench: Workbench) -> None:
     choose_calibrator(bench, bench.twin)
     with stage(bench, "compensate") as result:
         bench.save_calibrator(fit_calibrator(bench, bench.twin, result))
-        folder.drop_checkpoints()
+        folder.drop_checkpoints(checkpoints_of(bench, bench.twin).values())
+
+
+def checkpoints_of(bench: Workbench, twin: torch.nn.Module) -> dict[str, Path]:
+    """Where the training of a calibrator in front of this twin keeps what it goes on from, by phase."""
+    folder, config, twin_hash = bench.place().checkpoints, bench.config, state_hash(twin)
+    found = {kind: folder / f"{kind}-{choices_key(config, kind + twin_hash)}.pt" for kind in ("float", "int8")}
+    return found | {"chosen": folder / f"chosen-{choices_key(config, twin_hash)}.json"}
 
 
 def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any]) -> fx.GraphModule:
@@ -68,6 +76,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     calibrator, result["latency_ratio"] = choose_calibrator(bench, twin)
     result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
     result["width"], result["branches"] = calibrator.width, calibrator.branches
+    result["calibrator_version"] = CALIBRATOR_VERSION
     restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
     steps = (restore_steps + float_steps, restore_steps)
     floating = _train(bench, calibrator, (twin, judged), validation, steps, config.learning_rate, "float")
@@ -119,7 +128,7 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
     most = bench.config.latency_budget
     if most is None:
         return bench.new_calibrator(*choices[0]), None
-    chosen = bench.place().checkpoints / f"chosen-{choices_key(bench.config, state_hash(twin))}.json"
+    chosen = checkpoints_of(bench, twin)["chosen"]
     if chosen.exists():
         kept = read_json(chosen)
         return bench.new_calibrator(kept["width"], tuple(kept["branches"])), kept["latency_ratio"]
@@ -167,7 +176,7 @@ def _train(
             restore_steps=steps[1], batch_size=config.batch_size, learning_rate=learning_rate,
             use_labels=config.use_labels, association_weight=config.association_weight,
             reverse_weight=config.reverse_weight, seed=config.seed + (kind == "int8"),
-            checkpoint=bench.place().checkpoints / f"{kind}-{choices_key(config, kind + state_hash(twin))}.pt",
+            checkpoint=checkpoints_of(bench, twin)[kind],
             scene=bench.scene.training if bench.scene else None, favour=config.favour,
             judged=judged, progress=told(bar),
         )  # fmt: skip

@@ -17,8 +17,8 @@ from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
-from qrobust.folders import GRAPHS, TORCH_ONLY
-from qrobust.pipeline.stage import stage
+from qrobust.folders import ALTERNATIVES, GRAPHS, TORCH_ONLY
+from qrobust.pipeline.stage import kept, stage
 from qrobust.predictions import (
     CLEAN,
     SUBSET,
@@ -55,7 +55,9 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
-    names = folder.graphs()
+    names = [name for name in folder.graphs() if name not in ALTERNATIVES or kept(bench, name)]
+    for name in set(folder.graphs()) - set(names):
+        bench.reporter.warn(f"warning: {name}, made with other choices, is left out; --method {name} makes it anew")
     folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten

@@ -58,7 +58,7 @@ def _quantize(bench: Workbench) -> None:
         export_gated(bench, "int8", twin, result, in_float=len(in_float))
         bench.save_model()
         bench.save_twin(twin)
-        bench.place().drop_checkpoints()
+        bench.place().drop_checkpoints(bench.place().checkpoints.glob("qat-*"))
         size = bench.data.image_size
         noise = layer_noise(
             quantized.observed.graph,

@@ -18,6 +18,7 @@ from qrobust.config import RunConfig
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.errors import QRobustError
 from qrobust.fitting import Progress
 from qrobust.folders import ALTERNATIVES
 from qrobust.models import parse_normalization
@@ -28,7 +29,8 @@ from qrobust.workbench import Bar, Workbench
 PARITY_IMAGES = 1000
 # Choices that no training depends on.
 MEASURING = (
-    "threads", "test_images", "attacks", "attack_images", "attack_steps", "epsilons", "norms", "l2_epsilons",
+    "scene_names", "threads", "test_images", "attacks", "attack_images", "attack_steps", "epsilons", "norms",
+    "l2_epsilons",
 )  # fmt: skip
 STAGES = ("quantize", "compensate", "export", "evaluate")
 
@@ -37,14 +39,22 @@ STAGES = ("quantize", "compensate", "export", "evaluate")
 def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]:
     """Time a stage, begun so many seconds ago; on success store what it put into the yielded dict.
 
-    From its start on, neither the stage nor any that builds on it counts as done.
+    From its start on, neither the stage nor any that builds on it counts as done. Where it ends in an error of ours,
+    what was done before counts again: nothing of it was replaced. (What quantization had made may have been.)
     """
     bench.reporter.say(f"{name} ...")
-    bench.place().forget(*after(name))
+    folder = bench.place()
+    before = {n: folder.stage(n) for n in after(name) if n != "quantize" != name and folder.stage(n)}
+    folder.forget(*after(name))
     torch.set_num_threads(bench.config.threads)
     started = time.perf_counter() - began_s
     result: dict[str, Any] = {}
-    yield result
+    try:
+        yield result
+    except QRobustError:
+        for done, found in before.items():
+            folder.finish(done, found)
+        raise
     result["choices"] = choices_key(bench.config, name)
     earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
     result["duration_s"] = round(time.perf_counter() - started + earlier, 3)

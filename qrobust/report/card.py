@@ -33,7 +33,8 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     )
     if method:
         shifts = ", ".join(method["trained_on"]) or "no shift: it is not trained"
-        lines += ["", f"{NAMES[graph]}: {shifts}; training images of `{config['data']}`, disjoint from those below."]
+        named = f"scene {', '.join(config['scene_names'])}: " if config["scene_names"] else ""
+        lines += ["", f"{NAMES[graph]}: {named}{shifts}; {_lessons(config)}, disjoint from those below."]
     low, high = s["clean_interval"][graph]
     lines += [
         "", "## Measured", "",
@@ -43,6 +44,13 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         *_under_shift(record, graph),
         f"- batch 1 in {s['latency_ms'][graph]['batch_1']:.2f} ms, {s['size_bytes'][graph] / 1024:.0f} KiB",
     ]  # fmt: skip
+    scene = record["scene"]
+    if scene and graph in scene.get("accuracy", {}):
+        low, high = scene["interval"][graph]
+        lines.append(
+            f"- on {scene['n']} test images of `{scene['images']}`: {percent(scene['accuracy'][graph])} "
+            f"[{100 * low:.1f}, {100 * high:.1f}]"
+        )
     if method:
         lines.append(
             f"- against INT8: {points(method['gain_pp'], method['gain_interval_pp'])} under shift, clean cost "
@@ -57,6 +65,13 @@ def model_card(record: dict[str, Any], graph: str) -> str:
             *([row["shift"], str(row["severity"]), percent(row["accuracy"][graph])] for row in worst),
         ])  # fmt: skip
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, method), ""])
+
+
+def _lessons(config: dict[str, Any]) -> str:
+    """The images that compensation learned from."""
+    count = f"{config['few_shot']} of the" if config["few_shot"] else "the"
+    labels = "with labels" if config["use_labels"] else "without labels"
+    return f"from {count} training images of `{config['data']}` {labels}"
 
 
 def _under_shift(record: dict[str, Any], graph: str) -> list[str]:
@@ -96,5 +111,5 @@ def _limits(record: dict[str, Any], graph: str, method: dict[str, Any] | None) -
         if losing:
             names = ", ".join(f"{r['shift']} {r['severity']}".removesuffix(" 0") for r in losing)
             limits.append(f"- Below the INT8 graph without it, if only by an image, on: {names}.")
-    limits += [f"- {flag}" for flag in record["attacks"]["flags"] if f" {graph} " in flag]
+    limits += [f"- {flag}" for flag in record["attacks"]["flags"] if flag.startswith(f"UNRELIABLE: {graph},")]
     return limits

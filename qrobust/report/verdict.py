@@ -67,7 +67,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
     """The verdict, most important sentence first."""
     s = record["summary"]
     shift, clean = s["shift_accuracy"], s["clean_accuracy"]
-    sentences = []
+    sentences, scene = [], learned_scene(record)
     if len(record["methods"]) > 1:
         sentences.append(recommendation(record))
     if record["scene"]:
@@ -75,9 +75,11 @@ def verdict(record: dict[str, Any]) -> list[str]:
     if "compensated" in shift and s["compensation_gain_pp"] is not None:
         gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
         cost = s["clean_cost_pp"]
-        won = "Compensation pays" if low > 0 else "Compensation does not pay here"
+        won = "Compensation pays: under" if low > 0 else "Compensation does not pay here: under"
+        if scene:
+            won = f"{_scene_verdict(scene)} Under rendered"
         sentences.append(
-            f"{won}: under shift the INT8 graph goes from {percent(shift['int8'])} to "
+            f"{won} shift the INT8 graph goes from {percent(shift['int8'])} to "
             f"{percent(shift['compensated'])} ({points(gain, s['compensation_gain_interval_pp'])}), clean accuracy "
             f"from {percent(clean['int8'])} to {percent(clean['compensated'])} "
             f"(cost {points(cost, s['clean_cost_interval_pp'])})."
@@ -121,45 +123,67 @@ def verdict(record: dict[str, Any]) -> list[str]:
     return sentences + flag_sentences(record["attacks"])
 
 
+def learned_scene(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The scene whose real images compensation learned from, where it learned from nothing else."""
+    return record["scene"] if record["scene"] and record["config"]["scene_alone"] else None
+
+
+def _scene_verdict(scene: dict[str, Any]) -> str:
+    if not scene["labelled"]:
+        return "Whether compensation pays on the scene is not known: its images have no labels."
+    gain = scene["gain"].get("compensated")
+    pays = gain is not None and gain["gain_interval_pp"][0] > 0
+    return "Compensation pays on the scene." if pays else "Compensation does not pay on the scene."
+
+
 def recommendation(record: dict[str, Any]) -> str:
     """Which method to ship: the highest gain under shift among those that cost little clean accuracy; or none.
 
-    Where that one is slower than float, the best of those that are not is named, too.
+    Where methods learned from a scene's real images alone, the gain is that on the scene's test images. Where the
+    best is slower than float, the best of those that are not is named, too. The choice is made on the images that it
+    is measured on.
 
     Args:
         record: of a run in which methods were compared.
     """
+    scene, methods = learned_scene(record), record["methods"]
+    if scene and not scene["labelled"]:
+        return "Which method to ship is not known: the scene's images have no labels."
+    if scene:
+        methods = [row | scene["gain"][row["method"]] for row in methods if row["method"] in scene["gain"]]
     worth = sorted(
         (
-            row for row in record["methods"]
+            row for row in methods
             if row["runtime"] == "onnxruntime" and row["gain_interval_pp"][0] > 0
             and row["clean_cost_pp"] <= MOST_CLEAN_COST
         ),
         key=lambda row: -row["gain_pp"],
     )  # fmt: skip
+    where = "on the scene" if scene else "under shift"
     if not worth:
         return (
-            "Ship the INT8 graph as it is: no method gains under shift at a cost of at most "
+            f"Ship the INT8 graph as it is: no method gains {where} at a cost of at most "
             f"{MOST_CLEAN_COST:g} points of clean accuracy."
         )
     best, fast = worth[0], next((r for r in worth if r["float_latency_ratio"]["batch_1"] >= 1), None)
-    text = f"Ship {_praise(best)}."
+    text = f"Ship {_praise(best, where)}."
     if best is not fast:
         text += " At batch 1 it takes longer than the float classifier"
-        text += f"; where time decides, ship {_praise(fast)}." if fast else "."
+        text += f"; where time decides, ship {_praise(fast, where)}." if fast else "."
     return text
 
 
-def _praise(row: dict[str, Any]) -> str:
+def _praise(row: dict[str, Any], where: str) -> str:
     return (
-        f"{NAMES[row['method']]} ({points(row['gain_pp'], row['gain_interval_pp'])} under shift, clean accuracy "
+        f"{NAMES[row['method']]} ({points(row['gain_pp'], row['gain_interval_pp'])} {where}, clean accuracy "
         f"{points(-row['clean_cost_pp'])}, {row['latency_ratio']['batch_1']:.2f} times the INT8 graph's time)"
     )
 
 
 def comparison(record: dict[str, Any]) -> list[list[str]]:
     """The table of methods: a header, then a row for each, highest gain first."""
-    rows = [["", "clean", "under shift", "gain", "clean cost", "time of INT8, batch 1", "batch 32", "n"]]
+    header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time of INT8, batch 1")
+    rows = [[*header, "batch 32", "n"]]
     for row in record["methods"]:
         times = [
             f"{row['latency_ratio'][b]:.2f}x" if "latency_ratio" in row else "-" for b in ("batch_1", "batch_32")
@@ -167,7 +191,9 @@ def comparison(record: dict[str, Any]) -> list[list[str]]:
         rows.append([
             NAMES[row["method"]], percent(row["clean_accuracy"]), percent(row["shift_accuracy"]),
             points(row["gain_pp"], row["gain_interval_pp"]),
-            points(row["clean_cost_pp"], row["clean_cost_interval_pp"]), *times, str(row["n"]),
+            points(row["clean_cost_pp"], row["clean_cost_interval_pp"]),
+            percent(row["macs"] / record["summary"]["macs"]["classifier"]) if "macs" in row else "-", *times,
+            str(row["n"]),
         ])  # fmt: skip
     return rows
 
