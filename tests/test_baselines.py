@@ -20,6 +20,7 @@ from qrobust.errors import GateError, InputError
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.stage import stage
 from qrobust.report.card import model_card
+from qrobust.report.verdict import float_operators
 from qrobust.results import read_record
 from qrobust.workbench import Reporter, Workbench
 
@@ -192,6 +193,20 @@ def test_flags_stand_on_the_card_of_their_graph(finished_run: Path) -> None:
     record["attacks"]["flags"] = ["UNRELIABLE: int8, Linf: pgd-10 from float leaves 20.0% at epsilon 0.01"]
     flagged = {name for name in ("float", "int8", "compensated") if "UNRELIABLE" in model_card(record, name)}
     assert flagged == {"int8"}
+
+
+def test_float_operators_are_listed_with_their_share_of_the_time(finished_run: Path) -> None:
+    audited = {
+        "float_compute": {},
+        "other_ops": {"GridSample": 1, "Mul": 3, "Reshape": 9, "QLinearAdd": 2, "DequantizeLinear": 1},
+        "time_share": {"QLinearConv": 0.8, "Mul": 0.03, "GridSample": 0.05, "Reshape": 0.07, "QLinearAdd": 0.05},
+    }  # fmt: skip
+    sentence = float_operators(audited)
+    assert sentence == (
+        "4 operators in float take 8.0 % of its time on one thread (1 GridSample 5.0 %, 3 Mul 3.0 %)."
+    )
+    for file in ("report.md", "report.html", "compensated.card.md"):
+        assert "operators in float take" in (finished_run / file).read_text()
 
 
 def test_checkpoints_of_other_trainings_stay(finished_run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.report.markdown import table
-from qrobust.report.verdict import NAMES, percent, points
+from qrobust.report.verdict import NAMES, float_operators, percent, points
 
 WORST = 5
 
@@ -44,6 +44,8 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         *_under_shift(record, graph),
         f"- batch 1 in {s['latency_ms'][graph]['batch_1']:.2f} ms, {s['size_bytes'][graph] / 1024:.0f} KiB",
     ]  # fmt: skip
+    if graph == "compensated":
+        lines.append(f"- {float_operators(record['audit'][graph])}")
     scene = record["scene"]
     if scene and graph in scene.get("accuracy", {}):
         low, high = scene["interval"][graph]

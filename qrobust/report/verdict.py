@@ -11,6 +11,11 @@ NAMES = {
     "calibrator+bn-reestimate": "batch norm re-estimated + calibrator", "finetune": "fine-tuned",
     "auto-contrast": "auto-contrast + INT8", "denoise": "3x3 mean + INT8", "anti-adversary": "anti-adversary (torch)",
 }  # fmt: skip
+# Operators that move values and compute nothing; Resize is a copy, the upsampling being nearest.
+MOVING = frozenset({
+    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Split", "Slice", "Concat", "Flatten", "DepthToSpace", "Resize",
+    "Gather", "Shape", "Identity", "Pad", "Cast", "NhwcMaxPool", "MaxPool",
+})  # fmt: skip
 LEVEL = 0.05
 # A method is worth shipping if it costs at most so much clean accuracy, in points.
 MOST_CLEAN_COST = 0.5
@@ -95,7 +100,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
         sentences.append(
             f"It costs {percent(macs['calibrator_share'])} of the classifier's multiply-accumulates: at batch 1 "
             f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
-            f"(float {latency['float']['batch_1']:.2f} ms)."
+            f"(float {latency['float']['batch_1']:.2f} ms). {float_operators(record['audit']['compensated'])}"
         )
     under_shift = points(s["shift_quantization_drop_pp"], s["shift_quantization_drop_interval_pp"])
     sentences.append(
@@ -121,6 +126,20 @@ def verdict(record: dict[str, Any]) -> list[str]:
     if "compensated" in shift:
         sentences.append(significance(record, "gain", "INT8 with and without calibrator"))
     return sentences + flag_sentences(record["attacks"])
+
+
+def float_operators(audited: dict[str, Any]) -> str:
+    """One sentence: which operators of a graph compute in float, and what share of the time each kind takes.
+
+    Args:
+        audited: of a graph, from a record's `audit`. What only moves values, or has them on integers, is left out.
+    """
+    counts = audited["float_compute"] | audited["other_ops"]
+    kinds = [k for k in counts if not k.startswith(("Q", "DequantizeLinear")) and k not in MOVING]
+    share = {k: audited["time_share"].get(k, 0.0) for k in kinds}
+    listed = ", ".join(f"{counts[k]} {k} {percent(share[k])}" for k in sorted(kinds, key=lambda k: -share[k]))
+    total = percent(sum(share.values()))
+    return f"{sum(counts[k] for k in kinds)} operators in float take {total} of its time on one thread ({listed})."
 
 
 def learned_scene(record: dict[str, Any]) -> dict[str, Any] | None:
