@@ -10,6 +10,7 @@ import click
 from qrobust import __version__
 from qrobust.cli.console import console
 from qrobust.cli.options import (
+    NO_SCENE,
     DurationType,
     FractionType,
     choices,
@@ -276,7 +277,8 @@ def _evaluate_files(
         raise InputError(
             "scene: with --model expected shifts, not a folder; give its images as --data imagefolder:DIR"
         )
-    chosen.pop("scene_alone", None)
+    for name in NO_SCENE:
+        chosen.pop(name, None)
     record = evaluate_files(
         Choices(models, data, **chosen), out, console(verbose, quiet),
         threads=cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,
