@@ -84,19 +84,24 @@ def test_output_is_an_image_whatever_the_weights(images: torch.Tensor) -> None:
 
 def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tensor) -> None:
     correction = Correction(32, 2)
-    maps, photometric, geometric = torch.zeros(24, 16, 16, 16), torch.zeros(24, 15), torch.zeros(24, 6)
+    maps, photometric, geometric = torch.zeros(24, 16, 16, 16), torch.zeros(24, 18), torch.zeros(24, 6)
     wide_open, shut = torch.full((24, 1), 50.0), torch.full((24, 1), -50.0)
     negative = photometric.clone()
     for channel in range(3):
-        negative[:, 6 * channel + 1] = 3 * torch.atanh(torch.tensor(-2 / 3))
-        negative[:, 5 * channel + 4] = 2 * torch.atanh(torch.tensor(0.5))
+        negative[:, 7 * channel + 1] = 3 * torch.atanh(torch.tensor(-2 / 3))
+        negative[:, 6 * channel + 4] = 2 * torch.atanh(torch.tensor(0.5))
     assert torch.allclose(correction(1 - images, maps, negative, geometric, wide_open), images, atol=1e-4)
     mean = images.mean((2, 3), keepdim=True)
     faint = (images - mean) * 0.2 + mean
     stretched = photometric.clone()
-    stretched[:, ::5] = 10
+    stretched[:, ::6] = 10
     again = correction(faint, maps, stretched, geometric, wide_open)
     assert (again - again.mean((2, 3), keepdim=True)).abs().mean() > 3 * (faint - mean).abs().mean()
+    lifted = photometric.clone()
+    lifted[:, 5] = torch.atanh(torch.tensor(0.6))  # red alone
+    wanted = images.clone()
+    wanted[:, 0] += 0.6 * wanted[:, 0] * (1 - wanted[:, 0])
+    assert torch.allclose(correction(images, maps, lifted, geometric, wide_open), wanted, atol=1e-5)
     moved = geometric.clone()
     moved[:, 2] = torch.atanh(torch.tensor(0.25 / 0.8))
     shifted = correction(images, maps, photometric, moved, wide_open)
@@ -129,13 +134,20 @@ def test_a_branch_that_is_off_changes_nothing(branches: tuple[str, ...], images:
     out = calibrator(images)
     assert (out - images).abs().max() > 1e-3
     if branches == ("photometric",):
-        # One colour matrix and offset per image, where nothing is clipped.
-        one, seen = images[0].flatten(1), out[0].flatten(1)
+        # One quadratic curve per colour, colour matrix and offset per image, where nothing is clipped.
+        for parameter in calibrator.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.05)
+        torch.nn.init.constant_(calibrator.photometric.bias, 0.2)
+        coloured = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        one, seen = coloured[0].flatten(1), calibrator(coloured)[0].flatten(1)
         inside = ((seen > 0.001) & (seen < 0.999)).all(0)
-        if inside.sum() > 10:
-            system = torch.cat([one, torch.ones(1, one.shape[1])])[:, inside].T
-            fitted = system @ torch.linalg.lstsq(system, seen[:, inside].T).solution
-            assert torch.allclose(fitted.T, seen[:, inside], atol=1e-4)
+        assert inside.sum() > 100
+        system = torch.cat([one, one.square(), torch.ones(1, one.shape[1])])[:, inside].T
+        fitted = system @ torch.linalg.lstsq(system, seen[:, inside].T).solution
+        assert torch.allclose(fitted.T, seen[:, inside], atol=1e-4)
+        line = system[:, [0, 1, 2, 6]]  # no straight line would do
+        fitted = line @ torch.linalg.lstsq(line, seen[:, inside].T).solution
+        assert not torch.allclose(fitted.T, seen[:, inside], atol=1e-3)
     if branches == ("geometric",):
         # A warp of a flat image is that image.
         flat = torch.full((1, 3, 32, 32), 0.4)
@@ -321,10 +333,10 @@ def test_saturated_proposals_are_pulled_back(
 ) -> None:
     """At 20, tanh has no gradient in float32: without the pull a proposal stays there."""
     beyond = 20.0
-    stretch = few_steps("pulled.pt", beyond).photometric.bias[::5]
+    stretch = few_steps("pulled.pt", beyond).photometric.bias[::6]
     assert (stretch < beyond).all()
     monkeypatch.setattr(training, "PROPOSAL_WEIGHT", 0.0)
-    stuck = few_steps("stuck.pt", beyond).photometric.bias[::5]
+    stuck = few_steps("stuck.pt", beyond).photometric.bias[::6]
     assert torch.equal(stuck, torch.full((3,), beyond))
 
 

@@ -4,8 +4,8 @@ It looks at the image once, with integer convolutions at reduced resolution, and
 corrections, its *branches*, applied by a few cheap float operators:
 
 * *residual*: a signed, bounded change of each pixel, weighed by an attention map;
-* *photometric*: one colour matrix and offset for the whole image, part of which undoes low contrast by
-  the image's own statistics;
+* *photometric*: one tone curve, colour matrix and offset for the whole image, part of which undoes low
+  contrast by the image's own statistics;
 * *geometric*: one affine warp of the whole image.
 
 All of them are zero at initialisation, so the calibrator starts as the identity. One *gate* per image, from
@@ -29,8 +29,9 @@ FAINT = 0.10  # mean absolute deviation from the mean colour below which an imag
 STRETCH_BOUND = 5.0  # times what brings an image to that
 MATRIX_BOUND = 3.0  # per entry of the colour matrix, beside the identity
 OFFSET_BOUND = 2.0  # of the [0, 1] scale
+TONE_BOUND = 1.0  # of x (1 - x), added to x: up to here the curve is monotone
 WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is half the image
-PHOTOMETRIC, GEOMETRIC = 15, 6
+PHOTOMETRIC, GEOMETRIC = 18, 6
 # Images larger than this are looked at through a stride of 4 instead of 2.
 FINE_SIZE = 64
 HIDDEN = 64
@@ -56,8 +57,8 @@ class Correction(nn.Module):
         self.faint: torch.Tensor
         self.centres: torch.Tensor
         self.positions: torch.Tensor
-        # Of each colour that comes out: what stretches it, its mixture of the three, and an offset.
-        bounds = torch.tensor([[STRETCH_BOUND, *[MATRIX_BOUND] * 3, OFFSET_BOUND] * 3])
+        # Of each colour: what stretches it, its mixture of the three, an offset, and the curve it goes through first.
+        bounds = torch.tensor([[STRETCH_BOUND, *[MATRIX_BOUND] * 3, OFFSET_BOUND, TONE_BOUND] * 3])
         self.register_buffer("bounds", bounds, persistent=False)
         self.register_buffer("softness", torch.where(bounds == STRETCH_BOUND, 1.0, bounds), persistent=False)
         self.register_buffer("faint", torch.tensor(FAINT * 3 * image_size**2), persistent=False)
@@ -80,7 +81,7 @@ class Correction(nn.Module):
         Args:
             images: in [0, 1].
             maps: `(N, 4 stride^2, S'/stride, S'/stride)` of the padded side S'.
-            photometric: `(N, 15)`.
+            photometric: `(N, 18)`.
             geometric: `(N, 6)`.
             gate: `(N, 1)`, before the sigmoid.
         """
@@ -101,13 +102,15 @@ class Correction(nn.Module):
         return torch.tanh(maps[:, :3]), torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        proposal = torch.tanh(proposal / self.softness) * (gate * self.bounds)
+        stretch, matrix, offset, tone = proposal.reshape(-1, 3, 6).split([1, 3, 1, 1], 2)
         pixels = images.flatten(2)
+        # The quadratic curve of Zero-DCE (Guo et al., arXiv 2001.06826), one for each colour of the image.
+        pixels = pixels + tone * (pixels - pixels.square())
         away = pixels - pixels.mean(2, keepdim=True)
         # Only faint images are stretched: the others stay as they are, whatever is proposed.
         spread = away.abs().sum((1, 2), keepdim=True) + 0.01 / FAINT * self.faint
         lacking = torch.relu(self.faint / spread - 1)
-        proposal = torch.tanh(proposal / self.softness) * (gate * self.bounds)
-        stretch, matrix, offset = proposal.reshape(-1, 3, 5).split([1, 3, 1], 2)
         mixed = (pixels[:, None] * matrix[..., None]).sum(2)
         return (pixels + stretch * lacking * away + mixed + offset).reshape(-1, *images.shape[1:])
 
