@@ -218,15 +218,26 @@ def test_checkpoints_of_other_trainings_stay(finished_run: Path, tmp_path: Path)
     assert [p.name for p in checkpoints.iterdir()] == ["float-0123456789ab.pt"]
 
 
-def test_methods_of_other_choices_are_left_out_and_said(finished_run: Path, tmp_path: Path) -> None:
+def test_methods_that_learned_from_other_shifts_are_left_out_and_said(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    assert qrobust("compensate", run, "--method", "denoise", "-q", "--threads", 1).exit_code == 0
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"steps": 99}))
-    result = qrobust("evaluate", run, "--attacks", "none", "-q", "--threads", 1)
-    assert result.exit_code == 0, result.output
-    assert "denoise, made with other choices, is left out; --method denoise makes it anew" in result.output
-    assert "denoise" not in json.loads((run / "stages" / "evaluate.json").read_text())["summary"]["clean_accuracy"]
+
+    def measured(*options: object) -> tuple[str, set[str]]:
+        result = qrobust("evaluate", run, "--attacks", "none", "-q", "--threads", 1, *options)
+        assert result.exit_code == 0, result.output
+        summary = json.loads((run / "stages" / "evaluate.json").read_text())["summary"]
+        return result.output, set(summary["clean_accuracy"])
+
+    for method in ("denoise", "bn-reestimate"):
+        assert qrobust("compensate", run, "--method", method, "-q", "--threads", 1).exit_code == 0
+    graphs = {"float", "int8", "compensated", "denoise", "bn-reestimate"}
+    assert measured()[1] == graphs
+    # Measuring on other shifts is another question than learning from them.
+    assert measured("--shifts", "fog")[1] == graphs
+    stage = run / "stages" / "bn-reestimate.json"
+    stage.write_text(json.dumps(json.loads(stage.read_text()) | {"trained_on": ["fog"]}))
+    output, names = measured()
+    assert "bn-reestimate is left out: it learned from other shifts than the calibrator" in output
+    assert names == graphs - {"bn-reestimate"}  # denoise learned nothing
 
 
 def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(

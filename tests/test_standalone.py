@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import qrobust, save_npz
@@ -339,6 +340,18 @@ def test_predictions_are_made_again_when_anything_below_them_changed(changed: st
     again = run([path], data, out, *SHORT, "--resume")
     assert again["rows"] == run([path], data, tmp_path / "fresh", *SHORT)["rows"]
     assert again["rows"] != first["rows"]
+
+
+def test_files_in_onnxruntimes_own_format_are_measured(data: str, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    plain = graph(tmp_path / "m.onnx")
+    onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+    record = run([tmp_path / "m.ort"], data, tmp_path / "out", *SHORT)
+    assert record["models"]["m"]["external_data"] == {}
+    rows = run([plain], data, tmp_path / "plain", *SHORT)["rows"]
+    assert record["rows"] == rows
 
 
 def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:

@@ -292,7 +292,9 @@ def _external_data(proto: onnx.ModelProto) -> list[str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """A graph's own file, then those in which it keeps weights."""
+    """A graph's own file, then those in which it keeps weights; one in onnxruntime's own format keeps them inside."""
+    if path.suffix == ".ort":
+        return [path]
     return [path, *(path.parent / name for name in _external_data(onnx.load(path, load_external_data=False)))]
 
 

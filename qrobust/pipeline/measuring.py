@@ -17,8 +17,8 @@ from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
-from qrobust.folders import ALTERNATIVES, GRAPHS, TORCH_ONLY
-from qrobust.pipeline.stage import kept, stage
+from qrobust.folders import ALTERNATIVES, GRAPHS, TORCH_ONLY, RunFolder
+from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
     SUBSET,
@@ -55,9 +55,9 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
-    names = [name for name in folder.graphs() if name not in ALTERNATIVES or kept(bench, name)]
-    for name in set(folder.graphs()) - set(names):
-        bench.reporter.warn(f"warning: {name}, made with other choices, is left out; --method {name} makes it anew")
+    names = [name for name in folder.graphs() if _comparable(folder, name)]
+    for name in sorted(set(folder.graphs()) - set(names)):
+        bench.reporter.warn(f"warning: {name} is left out: it learned from other shifts than the calibrator")
     folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
@@ -88,6 +88,17 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
         latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+
+
+def _comparable(folder: RunFolder, name: str) -> bool:
+    """Whether a graph learned nothing, or from the rendered shifts that the calibrator learned from."""
+    calibrator, method = folder.stage("compensate"), folder.stage(name)
+    if name not in ALTERNATIVES or not calibrator or not method:
+        return True
+    learned, expected = (
+        {n for n in s["trained_on"] if not n.startswith("imagefolder:")} for s in (method, calibrator)
+    )
+    return not learned or learned == expected
 
 
 def _subset(
