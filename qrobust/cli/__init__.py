@@ -41,7 +41,7 @@ class Group(click.Group):
             path = error.ctx.command_path if error.ctx else ctx.command_path
             message, code = f"{error.format_message()} See {path} --help.", error.exit_code
         click.echo(f"Error: {' '.join(message.split())}", err=True)
-        ctx.exit(code)
+        raise click.exceptions.Exit(code)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, "quantize-and-compensate" if cmd_name == "run" else cmd_name)

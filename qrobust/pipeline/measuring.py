@@ -67,10 +67,9 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     if budget is not None:
         split = _subset(bench, split, cells, sessions, budget, workers)
     with stage(bench, "evaluate", began_s=time.perf_counter() - began) as result:
-        with renderers(workers) as by:
-            with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
-                for cell in cells:
-                    predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+        with renderers(workers) as by, bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
+            for cell in cells:
+                predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
         labels, of = split.labels.numpy(), len(bench.data.test)
         trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
         rows = run_rows(predictions, labels, seed=config.seed, of=of)
