@@ -106,6 +106,7 @@ def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tens
     moved[:, 2] = torch.atanh(torch.tensor(0.25 / 0.8))
     shifted = correction(images, maps, photometric, moved, wide_open)
     assert torch.allclose(shifted[:, :, :, :28], images[:, :, :, 4:], atol=1e-4)
+    assert torch.allclose(shifted[:, :, :, 28:], images[:, :, :, 31:].expand(-1, -1, -1, 4), atol=1e-4)  # the border
     assert torch.allclose(correction(images, maps + 1, negative, moved, shut), images, atol=1e-4)
 
 

