@@ -117,7 +117,7 @@ class Correction(nn.Module):
     def _warp(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         moved = (gate * torch.tanh(proposal)).reshape(-1, 2, 3, 1, 1)
         grid = (self.centres + (moved * self.positions).sum(2)).permute(0, 2, 3, 1)
-        # Held within the centres of the outermost pixels, `zeros` is `border`, and three times as fast in onnxruntime.
+        # Within the centres of the outermost pixels `zeros` is `border`, and three times as fast in onnxruntime.
         edge = 1 - 1 / images.shape[-1]
         grid = grid.clamp(-edge, edge)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

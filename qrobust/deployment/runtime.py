@@ -107,9 +107,11 @@ WARM_UP, ROUND_S = 5, 0.02
 
 
 def latencies_ms(
-    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = 25
+    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = 50
 ) -> dict[str, float]:
-    """Median milliseconds per batch, measured in turn (A B A B ...) so that drift hits all alike."""
+    """Milliseconds per batch, measured in turn (A B A B ...): the first one's median, and for each other that
+    times the median of its ratio to the first, round by round, from which the machine's own drift is gone.
+    """
     images = np.random.default_rng(0).random((batch_size, 3, image_size, image_size), dtype=np.float32)
     repeats: dict[str, int] = {}
     for name, classifier in classifiers.items():
@@ -128,7 +130,8 @@ def latencies_ms(
             for _ in range(repeats[name]):
                 classifier.session.run(None, feed)
             samples[name].append((time.perf_counter() - started) / repeats[name] * 1e3)
-    return {name: float(np.median(values)) for name, values in samples.items()}
+    first = np.array(next(iter(samples.values()), []))
+    return {name: float(np.median(first) * np.median(np.array(values) / first)) for name, values in samples.items()}
 
 
 @dataclass(frozen=True)
