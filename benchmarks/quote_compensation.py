@@ -173,6 +173,29 @@ def compensation_risk() -> str:
     return "\n".join([*lines, "", about])
 
 
+def streams() -> str:
+    """Batch norms that adapt at test time beside what is exported, on single shifts and on a mixed stream."""
+    found = record("streams")
+    lines = ["| network | classifier | batch | single shifts | mixed stream |", "|---|---|---:|---:|---:|"]
+    for network, measured in found["networks"].items():
+        for row in measured["rows"]:
+            method = {
+                "compensated": "INT8 + calibrator",
+                "int8": "INT8",
+                "adapted": "float, batch norms adapted",
+            }.get(row["method"], row["method"])
+            cells = [
+                f"{row[key]['pp']:.1f} % [{low:.1f}, {high:.1f}]"
+                for key in ("single", "mixed")
+                for low, high in [row[key]["interval_pp"]]
+            ]
+            lines.append(f"| {network} | {method} | {row['batch'] or 'any'} | {' | '.join(cells)} |")
+    n = next(iter(found["networks"].values()))["n"]
+    return "\n".join(
+        [*lines, "", f"n = {n:,} test images in each stream, severity 5, prior of {found['prior']} images."]
+    )
+
+
 def imagenet_size() -> str:
     """One sentence on EfficientNet-Lite0 at 224 px."""
     r = record("imagenet_size")
@@ -191,5 +214,5 @@ def imagenet_size() -> str:
 
 COMPENSATION = (
     compensation_u13, compensation_shifts, compensation_methods, compensation_scenes, compensation_families,
-    compensation_few, compensation_bits, compensation_risk, imagenet_size,
+    compensation_few, compensation_bits, compensation_risk, streams, imagenet_size,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.classifier import NormalizedModel
-from qrobust.compensation.baselines import AntiAdversary, AutoContrast, Denoise, reestimate_batch_norm
+from qrobust.compensation.baselines import (
+    AntiAdversary,
+    AutoContrast,
+    Denoise,
+    adapt_batch_norm,
+    reestimate_batch_norm,
+)
 from qrobust.compensation.training import state_hash
 from qrobust.errors import GateError, InputError
 from qrobust.pipeline.alternatives import make_alternative
@@ -58,6 +65,33 @@ def test_reestimation_refuses_what_it_cannot_do(small_model: NormalizedModel) ->
         reestimate_batch_norm(small_model, [])
     with pytest.raises(InputError, match="expected batch norms"):
         reestimate_batch_norm(nn.Conv2d(3, 3, 1), [torch.rand(1, 3, 8, 8)])
+
+
+def test_adapted_norms_mix_the_batch_into_what_was_estimated(
+    small_model: NormalizedModel, images: torch.Tensor
+) -> None:
+    torch.manual_seed(0)
+    before = state_hash(small_model)
+    forgetful = copy.deepcopy(small_model).train()  # takes the batch's own statistics
+    with torch.no_grad():
+        assert torch.allclose(adapt_batch_norm(small_model, 0)(images), forgetful(images), atol=1e-4)
+        assert torch.allclose(adapt_batch_norm(small_model, 1e9)(images), small_model(images), atol=1e-4)
+    assert state_hash(small_model) == before
+    norm = nn.BatchNorm1d(1).eval()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.fill_(2.0)
+    norm.running_var.fill_(5.0)
+    x = torch.tensor([[1.0], [5.0]])  # mean 3, variance 4; two images count as much as a prior of 2
+    wanted = (x - 2.5) / (4.5 + norm.eps) ** 0.5
+    assert torch.allclose(adapt_batch_norm(nn.Sequential(norm), 2)(x), wanted)
+
+
+def test_adapting_refuses_what_it_cannot_do(small_model: NormalizedModel) -> None:
+    with pytest.raises(InputError, match="prior: expected at least 0 images, got -1"):
+        adapt_batch_norm(small_model, -1)
+    with pytest.raises(InputError, match="expected batch norms"):
+        adapt_batch_norm(nn.Conv2d(3, 3, 1))
 
 
 def test_auto_contrast_is_pillows(digit_pixels: torch.Tensor) -> None:

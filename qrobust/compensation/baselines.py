@@ -58,6 +58,53 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
     return model.eval()
 
 
+class AdaptedNorm(nn.Module):
+    """A batch norm that mixes the statistics of the batch at hand, of n images, into those it has estimated.
+
+    Args:
+        norm: with estimated statistics; it is not changed.
+        prior: how many images those count for, N of the paper, at least 0: the batch weighs `n / (N + n)`.
+    """
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, prior: float) -> None:
+        super().__init__()
+        self.norm, self.prior = norm, prior
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm, share = self.norm, len(x) / (self.prior + len(x))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        mean = torch.lerp(norm.running_mean, mean, share)
+        var = torch.lerp(norm.running_var, var, share)
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def adapt_batch_norm(model: nn.Module, prior: float = 16) -> nn.Module:
+    """A copy of a float classifier that adapts its batch norms to every batch that it is given.
+
+    Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation",
+    arXiv 2006.16971, with its prior N. What an image is taken for depends on its batch, and statistics that change
+    cannot be folded into integers: it exists in torch only.
+
+    Args:
+        model: in eval mode, batch norms not yet folded; it is not changed.
+        prior: images that the estimated statistics count for, at least 0.
+
+    Raises:
+        InputError: the model has no batch norm that keeps statistics, or a negative prior.
+    """
+    if prior < 0:
+        raise InputError(f"prior: expected at least 0 images, got {prior:g}")
+    model = copy.deepcopy(model)
+    norms = set(estimated_norms(model))
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if child in norms and isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, AdaptedNorm(child, prior))
+    return model
+
+
 class AutoContrast(nn.Module):
     """Stretch each channel of each image to [0, 1]: `(N, 3, S, S)` to the same; flat channels stay as they are."""
 

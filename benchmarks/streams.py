@@ -1,0 +1,104 @@
+"""Batch norms that adapt to each batch at test time, beside what qrobust exports, on streams of test images.
+
+    python benchmarks/streams.py --runs OUT
+
+`OUT` is where compensation.py left its runs. One stream for each of the thirteen shifts, all its images under that
+shift, and one mixed stream in which every image comes under a shift of its own; in batches of 1 and of 128. What is
+exported answers image by image, so neither matters to it, and its predictions are those that the run keeps. Adapted
+batch norms (Schneider et al., arXiv 2006.16971, with a prior of 16 images, as published) cannot be folded: that
+classifier runs in float, in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from compensation import MODELS, git_commit, mean_of
+from torch import nn
+
+from qrobust.compensation.baselines import adapt_batch_norm
+from qrobust.predictions import BATCH, Cell, read_predictions
+from qrobust.results import hardware, versions, write_json
+from qrobust.shifts.rendering import render, to_unit
+from qrobust.workbench import Reporter, Workbench
+
+RESULTS = Path(__file__).parent / "results"
+JOB, SIZES, PRIOR = "u13", (1, 128), 16
+
+
+def right(model: nn.Module, pixels: torch.Tensor, labels: np.ndarray, size: int) -> np.ndarray:
+    """Which images `(N, 3, S, S)` uint8 are named rightly, in batches of that size, in order."""
+    with torch.no_grad():
+        found = [model(to_unit(part)).argmax(1).numpy() for part in pixels.split(size)]
+    return np.concatenate(found) == labels
+
+
+def shifted(bench: Workbench, cells: list[Cell], images: int) -> Iterator[torch.Tensor]:
+    """The first test images under each shift, with the pixels that the run was measured on."""
+    seed = bench.config.seed
+    for cell in cells:
+        parts = bench.data.test.first(images).batches(BATCH)
+        yield torch.cat([render(part, *cell, table=bench.table, seed=seed) for part, _ in parts])
+
+
+def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
+    """Accuracies of one network, as fractions with intervals in points, by classifier, stream and batch size."""
+    bench = Workbench.open(run, Reporter(), threads=threads)
+    torch.set_num_threads(threads)
+    cells = list(bench.cells)
+    labels, kept = read_predictions(run / "predictions", cells)
+    labels = labels[:images]
+    # Each image of the mixed stream is under one shift, by seed, all shifts alike.
+    under = np.random.default_rng(bench.config.seed).permutation(np.arange(len(labels)) % len(cells))
+    position = np.arange(len(labels))
+    adapted = adapt_batch_norm(bench.model, PRIOR)
+    single: dict[int, list[np.ndarray]] = {size: [] for size in SIZES}
+    pixels = []
+    with click.progressbar(shifted(bench, cells, images), length=len(cells), label=run.parent.name) as bar:
+        for found in bar:
+            pixels.append(found)
+            for size in SIZES:
+                single[size].append(right(adapted, found, labels, size))
+    stream = torch.stack([pixels[which][at] for at, which in enumerate(under)])
+    rows: list[dict[str, Any]] = []
+    for size in SIZES:
+        mixed = right(adapted, stream, labels, size)
+        rows.append({"method": "adapted", "batch": size, "single": mean_of(single[size]), "mixed": mean_of([mixed])})
+    for name in next(iter(kept.values())):
+        each = np.stack([kept[cell][name].prediction[:images] == labels for cell in cells])
+        one_by_one = {"single": mean_of(list(each)), "mixed": mean_of([each[under, position]])}
+        rows.append({"method": name, "batch": None, **one_by_one})
+    by_shift = {
+        cell[0]: {f"adapted {size}": float(single[size][at].mean()) for size in SIZES}
+        | {name: float((kept[cell][name].prediction[:images] == labels).mean()) for name in kept[cell]}
+        for at, cell in enumerate(cells)
+    }
+    return {"rows": rows, "by_shift": by_shift, "n": len(labels), "run_commit": (run / "commit").read_text()}
+
+
+@click.command()
+@click.option("--runs", type=click.Path(path_type=Path, exists=True), required=True, help="OUT of compensation.py.")
+@click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--images", default=1000, show_default=True, help="The first test images.")
+@click.option("--threads", default=2, show_default=True)
+def main(runs: Path, models: str, images: int, threads: int) -> None:
+    """Measure the streams of every finished run."""
+    found = {}
+    for model in models.split(","):
+        if (runs / model / JOB / "record.json").exists():
+            found[model] = measure(runs / model / JOB, images, threads)
+        else:
+            click.echo(f"{model}: no finished {JOB} in {runs}, left out", err=True)
+    write_json(RESULTS / "streams.json", {
+        "networks": found, "prior": PRIOR, "hardware": hardware(threads), "versions": versions(), "seed": 0,
+        "commit": git_commit(), "command": "python benchmarks/streams.py --runs OUT",
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
