@@ -1,4 +1,6 @@
-"""A classifier maps images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`; normalisation lives inside.
+"""A classifier maps images `(N, C, H, W)` in [0, 1] to logits `(N, K)`; normalisation lives inside.
+
+C is 3 (red, green, blue) or 1 (luma), as the network was made for.
 
 The float model, its fake-quantized twin, the compensated pair and an onnxruntime session all have this
 shape, so whatever measures one measures all.
@@ -20,8 +22,8 @@ class Normalization(nn.Module):
     """`(images - mean) / std` per channel; images in [0, 1].
 
     Args:
-        mean: three numbers, in units of the [0, 1] scale.
-        std: three positive numbers, same unit.
+        mean: C numbers, in units of the [0, 1] scale.
+        std: C positive numbers, same unit.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -43,6 +45,11 @@ class NormalizedModel(nn.Module):
         self.normalization = normalization
         self.network = network
 
+    @property
+    def channels(self) -> int:
+        """C of its images."""
+        return self.normalization.mean.shape[1]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(self.normalization(images))
 
@@ -59,8 +66,8 @@ class Compensated(nn.Module):
         return self.classifier(self.calibrator(images))
 
 
-def count_macs(module: nn.Module, image_size: int) -> int:
-    """Multiply-accumulates of all convolutions and linear layers for one `(1, 3, S, S)` image."""
+def count_macs(module: nn.Module, image_size: int, channels: int = 3) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one `(1, C, S, S)` image."""
     total = 0
 
     def add(layer: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -77,7 +84,7 @@ def count_macs(module: nn.Module, image_size: int) -> int:
     ]
     try:
         with torch.inference_mode():
-            module(torch.full((1, 3, image_size, image_size), 0.5))
+            module(torch.full((1, channels, image_size, image_size), 0.5))
     finally:
         for handle in handles:
             handle.remove()
@@ -91,7 +98,7 @@ def input_gradient(
 
     Args:
         classifier: images to logits, differentiable.
-        images: `(N, 3, H, W)` in [0, 1].
+        images: `(N, C, H, W)` in [0, 1].
         loss: logits `(N, K)` to one loss per image `(N,)`.
 
     Returns:

@@ -128,7 +128,8 @@ def evaluate_files(
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
     split = open_test(
         choices.data, seed=choices.seed, image_size=_image_size(classifiers, choices.image_size),
-        test_images=choices.test_images, class_names_file=Path(choices.class_names) if choices.class_names else None,
+        channels=_channels(classifiers), test_images=choices.test_images,
+        class_names_file=Path(choices.class_names) if choices.class_names else None,
         root=Path(choices.data_root) if choices.data_root else None, skip_bad_images=choices.skip_bad_images,
     )  # fmt: skip
     source = split.source
@@ -137,8 +138,8 @@ def evaluate_files(
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
     wanted: list[Cell] = [CLEAN, *cells(expand(choices.shifts), choices.severities, table)]
     stored = open_sets(
-        choices.shifts, severities=choices.severities, image_size=source.image_size, class_names=source.class_names,
-        test_images=choices.test_images, seed=choices.seed,
+        choices.shifts, severities=choices.severities, image_size=source.image_size, channels=source.channels,
+        class_names=source.class_names, test_images=choices.test_images, seed=choices.seed,
     )  # fmt: skip
     for doubt in filter(None, (s.doubt for s in stored)):
         reporter.warn(doubt)
@@ -207,6 +208,7 @@ def evaluate_files(
         "severity_table": table,
         "class_names": list(source.class_names),
         "image_size": source.image_size,
+        "channels": source.channels,
         "skipped_images": list(source.skipped),
         "fingerprint": split.fingerprint(),
         "versions": versions(),
@@ -232,6 +234,15 @@ def _image_size(classifiers: dict[str, ForeignClassifier], given: int | None) ->
         wanted = ", ".join(f"{name} {size}" for name, size in fixed.items())
         raise InputError(f"image_size: the graphs take images of {wanted} px, expected one size, got {given}")
     return next(iter(fixed.values()), given)
+
+
+def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
+    """The one number of channels that all graphs take."""
+    found = {name: c.channels for name, c in classifiers.items()}
+    if len(set(found.values())) > 1:
+        wanted = ", ".join(f"{name} {channels}" for name, channels in found.items())
+        raise InputError(f"model: expected graphs for images of one number of channels, got {wanted}")
+    return next(iter(found.values()))
 
 
 def _new_folder(out: Path, config: dict[str, Any]) -> None:

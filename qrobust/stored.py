@@ -60,6 +60,7 @@ def open_sets(
     *,
     severities: Sequence[int],
     image_size: int,
+    channels: int = 3,
     class_names: Sequence[str],
     test_images: int | None,
     seed: int,
@@ -70,6 +71,7 @@ def open_sets(
         names: of `--shifts`; others are passed over.
         severities: those wanted.
         image_size: side in px to which images are brought.
+        channels: 3 to read RGB, 1 to read luma.
         class_names: of the classifier, in index order.
         test_images: at most so many of each cell, each class with its share; None: all.
         seed: of that choice.
@@ -79,7 +81,7 @@ def open_sets(
     """
     found = []
     for name, root in stored_folders(tuple(names)).items():
-        stored = open_stored(root, image_size=image_size, class_names=class_names)
+        stored = open_stored(root, image_size=image_size, channels=channels, class_names=class_names)
         cells = tuple(cell for cell in stored.cells if cell[1] in severities)
         if not cells:
             raise InputError(f"severities: expected some of those that {name} holds, got {tuple(severities)}")

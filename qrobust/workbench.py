@@ -137,7 +137,8 @@ class Workbench:
         return TARGETS[self.config.target]
 
     @cached_property
-    def data(self) -> Data:
+    def _data(self) -> Data:
+        """Before it is known how many channels the network reads."""
         c = self.config
         return open_data(
             c.data, seed=c.seed, image_size=c.image_size, preferred_size=self.model_spec.preferred_size,
@@ -147,6 +148,11 @@ class Workbench:
         )  # fmt: skip
 
     @cached_property
+    def data(self) -> Data:
+        """Images as the network reads them: in colour, or their luma."""
+        return self._data.read_with(self.model.channels)
+
+    @cached_property
     def model(self) -> NormalizedModel:
         """The float classifier: from the folder once it is there, else from where the user said."""
         c, stored = self.config, self.folder is not None and self.folder.weights.exists()
@@ -154,7 +160,7 @@ class Workbench:
             self.reporter.warn("warning: no --weights given, the network has random weights")
         weights = Path(c.weights).expanduser() if c.weights else None
         return load_model(
-            self.model_spec, classes=len(self.data.class_names), image_size=self.data.image_size,
+            self.model_spec, classes=len(self._data.class_names), image_size=self._data.image_size,
             weights=self.place().weights if stored else weights, pretrained=c.pretrained and not stored,
             normalization=c.normalization, seed=c.seed,
         )  # fmt: skip
@@ -166,8 +172,8 @@ class Workbench:
 
     @cached_property
     def example(self) -> torch.Tensor:
-        """A gray image `(1, 3, S, S)`, to learn shapes from."""
-        return torch.full((1, 3, self.data.image_size, self.data.image_size), 0.5)
+        """A gray image `(1, C, S, S)`, to learn shapes from."""
+        return torch.full((1, self.model.channels, self.data.image_size, self.data.image_size), 0.5)
 
     def calibration_batches(self) -> Iterator[torch.Tensor]:
         """Calibration images in [0, 1], in batches."""
@@ -242,7 +248,7 @@ class Workbench:
         stage = self.place().need_stage("quantize", "quantize")
         return restore(
             self.model, self.target, self.data.image_size, load_file(self.place().twin),
-            recipe=Recipe.from_json(stage["quantization"]["recipe"]),
+            channels=self.model.channels, recipe=Recipe.from_json(stage["quantization"]["recipe"]),
         )  # fmt: skip
 
     def save_twin(self, twin: fx.GraphModule) -> None:
@@ -258,7 +264,7 @@ class Workbench:
             return None
         return open_scene(
             Path(spec.removeprefix("imagefolder:")).expanduser(), image_size=self.data.image_size,
-            class_names=self.data.class_names, seed=self.config.seed,
+            channels=self.model.channels, class_names=self.data.class_names, seed=self.config.seed,
         )  # fmt: skip
 
     @cached_property
@@ -274,16 +280,17 @@ class Workbench:
 
     def calibrators_within_budget(self) -> list[tuple[int, tuple[str, ...]]]:
         """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""
-        budget = int(self.config.mac_budget * count_macs(self.model, self.data.image_size))
+        size, channels = self.data.image_size, self.model.channels
+        budget = int(self.config.mac_budget * count_macs(self.model, size, channels))
         # Without labels, anything local would learn to paint what the classifier expects to see.
         unlabelled = self.scene is not None and not self.scene.labelled
         branches = self.config.branches or (("photometric",) if unlabelled else ())
-        return within_budget(self.data.image_size, budget, branches)
+        return within_budget(size, budget, branches, channels)
 
     def new_calibrator(self, width: int, branches: tuple[str, ...]) -> Calibrator:
         """An identity calibrator, seeded."""
         torch.manual_seed(self.config.seed)
-        return Calibrator(self.data.image_size, width, branches)
+        return Calibrator(self.data.image_size, width, branches, self.model.channels)
 
     @cached_property
     def calibrator(self) -> nn.Module:
@@ -296,7 +303,7 @@ class Workbench:
             )
         return restore(
             self.new_calibrator(stage["width"], tuple(stage["branches"])).eval(), self.target, self.data.image_size,
-            load_file(self.place().calibrator), leaves=(Correction,),
+            load_file(self.place().calibrator), channels=self.model.channels, leaves=(Correction,),
         )  # fmt: skip
 
     def save_calibrator(self, calibrator: nn.Module) -> None:
@@ -334,8 +341,8 @@ class Workbench:
         """
         c = self.config
         found = open_sets(
-            c.shifts, severities=c.severities, image_size=self.data.image_size, class_names=self.data.class_names,
-            test_images=c.test_images, seed=c.seed,
+            c.shifts, severities=c.severities, image_size=self.data.image_size, channels=self.model.channels,
+            class_names=self.data.class_names, test_images=c.test_images, seed=c.seed,
         )  # fmt: skip
         for doubt in filter(None, (s.doubt for s in found)):
             self.reporter.warn(doubt)

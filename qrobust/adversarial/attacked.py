@@ -39,12 +39,14 @@ def attacked(
         The record's `attacks`.
     """
     some, side, classes = split.first(choices.images), split.source.image_size, len(split.source.class_names)
-    budgets = balls(choices.tried_norms, choices.epsilons, choices.l2_epsilons, side)
+    channels = split.source.channels
+    budgets = balls(choices.tried_norms, choices.epsilons, choices.l2_epsilons, side, channels)
     if choices.level == "none" or not len(some) or not budgets:
         return NOTHING
     gradient = all(graph.differentiable is not None for graph in graphs.values())
     trials = plan(
-        choices.level, budgets, list(graphs), steps=choices.steps, side=side, seed=seed, gradient=gradient
+        choices.level, budgets, list(graphs), steps=choices.steps, side=side, channels=channels, seed=seed,
+        gradient=gradient,
     )  # fmt: skip
     with bar("attack", len(some) * len(trials)) as progress:
         outcomes = kept_or_tried(

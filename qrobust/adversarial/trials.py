@@ -29,7 +29,8 @@ from qrobust.shifts.severities import GRIDS
 # What `full` spends: PGD's random starts, APGD's steps, queries of the attacks without gradient.
 RESTARTS, APGD_STEPS, QUERIES = 5, 50, 1000
 POSES = ("rotations", "translations")
-# RobustBench's L2 ball beside 8/255 at 32 px; others are in proportion to the L-infinity ball and the side.
+# RobustBench's L2 ball beside 8/255 at 32 px in RGB; others are in proportion to the L-infinity ball and to the root
+# of how many values an image has.
 USUAL_LINF, USUAL_L2, USUAL_SIDE = 8 / 255, 0.5, 32
 # At this L-infinity distance any image can be made grey, so what withstands it shows that the attack is blind.
 GREY = 128 / 255
@@ -67,7 +68,7 @@ class Trial:
         kind: what it is to its source: `clean`, `gradient` (is there any?), `white-box`, `black-box`, `noise` or
             `pose`.
         judges: the graphs that are asked.
-        judge: graphs, pixels uint8 `(n, 3, S, S)` and labels `(n,)` to a bool `(n,)` per judging graph: still right;
+        judge: graphs, pixels uint8 `(n, C, S, S)` and labels `(n,)` to a bool `(n,)` per judging graph: still right;
             of kind `gradient`: the loss has one.
     """
 
@@ -84,13 +85,13 @@ class Trial:
         return "transfer" if self.kind in ("white-box", "black-box") and classifier != self.source else self.kind
 
 
-def l2_radius(epsilon: float, side: int) -> float:
-    """The L2 budget that goes with an L-infinity budget, for images of `side` px: 0.5 with 8/255 at 32 px."""
-    return USUAL_L2 * epsilon / USUAL_LINF * side / USUAL_SIDE
+def l2_radius(epsilon: float, side: int, channels: int = 3) -> float:
+    """The L2 budget that goes with an L-infinity budget, for images of `side` px: 0.5 with 8/255 at 32 px in RGB."""
+    return USUAL_L2 * epsilon / USUAL_LINF * side / USUAL_SIDE * math.sqrt(channels / 3)
 
 
 def balls(
-    norms: Sequence[str], epsilons: Sequence[float], l2_epsilons: Sequence[float], side: int
+    norms: Sequence[str], epsilons: Sequence[float], l2_epsilons: Sequence[float], side: int, channels: int = 3
 ) -> list[tuple[str, Ball]]:
     """The budgets, with the name of their norm, in rising order.
 
@@ -99,12 +100,13 @@ def balls(
         epsilons: L-infinity radii on the [0, 1] scale.
         l2_epsilons: L2 radii; those of `l2_radius` where there are none.
         side: of the images in pixels.
+        channels: of the images.
     """
     found: list[tuple[str, Ball]] = []
     if "linf" in norms:
         found += [("Linf", LinfBall(e)) for e in sorted(set(epsilons))]
     if "l2" in norms:
-        radii = l2_epsilons or [l2_radius(e, side) for e in epsilons]
+        radii = l2_epsilons or [l2_radius(e, side, channels) for e in epsilons]
         found += [("L2", L2Ball(e)) for e in sorted(set(radii))]
     return found
 
@@ -116,6 +118,7 @@ def plan(
     *,
     steps: int,
     side: int,
+    channels: int = 3,
     seed: int,
     gradient: bool = True,
 ) -> list[Trial]:
@@ -127,6 +130,7 @@ def plan(
         names: of the graphs.
         steps: gradient steps of PGD.
         side: of the images in pixels.
+        channels: of the images.
         seed: of starts, noise and searches.
         gradient: whether the graphs have one.
     """
@@ -146,7 +150,9 @@ def plan(
     trials += [within("noise", "random-noise", random_noise, names[0], *budget) for budget in budgets]
     for called, attack in list(looking.items())[:1]:
         norms = dict.fromkeys(norm for norm, _ in budgets)
-        trials += [within("white-box", called, attack, n, norm, _grey(norm, side)) for n in names for norm in norms]
+        trials += [
+            within("white-box", called, attack, n, norm, _grey(norm, side, channels)) for n in names for norm in norms
+        ]
     for kind, attacks in (("white-box", looking), ("black-box", asking)):
         for called, attack in attacks.items():
             trials += [within(kind, called, attack, name, *budget) for name in names for budget in budgets]
@@ -171,8 +177,8 @@ def _asking(full: bool) -> dict[str, Attack]:
     return attacks | ({f"hop-skip-jump-{QUERIES}": partial(hop_skip_jump, queries=QUERIES)} if full else {})
 
 
-def _grey(norm: str, side: int) -> Ball:
-    return LinfBall(GREY) if norm == "Linf" else L2Ball(GREY * math.sqrt(3) * side)
+def _grey(norm: str, side: int, channels: int) -> Ball:
+    return LinfBall(GREY) if norm == "Linf" else L2Ball(GREY * math.sqrt(channels) * side)
 
 
 def _shown(graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

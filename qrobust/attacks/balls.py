@@ -33,7 +33,7 @@ class LinfBall:
         _check(self.epsilon)
 
     def project(self, perturbation: torch.Tensor) -> torch.Tensor:
-        """The nearest perturbation inside the ball; `(N, 3, H, W)`."""
+        """The nearest perturbation inside the ball; `(N, C, H, W)`."""
         return perturbation.clamp(-self.epsilon, self.epsilon)
 
     def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ class L2Ball:
         _check(self.epsilon)
 
     def project(self, perturbation: torch.Tensor) -> torch.Tensor:
-        """The nearest perturbation inside the ball; `(N, 3, H, W)`."""
+        """The nearest perturbation inside the ball; `(N, C, H, W)`."""
         return perturbation * (self.epsilon / _length(perturbation)).clamp(max=1)
 
     def steepest(self, gradient: torch.Tensor) -> torch.Tensor:

@@ -70,7 +70,7 @@ def pgd(
 
     Args:
         classifier: differentiable; a session has no gradient and is refused.
-        images: `(N, 3, H, W)` in [0, 1].
+        images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)` int64.
         ball: the budget.
         generator: draws the random starts.

@@ -34,7 +34,7 @@ def hop_skip_jump(
 
     Args:
         classifier: any, a session too; only its predictions are used.
-        images: `(N, 3, H, W)` in [0, 1].
+        images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)` int64.
         ball: the budget, and the norm in which the distance shrinks.
         generator: seeds every image's search. The batch size does not matter, but the company of an image
@@ -74,7 +74,7 @@ def _walk(
     queries: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """The perturbation `(1, 3, H, W)` that was found, or zeros."""
+    """The perturbation `(1, C, H, W)` that was found, or zeros."""
     left = queries
 
     def ask(points: torch.Tensor) -> torch.Tensor:

@@ -19,12 +19,12 @@ def worst_of(
 
     Args:
         classifier: any, a session too.
-        variants: each `(N, 3, H, W)` in [0, 1]; read one at a time, so a generator keeps memory small.
+        variants: each `(N, C, H, W)` in [0, 1]; read one at a time, so a generator keeps memory small.
         labels: `(N,)` int64.
         batch_size: images per call.
 
     Returns:
-        Per image the variant of largest margin, `(N, 3, H, W)`; of equals the first.
+        Per image the variant of largest margin, `(N, C, H, W)`; of equals the first.
 
     Raises:
         InputError: no variant, or one that does not fit the labels.

@@ -44,13 +44,13 @@ def to_uint8_inside(adversarial: torch.Tensor, pixels: torch.Tensor, ball: Ball)
     """The adversarial image as a device can show it: uint8, and still within the ball.
 
     Args:
-        adversarial: `(N, 3, H, W)` in [0, 1].
-        pixels: the clean images, uint8 `(N, 3, H, W)`.
+        adversarial: `(N, C, H, W)` in [0, 1].
+        pixels: the clean images, uint8 `(N, C, H, W)`.
         ball: the budget. L-infinity keeps the largest multiple of 1/255 within epsilon; a budget below
             1/255 therefore returns the pixels as they are. L2 gives up the most doubtful roundings.
 
     Returns:
-        uint8 `(N, 3, H, W)`.
+        uint8 `(N, C, H, W)`.
 
     Raises:
         InputError: shapes or types do not fit.
@@ -94,7 +94,7 @@ def transfer(
         attack: runs on `source`.
         source: what the attacker has: the session's own twin, the float model, the session itself.
         target: what is scored; any classifier.
-        pixels: clean images, uint8 `(N, 3, H, W)`.
+        pixels: clean images, uint8 `(N, C, H, W)`.
         labels: `(N,)` int64.
         ball: the budget.
         seed: of the attack.

@@ -29,7 +29,7 @@ def square(
 
     Args:
         classifier: any, a session too; only its logits are used.
-        images: `(N, 3, H, W)` in [0, 1].
+        images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)` int64.
         ball: the budget.
         generator: draws the search. Numbers are drawn for all images of the call, so the batch size does

@@ -173,7 +173,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--input-range",
-    help="With --model, what the graphs want: unit ([0, 1]), byte ([0, 255]), imagenet or m,m,m/s,s,s.  "
+    help="With --model, what the graphs want: unit ([0, 1]), byte ([0, 255]), imagenet or m,m,m/s,s,s, of one "
+    "channel m/s.  "
     "[default: byte for uint8 inputs, else unit]",
 )
 @click.option("--data-root", help="With --model: where torchvision data sets lie.")

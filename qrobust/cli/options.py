@@ -106,7 +106,7 @@ inputs = options(
     click.option("--pretrained", is_flag=True, help="Let torchvision fetch its own weights."),
     click.option(
         "--normalization",
-        help="imagenet, cifar10, none or m,m,m/s,s,s.  [default: the model's preset]",
+        help="imagenet, cifar10, none or m,m,m/s,s,s; of one channel m/s.  [default: the model's preset]",
     ),
     click.option(
         "--data",

@@ -48,7 +48,7 @@ def statistics_distance(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Args:
         model: float, in eval mode, with batch norms (see `norms`).
-        images: `(N, 3, S, S)` in [0, 1]; differentiable.
+        images: `(N, C, S, S)` in [0, 1]; differentiable.
     """
     distances: list[torch.Tensor] = []
 

@@ -35,7 +35,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
 
     Args:
         model: in eval mode, batch norms not yet folded; it is not changed.
-        batches: images `(N, 3, S, S)` in [0, 1]; every batch weighs the same.
+        batches: images `(N, C, S, S)` in [0, 1]; every batch weighs the same.
 
     Returns:
         The copy, in eval mode; weights are untouched.
@@ -106,7 +106,7 @@ def adapt_batch_norm(model: nn.Module, prior: float = 16) -> nn.Module:
 
 
 class AutoContrast(nn.Module):
-    """Stretch each channel of each image to [0, 1]: `(N, 3, S, S)` to the same; flat channels stay as they are."""
+    """Stretch each channel of each image to [0, 1]: `(N, C, S, S)` to the same; flat channels stay as they are."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
@@ -115,7 +115,7 @@ class AutoContrast(nn.Module):
 
 
 class Denoise(nn.Module):
-    """Mean over 3x3 pixels, at the border over those that are there: `(N, 3, S, S)` to the same."""
+    """Mean over 3x3 pixels, at the border over those that are there: `(N, C, S, S)` to the same."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)

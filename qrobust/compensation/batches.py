@@ -23,7 +23,7 @@ class MixedBatch:
 
     Attributes:
         chosen: positions in the training split `(N,)`.
-        clean: uint8 `(N, 3, S, S)`.
+        clean: uint8 `(N, C, S, S)`.
         shifted: the same images under the shifts, uint8.
         labels: `(N,)`; -1 where there is none.
         aligned: whether each pixel still shows the same spot of the scene, `(N,)`.

@@ -31,7 +31,7 @@ MATRIX_BOUND = 3.0  # per entry of the colour matrix, beside the identity
 OFFSET_BOUND = 2.0  # of the [0, 1] scale
 TONE_BOUND = 1.0  # of x (1 - x), added to x: up to here the curve is monotone
 WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is half the image
-PHOTOMETRIC, GEOMETRIC = 18, 6
+GEOMETRIC = 6
 # Images larger than this are looked at through a stride of 4 instead of 2.
 FINE_SIZE = 64
 HIDDEN = 64
@@ -41,27 +41,28 @@ FRUGAL = ("photometric", "geometric")
 
 
 class Correction(nn.Module):
-    """Applies what the network proposes; runs in float, on three channels.
+    """Applies what the network proposes; runs in float, on the few channels of the images.
 
     Args:
         image_size: S in pixels.
         stride: resolution of the proposed residual, in pixels.
+        channels: C of the images.
     """
 
-    def __init__(self, image_size: int, stride: int) -> None:
+    def __init__(self, image_size: int, stride: int, channels: int = 3) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.channels = stride, channels
         # Few operators on whole tensors: at batch 1 a device spends more on their number than on their arithmetic.
         self.bounds: torch.Tensor
         self.softness: torch.Tensor
         self.faint: torch.Tensor
         self.centres: torch.Tensor
         self.positions: torch.Tensor
-        # Of each colour: what stretches it, its mixture of the three, an offset, and the curve it goes through first.
-        bounds = torch.tensor([[STRETCH_BOUND, *[MATRIX_BOUND] * 3, OFFSET_BOUND, TONE_BOUND] * 3])
+        # Of each colour: what stretches it, its mixture of them all, an offset, and the curve it goes through first.
+        bounds = torch.tensor([[STRETCH_BOUND, *[MATRIX_BOUND] * channels, OFFSET_BOUND, TONE_BOUND] * channels])
         self.register_buffer("bounds", bounds, persistent=False)
         self.register_buffer("softness", torch.where(bounds == STRETCH_BOUND, 1.0, bounds), persistent=False)
-        self.register_buffer("faint", torch.tensor(FAINT * 3 * image_size**2), persistent=False)
+        self.register_buffer("faint", torch.tensor(FAINT * channels * image_size**2), persistent=False)
         along = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
         rows, columns = torch.meshgrid(along, along, indexing="ij")
         self.register_buffer("centres", torch.stack([columns, rows]), persistent=False)
@@ -76,12 +77,12 @@ class Correction(nn.Module):
         geometric: torch.Tensor | None,
         gate: torch.Tensor,
     ) -> torch.Tensor:
-        """Correct images `(N, 3, S, S)`; a branch that is not there proposes None.
+        """Correct images `(N, C, S, S)`; a branch that is not there proposes None.
 
         Args:
             images: in [0, 1].
-            maps: `(N, 4 stride^2, S'/stride, S'/stride)` of the padded side S'.
-            photometric: `(N, 18)`.
+            maps: `(N, (C + 1) stride^2, S'/stride, S'/stride)` of the padded side S'.
+            photometric: `(N, C (C + 3))`.
             geometric: `(N, 6)`.
             gate: `(N, 1)`, before the sigmoid.
         """
@@ -99,11 +100,12 @@ class Correction(nn.Module):
         maps = F.pixel_shuffle(maps, self.stride)
         if maps.shape[2] != images.shape[2]:
             maps = maps[:, :, : images.shape[2], : images.shape[3]]
-        return torch.tanh(maps[:, :3]), torch.sigmoid(maps[:, 3:]) * RESIDUAL_BOUND
+        return torch.tanh(maps[:, : self.channels]), torch.sigmoid(maps[:, self.channels :]) * RESIDUAL_BOUND
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         proposal = torch.tanh(proposal / self.softness) * (gate * self.bounds)
-        stretch, matrix, offset, tone = proposal.reshape(-1, 3, 6).split([1, 3, 1, 1], 2)
+        colours = self.channels
+        stretch, matrix, offset, tone = proposal.reshape(-1, colours, colours + 3).split([1, colours, 1, 1], 2)
         pixels = images.flatten(2)
         # The quadratic curve of Zero-DCE (Guo et al., arXiv 2001.06826), one for each colour of the image.
         pixels = pixels + tone * (pixels - pixels * pixels)
@@ -124,24 +126,27 @@ class Correction(nn.Module):
 
 
 class Calibrator(nn.Module):
-    """Images `(N, 3, S, S)` in [0, 1] to images of the same shape and range.
+    """Images `(N, C, S, S)` in [0, 1] to images of the same shape and range.
 
     Args:
         image_size: S in pixels, at least 8.
         width: channels of the first layer.
         branches: which corrections it may make, of `BRANCHES`.
+        channels: C, 3 or 1.
 
     Raises:
-        InputError: an image too small, or branches that do not exist.
+        InputError: an image too small, another number of channels, or branches that do not exist.
     """
 
-    def __init__(self, image_size: int, width: int, branches: tuple[str, ...] = BRANCHES) -> None:
+    def __init__(self, image_size: int, width: int, branches: tuple[str, ...] = BRANCHES, channels: int = 3) -> None:
         super().__init__()
         if not branches or set(branches) - set(BRANCHES):
             raise InputError(f"branches: expected some of {', '.join(BRANCHES)}, got {', '.join(branches) or 'none'}")
         stride = 2 if image_size <= FINE_SIZE else 4
         if image_size < 8:
             raise InputError(f"image_size: a calibrator needs at least 8 pixels, got {image_size}")
+        if channels not in (1, 3):
+            raise InputError(f"channels: expected 3 or 1, got {channels}")
         # What the network looks at is padded to a multiple of its coarsest step.
         self.padding = -image_size % (4 * stride)
         deep = 2 * width
@@ -150,7 +155,7 @@ class Calibrator(nn.Module):
         grid = max(g for g in (4, 3, 2, 1) if side % g == 0)
         pooled = nn.Identity() if side == grid else nn.AvgPool2d(side // grid)
         self.image_size, self.width, self.branches = image_size, width, branches
-        self.stem = nn.Sequential(nn.Conv2d(3, width, stride + 2, stride, 1), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, stride + 2, stride, 1), nn.ReLU())
         self.fine = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
         self.down = nn.Sequential(
             nn.Conv2d(width, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU()
@@ -163,7 +168,7 @@ class Calibrator(nn.Module):
         self.gate = nn.Linear(HIDDEN, 1)
         heads: list[nn.Conv2d | nn.Linear] = [self.gate]
         if "photometric" in branches:
-            self.photometric = nn.Linear(HIDDEN, PHOTOMETRIC)
+            self.photometric = nn.Linear(HIDDEN, channels * (channels + 3))
             heads.append(self.photometric)
         if "geometric" in branches:
             self.geometric = nn.Linear(HIDDEN, GEOMETRIC)
@@ -171,9 +176,9 @@ class Calibrator(nn.Module):
         if "residual" in branches:
             self.up = nn.Sequential(nn.Conv2d(deep, width, 1), nn.Upsample(scale_factor=2, mode="nearest"))
             self.merge = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
-            self.maps = nn.Conv2d(width, 4 * stride**2, 3, 1, 1)
+            self.maps = nn.Conv2d(width, (channels + 1) * stride**2, 3, 1, 1)
             heads.append(self.maps)
-        self.correction = Correction(image_size, stride)
+        self.correction = Correction(image_size, stride, channels)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 assert layer.bias is not None
@@ -203,7 +208,7 @@ class Calibrator(nn.Module):
 
 
 def within_budget(
-    image_size: int, max_macs: int, branches: tuple[str, ...] = ()
+    image_size: int, max_macs: int, branches: tuple[str, ...] = (), channels: int = 3
 ) -> list[tuple[int, tuple[str, ...]]]:
     """Widths and branches of all calibrators within a budget of multiply-accumulates per image, best first.
 
@@ -211,12 +216,17 @@ def within_budget(
         image_size: S in pixels.
         max_macs: the budget.
         branches: of `BRANCHES`; none given: all, or where they do not fit, those without the residual.
+        channels: C of the images, 3 or 1.
 
     Raises:
         InputError: the budget is below the smallest calibrator; the message says how large that is.
     """
     sets = (branches,) if branches else (BRANCHES, FRUGAL)
-    cost = {(w, b): count_macs(Calibrator(image_size, w, b), image_size) for b in sets for w in reversed(WIDTHS)}
+    cost = {
+        (w, b): count_macs(Calibrator(image_size, w, b, channels), image_size, channels)
+        for b in sets
+        for w in reversed(WIDTHS)
+    }
     fitting = [choice for choice, macs in cost.items() if macs <= max_macs]
     if not fitting:
         raise InputError(

@@ -27,7 +27,7 @@ def reverse_adversarial(
 
     Args:
         classifier: differentiable.
-        images: `(N, 3, H, W)` in [0, 1].
+        images: `(N, C, H, W)` in [0, 1].
         targets: class indices `(N,)`: labels, or the float teacher's predictions.
         ball: the budget.
         steps: at least 1.

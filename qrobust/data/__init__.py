@@ -40,7 +40,7 @@ class Split:
         return self.source.labels[self.indices]
 
     def read(self, positions: torch.Tensor | slice) -> torch.Tensor:
-        """Images at these positions of the split, uint8 `(n, 3, S, S)`."""
+        """Images at these positions of the split, uint8 `(n, C, S, S)`."""
         return self.source.read(self.indices[positions])
 
     def first(self, count: int) -> Split:
@@ -48,7 +48,7 @@ class Split:
         return replace(self, indices=self.indices[:count])
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All images in order: (uint8 `(n, 3, S, S)`, labels `(n,)`)."""
+        """All images in order: (uint8 `(n, C, S, S)`, labels `(n,)`)."""
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
             yield self.read(part), self.labels[part]
@@ -74,6 +74,12 @@ class Data:
     class_names: tuple[str, ...]
     image_size: int
     skipped: tuple[str, ...] = ()
+
+    def read_with(self, channels: int) -> Data:
+        """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
+        for name in SPLIT_NAMES:
+            getattr(self, name).source.channels = channels
+        return self
 
     def summary(self) -> dict[str, dict[str, int | str]]:
         """Size and fingerprint of each split, for the record."""
@@ -167,6 +173,7 @@ def open_test(
     *,
     seed: int,
     image_size: int | None = None,
+    channels: int = 3,
     test_images: int | None = None,
     class_names_file: Path | None = None,
     root: Path | None = None,
@@ -178,6 +185,7 @@ def open_test(
         spec: as for `open_data`.
         seed: decides the order, and so which `test_images` are kept.
         image_size: side in pixels; default the images' own where all are square and alike.
+        channels: 3 to read RGB, 1 to read luma.
         test_images: keep only so many (default all).
         class_names_file: as for `open_data`.
         root: where torchvision data sets lie.
@@ -188,7 +196,7 @@ def open_test(
     """
     train, val, test = _open_pools(spec, class_names_file, root, skip_bad_images)
     pool = test or val or train
-    pool.image_size = image_size or _choose_size([pool], None)
+    pool.image_size, pool.channels = image_size or _choose_size([pool], None), channels
     if test_images is not None and not 1 <= test_images <= len(pool):
         raise InputError(f"test_images: expected 1 to the {len(pool)} of {spec}, got {test_images}")
     return Split(pool, _shuffled(len(pool), seed)[:test_images])

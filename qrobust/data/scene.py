@@ -27,12 +27,13 @@ class Scene:
     labelled: bool
 
 
-def open_scene(folder: Path, *, image_size: int, class_names: Sequence[str], seed: int) -> Scene:
+def open_scene(folder: Path, *, image_size: int, channels: int = 3, class_names: Sequence[str], seed: int) -> Scene:
     """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
 
     Args:
         folder: with one sub-folder per class (labelled), or with the images themselves (not labelled).
         image_size: side in px to which images are brought.
+        channels: 3 to read RGB, 1 to read luma.
         class_names: of the classifier, in index order; the folder may hold some of them.
         seed: of the splits.
 
@@ -48,7 +49,7 @@ def open_scene(folder: Path, *, image_size: int, class_names: Sequence[str], see
     images = folder_images(folder, class_names) if labelled else loose
     if len(images) < LEAST:
         raise InputError(f"scene: expected at least {LEAST} images in {folder}, got {len(images)}")
-    images.image_size = image_size
+    images.image_size, images.channels = image_size, channels
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
     parts = order[:first], order[first:second], order[second:]

@@ -1,4 +1,4 @@
-"""Where images come from: every source yields square uint8 RGB images and integer labels."""
+"""Where images come from: every source yields square uint8 images and integer labels."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ class Images:
         names: what to call image `i` in an error message.
         version: changes when the images do.
 
+    Attributes:
+        image_size: S of what is read; whoever opens a source sets it.
+        channels: C of what is read: 3 for RGB, 1 for luma (Pillow's `L`); set before anything is read.
+
     Raises:
         InputError: a label that is no class index.
     """
@@ -59,7 +63,7 @@ class Images:
                 f"{len(self.class_names)} classes, {names(wrong[0])} has {int(self.labels[wrong[0]])}"
             )
         self.name_of = names
-        self.image_size = 0
+        self.image_size, self.channels = 0, 3
         self.skipped: tuple[str, ...] = ()
         self._load = load
         self._cache: dict[int, torch.Tensor] = {}
@@ -77,7 +81,7 @@ class Images:
         return height if count == len(sample) and height == width else None
 
     def read(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """Decode images to uint8 `(n, 3, S, S)`, S being `image_size`.
+        """Decode images to uint8 `(n, C, S, S)`.
 
         Raises:
             InputError: an image cannot be decoded; the message names the file.
@@ -89,6 +93,8 @@ class Images:
         if cached is not None:
             return cached
         pixels = fit_square(self._load(index), self.image_size)
+        if self.channels == 1:
+            pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self._cached_bytes + image.numel() <= CACHE_BYTES:
             self._cache[index] = image
@@ -218,9 +224,14 @@ def _decodes(path: Path) -> bool:
     return True
 
 
+def are_images(array: np.ndarray) -> bool:
+    """Whether it is uint8 of shape `(N, H, W, 3)`, `(N, H, W, 1)` or `(N, H, W)`."""
+    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[3:] in ((), (1,), (3,))
+
+
 def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, origin: str) -> Images:
-    """Images already in memory: uint8 `(N, H, W, 3)` or `(N, H, W)`, labels `(N,)`."""
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+    """Images already in memory, see `are_images`, and labels `(N,)`."""
+    if not are_images(images):
         raise InputError(
             f"data: 'images' in {origin} must be uint8 (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}"
         )
@@ -234,7 +245,7 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
 
     def load(index: int) -> np.ndarray:
         image = images[index]
-        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+        return image if image.shape[2:] == (3,) else image.reshape(*image.shape[:2], 1).repeat(3, axis=2)
 
     version = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
     return Images(load, labels, names, lambda i: f"{origin}[{i}]", version)

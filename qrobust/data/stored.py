@@ -6,12 +6,12 @@ Both sets: Hendrycks and Dietterich, arXiv 1903.12261.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from qrobust.data.sources import Images, array_images, folder_images
+from qrobust.data.sources import Images, are_images, array_images, folder_images
 from qrobust.errors import InputError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -43,13 +43,17 @@ class StoredSet:
         return self.open(corruption, severity)
 
 
-def open_stored(root: Path, *, image_size: int, class_names: Sequence[str] | None = None) -> StoredSet:
+def open_stored(
+    root: Path, *, image_size: int, channels: int = 3, class_names: Sequence[str] | None = None
+) -> StoredSet:
     """Open a stored set; images are read when they are asked for.
 
     Args:
-        root: a folder with `labels.npy` beside one `.npy` per corruption (CIFAR-10-C: uint8 `(5 n, S, S, 3)`,
-            the five severities one after the other), or with folders `CORRUPTION/SEVERITY/CLASS` (ImageNet-C).
+        root: a folder with `labels.npy` beside one `.npy` per corruption (CIFAR-10-C: uint8 `(5 n, S, S, 3)`, or
+            grey `(5 n, S, S)`, the five severities one after the other), or with folders
+            `CORRUPTION/SEVERITY/CLASS` (ImageNet-C).
         image_size: side in px to which images are brought; those that have it are left alone.
+        channels: 3 to read RGB, 1 to read luma.
         class_names: in index order. Default: the labels' own range, or the sorted class folders.
 
     Raises:
@@ -58,7 +62,14 @@ def open_stored(root: Path, *, image_size: int, class_names: Sequence[str] | Non
     if not root.is_dir():
         raise InputError(f"stored set: no folder {root}")
     open_cells = _open_arrays if (root / "labels.npy").is_file() else _open_folders
-    return open_cells(root, image_size, class_names)
+    stored = open_cells(root, class_names)
+
+    def images(corruption: str, severity: int) -> Images:
+        found = stored.open(corruption, severity)
+        found.image_size, found.channels = image_size, channels
+        return found
+
+    return replace(stored, open=images)
 
 
 def _load(path: Path) -> np.ndarray:
@@ -68,7 +79,7 @@ def _load(path: Path) -> np.ndarray:
         raise InputError(f"stored set: cannot read {path} as npy without pickles ({error})") from error
 
 
-def _open_arrays(root: Path, image_size: int, class_names: Sequence[str] | None) -> StoredSet:
+def _open_arrays(root: Path, class_names: Sequence[str] | None) -> StoredSet:
     labels = np.asarray(_load(root / "labels.npy"))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or len(labels) % 5:
         raise InputError(
@@ -83,23 +94,22 @@ def _open_arrays(root: Path, image_size: int, class_names: Sequence[str] | None)
         raise InputError(f"stored set: expected one .npy per corruption in {root}, found none")
     arrays = {name: _load(path) for name, path in paths.items()}
     for name, array in arrays.items():
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or len(array) != len(labels):
+        if not are_images(array) or len(array) != len(labels):
             raise InputError(
-                f"stored set: {name}.npy must be uint8 ({len(labels)}, S, S, 3), got {array.dtype} {array.shape}"
+                f"stored set: {name}.npy must be uint8 ({len(labels)}, S, S, 3) or ({len(labels)}, S, S), "
+                f"got {array.dtype} {array.shape}"
             )
 
     def images(corruption: str, severity: int) -> Images:
         block = slice((severity - 1) * count, severity * count)
-        found = array_images(arrays[corruption][block], labels[block], class_names, str(paths[corruption]))
-        found.image_size = image_size
-        return found
+        return array_images(arrays[corruption][block], labels[block], class_names, str(paths[corruption]))
 
     stored = StoredSet(tuple((name, s) for name in arrays for s in SEVERITIES), True, images)
     images(*stored.cells[0])  # labels outside the classes are a mistake of the set, not of a cell
     return stored
 
 
-def _open_folders(root: Path, image_size: int, class_names: Sequence[str] | None) -> StoredSet:
+def _open_folders(root: Path, class_names: Sequence[str] | None) -> StoredSet:
     cells = tuple(
         (corruption.name, severity)
         for corruption in sorted(p for p in root.iterdir() if p.is_dir())
@@ -123,7 +133,6 @@ def _open_folders(root: Path, image_size: int, class_names: Sequence[str] | None
                 f"stored set: {corruption}/{severity} must hold the {len(first)} images in {len(first.class_names)} "
                 f"classes that {cells[0][0]}/{cells[0][1]} holds, got {len(found)} in {len(found.class_names)}"
             )
-        found.image_size = image_size
         return found
 
     return StoredSet(cells, False, images)

@@ -223,7 +223,7 @@ def parity(
     Args:
         torch_classifier: the float model, twin or pair.
         session: the exported graph.
-        images: `(N, 3, S, S)` in [0, 1].
+        images: `(N, C, S, S)` in [0, 1].
         labels: `(N,)`.
     """
     expected, actual = [], []

@@ -11,34 +11,37 @@ from qrobust.deployment.runtime import PIXELS, open_session
 from qrobust.errors import InputError
 from qrobust.models import parse_normalization
 
+CHANNELS = (1, 3)
 TINY = torch.finfo(torch.float32).tiny
 # Rows of probabilities sum to 1 but for rounding: at worst that of 8-bit outputs, half a step of 1/256 a class.
 SUM_TOLERANCE, STEP = 5e-3, 1 / 256
 
 
-def parse_input_range(text: str | None) -> tuple[float, np.ndarray, np.ndarray]:
+def parse_input_range(text: str | None, channels: int = 3) -> tuple[float, np.ndarray, np.ndarray]:
     """Factor, means and standard deviations: a graph is fed `(factor * images - mean) / std`.
 
     Args:
-        text: `unit` ([0, 1]), `byte` ([0, 255]), `imagenet` or `m,m,m/s,s,s`; None means `unit`.
+        text: `unit` ([0, 1]), `byte` ([0, 255]), `imagenet` or `m,m,m/s,s,s`, for one channel `m/s`; None: `unit`.
+        channels: of the images.
 
     Raises:
         InputError: none of these.
     """
     if text is None or text in ("unit", "byte"):
-        return 255.0 if text == "byte" else 1.0, np.zeros(3, np.float32), np.ones(3, np.float32)
+        return 255.0 if text == "byte" else 1.0, np.zeros(channels, np.float32), np.ones(channels, np.float32)
     try:
-        mean, std = parse_normalization(text)
+        mean, std = parse_normalization(text, channels)
     except InputError:
-        raise InputError(f"input_range: expected unit, byte, imagenet or m,m,m/s,s,s, got {text!r}") from None
+        known = "imagenet or m,m,m/s,s,s" if channels == 3 else "m/s"
+        raise InputError(f"input_range: expected unit, byte, {known}, got {text!r}") from None
     return 1.0, np.array(mean, np.float32), np.array(std, np.float32)
 
 
 class ForeignClassifier:
-    """Any ONNX image classifier as a classifier of images `(N, 3, S, S)` in [0, 1]; no gradient.
+    """Any ONNX image classifier as a classifier of images `(N, C, S, S)` in [0, 1]; no gradient.
 
-    Axes are told from the input's shape, `(N, 3, S, S)` or `(N, S, S, 3)`; a fixed batch is filled up; probabilities
-    become their logarithms, which are logits with the same softmax and the same margins.
+    Axes are told from the input's shape, `(N, C, S, S)` or `(N, S, S, C)`, C being 3 or 1; a fixed batch is filled
+    up; probabilities become their logarithms, which are logits with the same softmax and the same margins.
 
     Args:
         path: the ONNX file.
@@ -47,12 +50,13 @@ class ForeignClassifier:
 
     Attributes:
         image_size: the side that the graph fixes, or None.
+        channels: C, which is 3 where the graph leaves it open.
         batch: the batch that the graph fixes, or None.
         layout: `NCHW` or `NHWC`.
         probabilities: whether outputs are probabilities; known after `examine`.
 
     Raises:
-        InputError: onnxruntime refuses the file, or it has not one square colour image input and one output.
+        InputError: onnxruntime refuses the file, or it has not one square image input and one output.
     """
 
     def __init__(self, path: Path, threads: int, input_range: str | None = None) -> None:
@@ -67,24 +71,28 @@ class ForeignClassifier:
         self.input_name, self.dtype = inputs[0].name, PIXELS[inputs[0].type]
         batch, *axes = [d if isinstance(d, int) and d > 0 else None for d in inputs[0].shape]
         self.batch = batch
-        self.layout = "NHWC" if axes[2] == 3 and axes[0] != 3 else "NCHW"
+        self.layout = "NHWC" if axes[2] in CHANNELS and axes[0] not in CHANNELS else "NCHW"
         channels, sides = (axes[0], axes[1:]) if self.layout == "NCHW" else (axes[2], axes[:2])
         fixed = {side for side in sides if side is not None}
-        if channels not in (3, None) or len(fixed) > 1:
+        self.channels = 3 if channels is None else channels
+        if self.channels not in CHANNELS or len(fixed) > 1:
             raise InputError(
-                f"onnx: {path} must take square colour images (N, 3, S, S) or (N, S, S, 3), takes {inputs[0].shape}"
+                f"onnx: {path} must take square images (N, C, S, S) or (N, S, S, C) of 3 channels or 1, takes "
+                f"{inputs[0].shape}"
             )
         self.image_size = fixed.pop() if fixed else None
         if self.dtype == np.uint8 and input_range not in (None, "byte"):
             raise InputError(f"input_range: {path} takes uint8 pixels, expected byte, got {input_range!r}")
-        self.factor, self.mean, self.std = parse_input_range("byte" if self.dtype == np.uint8 else input_range)
+        self.factor, self.mean, self.std = parse_input_range(
+            "byte" if self.dtype == np.uint8 else input_range, self.channels
+        )
         self.probabilities = False
 
     def examine(self, images: torch.Tensor, classes: int) -> None:
         """See from real images whether outputs are probabilities, and whether there is one per class.
 
         Args:
-            images: `(N, 3, S, S)` in [0, 1].
+            images: `(N, C, S, S)` in [0, 1].
             classes: how many there are in the data.
 
         Raises:

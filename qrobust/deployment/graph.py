@@ -141,15 +141,22 @@ def _exportable(model: nn.Module) -> nn.Module:
 
 
 def export(
-    model: nn.Module, path: Path, image_size: int, metadata: dict[str, object] | None = None, *, storage: str = "int8"
+    model: nn.Module,
+    path: Path,
+    image_size: int,
+    metadata: dict[str, object] | None = None,
+    *,
+    channels: int = 3,
+    storage: str = "int8",
 ) -> None:
     """Write a classifier as one ONNX file, checked, with a dynamic batch.
 
     Args:
-        model: maps images `(N, 3, S, S)` float32 in [0, 1] to logits `(N, K)`; twins are written with
+        model: maps images `(N, C, S, S)` float32 in [0, 1] to logits `(N, K)`; twins are written with
             integer weights between QuantizeLinear and DequantizeLinear.
         path: the file, replaced only when the new one is whole.
         image_size: S in pixels.
+        channels: C.
         storage: `int8`, or `int4` to store weights that fit into 4 bits as such: a smaller file that onnxruntime
             unpacks once, when it is loaded.
         metadata: stored as the file's metadata, values as JSON unless they are strings.
@@ -157,7 +164,7 @@ def export(
     Raises:
         GateError: the exporter or the ONNX checker refuses the model.
     """
-    example = torch.full((2, 3, image_size, image_size), 0.5)
+    example = torch.full((2, channels, image_size, image_size), 0.5)
     noise = io.StringIO()
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level

@@ -85,7 +85,7 @@ def open_session(
 
 
 class OnnxClassifier:
-    """A session as a classifier: images `(N, 3, S, S)` in [0, 1] to logits `(N, K)`; no gradient."""
+    """A session as a classifier: images `(N, C, S, S)` in [0, 1] to logits `(N, K)`; no gradient."""
 
     def __init__(self, path: Path, threads: int, *, signed_activations: bool | None = None) -> None:
         self.session = open_session(path, threads, signed_activations=signed_activations)
@@ -95,7 +95,7 @@ class OnnxClassifier:
                 f"onnx: {path} must have one image input and one output, "
                 f"has inputs {[i.shape for i in inputs]} and {len(outputs)} outputs"
             )
-        self.input_name = inputs[0].name
+        self.input_name, self.channels = inputs[0].name, inputs[0].shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -112,7 +112,8 @@ def latencies_ms(
     """Milliseconds per batch, measured in turn (A B A B ...): the first one's median, and for each other that
     times the median of its ratio to the first, round by round, from which the machine's own drift is gone.
     """
-    images = np.random.default_rng(0).random((batch_size, 3, image_size, image_size), dtype=np.float32)
+    channels = next((classifier.channels for classifier in classifiers.values()), 3)
+    images = np.random.default_rng(0).random((batch_size, channels, image_size, image_size), dtype=np.float32)
     repeats: dict[str, int] = {}
     for name, classifier in classifiers.items():
         feed = {classifier.input_name: images}

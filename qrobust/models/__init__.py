@@ -25,7 +25,6 @@ BUILT_IN: dict[str, Callable[[int], nn.Module]] = {
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 SCHEMES = f"torchvision:NAME, path/to/file.py:FACTORY or one of {', '.join(BUILT_IN)}"
 
@@ -37,7 +36,7 @@ class ModelSpec:
     Attributes:
         spec: as the user wrote it.
         build: class count to a network with fresh weights.
-        normalization: default name in `NORMALIZATIONS`.
+        normalization: default, as for `parse_normalization`.
         preferred_size: image side it was made for, or None.
         pretrained: maker of torchvision's own weights, or None.
     """
@@ -135,18 +134,17 @@ def load_model(
         image_size: side of the images it will be given.
         weights: state dict as `.pt`/`.pth` (read with `weights_only=True`) or `.safetensors`.
         pretrained: take torchvision's own weights.
-        normalization: `imagenet`, `cifar10`, `none`, or `m,m,m/s,s,s`; default the model's preset.
+        normalization: see `parse_normalization`; default the model's preset.
         seed: decides random weights where there are none to load.
 
     Raises:
         InputError: weights that are missing, damaged, of other shapes or not finite; a class count
-            that differs from the data's.
+            that differs from the data's; a network for neither 3 channels nor 1, or a normalization for others.
     """
     if weights is not None and pretrained:
         raise InputError("weights: give either --weights or --pretrained, not both")
     if pretrained and found.pretrained is None:
         raise InputError(f"pretrained: only torchvision models have own weights, got {found.spec!r}")
-    mean, std = parse_normalization(normalization or found.normalization)
     torch.manual_seed(seed)
     if pretrained and found.pretrained is not None:
         network = found.pretrained()
@@ -157,22 +155,34 @@ def load_model(
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"weights: {name!r} holds NaN or infinity")
-    model = NormalizedModel(network, Normalization(mean, std)).eval().requires_grad_(False)
-    _check_output(model, found.spec, classes, image_size)
-    return model
+    network.eval().requires_grad_(False)
+    channels = _channels(network, found.spec, classes, image_size)
+    normalize = Normalization(*parse_normalization(normalization or found.normalization, channels))
+    return NormalizedModel(network, normalize).eval().requires_grad_(False)
 
 
-def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """A preset's name or `m,m,m/s,s,s` to means and standard deviations."""
-    if text in NORMALIZATIONS:
-        return NORMALIZATIONS[text]
+def parse_normalization(text: str, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and standard deviations per channel.
+
+    Args:
+        text: `none`; a key of `NORMALIZATIONS`, which are of three channels; or `m,m,m/s,s,s`, of one `m/s`.
+        channels: how many the network reads.
+
+    Raises:
+        InputError: none of these, or for another number of channels.
+    """
+    if text == "none":
+        return (0.0,) * channels, (1.0,) * channels
     try:
-        mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
+        mean, std = NORMALIZATIONS.get(text) or (tuple(map(float, part.split(","))) for part in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        presets = [name for name, (known, _) in NORMALIZATIONS.items() if len(known) == channels]
+        form = "/".join(",".join(letter * channels) for letter in "ms")
         raise InputError(
-            f"normalization: expected {', '.join(NORMALIZATIONS)} or 'm,m,m/s,s,s' with positive s, got {text!r}"
+            f"normalization: expected {', '.join([*presets, 'none'])} or {form!r} with positive s for images of "
+            f"{channels} channel{'s' * (channels > 1)}, got {text!r}"
         )
     return mean, std
 
@@ -224,13 +234,23 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(given)
 
 
-def _check_output(model: nn.Module, spec: str, classes: int, image_size: int) -> None:
-    try:
-        with torch.inference_mode():
-            logits = model(torch.full((2, 3, image_size, image_size), 0.5))
-    except Exception as error:  # the user's code may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"model: {spec} fails on a {image_size} px image ({reason})") from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputError(f"model: expected logits (2, {classes}) for the data's {classes} classes, got {shape}")
+def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> int:
+    """How many channels a network reads: three if it runs on them, else one."""
+    reasons = []
+    for channels in (3, 1):
+        try:
+            with torch.inference_mode():
+                logits = network(torch.full((2, channels, image_size, image_size), 0.5))
+            if isinstance(logits, torch.Tensor) and len(logits) != 2:
+                raise ValueError(f"2 images become {len(logits)} rows of logits")
+        except Exception as error:  # the user's code may raise anything
+            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            continue
+        if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise InputError(f"model: expected logits (2, {classes}) for the data's {classes} classes, got {shape}")
+        return channels
+    raise InputError(
+        f"model: expected a network for images of 3 channels or 1, {spec} fails on those of {image_size} px "
+        f"(3: {reasons[0]}; 1: {reasons[1]})"
+    )

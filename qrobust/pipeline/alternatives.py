@@ -98,7 +98,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
 def _preprocessed(module: nn.Module) -> Callable[[Workbench, dict[str, Any]], nn.Module]:
     def make(bench: Workbench, result: dict[str, Any]) -> nn.Module:
         result["trained_on"] = []
-        result["macs"] = {"calibrator": count_macs(module, bench.data.image_size)}
+        result["macs"] = {"calibrator": count_macs(module, bench.data.image_size, bench.model.channels)}
         return Compensated(module, bench.twin)
 
     return make

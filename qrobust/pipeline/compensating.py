@@ -68,13 +68,13 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     config, before = bench.config, state_hash(twin)
     validation = Validation(
         bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
-        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (3 * bench.data.image_size**2)),
+        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // bench.example.numel()),
         scene=bench.scene.validation if bench.scene else None, teacher=bench.model,
     )  # fmt: skip
     judged = session_of(bench, twin)  # faster than the twin, and what counts
     clean, _ = validation.measure(judged)
     calibrator, result["latency_ratio"] = choose_calibrator(bench, twin)
-    result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size)}
+    result["macs"] = {"calibrator": count_macs(calibrator, bench.data.image_size, bench.model.channels)}
     result["width"], result["branches"] = calibrator.width, calibrator.branches
     result["calibrator_version"] = CALIBRATOR_VERSION
     restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))

@@ -76,7 +76,7 @@ def _quantize(bench: Workbench) -> None:
             "qat": asdict(fit) if fit else None,
             "saturation": _saturation(bench, twin),
         }
-        result["macs"] = {"classifier": count_macs(bench.model, size)}
+        result["macs"] = {"classifier": count_macs(bench.model, size, bench.model.channels)}
         result["twin_hash"] = state_hash(twin)
         result["splits"] = bench.data.summary()
         result["skipped_images"] = list(bench.data.skipped)

@@ -98,7 +98,7 @@ def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:
     """A model as onnxruntime runs it, without a file that stays."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        export_graph(model, path, bench.data.image_size, {})
+        export_graph(model, path, bench.data.image_size, channels=bench.model.channels)
         return OnnxClassifier(path, bench.config.threads, signed_activations=bench.target.signed or None)
 
 
@@ -123,6 +123,7 @@ def export_gated(
             part,
             bench.data.image_size,
             _metadata(bench, name),
+            channels=bench.model.channels,
             storage=bench.config.storage,
         )
         audited = audit(part, signed_activations=bench.target.signed or None)
@@ -144,13 +145,15 @@ def export_gated(
 
 def _metadata(bench: Workbench, name: str) -> dict[str, object]:
     spec = bench.config.normalization or bench.model_spec.normalization
-    mean, std = parse_normalization(spec)
+    channels = bench.model.channels
+    mean, std = parse_normalization(spec, channels)
     return {
         "qrobust.graph": name,
         "qrobust.version": qrobust.__version__,
         "class_names": list(bench.data.class_names),
         "preprocessing": {
-            "input": "RGB in [0, 1], (N, 3, S, S)", "image_size": bench.data.image_size,
+            "input": f"{'RGB' if channels == 3 else 'luma'} in [0, 1], (N, {channels}, S, S)",
+            "image_size": bench.data.image_size,
             "resize": "shorter side by 256/224, bilinear; centre crop", "normalization_inside": [mean, std],
         },
         "provenance": {

@@ -66,7 +66,7 @@ def insert_observers(
 
     Args:
         graph: in normal form; it may be changed.
-        example: one input `(1, 3, S, S)`.
+        example: one input `(1, C, S, S)`.
         leaves: module classes that stay in float as they are.
         in_float: names of layers that stay in float.
     """

@@ -20,7 +20,7 @@ def correct_biases(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch
         prepared: the observed float graph that the twin was made from.
         twin: frozen; afterwards the mean output of every integer layer over `images` is the float one's,
             channel by channel, to half a step of the bias.
-        images: one batch `(N, 3, S, S)` in [0, 1] of calibration images.
+        images: one batch `(N, C, S, S)` in [0, 1] of calibration images.
     """
     for visit in walk(prepared, twin, images):
         error = visit.float_output() - visit.output()

@@ -77,7 +77,7 @@ def traced(model: nn.Module, leaves: tuple[type[nn.Module], ...], example: torch
     Args:
         model: in eval mode; it is not changed.
         leaves: module classes that stay as they are.
-        example: one input `(1, 3, S, S)`.
+        example: one input `(1, C, S, S)`.
 
     Raises:
         InputError: see `trace` and `normal_form`; or tracing lost something, such as an in-place change that

@@ -35,7 +35,7 @@ class Observed:
     Attributes:
         graph: with an `Observer` wherever the twin will have a quantizer.
         layers: names of all convolutions and linear layers, in order of execution.
-        images: some of the calibration images, `(N, 3, S, S)` in [0, 1].
+        images: some of the calibration images, `(N, C, S, S)` in [0, 1].
         recipe: its `equalize` and its float layers are in the graph; the rest is still open.
     """
 
@@ -52,7 +52,7 @@ def prepare(
 
     Args:
         model: in eval mode; it is not changed.
-        example: one input `(1, 3, S, S)`.
+        example: one input `(1, C, S, S)`.
         recipe: decides equalization and which layers stay in float.
         leaves: module classes that stay in float as they are.
 
@@ -92,7 +92,7 @@ def observe(
 
     Args:
         model: in eval mode; it is not changed.
-        calibration_images: batches `(N, 3, S, S)` in [0, 1].
+        calibration_images: batches `(N, C, S, S)` in [0, 1].
         recipe: decides equalization and which layers stay in float.
         leaves: module classes that stay in float.
 
@@ -116,7 +116,7 @@ def observe(
 
 
 def see(graph: fx.GraphModule, images: torch.Tensor) -> None:
-    """Let an observing graph see a batch `(N, 3, S, S)`.
+    """Let an observing graph see a batch `(N, C, S, S)`.
 
     Raises:
         InputError: an activation is NaN or infinite; the message names its node.
@@ -174,7 +174,7 @@ def quantize(
     Args:
         model: in eval mode; it is not changed.
         target: integer types and ranges.
-        calibration_images: batches `(N, 3, S, S)` in [0, 1] on which ranges are observed.
+        calibration_images: batches `(N, C, S, S)` in [0, 1] on which ranges are observed.
         recipe: how; default `Recipe()`.
         leaves: module classes that stay in float.
         seed: of learned rounding.
@@ -192,12 +192,13 @@ def restore(
     image_size: int,
     state: dict[str, torch.Tensor],
     *,
+    channels: int = 3,
     recipe: Recipe | None = None,
     leaves: tuple[type[nn.Module], ...] = (),
 ) -> fx.GraphModule:
     """Rebuild a twin from the float model, the recipe that made it, and the twin's state dict."""
     recipe = recipe or Recipe()
-    example = torch.full((1, 3, image_size, image_size), 0.5)
+    example = torch.full((1, channels, image_size, image_size), 0.5)
     graph, layers = prepare(model, example, recipe, leaves)
     twin = skeleton(graph, target, recipe.for_layers(layers))
     twin.load_state_dict(state)

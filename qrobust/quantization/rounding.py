@@ -38,7 +38,7 @@ def learn_rounding(
     Args:
         prepared: the observed float graph that the twin was made from.
         twin: frozen.
-        images: one batch `(N, 3, S, S)` in [0, 1] of calibration images.
+        images: one batch `(N, C, S, S)` in [0, 1] of calibration images.
         steps: of Adam, per layer.
         seed: decides the batches.
         below: only layers whose largest integer is smaller are learned; 8-bit weights gain nothing.

@@ -228,7 +228,7 @@ def saturation_risk(twin: nn.Module, batches: Iterable[tuple[torch.Tensor, torch
 
     Args:
         twin: as for `without_vnni`.
-        batches: images `(N, 3, S, S)` float32 in [0, 1] and labels `(N,)`; best images that nothing was
+        batches: images `(N, C, S, S)` float32 in [0, 1] and labels `(N,)`; best images that nothing was
             chosen on.
 
     Returns:

@@ -68,7 +68,7 @@ def layer_noise(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Te
     Args:
         prepared: the observed float graph that the twin was made from.
         twin: frozen.
-        images: one batch `(N, 3, S, S)` in [0, 1].
+        images: one batch `(N, C, S, S)` in [0, 1].
     """
     return [
         LayerNoise(

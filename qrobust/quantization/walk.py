@@ -75,7 +75,7 @@ def walk(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -
     Args:
         prepared: the observed float graph that the twin was made from.
         twin: frozen.
-        images: one batch `(N, 3, S, S)` in [0, 1]; memory is what this batch's activations take, twice.
+        images: one batch `(N, C, S, S)` in [0, 1]; memory is what this batch's activations take, twice.
     """
     floating, quantized = _Run(prepared, images), _Run(twin, images)
     layers = dict(prepared.named_modules(remove_duplicate=False))

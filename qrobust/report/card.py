@@ -88,11 +88,12 @@ def _under_shift(record: dict[str, Any], graph: str) -> list[str]:
 
 
 def _what(record: dict[str, Any], graph: str) -> list[str]:
-    audit, size, seed = record["audit"][graph], record["image_size"], record["seeds"]["run"]
+    audit, seed = record["audit"][graph], record["seeds"]["run"]
+    size, channels = record["image_size"], record["channels"]
     return [
-        f"An image classifier of {len(record['class_names'])} classes. Input `(N, 3, {size}, {size})`, RGB in "
-        "[0, 1], normalisation inside; output logits. Class names, preprocessing and provenance are in the file's "
-        "metadata.",
+        f"An image classifier of {len(record['class_names'])} classes. Input `(N, {channels}, {size}, {size})`, "
+        f"{'RGB' if channels == 3 else 'luma'} in [0, 1], normalisation inside; output logits. Class names, "
+        "preprocessing and provenance are in the file's metadata.",
         "",
         f"{audit['integer_ops']} of {audit['quantizable_ops']} convolutions and matrix products run on integers "
         f"(target `{record['config']['target']}`); made by qrobust {record['qrobust']}, seed {seed}.",

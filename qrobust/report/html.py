@@ -24,7 +24,7 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
 
     Args:
         record: as `pipeline.build_record` makes it.
-        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, 3, H, W)`.
+        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qrobust.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -66,7 +66,7 @@ def _picture_rows(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _data_url(pixels: np.ndarray) -> str:
-    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     if image.width < PICTURE_SIDE:
         factor = PICTURE_SIDE // image.width
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

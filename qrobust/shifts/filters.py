@@ -19,12 +19,12 @@ DIRECT_TAPS = 32
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 `(N, 3, H, W)` to float32 in [0, 1]."""
+    """uint8 `(N, C, H, W)` to float32 in [0, 1]."""
     return images.to(torch.float32).div_(255)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """float `(N, 3, H, W)`, clamped to [0, 1] and rounded to uint8."""
+    """float `(N, C, H, W)`, clamped to [0, 1] and rounded to uint8."""
     # By way of int16, which is several times as fast.
     return images.clamp(0, 1).mul_(255).round_().to(torch.int16).to(torch.uint8)
 

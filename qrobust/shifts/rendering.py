@@ -45,15 +45,19 @@ def torch_generators_for(images: torch.Tensor, label: str) -> list[torch.Generat
 
 
 def _check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"images: expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"images: expected uint8 (N, 3, H, W) or (N, 1, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
 
 
 def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: int) -> torch.Tensor:
     """Apply a shift.
 
+    Of a grey image three equal channels are rendered and the middle one is kept.
+
     Args:
-        images: uint8 `(N, 3, H, W)`.
+        images: uint8 `(N, 3, H, W)` or grey `(N, 1, H, W)`.
         name: a key of `SHIFTS`, or `FILE.py:FUNCTION`.
         severity: 1 to 5.
         table: `imagenet-c` or `cifar-c`.
@@ -74,10 +78,12 @@ def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: 
     if strength is None:
         raise InputError(f"severity: expected one defined for {name}, got {severity}")
     label = f"{seed}/{Path(name).name}/{severity}/{table}"  # wherever a user's file lies
-    portion = max(1, CACHED_VALUES // max(1, images[:1].numel()))
+    portion = max(1, CACHED_VALUES // max(1, 3 * images[:1, 0].numel()))
+    grey = images.shape[1] == 1
     result = torch.empty_like(images)
     for part, target in zip(images.split(portion), result.split(portion), strict=True):
-        target.copy_(_apply(part, shift, strength, label))
+        shown = _apply(part.repeat(1, 3, 1, 1) if grey else part, shift, strength, label)
+        target.copy_(shown[:, 1:2] if grey else shown)
     return result
 
 
@@ -113,7 +119,7 @@ def render_grid(images: torch.Tensor, grid: str) -> Iterator[torch.Tensor]:
     """The same images in every pose of a grid of `GRIDS`, for a worst-of-k accuracy.
 
     Args:
-        images: uint8 `(N, 3, H, W)`.
+        images: as for `render`.
         grid: a key of `GRIDS`.
 
     Yields:
@@ -146,7 +152,7 @@ def render_all(
     """Render images under many shifts, in worker processes, in order and a few batches ahead.
 
     Args:
-        images: uint8 `(N, 3, H, W)`.
+        images: as for `render`.
         cells: (shift, severity).
         table: `imagenet-c` or `cifar-c`.
         seed: equal seeds give equal pixels, whatever the number of workers.

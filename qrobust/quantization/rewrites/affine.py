@@ -74,7 +74,7 @@ def _per_channel(graph: fx.GraphModule, constant: object, channels: int) -> torc
 
 
 def _reads_pixels(graph: fx.GraphModule, node: object) -> bool:
-    """Between a node and the images there is only arithmetic, which three channels can do in float."""
+    """Between a node and the images there is only arithmetic, which so few channels can do in float."""
     while isinstance(node, fx.Node) and node.op != "placeholder":
         if node.op == "get_attr" or not isinstance(called(graph, node), Normalization | None):
             return False
