@@ -50,16 +50,24 @@ def finished_run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-@pytest.fixture
-def small_model() -> NormalizedModel:
-    """A random residual network of 16 channels whose batch norms are not the identity."""
+def random_model(channels: int = 3) -> NormalizedModel:
+    """A random residual network for so many channels whose batch norms are not the identity."""
     torch.manual_seed(0)
     network = SmallResNet(8, 10, width=8)
+    if channels != 3:
+        network.conv1 = torch.nn.Conv2d(channels, 8, 3, 1, 1, bias=False)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 1.5)
-    return NormalizedModel(network, Normalization((0.5,) * 3, (0.25,) * 3)).eval().requires_grad_(False)
+    normalize = Normalization((0.5,) * channels, (0.25,) * channels)
+    return NormalizedModel(network, normalize).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def small_model() -> NormalizedModel:
+    """`random_model` for three channels."""
+    return random_model()
 
 
 @pytest.fixture

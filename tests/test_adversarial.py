@@ -76,6 +76,12 @@ def found(outcomes: Outcomes) -> dict[str, Any]:
     return figures(outcomes, level="quick", classes=2)
 
 
+def test_budgets_of_one_channel_are_a_root_of_three_smaller() -> None:
+    (_, colour), (_, grey) = (balls(("l2",), (8 / 255,), (), 32, channels)[0] for channels in (3, 1))
+    assert colour.epsilon == pytest.approx(0.5)
+    assert grey.epsilon == pytest.approx(0.5 / 3**0.5)
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "RESTARTS", 2)

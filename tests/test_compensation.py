@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import qrobust
+from conftest import qrobust, random_model
 from torch.nn import functional as F
 
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
@@ -62,17 +62,20 @@ def test_reverse_refuses_nonsense(small_model: NormalizedModel, images: torch.Te
             )
 
 
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("size", [8, 28, 32, 96, 225])
-def test_calibrator_starts_as_the_identity(size: int) -> None:
+def test_calibrator_starts_as_the_identity(size: int, channels: int) -> None:
     torch.manual_seed(0)
-    images = torch.rand(2, 3, size, size)
+    images = torch.rand(2, channels, size, size)
     # Bilinear sampling at the pixel centres rounds in float32.
-    assert (Calibrator(size, 8)(images) - images).abs().max() < 1e-4
+    assert (Calibrator(size, 8, channels=channels)(images) - images).abs().max() < 1e-4
 
 
-def test_output_is_an_image_whatever_the_weights(images: torch.Tensor) -> None:
+@pytest.mark.parametrize("channels", [3, 1])
+def test_output_is_an_image_whatever_the_weights(channels: int, images: torch.Tensor) -> None:
     torch.manual_seed(0)
-    calibrator = Calibrator(32, 8)
+    images = images[:, :channels]
+    calibrator = Calibrator(32, 8, channels=channels)
     for parameter in calibrator.parameters():
         torch.nn.init.normal_(parameter, 0, 2)
     out = calibrator(images)
@@ -110,6 +113,27 @@ def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tens
     assert torch.allclose(correction(images, maps + 1, negative, moved, shut), images, atol=1e-4)
 
 
+def test_correction_of_one_channel_is_that_of_equal_ones(images: torch.Tensor) -> None:
+    """Proposals that treat three colours alike, and the same ones for grey: stretch, matrix, offset, tone."""
+    grey = 0.3 * images[:, :1]  # faint, so that it is stretched
+    colours, alone = Correction(32, 2), Correction(32, 2, channels=1)
+    generator = torch.Generator().manual_seed(0)
+    maps, photometric = (torch.randn(24, n, *side, generator=generator) for n, side in ((8, (16, 16)), (4, ())))
+    geometric, gate = torch.randn(24, 6, generator=generator), torch.randn(24, 1, generator=generator)
+    stretch, matrix, offset, tone = photometric.unbind(1)
+    alike = torch.zeros(24, 3, 6)
+    alike[:, :, 0], alike[:, :, 4], alike[:, :, 5] = stretch[:, None], offset[:, None], tone[:, None]
+    for colour in range(3):
+        alike[:, colour, 1 + colour] = matrix
+    change, attention = maps.unflatten(1, (2, 4)).unbind(1)
+    wanted = colours(
+        grey.expand(-1, 3, -1, -1), torch.cat([change] * 3 + [attention], 1), alike.flatten(1), geometric, gate
+    )
+    corrected = alone(grey, maps, photometric, geometric, gate)
+    assert (corrected - grey).abs().mean() > 0.05
+    assert torch.allclose(corrected.expand_as(wanted), wanted, atol=1e-5)
+
+
 def test_budget_chooses_width_and_branches() -> None:
     small, large = (count_macs(Calibrator(32, w), 32) for w in (WIDTHS[1], WIDTHS[2]))
     assert within_budget(32, large - 1)[0] == (WIDTHS[1], BRANCHES)
@@ -125,10 +149,12 @@ def test_budget_chooses_width_and_branches() -> None:
         Calibrator(32, 8, ("magic",))
 
 
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("branches", [("residual",), ("photometric",), ("geometric",), FRUGAL])
-def test_a_branch_that_is_off_changes_nothing(branches: tuple[str, ...], images: torch.Tensor) -> None:
+def test_a_branch_that_is_off_changes_nothing(branches: tuple[str, ...], channels: int, images: torch.Tensor) -> None:
     torch.manual_seed(0)
-    calibrator = Calibrator(32, 8, branches)
+    images = images[:, :channels]
+    calibrator = Calibrator(32, 8, branches, channels)
     assert (calibrator(images) - images).abs().max() < 1e-4
     for parameter in calibrator.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
@@ -139,41 +165,44 @@ def test_a_branch_that_is_off_changes_nothing(branches: tuple[str, ...], images:
         for parameter in calibrator.parameters():
             torch.nn.init.normal_(parameter, 0, 0.05)
         torch.nn.init.constant_(calibrator.photometric.bias, 0.2)
-        coloured = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        coloured = torch.rand(1, channels, 32, 32, generator=torch.Generator().manual_seed(0))
         one, seen = coloured[0].flatten(1), calibrator(coloured)[0].flatten(1)
         inside = ((seen > 0.001) & (seen < 0.999)).all(0)
         assert inside.sum() > 100
         system = torch.cat([one, one.square(), torch.ones(1, one.shape[1])])[:, inside].T
         fitted = system @ torch.linalg.lstsq(system, seen[:, inside].T).solution
         assert torch.allclose(fitted.T, seen[:, inside], atol=1e-4)
-        line = system[:, [0, 1, 2, 6]]  # no straight line would do
+        line = system[:, [*range(channels), -1]]  # no straight line would do
         fitted = line @ torch.linalg.lstsq(line, seen[:, inside].T).solution
         assert not torch.allclose(fitted.T, seen[:, inside], atol=1e-3)
     if branches == ("geometric",):
         # A warp of a flat image is that image.
-        flat = torch.full((1, 3, 32, 32), 0.4)
+        flat = torch.full((1, channels, 32, 32), 0.4)
         assert torch.allclose(calibrator(flat), flat, atol=1e-5)
 
 
-def test_images_too_small_are_refused() -> None:
+def test_images_too_small_or_of_two_channels_are_refused() -> None:
     with pytest.raises(InputError, match="at least 8 pixels"):
         Calibrator(6, 8)
+    with pytest.raises(InputError, match="channels: expected 3 or 1, got 2"):
+        Calibrator(8, 8, channels=2)
 
 
-@pytest.mark.parametrize("size", [32, 28])
+@pytest.mark.parametrize(("size", "channels"), [(32, 3), (28, 3), (28, 1)])
 def test_quantized_calibrator_exports_with_every_convolution_integer(
-    size: int, small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path
+    size: int, channels: int, images: torch.Tensor, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    images = images[:, :, :size, :size].contiguous()
-    calibrator = Calibrator(size, 8)
+    small_model = random_model(channels)
+    images = images[:, :channels, :size, :size].contiguous()
+    calibrator = Calibrator(size, 8, channels=channels)
     torch.nn.init.normal_(calibrator.maps.weight, 0, 0.1)
     torch.nn.init.normal_(calibrator.photometric.weight, 0, 0.02)
     torch.nn.init.normal_(calibrator.geometric.weight, 0, 0.02)
     frozen = quantize(calibrator.eval(), X86_VNNI, [images], leaves=(Correction,))
     twin = quantize(small_model, X86_VNNI, [images])
     pair = Compensated(frozen, twin)
-    export(pair, tmp_path / "pair.onnx", size)
+    export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
     assert counted["integer_ops"] == counted["quantizable_ops"] == 23
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)

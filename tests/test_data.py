@@ -99,6 +99,24 @@ def test_npz_colour_and_gray(tmp_path: Path) -> None:
     assert torch.equal(image[0], image[1])
 
 
+@pytest.mark.parametrize("size", [16, 12])
+def test_luma_is_read_as_pillow_has_it(size: int, tmp_path: Path) -> None:
+    path = save_npz(tmp_path / "d.npz")
+    data, grey = (open_data(f"npz:{path}", seed=0, image_size=size, calibration_images=8) for _ in range(2))
+    colour = data.test.read(slice(0, 4)).permute(0, 2, 3, 1).numpy()
+    luma = grey.read_with(1).test.read(slice(0, 4))
+    assert luma.shape == (4, 1, size, size)
+    assert all(np.array_equal(one[0], Image.fromarray(c).convert("L")) for one, c in zip(luma, colour, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(40, 8, 8), (40, 8, 8, 1)])
+def test_grey_levels_are_their_own_luma(shape: tuple[int, ...], tmp_path: Path) -> None:
+    levels = np.arange(40 * 64, dtype=np.uint8).reshape(shape)
+    np.savez(tmp_path / "g.npz", images=levels, labels=np.arange(40) % 2)
+    test = open_test(f"npz:{tmp_path / 'g.npz'}", seed=0, channels=1)
+    assert np.array_equal(test.read(slice(None))[:, 0], levels.reshape(40, 8, 8)[test.indices])
+
+
 def test_images_of_other_sizes_are_fitted() -> None:
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 30:50] = 255

@@ -73,6 +73,46 @@ def test_factory_from_a_file(tmp_path: Path) -> None:
             load(f"{path}:{name}")
 
 
+ONE_CHANNEL = """
+from torch import nn
+def net(channels):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+def one():
+    return net(1)
+def two():
+    return net(2)
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(32 * 32, 10)
+    def forward(self, x):
+        return self.head(x.view(-1, 32 * 32))
+"""
+
+
+def test_channels_are_those_that_a_network_runs_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(ONE_CHANNEL)
+    assert load().channels == 3
+    assert load(f"{path}:Flat").channels == 1
+    plain, inside = load(f"{path}:one"), load(f"{path}:one", normalization="0.4/0.5")
+    images = torch.rand(2, 1, 32, 32)
+    assert (plain.channels, inside.channels) == (1, 1)
+    assert torch.allclose(inside(images), plain((images - 0.4) / 0.5), atol=1e-6)
+    with pytest.raises(
+        InputError, match=r"model: expected a network for images of 3 channels or 1, .*two fails"
+    ) as e:
+        load(f"{path}:two")
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match=r"logits \(2, 5\)"):
+        load(f"{path}:one", classes=5)
+    for given in ("cifar10", "0.5,0.5,0.5/1,1,1", "0.5/0"):
+        with pytest.raises(InputError, match=f"expected none or 'm/s' .* of 1 channel, got '{given}'"):
+            load(f"{path}:one", normalization=given)
+    with pytest.raises(InputError, match=r"cifar10, none or 'm,m,m/s,s,s' .* of 3 channels, got '0.5/1'"):
+        load(normalization="0.5/1")
+
+
 @pytest.mark.parametrize(
     ("spec", "match"),
     [

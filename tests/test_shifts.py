@@ -34,6 +34,19 @@ def test_render_depends_on_the_image_alone(name: str, table: str, digit_pixels: 
     assert not torch.equal(together, pixels)
 
 
+@pytest.mark.parametrize("name", SHIFTS)
+def test_grey_is_the_middle_of_three_equal_channels(name: str, digit_pixels: torch.Tensor) -> None:
+    grey = digit_pixels[:3, :1]
+    rendered = render(grey, name, 5, table="cifar-c", seed=0)
+    assert torch.equal(rendered, render(grey.repeat(1, 3, 1, 1), name, 5, table="cifar-c", seed=0)[:, 1:2])
+    assert rendered.is_contiguous()
+
+
+def test_poses_of_grey_images(digit_pixels: torch.Tensor) -> None:
+    posed, grey = (render_grid(digit_pixels[:1, :c], "rotations") for c in (3, 1))
+    assert all(torch.equal(one[:, 1:2], other) for one, other in zip(posed, grey, strict=True))
+
+
 @pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog"])
 def test_seed_decides_random_shifts(name: str, digit_pixels: torch.Tensor) -> None:
     first, again, other = (render(digit_pixels, name, 5, table="imagenet-c", seed=s) for s in (0, 0, 1))
@@ -150,9 +163,11 @@ def test_render_refuses_nonsense(arguments: tuple, named: str, digit_pixels: tor
         render(digit_pixels, name, severity, table=table, seed=0)
 
 
-def test_render_refuses_float_images() -> None:
+def test_render_refuses_float_images_and_two_channels() -> None:
     with pytest.raises(InputError, match="uint8"):
         render(torch.rand(1, 3, 8, 8), "fog", 1, table="cifar-c", seed=0)
+    with pytest.raises(InputError, match=r"\(N, 3, H, W\) or \(N, 1, H, W\), got torch.uint8 \(1, 2, 8, 8\)"):
+        render(torch.zeros(1, 2, 8, 8, dtype=torch.uint8), "fog", 1, table="cifar-c", seed=0)
 
 
 def test_unit_round_trip(digit_pixels: torch.Tensor) -> None:

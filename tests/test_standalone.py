@@ -42,10 +42,11 @@ def graph(
     classes: int = 3,
 ) -> Path:
     """The classifier above for a graph that is fed pixels as `wants` says."""
-    channel_last = shape[-1] == 3
-    shape_of = (1, 1, 1, 3) if channel_last else (1, 3, 1, 1)
+    channels = shape[-1] if shape[-1] in (1, 3) else shape[1]
+    shape_of = (1, 1, 1, channels) if channels == shape[-1] else (1, channels, 1, 1)
     scale, offset = {
-        "unit": (np.ones(3), np.zeros(3)), "byte": (np.full(3, 1 / 255), np.zeros(3)), "imagenet": (STD, MEAN),
+        "unit": (np.ones(channels), np.zeros(channels)), "byte": (np.full(channels, 1 / 255), np.zeros(channels)),
+        "imagenet": (STD, MEAN), "grey": (np.array([0.25]), np.array([0.5])),
     }[wants]  # fmt: skip
     # |x - c|^2 up to what all classes share: 2 c x - c^2, sharpened.
     centres = np.resize(CENTRES, classes) + noise * np.array([1, -1, 1])[:classes]
@@ -118,6 +119,27 @@ def test_any_input_form_gives_the_same_logits(
     assert torch.allclose(plain(images).double(), exact, atol=2e-3)
     assert torch.allclose(other(images), plain(images), atol=2e-3)
     assert other.layout == ("NHWC" if shape[-1] == 3 else "NCHW")
+
+
+@pytest.mark.parametrize(
+    ("shape", "wants", "given", "dtype"),
+    [
+        (("n", 1, SIDE, SIDE), "unit", None, TensorProto.FLOAT),
+        (("n", 1, "h", "w"), "grey", "0.5/0.25", TensorProto.FLOAT),
+        ((4, SIDE, SIDE, 1), "byte", None, TensorProto.UINT8),
+    ],
+)
+def test_graphs_of_one_channel_see_luma(
+    shape: Sequence[int | str], wants: str, given: str | None, dtype: int, data: str, tmp_path: Path
+) -> None:
+    path = graph(tmp_path / "m.onnx", shape, wants=wants, dtype=dtype)
+    range_of = ("--input-range", given) if given else ()
+    record = run([path], data, tmp_path / "out", *SHORT, *range_of)
+    assert record["channels"] == 1
+    assert record["models"]["m"]["layout"] == ("NHWC" if shape[-1] == 1 else "NCHW")
+    # The means of the three classes' images lie 60 levels apart, their noise has a deviation of 1 in the mean.
+    assert record["summary"]["clean_accuracy"] == {"m": 1.0}
+    assert record["summary"]["shift_accuracy"]["m"] < 1
 
 
 def test_probabilities_become_logits_with_the_same_margins(tmp_path: Path) -> None:
@@ -361,10 +383,16 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
         return [graph(model, classes=2)], "gives (2,) numbers per image, the data has 3 classes"
     if kind == "size":
         return [graph(model), graph(tmp_path / "b.onnx", ("n", 3, 8, 8))], "expected one size"
-    if kind == "grey":
-        return [graph(model, ("n", 1, SIDE, SIDE))], "square colour images"
+    if kind == "two channels":
+        return [graph(model, ("n", 2, SIDE, SIDE))], "square images (N, C, S, S) or (N, S, S, C) of 3 channels or 1"
+    if kind == "grey and colour":
+        grey = graph(tmp_path / "b.onnx", ("n", 1, SIDE, SIDE))
+        return [graph(model), grey], "of one number of channels, got m 3, b 1"
+    if kind == "range of grey":
+        grey = graph(model, ("n", 1, SIDE, SIDE))
+        return [grey, "--input-range", "imagenet"], "input_range: expected unit, byte or m/s, got 'imagenet'"
     if kind == "oblong":
-        return [graph(model, ("n", 3, SIDE, 8))], "square colour images"
+        return [graph(model, ("n", 3, SIDE, 8))], "square images (N, C, S, S)"
     if kind == "missing":
         return [model], "no file"
     if kind == "damaged":
@@ -389,8 +417,8 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
     return [graph(model), *options], kind
 
 
-KINDS = ("classes", "size", "grey", "oblong", "missing", "damaged", "range", "range of bytes", "test images", "cells",
-         "attacks", "threads")  # fmt: skip
+KINDS = ("classes", "size", "two channels", "grey and colour", "range of grey", "oblong", "missing", "damaged",
+         "range", "range of bytes", "test images", "cells", "attacks", "threads")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -46,6 +46,17 @@ def test_arrays_come_out_as_they_lie_there(tmp_path: Path) -> None:
         assert images.labels.tolist() == labels[:3].tolist()
 
 
+def test_coloured_and_grey_arrays_are_read_as_luma(tmp_path: Path) -> None:
+    arrays, _ = cifar_c(tmp_path)
+    np.save(tmp_path / "fog.npy", arrays["fog"][..., 0])
+    stored = open_stored(tmp_path, image_size=32, channels=1)
+    grey, coloured = (stored.images(name, 1).read(torch.arange(3)) for name in ("fog", "gaussian_noise"))
+    assert torch.equal(grey[:, 0], torch.from_numpy(arrays["fog"][:3, ..., 0]))
+    assert coloured.shape == (3, 1, 32, 32)
+    wanted = Image.fromarray(arrays["gaussian_noise"][2]).convert("L")
+    assert np.array_equal(coloured[2, 0], wanted)
+
+
 def test_folders_come_out_as_they_lie_there(tmp_path: Path) -> None:
     imagenet_c(tmp_path)
     stored = open_stored(tmp_path, image_size=224)

@@ -32,8 +32,8 @@ def parse_input_range(text: str | None, channels: int = 3) -> tuple[float, np.nd
     try:
         mean, std = parse_normalization(text, channels)
     except InputError:
-        known = "imagenet or m,m,m/s,s,s" if channels == 3 else "m/s"
-        raise InputError(f"input_range: expected unit, byte, {known}, got {text!r}") from None
+        known = "unit, byte, imagenet or m,m,m/s,s,s" if channels == 3 else "unit, byte or m/s"
+        raise InputError(f"input_range: expected {known}, got {text!r}") from None
     return 1.0, np.array(mean, np.float32), np.array(std, np.float32)
 
 
