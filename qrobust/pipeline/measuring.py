@@ -83,7 +83,6 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
         result["stored"] = _stored(bench, sessions)
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["severity_table"] = bench.table
-        result["channels"] = bench.model.channels
         result["hardware"] = hardware(config.threads)
         latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}

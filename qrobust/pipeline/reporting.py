@@ -80,7 +80,7 @@ def build_record(bench: Workbench) -> Record:
         "skipped_images": quantized["skipped_images"],
         "class_names": quantized["class_names"],
         "image_size": quantized["image_size"],
-        "channels": evaluated["channels"],
+        "channels": bench.session("float").channels,
         "seeds": {"run": bench.config.seed},
         "versions": versions(),
         "hardware": evaluated["hardware"],
