@@ -59,8 +59,14 @@ def qrobust(*arguments: str) -> None:
 
 
 def git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit, `-dirty` where anything but results differs from it: they are written between jobs."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    root = git("rev-parse", "--show-toplevel")
+    changed = git("-C", root, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:
