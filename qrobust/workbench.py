@@ -32,6 +32,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.results import read_json
+from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import cells, expand, find_shift, table_for
 from qrobust.stored import StoredCells, open_sets
 
@@ -185,7 +186,11 @@ class Workbench:
 
     def judges(self, count: int, pixels: int = JUDGE_PIXELS) -> Split:
         """At most so many validation images, and pixels of them, to choose or compare by."""
-        return self.data.validation.first(max(FEWEST_JUDGES, min(count, pixels // self.data.image_size**2)))
+        return self.some(self.data.validation, count, pixels)
+
+    def some(self, split: Split, count: int, pixels: int = JUDGE_PIXELS) -> Split:
+        """The first images of a split, at most so many, and pixels of them."""
+        return split.first(max(FEWEST_JUDGES, min(count, pixels // self.data.image_size**2)))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -257,6 +262,15 @@ class Workbench:
         _save(twin, self.place().twin)
 
     @cached_property
+    def chosen_by(self) -> Split:
+        """Validation images that compensation is chosen by; without labels, the float model says what they are."""
+        split = self.data.validation
+        if self.config.use_labels:
+            return split
+        session = self.session("float")
+        return split.relabelled(torch.cat([session(to_unit(images)).argmax(1) for images, _ in split.batches(BATCH)]))
+
+    @cached_property
     def scene(self) -> Scene | None:
         """Real images of a new scene, if the run was given any."""
         spec = self.config.scene_images
@@ -283,7 +297,7 @@ class Workbench:
         size, channels = self.data.image_size, self.model.channels
         budget = int(self.config.mac_budget * count_macs(self.model, size, channels))
         # Without labels, anything local would learn to paint what the classifier expects to see.
-        unlabelled = self.scene is not None and not self.scene.labelled
+        unlabelled = self.scene is not None and not (self.scene.labelled and self.config.use_labels)
         branches = self.config.branches or (("photometric",) if unlabelled else ())
         return within_budget(size, budget, branches, channels)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -374,6 +375,34 @@ def test_favour_changes_what_training_draws(few_steps: Callable[..., Calibrator]
     alike, favoured = few_steps("alike.pt"), few_steps("favoured.pt", favour=1.0)
     assert state_hash(alike) == state_hash(few_steps("again.pt"))
     assert state_hash(alike) != state_hash(favoured)
+
+
+@pytest.mark.parametrize("make", ["calibrator", "finetune"])
+def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
+    from qrobust.pipeline.alternatives import MAKERS
+    from qrobust.pipeline.compensating import fit_calibrator
+    from qrobust.workbench import Reporter, Workbench
+
+    def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
+        run = shutil.copytree(finished_run, tmp_path / name)
+        config = json.loads((run / "config.json").read_text())
+        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "shifts": ["contrast"]}
+        (run / "config.json").write_text(json.dumps(config | chosen))
+        (run / "checkpoints").mkdir(exist_ok=True)
+        bench, result = Workbench.open(run, Reporter(), threads=1), dict[str, Any]()
+        labels = bench.data.training.source.labels
+        if mixed_up:
+            labels.copy_((labels + 1) % 10)
+        module = MAKERS[make](bench, result) if make == "finetune" else fit_calibrator(bench, bench.twin, result)
+        result["training"].pop("earlier_s", None)
+        for phase in result["training"].values():
+            if isinstance(phase, dict):
+                phase.pop("earlier_s")
+        return state_hash(module), (result["training"], result.get("validation"))
+
+    blind = made("blind", mixed_up=False, use_labels=False)
+    assert blind == made("mixed up", mixed_up=True, use_labels=False)
+    assert made("seeing", mixed_up=False, use_labels=True) != made("misled", mixed_up=True, use_labels=True)
 
 
 def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:

@@ -324,7 +324,7 @@ training = options(
         "--labels/--no-labels",
         "use_labels",
         default=None,
-        help="Train with labels, or with the float model's view alone.  [default: labels]",
+        help="Train and choose with labels, or by the float model's view alone.  [default: labels]",
     ),
 )
 

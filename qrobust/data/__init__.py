@@ -30,6 +30,7 @@ class Split:
 
     source: Images
     indices: torch.Tensor
+    named: torch.Tensor | None = None  # what every image of the source is called here, if not by the source
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -37,7 +38,11 @@ class Split:
     @property
     def labels(self) -> torch.Tensor:
         """Class indices `(n,)` int64."""
-        return self.source.labels[self.indices]
+        return (self.source.labels if self.named is None else self.named)[self.indices]
+
+    def relabelled(self, labels: torch.Tensor) -> Split:
+        """The same images with other labels `(n,)`, one for each; -1 for none."""
+        return replace(self, named=torch.full_like(self.source.labels, -1).index_put((self.indices,), labels))
 
     def read(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Images at these positions of the split, uint8 `(n, C, S, S)`."""

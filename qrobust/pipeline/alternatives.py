@@ -85,7 +85,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     """The twin itself, trained on the shifts for as many steps as a calibrator is behind the classifier."""
     config = bench.config
     twin, fitted = train_twin_in_stage(
-        bench, bench.twin, bench.lessons, steps=round(config.steps * (1 - RESTORE_SHARE)),
+        bench, bench.twin, bench.lessons, bench.chosen_by, steps=round(config.steps * (1 - RESTORE_SHARE)),
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
         kind="finetune",
     )  # fmt: skip

@@ -66,10 +66,13 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
         The calibrator, frozen to its integers.
     """
     config, before = bench.config, state_hash(twin)
+    scene = bench.scene.validation if bench.scene else None
+    if scene and not config.use_labels:
+        scene = scene.relabelled(torch.full((len(scene),), -1))
     validation = Validation(
-        bench.data.validation, bench.training_cells, table=bench.table, seed=config.seed + 1,
+        bench.chosen_by, bench.training_cells, table=bench.table, seed=config.seed + 1,
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // bench.example.numel()),
-        scene=bench.scene.validation if bench.scene else None, teacher=bench.model,
+        scene=scene, teacher=bench.model,
     )  # fmt: skip
     judged = session_of(bench, twin)  # faster than the twin, and what counts
     clean, _ = validation.measure(judged)

@@ -46,7 +46,7 @@ def _quantize(bench: Workbench) -> None:
         if bench.config.qat_epochs:
             config = bench.config
             twin, fit = train_twin_in_stage(
-                bench, twin, bench.data.training,
+                bench, twin, bench.data.training, bench.data.validation,
                 steps=max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size)),
                 distillation=config.qat_distillation, cells=bench.training_cells if config.qat_shifts else [],
                 kind="qat",
@@ -125,6 +125,7 @@ def train_twin_in_stage(
     bench: Workbench,
     twin: fx.GraphModule,
     training: Split,
+    validation: Split,
     *,
     steps: int,
     distillation: float,
@@ -137,6 +138,7 @@ def train_twin_in_stage(
         bench: of the run.
         twin: to start from; it is not changed.
         training: images to learn from.
+        validation: images to choose by, of which the first are taken.
         steps: optimizer steps.
         distillation: weight of the float model's view.
         cells: shifts to train on, or none.
@@ -146,9 +148,10 @@ def train_twin_in_stage(
     folder.checkpoints.mkdir(exist_ok=True)
     trainable = thaw(bench.quantized.observed.graph, twin, learn_ranges=config.qat_ranges == "learned")
     trainable = trainable.to(memory_format=torch.channels_last)
+    judges = bench.some(validation, QAT_VALIDATION_IMAGES)
     with bench.reporter.bar("train the twin", steps) as bar:
         fit = train_twin(
-            trainable, folded(bench.model, bench.example), training, bench.judges(QAT_VALIDATION_IMAGES), steps=steps,
+            trainable, folded(bench.model, bench.example), training, judges, steps=steps,
             batch_size=config.batch_size, learning_rate=config.qat_learning_rate, distillation=distillation,
             cells=cells, table=bench.table, seed=config.seed,
             checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=told(bar),
