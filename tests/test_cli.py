@@ -18,6 +18,7 @@ from PIL import Image
 from qrobust.errors import GateError, InputError
 from qrobust.evaluation import run_rows
 from qrobust.predictions import read_predictions
+from qrobust.report.plots import layers_plot
 from qrobust.results import read_record, without_timings
 
 COMMANDS = (
@@ -450,6 +451,9 @@ def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> Non
     layers = json.loads(qrobust("sensitivity", out, "-q", "--json").output)
     assert len(layers) == 9
     assert all(layer["n"] > 0 and layer["divergence"] >= 0 for layer in layers)
+    drawn = layers_plot({"quantization": found})
+    assert "accuracy lost, points" in drawn
+    assert "accuracy lost, points" not in layers_plot({"quantization": found | {"layer_effects": []}})
 
 
 def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,8 +93,8 @@ def layers_plot(record: dict[str, Any]) -> markupsafe.Markup:
     quantization = record["quantization"]
     layers, effects = quantization["layer_noise"], {e["name"]: e for e in quantization["layer_effects"]}
     rows = np.arange(len(layers))
-    figure = Figure(figsize=(9, 0.24 * len(layers) + 1))
-    axes = figure.add_subplot(1, 2 if effects else 1, 1)
+    figure = Figure(figsize=(12 if effects else 9, 0.24 * len(layers) + 1))
+    axes = figure.add_subplot(1, 3 if effects else 1, 1)
     for key, marker, label in (("weight", "s", "weights"), ("input", "o", "input alone"), ("output", "D", "output")):
         axes.plot([layer[f"{key}_sqnr_db"] for layer in layers], rows, marker, markersize=4, label=label)
     axes.set_yticks(rows, [layer["name"] for layer in layers], fontsize=7)
@@ -102,10 +102,15 @@ def layers_plot(record: dict[str, Any]) -> markupsafe.Markup:
     axes.set_xlabel("signal to quantization noise, dB")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
-    if effects:
-        alone = figure.add_subplot(1, 2, 2, sharey=axes)
-        found = [effects.get(layer["name"], {}).get("divergence", 0.0) for layer in layers]
+    panels = (
+        ("divergence", 1, "KL divergence from float, nats"),
+        ("accuracy_drop", 100, "accuracy lost, points"),
+    )
+    for column, (key, unit, label) in enumerate(panels if effects else (), 2):
+        alone = figure.add_subplot(1, 3, column, sharey=axes)
+        found = [unit * effects.get(layer["name"], {}).get(key, 0.0) for layer in layers]
         alone.barh(rows, found, color=COLOURS["int8"])
         alone.tick_params(labelleft=False)
-        alone.set_xlabel("KL divergence from float with only this layer quantized, nats")
+        alone.set_xlabel(label)
+        alone.set_title("only this layer quantized", fontsize=8)
     return _svg(figure)
