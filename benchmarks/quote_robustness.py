@@ -59,8 +59,8 @@ def attack_libraries() -> str:
     about = (
         f"Accuracy left of ResNet-20 in float ({percent(found['clean_accuracy'])} clean), "
         f"n = {found['rows'][0]['n']} test images: intervals at 95 % reach up to {100 * widest:.0f} points to either "
-        f"side, but both sides attack the same images. Ours leaves at most {found['most_above_library_pp']:.1f} points "
-        f"more. Foolbox {versions['foolbox']}, ART {versions['adversarial-robustness-toolbox']}."
+        "side, but both sides attack the same images. Ours leaves at most "
+        f"{found['most_above_library_pp']:.1f} points more. Foolbox {versions['foolbox']}, ART {versions['adversarial-robustness-toolbox']}."
     )
     return "\n".join([*lines, "", about])
 
