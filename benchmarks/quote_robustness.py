@@ -60,7 +60,8 @@ def attack_libraries() -> str:
         f"Accuracy left of ResNet-20 in float ({percent(found['clean_accuracy'])} clean), "
         f"n = {found['rows'][0]['n']} test images: intervals at 95 % reach up to {100 * widest:.0f} points to either "
         "side, but both sides attack the same images. Ours leaves at most "
-        f"{found['most_above_library_pp']:.1f} points more. Foolbox {versions['foolbox']}, ART {versions['adversarial-robustness-toolbox']}."
+        f"{found['most_above_library_pp']:.1f} points more. "
+        f"Foolbox {versions['foolbox']}, ART {versions['adversarial-robustness-toolbox']}."
     )
     return "\n".join([*lines, "", about])
 
