@@ -6,10 +6,11 @@ For each network that train_baselines.py left in `--trainings`: quantize (W8A8),
 folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5, attacked as
 well; `methods`: beside it, every other method. `scene-*`: one calibrator for each of the five shifts on which the
 INT8 graph is worst on validation images, and batch-norm re-estimation for the same. `without-*`: one family of
-shifts left out of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. Everything
-is measured on the exported graphs by onnxruntime on the test images; means over networks and over jobs, with their
-intervals, are of the same images in all of them. A job that is done with the same options is kept and one that was
-killed goes on; `--jobs` and `--models` choose.
+shifts left out of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. They
+take a calibrator as large as that of `u13`, whose time was measured. Everything is measured on the exported graphs by
+onnxruntime on the test images; means over networks and over jobs, with their intervals, are of the same images in all
+of them. A job that is done with the same options is kept and one that was killed goes on; `--jobs` and `--models`
+choose.
 """
 
 from __future__ import annotations
@@ -71,25 +72,41 @@ def git_commit() -> str:
 
 def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:
     """All jobs of those kinds for the network whose INT8 graph lies in `base`."""
-    u13 = ("--shifts", "u13", "--severities", SEVERITY, "--latency-budget", LATENCY_BUDGET)
+    shifts = ("--shifts", "u13", "--severities", SEVERITY)
+    u13 = (*shifts, "--latency-budget", LATENCY_BUDGET)
     fewer = ("--steps", str(steps // 4))
+    alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "u13" in kinds:
         yield Job("u13", (*u13, "--steps", str(steps)))
     if "methods" in kinds:
         yield Job("u13", (*u13, "--steps", str(steps)), (*ALTERNATIVES, TORCH_ONLY))
     if "scenes" in kinds:
         for shift in worst_shifts(base):
-            options = ("--shifts", shift, "--severities", SEVERITY, "--latency-budget", LATENCY_BUDGET, *fewer)
+            options = ("--shifts", shift, "--severities", SEVERITY, *alike, *fewer)
             yield Job(f"scene-{shift}", options, ("bn-reestimate",))
     if "families" in kinds:
         for family in FAMILIES:
             members = ",".join(name for name in SUITES["u13"] if find_shift(name).family == family)
-            yield Job(f"without-{family}", (*u13, *fewer, "--hold-out", members))
+            yield Job(f"without-{family}", (*shifts, *alike, *fewer, "--hold-out", members))
     if "bits" in kinds:
-        yield Job("w4a4", (*u13, "--steps", str(steps)), quantization=("--bits", "w4a4", "--qat-epochs", "1"))
+        options = (*shifts, *alike, "--steps", str(steps))
+        yield Job("w4a4", options, quantization=("--bits", "w4a4", "--qat-epochs", "1"))
     if "few" in kinds:
         for count in FEW:
-            yield Job(f"few-{count}", (*u13, *fewer, "--few-shot", str(count), "--no-labels"))
+            yield Job(f"few-{count}", (*shifts, *alike, *fewer, "--few-shot", str(count), "--no-labels"))
+
+
+def alike_u13(base: Path) -> tuple[str, ...]:
+    """Options that make a calibrator as large as that of `u13`, which was timed."""
+    stage = base.parent / "u13" / "stages" / "compensate.json"
+    if not stage.exists():
+        raise click.ClickException(f"jobs: the others take calibrators of the size that u13 found, but no {stage}")
+    found = json.loads(stage.read_text())
+    share = (
+        found["macs"]["calibrator"]
+        / json.loads((base / "stages" / "quantize.json").read_text())["macs"]["classifier"]
+    )
+    return ("--mac-budget", f"{1.001 * share:.6f}", "--branches", ",".join(found["branches"]))
 
 
 def worst_shifts(base: Path) -> list[str]:

@@ -15,9 +15,10 @@ from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.compensating import RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
 from qrobust.pipeline.quantizing import train_twin_in_stage
-from qrobust.pipeline.stage import export_gated, in_float, stage
+from qrobust.pipeline.stage import export_gated, in_float, kept, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.recipe import Recipe
+from qrobust.results import write_json
 from qrobust.shifts.rendering import to_unit
 from qrobust.workbench import Workbench
 
@@ -76,6 +77,11 @@ def _reestimated(bench: Workbench) -> fx.GraphModule:
 
 def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     twin = _reestimated(bench)
+    if kept(bench, "compensate") and bench.config.latency_budget is not None:
+        # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
+        alone = bench.place().need_stage("compensate", "compensate")
+        chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
+        write_json(checkpoints_of(bench, twin)["chosen"], chosen)
     calibrated = Compensated(fit_calibrator(bench, twin, result), twin)
     bench.place().drop_checkpoints(checkpoints_of(bench, twin).values())
     return calibrated
