@@ -102,11 +102,9 @@ def alike_u13(base: Path) -> tuple[str, ...]:
     if not stage.exists():
         raise click.ClickException(f"jobs: the others take calibrators of the size that u13 found, but no {stage}")
     found = json.loads(stage.read_text())
-    share = (
-        found["macs"]["calibrator"]
-        / json.loads((base / "stages" / "quantize.json").read_text())["macs"]["classifier"]
-    )
-    return ("--mac-budget", f"{1.001 * share:.6f}", "--branches", ",".join(found["branches"]))
+    whole = json.loads((base / "stages" / "quantize.json").read_text())["macs"]["classifier"]
+    share = 1.001 * found["macs"]["calibrator"] / whole
+    return ("--mac-budget", f"{share:.6f}", "--branches", ",".join(found["branches"]))
 
 
 def worst_shifts(base: Path) -> list[str]:
