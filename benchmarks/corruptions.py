@@ -32,11 +32,12 @@ import torch
 
 from qrobust.data import Split
 from qrobust.data.sources import IMAGE_SUFFIXES, Images, decode_file, fit_square
-from qrobust.predictions import predict, renderers
+from qrobust.predictions import predict
 from qrobust.results import hardware
 from qrobust.shifts import corruptions
 from qrobust.shifts.rendering import generators_for, render, to_uint8, to_unit
 from qrobust.shifts.severities import SHIFTS, SUITES
+from qrobust.shifts.workers import renderers
 
 RESULTS = Path(__file__).parent / "results" / "corruptions.json"
 NAMES, COMMON = SUITES["corruptions-19"], SUITES["corruptions-15"]

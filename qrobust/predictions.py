@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,10 +14,11 @@ import torch
 
 from qrobust.classifier import Classifier
 from qrobust.data import Split
-from qrobust.errors import InputError, QRobustError
+from qrobust.errors import InputError
 from qrobust.results import save_npz
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
+from qrobust.shifts.workers import Renderers
 from qrobust.statistics import stratified
 
 # What `within_budget` chose, in the folder of predictions.
@@ -57,66 +53,16 @@ FIELDS = tuple(f.name for f in fields(Predictions))
 CellPredictions = dict[Cell, dict[str, Predictions]]
 
 
-@dataclass(frozen=True)
-class Renderers:
-    """Processes that render; see `renderers`."""
-
-    pool: ProcessPoolExecutor
-    workers: int
-
-
-def check_workers(workers: int) -> None:
-    """Whether so many processes may render.
-
-    Raises:
-        InputError: fewer than 1.
-    """
-    if workers < 1:
-        raise InputError(f"workers: expected at least 1, got {workers}")
-
-
-@contextmanager
-def renderers(workers: int) -> Iterator[Renderers | None]:
-    """Worker processes for rendering, one thread each; with 1 nothing is started, and the result is the same.
-
-    Raises:
-        InputError: fewer than 1 worker.
-        QRobustError: a worker died.
-    """
-    check_workers(workers)
-    if workers == 1:
-        yield None
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
-    try:
-        yield Renderers(pool, workers)
-    except BrokenProcessPool as error:
-        raise QRobustError("workers: a process that renders died; perhaps memory ran out, try fewer") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _render_arrays(pixels: np.ndarray, cell: Cell, table: str, seed: int) -> np.ndarray:
-    """Arrays, because tensors would each hold a file descriptor open on their way between processes."""
-    return render(torch.from_numpy(pixels), *cell, table=table, seed=seed).numpy()
-
-
 def _rendered(split: Split, cell: Cell, table: str | None, seed: int, by: Renderers | None) -> Iterator[torch.Tensor]:
-    """Batches of a cell in order; workers are at most two batches each ahead."""
+    """Batches of a cell in order."""
     if cell == CLEAN or table is None:
         yield from (images for images, _ in split.batches(BATCH))
         return
+    batches = (images for images, _ in split.batches(BATCH))
     if by is None:
-        for images, _ in split.batches(BATCH):
-            yield render(images, *cell, table=table, seed=seed)
-        return
-    ahead: deque[Future[np.ndarray]] = deque()
-    for images, _ in split.batches(BATCH):
-        ahead.append(by.pool.submit(_render_arrays, images.numpy(), cell, table, seed))
-        if len(ahead) > 2 * by.workers:
-            yield torch.from_numpy(ahead.popleft().result())
-    while ahead:
-        yield torch.from_numpy(ahead.popleft().result())
+        yield from (render(images, *cell, table=table, seed=seed) for images in batches)
+    else:
+        yield from by.render(batches, *cell, table=table, seed=seed)
 
 
 def predict(

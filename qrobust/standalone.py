@@ -26,10 +26,8 @@ from qrobust.predictions import (
     CLEAN,
     SUBSET,
     Cell,
-    check_workers,
     kept_or_predicted,
     prediction_key,
-    renderers,
     within_budget,
 )
 from qrobust.report.markdown import evaluation_report, skipped_sentence
@@ -37,6 +35,7 @@ from qrobust.report.robustbench import csv_files
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
 from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import cells, expand, table_for
+from qrobust.shifts.workers import check_workers, renderers
 from qrobust.stored import open_sets, stored_predictions
 from qrobust.workbench import Reporter
 

@@ -20,10 +20,10 @@ from qrobust.predictions import (
     kept_or_predicted,
     predict,
     read_predictions,
-    renderers,
     within_budget,
 )
 from qrobust.report.robustbench import unaggregated_csv
+from qrobust.shifts.workers import renderers
 from qrobust.statistics import holm
 
 N = 200

@@ -25,14 +25,12 @@ from qrobust.predictions import (
     Cell,
     CellPredictions,
     Predictions,
-    Renderers,
-    check_workers,
     kept_or_predicted,
     prediction_key,
-    renderers,
     within_budget,
 )
 from qrobust.results import hardware, read_json, write_json
+from qrobust.shifts.workers import Renderers, check_workers, renderers
 from qrobust.stored import stored_predictions
 from qrobust.workbench import Workbench
 

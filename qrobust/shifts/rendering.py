@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from qrobust.errors import InputError
@@ -22,7 +18,7 @@ from qrobust.shifts.transformations import pose
 # So many float32 values stay in a core's own cache.
 CACHED_VALUES = 2**18
 
-__all__ = ["generators_for", "render", "render_all", "render_grid", "to_uint8", "to_unit"]
+__all__ = ["generators_for", "render", "render_grid", "to_uint8", "to_unit"]
 
 
 def generators_for(images: torch.Tensor, label: str) -> Generators:
@@ -133,58 +129,3 @@ def render_grid(images: torch.Tensor, grid: str) -> Iterator[torch.Tensor]:
         raise InputError(f"grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
     for degrees, right, down in GRIDS[grid]:
         yield to_uint8(pose(to_unit(images), degrees, right, down))
-
-
-def _render_in_worker(pixels: np.ndarray, name: str, severity: int, table: str, seed: int) -> np.ndarray:
-    """Arrays, because tensors would each hold a file descriptor open on their way between processes."""
-    return render(torch.from_numpy(pixels), name, severity, table=table, seed=seed).numpy()
-
-
-def render_all(
-    images: torch.Tensor,
-    cells: Sequence[tuple[str, int]],
-    *,
-    table: str,
-    seed: int,
-    workers: int = 1,
-    batch_size: int = 64,
-) -> Iterator[tuple[tuple[str, int], int, torch.Tensor]]:
-    """Render images under many shifts, in worker processes, in order and a few batches ahead.
-
-    Args:
-        images: as for `render`.
-        cells: (shift, severity).
-        table: `imagenet-c` or `cifar-c`.
-        seed: equal seeds give equal pixels, whatever the number of workers.
-        workers: processes, each with one thread; with 1 nothing is started.
-        batch_size: images per piece of work.
-
-    Yields:
-        The cell, the position of the first image, and the batch rendered.
-
-    Raises:
-        InputError: as `render`, or fewer than 1 worker or image per batch.
-    """
-    if workers < 1 or batch_size < 1:
-        raise InputError(f"workers and batch_size: expected at least 1, got {workers} and {batch_size}")
-    work = [(cell, begin) for cell in cells for begin in range(0, len(images), batch_size)]
-    if workers == 1:
-        for cell, begin in work:
-            yield cell, begin, render(images[begin : begin + batch_size], *cell, table=table, seed=seed)
-        return
-    ahead: deque[tuple[tuple[str, int], int, Future[np.ndarray]]] = deque()
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        try:
-            for cell, begin in work:
-                part = images[begin : begin + batch_size].numpy()
-                future = pool.submit(_render_in_worker, part, *cell, table, seed)
-                ahead.append((cell, begin, future))
-                if len(ahead) > 2 * workers:
-                    done = ahead.popleft()
-                    yield done[0], done[1], torch.from_numpy(done[2].result())
-            while ahead:
-                done = ahead.popleft()
-                yield done[0], done[1], torch.from_numpy(done[2].result())
-        finally:
-            pool.shutdown(cancel_futures=True)
