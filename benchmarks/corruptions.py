@@ -30,9 +30,8 @@ import click
 import numpy as np
 import torch
 
-from qrobust.data import Split
-from qrobust.data.sources import IMAGE_SUFFIXES, Images, decode_file, fit_square
-from qrobust.predictions import predict
+from qrobust.data.sources import IMAGE_SUFFIXES, decode_file, fit_square
+from qrobust.predictions import BATCH
 from qrobust.results import hardware
 from qrobust.shifts import corruptions
 from qrobust.shifts.rendering import generators_for, render, to_uint8, to_unit
@@ -208,27 +207,33 @@ def speed(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
     return {"n": count, "rounds": rounds, "table": TABLES[size], "mean_of_15": mean, "corruptions": rows}
 
 
-def workers(folder: Path, size: int, count: int) -> dict[str, Any]:
-    """Time on the wall of all 15 corruptions at severity 3, rendered for an evaluation by one process and by two."""
-    arrays = photographs(folder, count, size).permute(0, 2, 3, 1).contiguous().numpy()
-    source = Images(lambda i: arrays[i % count], [0] * 2 * count, ["thing"], str)
-    source.image_size = size
-    split = Split(source, torch.arange(2 * count))
-    split.read(slice(None))  # from here on in memory
-    seconds = {}
-    for processes in (1, 2):
-        with renderers(processes) as by:
+def workers(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
+    """Time on the wall of all 15 corruptions at severity 3, by one process and by two, in turn."""
+    batches = photographs(folder, count, size).repeat(5, 1, 1, 1).split(BATCH)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with renderers(2) as two:
+        assert two is not None
 
-            def work(split: Split) -> None:
-                for name in COMMON:
-                    # Nearly nothing is asked of the pixels.
-                    predict({"mean": lambda x: x.mean((2, 3))}, split, (name, 3), table=TABLES[size], seed=0, by=by)
+        def work(processes: int) -> None:
+            for name in COMMON:
+                options: dict[str, Any] = {"table": TABLES[size], "seed": 0}
+                if processes == 1:
+                    found = (render(images, name, 3, **options) for images in batches)
+                else:
+                    found = two.render(batches, name, 3, **options)
+                for _ in found:
+                    pass
 
-            work(split)  # all processes start, and fill what they keep
-            start = time.perf_counter()
-            work(split)
-            seconds[processes] = time.perf_counter() - start
-    return {"n": len(split), "size": size, "seconds": seconds, "ratio": seconds[1] / seconds[2]}
+        for _ in range(rounds + 1):  # in the first, processes start and fill what they keep
+            for processes, taken in seconds.items():
+                start = time.perf_counter()
+                work(processes)
+                taken.append(time.perf_counter() - start)
+    ratios = [one / two for one, two in zip(seconds[1][1:], seconds[2][1:], strict=True)]
+    return {
+        "n": 5 * count, "size": size, "rounds": rounds, "ratios": ratios, "ratio": statistics.median(ratios),
+        "seconds": {k: statistics.median(v[1:]) for k, v in seconds.items()},
+    }  # fmt: skip
 
 
 def inference(folder: Path, size: int, count: int) -> dict[str, Any]:
@@ -289,7 +294,7 @@ def main(
     if measure:
         parts["speed"] = lambda: {"224": speed(images, 224, 16, rounds), "32": speed(images, 32, 100, rounds)}
     if scale:
-        parts["workers"] = lambda: workers(images, 224, 200)
+        parts["workers"] = lambda: workers(images, 224, 200, rounds)
     if compare:
         parts["inference"] = lambda: inference(images, 224, 16)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)

@@ -23,15 +23,17 @@ _SHARED: list[Any] = []
 class Renderers:
     """Processes, one thread each, that render batches of images; see `renderers`.
 
-    They start with the first batch. A batch lies in a slot of shared memory, in which its rendered pixels take the
-    place of its own: to send pixels through a pipe would take as long as to render them.
+    They start with the first batch, and each renders its part of every batch. A batch lies in a slot of shared
+    memory, in which its rendered pixels take the place of its own: to send pixels through a pipe would take as long
+    as to render them.
 
     Args:
         workers: how many processes.
     """
 
+    slots = 4
+
     def __init__(self, workers: int) -> None:
-        self.slots = 2 * workers + 1  # in work, waiting, and one for whoever asked
         self._workers, self._slot_bytes = workers, 0
         self._memory: Any = None
         self._pool: ProcessPoolExecutor | None = None
@@ -40,14 +42,15 @@ class Renderers:
         self, batches: Iterable[torch.Tensor], name: str, severity: int, *, table: str, seed: int
     ) -> Iterator[torch.Tensor]:
         """What `rendering.render` makes of batches of images, in order and a few batches ahead."""
-        ahead: deque[tuple[int, torch.Size, Future[None]]] = deque()
+        ahead: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
         slot = 0
 
         def take() -> torch.Tensor:
-            slot, shape, future = ahead[0]
-            future.result()
+            pixels, parts = ahead[0]
+            for part in parts:
+                part.result()
             ahead.popleft()
-            return self._pixels(slot, shape).clone()
+            return pixels.clone()
 
         try:
             for images in batches:
@@ -57,19 +60,22 @@ class Renderers:
                     self._start(images.numel())
                 elif len(ahead) == self.slots:
                     yield take()
-                self._pixels(slot, images.shape).copy_(images)
+                offset = slot * self._slot_bytes
+                pixels = _view(self._memory, offset, images.shape).copy_(images)
+                ahead.append((pixels, []))
                 assert self._pool is not None
-                future = self._pool.submit(
-                    _render, slot * self._slot_bytes, images.shape, name, severity, table=table, seed=seed
-                )
-                ahead.append((slot, images.shape, future))
+                for part in images.split(-(-len(images) // self._workers)):
+                    task = self._pool.submit(_render, offset, part.shape, name, severity, table=table, seed=seed)
+                    ahead[-1][1].append(task)
+                    offset += part.numel()
                 slot = (slot + 1) % self.slots
             while ahead:
                 yield take()
         finally:
-            for *_, future in ahead:
-                future.cancel()
-            wait([future for *_, future in ahead])  # nobody writes into a slot any more
+            tasks = [task for _, parts in ahead for task in parts]
+            for task in tasks:
+                task.cancel()
+            wait(tasks)  # nobody writes into a slot any more
 
     def close(self) -> None:
         """End the processes."""
@@ -81,9 +87,6 @@ class Renderers:
         context = get_context("spawn")
         self._slot_bytes, self._memory = slot_bytes, context.RawArray("B", self.slots * slot_bytes)
         self._pool = ProcessPoolExecutor(self._workers, context, _begin, (self._memory,))
-
-    def _pixels(self, slot: int, shape: torch.Size) -> torch.Tensor:
-        return _view(self._memory, slot * self._slot_bytes, shape)
 
 
 def check_workers(workers: int) -> None:
