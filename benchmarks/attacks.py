@@ -13,7 +13,6 @@ warns), which may weaken it, so being stronger in that row says little. A minute
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
 from art.estimators.classification import PyTorchClassifier
+from figures import git_commit
 from torch import nn
 
 from qrobust.attacks.balls import Ball, L2Ball, LinfBall
@@ -138,7 +138,6 @@ def main(
 ) -> None:
     """Run every contest; leave results/attacks.json."""
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     data = open_data(spec, seed=seed, preferred_size=32)
     recipe = json.loads((training / "training.json").read_text())
     model = load_model(
@@ -180,7 +179,7 @@ def main(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python benchmarks/attacks.py --data imagefolder:DIR --training {training.name} --images {n} "
         f"--pgd-steps {pgd_steps} --apgd-steps {apgd_steps} --queries {queries} --seed {seed}",
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(),
         "seed": seed,
         "versions": versions() | {p: version(p) for p in LIBRARIES},
         "hardware": hardware(1),

@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 import numpy as np
+from figures import git_commit
 
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.predictions import Cell, predict, read_predictions
@@ -57,17 +58,6 @@ class Job:
 
 def qrobust(*arguments: str) -> None:
     subprocess.run([str(Path(sys.executable).parent / "qrobust"), *arguments], check=True)
-
-
-def git_commit() -> str:
-    """The commit, `-dirty` where anything but results differs from it: they are written between jobs."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    root = git("rev-parse", "--show-toplevel")
-    changed = git("-C", root, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
-    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:

@@ -15,7 +15,6 @@ import inspect
 import json
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
@@ -29,6 +28,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from figures import git_commit
 
 from qrobust.data.sources import IMAGE_SUFFIXES, decode_file, fit_square
 from qrobust.predictions import BATCH
@@ -217,11 +217,8 @@ def workers(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
         def work(processes: int) -> None:
             for name in COMMON:
                 options: dict[str, Any] = {"table": TABLES[size], "seed": 0}
-                if processes == 1:
-                    found = (render(images, name, 3, **options) for images in batches)
-                else:
-                    found = two.render(batches, name, 3, **options)
-                for _ in found:
+                one = (render(images, name, 3, **options) for images in batches)
+                for _ in one if processes == 1 else two.render(batches, name, 3, **options):
                     pass
 
         for _ in range(rounds + 1):  # in the first, processes start and fill what they keep
@@ -297,7 +294,6 @@ def main(
         parts["workers"] = lambda: workers(images, 224, 200, rounds)
     if compare:
         parts["inference"] = lambda: inference(images, 224, 16)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     packages = ("torch", "torchvision", "pillow", "numpy") + ("imagecorruptions-imaug",) * (check or measure)
     for name, part in parts.items():
         found = part()
@@ -305,7 +301,7 @@ def main(
         if name == "faithful" and only:
             found["corruptions"] = record[name]["corruptions"] | found["corruptions"]
         record[name] = found | {
-            "commit": commit.stdout.strip(),
+            "commit": git_commit(),
             "command": f"corruptions.py --images DIR --{name} --repeats {repeats} --rounds {rounds}",
             "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
             "hardware": hardware(1),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from figures import git_commit
 from torch import nn
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,7 +67,6 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
         for name in sessions:
             right[name] += int((found[name].prediction == split.labels.numpy()).sum())
     low, high = wilson_interval(same, n)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     result = {
         "network": "EfficientNet-Lite0", "n": n, "calibration_images": len(opened.calibration),
         "agreement": same / n, "agreement_interval": [low, high],
@@ -77,7 +77,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
         "parity": stage["parity"]["int8"], "quantize_s": stage["duration_s"],
         "latency_ms": {f"batch_{b}": latencies_ms(sessions, SIZE, b) for b in (1, 8)},
         "size_bytes": {name: (out / f"{name}.onnx").stat().st_size for name in sessions},
-        "hardware": hardware(threads), "commit": commit.stdout.strip(), "seed": 0,
+        "hardware": hardware(threads), "commit": git_commit(), "seed": 0,
         "command": "python benchmarks/efficientnet_lite0.py --data imagefolder:DIR/images "
         "--class-names DIR/classes.txt --out WORK",
     }  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from figures import git_commit
 
 from qrobust.results import hardware, versions, write_json
 
@@ -87,7 +88,6 @@ def measure(
 @click.option("--threads", default=2, show_default=True)
 def main(data: str, run: Path, out: Path, workers: int, threads: int) -> None:
     """Measure the full evaluation and three of growing size."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     _, imports = watched([sys.executable, "-c", f"{IMPORTS}; import time; time.sleep(1)"])
     rows = []
     for index, what in enumerate((FULL, *GROWTH)):
@@ -95,7 +95,7 @@ def main(data: str, run: Path, out: Path, workers: int, threads: int) -> None:
         click.echo(rows[-1])
     write_json(RESULTS / "evaluation_cost.json", {
         "graphs": list(GRAPHS), "imports_mib": imports, "rows": rows, "workers": workers,
-        "hardware": hardware(threads), "versions": versions(), "commit": commit.stdout.strip(), "seed": 0,
+        "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
         "command": "python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK",
     })  # fmt: skip
 

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import click
+from figures import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 TRAINING, VALIDATION = 70, 30
@@ -48,7 +49,6 @@ def halves(images: Path, folder: Path, seed: int) -> None:
 def main(data: Path, class_names: str, steps: int, out: Path, threads: int, seed: int) -> None:
     """Quantize, compensate, measure, and keep the figures."""
     halves(data, out / "images", seed)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     command = [str(Path(sys.executable).parent / "qrobust"), "run", "--resume"]
     command += ["--model", f"{Path(__file__).parent / 'efficientnet_lite0.py'}:make", "--image-size", "224"]
     command += ["--normalization", "0.498,0.498,0.498/0.502,0.502,0.502", "--calibration-images", "32"]
@@ -58,7 +58,7 @@ def main(data: Path, class_names: str, steps: int, out: Path, threads: int, seed
     subprocess.run(command, check=True)
     record = json.loads((out / "run" / "record.json").read_text())
     result = {key: record[key] for key in KEYS} | {
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(),
         "command": "python benchmarks/imagenet_size.py --data DIR/images --class-names DIR/classes.txt --out WORK",
     }
     text = json.dumps(result, indent=1)

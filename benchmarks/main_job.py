@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import click
+from figures import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,14 +30,13 @@ RESULTS = Path(__file__).parent / "results"
 @click.option("--threads", default=2, show_default=True)
 def main(data: str, training: Path, out: Path, threads: int) -> None:
     """Run the main job and keep its record and report."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     command = ["run", "--model", "resnet20", "--weights", str(training / "weights.pt"), "--data", data]
     command += ["--out", str(out), "--threads", str(threads), "--resume", "-v"]
     subprocess.run([Path(sys.executable).parent / "qrobust", *command], check=True)
     record = json.loads((out / "record.json").read_text())
     record["benchmark"] = {
         "command": "python benchmarks/main_job.py --data imagefolder:DIR --training TRAINING --out OUT",
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(),
         "training": json.loads((training / "training.json").read_text()),
     }
     text, page = json.dumps(record, indent=1), (out / "report.html").read_text()

@@ -27,6 +27,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from figures import git_commit
 
 from qrobust.data import Data, open_data
 from qrobust.deployment.audit import audit
@@ -199,14 +200,13 @@ def latency(graphs: dict[str, Path]) -> dict[str, dict[str, float]]:
 def main(data: str, trainings: Path, out: Path, networks: str, threads: int) -> None:
     """Quantize every network every way, beside its peers, and write results/quantization.json."""
     torch.set_num_threads(threads)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     path = RESULTS / "quantization.json"
     result = read_json(path) if path.exists() else {"networks": {}}
     for network in networks.split(","):
         started = time.monotonic()
         found = network_result(network, data, trainings / network, out / network, threads)
         found["duration_s"] = round(time.monotonic() - started)
-        found["commit"] = commit.stdout.strip()
+        found["commit"] = git_commit()
         found["hardware"] = hardware(threads)
         result["networks"][network] = found
         result["variants"] = VARIANTS

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from figures import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS, SIZE, BATCH = (256, 2048), 224, 32
@@ -79,7 +80,6 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
         return
     from qrobust.results import hardware, write_json
 
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     rows = []
     for n in COUNTS:
         command = [sys.executable, __file__, "--data", data, "--class-names", class_names, "--threads", str(threads)]
@@ -88,7 +88,7 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
         click.echo(rows[-1])
     write_json(RESULTS / "quantize_cost.json", {
         "network": "torchvision:mobilenet_v2, random weights", "image_size": SIZE, "batch": BATCH, "rows": rows,
-        "hardware": hardware(threads), "commit": commit.stdout.strip(), "seed": 0,
+        "hardware": hardware(threads), "commit": git_commit(), "seed": 0,
         "command": "python benchmarks/quantize_cost.py --data imagefolder:DIR/images --class-names DIR/classes.txt",
     })  # fmt: skip
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from figures import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
@@ -49,13 +50,12 @@ def evaluate(data: str, graphs: Path, out: Path, images: int, threads: int) -> d
 @click.option("--threads", default=2, show_default=True)
 def main(data: str, graphs: Path, networks: str, images: int, out: Path, threads: int) -> None:
     """Measure every network and write results/robustness.json."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     path = RESULTS / "robustness.json"
     result = json.loads(path.read_text()) if path.exists() else {"networks": {}}
     for network in networks.split(","):
         record = evaluate(data, graphs / network, out / network, images, threads)
         kept = ("summary", "rows", "severity_table", "fingerprint", "versions", "hardware")
-        result["networks"][network] = {k: record[k] for k in kept} | {"commit": commit.stdout.strip()}
+        result["networks"][network] = {k: record[k] for k in kept} | {"commit": git_commit()}
         result["command"] = "python benchmarks/robustness.py --data imagefolder:DIR --graphs WORK --out EVALUATIONS"
         result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
         RESULTS.mkdir(exist_ok=True)

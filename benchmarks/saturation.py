@@ -29,6 +29,7 @@ import click
 import numpy as np
 import onnx
 import torch
+from figures import git_commit
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
@@ -315,7 +316,6 @@ def worst_layer(risk: dict[str, Any]) -> str:
 def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -> None:
     """Compare simulation, emulation and the native run; leave results/saturation.json."""
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     emulator = subprocess.run([EMULATOR[0], "--version"], capture_output=True, text=True, check=True).stdout
     networks, trained = [], {}
     with tempfile.TemporaryDirectory() as name:
@@ -359,7 +359,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/saturation.py --data imagefolder:DIR "
         + " ".join(f"--training {Path(w).name}" for w in training),
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(),
         "seed": seed,
         "emulator": {"version": emulator.splitlines()[0], "command": " ".join(EMULATOR)},
         "versions": versions(),

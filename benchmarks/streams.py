@@ -18,7 +18,8 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from compensation import MODELS, git_commit, mean_of
+from compensation import MODELS, mean_of
+from figures import git_commit
 from torch import nn
 
 from qrobust.compensation.baselines import adapt_batch_norm

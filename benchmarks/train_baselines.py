@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import click
 import torch
+from figures import git_commit
 from torch import nn
 from torch.nn import functional as F
 
@@ -197,9 +197,7 @@ def main(
         "threads": threads,
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": git_commit(),
         "command": " ".join(["python", *sys.argv]),
     }
     torch.save(model.state_dict(), out / "weights.pt")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from figures import git_commit
 
 RESULT = Path(__file__).parent / "results" / "zoo.json"
 CALIBRATION_IMAGES, TEST_IMAGES, CLASSES, SEED = 16, 16, 10, 0
@@ -212,10 +213,9 @@ def circumstances(command: str) -> dict[str, Any]:
     import torchvision
 
     model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     return {
         "command": command,
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(),
         "seed": SEED,
         "versions": {m.__name__: m.__version__ for m in (torch, torchvision, onnx, onnxruntime)}
         | {"python": platform.python_version()},
