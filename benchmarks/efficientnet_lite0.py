@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from figures import git_commit
 from torch import nn
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +40,7 @@ def make(num_classes: int) -> nn.Module:
 def main(data: str, class_names: str, out: Path, threads: int) -> None:
     """Quantize, compare on the images that ranges were not observed on, and keep the figures."""
     import torch
+    from figures import git_commit
 
     from qrobust.data import open_data
     from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
