@@ -117,6 +117,11 @@ class _IntegerLayer(nn.Module, ABC):
         moved = self.bias_int.to(torch.float64) + (by.to(torch.float64) / self.bias_scale).round()
         self.bias_int.copy_(moved.clamp(-LARGEST_BIAS, LARGEST_BIAS).to(torch.int32))
 
+    def amplify(self, by: float) -> None:
+        """Multiply weight and bias by a positive number, in place: the integers stay."""
+        self.weight_scale.mul_(by)
+        self.bias_scale.mul_(by)
+
 
 class PaddedConv2d(nn.Conv2d):
     """A float convolution whose zero padding may differ from side to side, as ONNX's may.

@@ -20,14 +20,16 @@ from qrobust.compensation import training
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import BRANCHES, FRUGAL, WIDTHS, Calibrator, Correction, within_budget
+from qrobust.compensation.gate import GAINS, OFFSETS, Gate, set_gate
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.training import GATE_OFFSETS, set_gate, state_hash, train_calibrator
+from qrobust.compensation.training import state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data import open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.integer import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
 
@@ -235,15 +237,6 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     assert fit.shift_accuracy > fit.start_shift_accuracy
     assert state_hash(bench.twin) == before
 
-    opened = state_hash(whole)
-    assert set_gate(whole, bench.twin, validation, least_clean=0.0) in GATE_OFFSETS
-    assert set_gate(whole, bench.twin, validation, least_clean=2.0) == min(GATE_OFFSETS)
-    clean, _ = validation.measure(bench.twin)
-    # Eight units below its trained bias the gate is all but shut: one image of 143 may still change.
-    assert validation.measure(lambda x: bench.twin(whole(x)))[0] == pytest.approx(clean, abs=0.01)
-    assert state_hash(whole) != opened
-    whole, fit = train("again.pt")
-
     class KilledError(Exception):
         pass
 
@@ -375,6 +368,52 @@ def test_favour_changes_what_training_draws(few_steps: Callable[..., Calibrator]
     alike, favoured = few_steps("alike.pt"), few_steps("favoured.pt", favour=1.0)
     assert state_hash(alike) == state_hash(few_steps("again.pt"))
     assert state_hash(alike) != state_hash(favoured)
+
+
+class _Gated(torch.nn.Module):
+    """Images of the value of their gate, whose logit is one number for dark images and another for bright ones."""
+
+    def __init__(self, clean: float, shifted: float) -> None:
+        super().__init__()
+        weight = torch.tensor([[1]], dtype=torch.int8)
+        self.gate = IntegerLinear(weight, torch.tensor([0.01]), torch.zeros(1), torch.tensor(0.01))
+        self.logits = {0: clean, 1: shifted}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logit = torch.tensor([[100 * self.logits[int(image.amax() > 0.5)]] for image in images])
+        return torch.sigmoid(self.gate(logit)).view(-1, 1, 1, 1).expand(images.shape)
+
+
+@pytest.mark.parametrize(
+    ("clean", "shifted", "least", "found"),
+    [
+        (-9.0, 9.0, 1.0, Gate(1.0, 1.0)),  # told apart by far: as open as can be
+        (-0.2, 0.2, 1.0, Gate(8.0, 0.0)),  # by little: a gain has to decide
+        (3.0, 3.0, 1.0, Gate(1.0, -4.0)),  # not at all: shut until clean images are right
+        (3.0, 3.0, 0.0, Gate(1.0, 1.0)),  # nor do they matter
+        (3.0, 3.0, 2.0, Gate(1.0, -8.0)),  # more than all of them
+    ],
+)
+def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
+    clean: float, shifted: float, least: float, found: Gate
+) -> None:
+    black, white = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
+    validation = Validation.__new__(Validation)
+    validation.parts = [(black, torch.zeros(4, dtype=torch.long)), (white, torch.ones(4, dtype=torch.long))]
+    calibrator = _Gated(clean, shifted)
+
+    def classifier(images: torch.Tensor) -> torch.Tensor:
+        """Class 0 below 0.3, 1 above 0.7, else 2."""
+        opened = images[:, 0, 0, 0]
+        return torch.stack([opened < 0.3, opened > 0.7, (opened - 0.5).abs() <= 0.2], 1).float()
+
+    assert set_gate(calibrator, classifier, validation, least_clean=least) == found
+    logit = found.gain * (torch.tensor([clean, shifted]) + found.offset)
+    assert calibrator.gate(100 * torch.tensor([[clean], [shifted]]))[:, 0].tolist() == pytest.approx(
+        logit.tolist(), abs=0.01
+    )
+    assert found.gain in GAINS
+    assert found.offset in OFFSETS
 
 
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])

@@ -44,7 +44,6 @@ PROBES, MOST_VANISHED = 32, 0.5
 VIEWS_BYTES, VIEW_BATCH = 2**27, 128
 # Times a training run stops to validate.
 VALIDATIONS = 5
-GATE_OFFSETS = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -8.0)
 
 
 @dataclass(frozen=True)
@@ -260,33 +259,6 @@ def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
             f"classifier: its gradient vanishes on {vanished} of {len(images)} images, expected at most "
             f"{MOST_VANISHED:.0%}; no calibrator can learn through it"
         )
-
-
-@torch.no_grad()
-def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validation, *, least_clean: float) -> float:
-    """Shift the gate, in place, so that clean images lose no more than allowed.
-
-    Args:
-        calibrator: trained; the bias of its `gate` is changed.
-        classifier: what it stands in front of.
-        validation: images to choose by.
-        least_clean: clean validation accuracy to keep, as a fraction.
-
-    Returns:
-        What was added to the gate before its sigmoid: of `GATE_OFFSETS`, the one of highest accuracy under
-        shift among those that keep enough clean accuracy, else the most shut.
-    """
-    bias = calibrator.get_submodule("gate").bias
-    assert isinstance(bias, torch.Tensor)
-    trained = bias.clone()
-    measured = {}
-    for offset in GATE_OFFSETS:
-        bias.copy_(trained + offset)
-        measured[offset] = validation.measure(classifier, calibrator)
-    enough = {o: shifted for o, (clean, shifted) in measured.items() if clean >= least_clean}
-    chosen = max(enough, key=lambda o: enough[o]) if enough else min(GATE_OFFSETS)
-    bias.copy_(trained + chosen)
-    return chosen
 
 
 def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -55,30 +55,40 @@ class Validation:
             some = scene.first(max(20, limit))
             self.parts.append((some.read(slice(None)), some.labels))
 
-    @torch.inference_mode()
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
         """On clean images, in each cell, then on the scene; of the classifier behind the calibrator, if given."""
-        found = []
-        for images, labels in self.parts:
-            inputs = [to_unit(part).contiguous(memory_format=torch.channels_last) for part in images.split(250)]
-            seen = [calibrator(part) for part in inputs] if calibrator else inputs
-            if (labels < 0).any():
-                found.append(self._fit(classifier, torch.cat(seen)))
-                continue
-            predicted = torch.cat([classifier(part).argmax(1) for part in seen])
-            found.append((predicted == labels).sum().item() / len(labels))
-        return found
+        return [self._accuracy(part, classifier, calibrator) for part in self.parts]
+
+    def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
+        """Accuracy on clean images."""
+        return self._accuracy(self.parts[0], classifier, calibrator)
+
+    def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
+        """The mean accuracy over the cells."""
+        found = [self._accuracy(part, classifier, calibrator) for part in self.parts[1:]]
+        return sum(found) / max(1, len(found))
+
+    def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
+        """Clean accuracy, and the mean accuracy over the cells."""
+        return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
+
+    @torch.inference_mode()
+    def _accuracy(
+        self, part: tuple[torch.Tensor, torch.Tensor], classifier: Classifier, calibrator: Classifier | None
+    ) -> float:
+        images, labels = part
+        inputs = [to_unit(some).contiguous(memory_format=torch.channels_last) for some in images.split(250)]
+        seen = [calibrator(some) for some in inputs] if calibrator else inputs
+        if (labels < 0).any():
+            return self._fit(classifier, torch.cat(seen))
+        predicted = torch.cat([classifier(some).argmax(1) for some in seen])
+        return (predicted == labels).sum().item() / len(labels)
 
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""
         if isinstance(self.teacher, nn.Module) and norms(self.teacher):
             return math.exp(-float(statistics_distance(self.teacher, images)))
         return float(information(classifier(images)))
-
-    def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
-        """Clean accuracy, and the mean accuracy over the cells."""
-        clean, *shifted = self.accuracies(classifier, calibrator)
-        return clean, sum(shifted) / max(1, len(shifted))
 
 
 def information(logits: torch.Tensor) -> torch.Tensor:

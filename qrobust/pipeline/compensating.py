@@ -12,7 +12,8 @@ from torch import fx
 
 from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction
-from qrobust.compensation.training import Fit, set_gate, state_hash, train_calibrator
+from qrobust.compensation.gate import set_gate
+from qrobust.compensation.training import Fit, state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.errors import InputError
@@ -87,8 +88,9 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     trainable = thaw(observed.graph, frozen, learn_ranges=False)
     rate = config.learning_rate * QAT_RATE
     integer = _train(bench, trainable, (twin, judged), validation, (config.steps - steps[0], 0), rate, "int8")
-    result["gate_offset"] = set_gate(trainable, judged, validation, least_clean=clean - CLEAN_COST)
     frozen = refreeze(trainable)
+    gate = set_gate(frozen, judged, validation, least_clean=clean - CLEAN_COST)
+    result["gate_gain"], result["gate_offset"] = gate
     result["polish"] = None
     if config.polish:
         frozen, result["polish"] = polish(

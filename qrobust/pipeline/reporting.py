@@ -26,6 +26,7 @@ COMPENSATION_KEYS = (
     "training_images",
     "trained_on",
     "training",
+    "gate_gain",
     "gate_offset",
     "polish",
     "validation",
@@ -47,6 +48,7 @@ def build_record(bench: Workbench) -> Record:
     }
     macs = dict(quantized["macs"])
     if compensated:
+        compensated.setdefault("gate_gain", 1.0)  # in folders of versions that did not choose one
         macs["calibrator"] = compensated["macs"]["calibrator"]
         macs["calibrator_share"] = macs["calibrator"] / macs["classifier"]
     summary = evaluated["summary"] | {

@@ -1,0 +1,58 @@
+"""How readily and how sharply a trained calibrator's gate opens: chosen on validation images."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from qrobust.classifier import Classifier
+from qrobust.compensation.validation import Validation
+from qrobust.integer import IntegerLinear
+
+# A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
+GAINS = (1.0, 8.0)
+# From open to shut, before the gain.
+OFFSETS = (1.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0)
+
+
+class Gate(NamedTuple):
+    """What a gate's logit became: `gain * (logit + offset)`."""
+
+    gain: float
+    offset: float
+
+
+@torch.no_grad()
+def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validation, *, least_clean: float) -> Gate:
+    """Move the gate and sharpen it, in place, so that clean images lose no more than allowed.
+
+    Args:
+        calibrator: frozen to its integers; scales and bias of its `gate` change, so nothing is added to what runs.
+        classifier: what it stands in front of.
+        validation: images to choose by.
+        least_clean: clean validation accuracy to keep, as a fraction.
+
+    Returns:
+        Of `GAINS` and `OFFSETS`, what has the highest accuracy under shift among those that keep enough clean
+        accuracy; without any, the most shut.
+    """
+    gate = calibrator.get_submodule("gate")
+    assert isinstance(gate, IntegerLinear)
+    trained = {name: value.clone() for name, value in gate.state_dict().items()}
+
+    def put(chosen: Gate) -> None:
+        gate.load_state_dict(trained)
+        gate.shift_bias(torch.full_like(gate.bias(), chosen.offset))
+        gate.amplify(chosen.gain)
+
+    measured: dict[Gate, float] = {}
+    for chosen in (Gate(*pair) for pair in product(GAINS, OFFSETS)):
+        put(chosen)
+        if validation.clean(classifier, calibrator) >= least_clean:
+            measured[chosen] = validation.shifted(classifier, calibrator)
+    best = max(measured, key=lambda chosen: measured[chosen]) if measured else Gate(GAINS[0], OFFSETS[-1])
+    put(best)
+    return best
