@@ -392,6 +392,7 @@ class _Gated(torch.nn.Module):
         (3.0, 3.0, 1.0, Gate(1.0, -4.0)),  # not at all: shut until clean images are right
         (3.0, 3.0, 0.0, Gate(1.0, 1.0)),  # nor do they matter
         (3.0, 3.0, 2.0, Gate(1.0, -8.0)),  # more than all of them
+        (1.6, 2.0, 1.0, Gate(8.0, -1.75)),  # only between two steps: open at 2 - 1.75, shut at 1.6 - 1.75
     ],
 )
 def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
@@ -413,7 +414,7 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
         logit.tolist(), abs=0.01
     )
     assert found.gain in GAINS
-    assert found.offset in OFFSETS
+    assert OFFSETS[-1] <= found.offset <= OFFSETS[0]
 
 
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])

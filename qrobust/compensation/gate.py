@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,9 @@ from qrobust.integer import IntegerLinear
 
 # A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
 GAINS = (1.0, 8.0)
-# From open to shut, before the gain.
+# From open to shut, before the gain; then between the best and the next more open, so many times halved.
 OFFSETS = (1.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0)
+HALVINGS = 3
 
 
 class Gate(NamedTuple):
@@ -36,8 +36,8 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
         least_clean: clean validation accuracy to keep, as a fraction.
 
     Returns:
-        Of `GAINS` and `OFFSETS`, what has the highest accuracy under shift among those that keep enough clean
-        accuracy; without any, the most shut.
+        What has the highest accuracy under shift among those that keep enough clean accuracy; without any, the most
+        shut.
     """
     gate = calibrator.get_submodule("gate")
     assert isinstance(gate, IntegerLinear)
@@ -49,10 +49,32 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
         gate.amplify(chosen.gain)
 
     measured: dict[Gate, float] = {}
-    for chosen in (Gate(*pair) for pair in product(GAINS, OFFSETS)):
+
+    def measure(chosen: Gate) -> float:
         put(chosen)
-        if validation.clean(classifier, calibrator) >= least_clean:
-            measured[chosen] = validation.shifted(classifier, calibrator)
+        if validation.clean(classifier, calibrator) < least_clean:
+            return -1.0
+        measured[chosen] = validation.shifted(classifier, calibrator)
+        return measured[chosen]
+
+    for gain in GAINS:
+        passed: list[float] = []
+        for offset in OFFSETS:
+            found = measure(Gate(gain, offset))
+            if passed and found < measured[Gate(gain, passed[-1])]:
+                break  # from here on it only shuts
+            if found >= 0:
+                passed.append(offset)
+        if not passed:
+            continue
+        shut = max(passed, key=lambda offset: measured[Gate(gain, offset)])
+        wider = OFFSETS[max(0, OFFSETS.index(shut) - 1)]
+        for _ in range(HALVINGS):
+            between = (shut + wider) / 2
+            if measure(Gate(gain, between)) > measured[Gate(gain, shut)]:
+                shut = between
+            else:
+                wider = between
     best = max(measured, key=lambda chosen: measured[chosen]) if measured else Gate(GAINS[0], OFFSETS[-1])
     put(best)
     return best
