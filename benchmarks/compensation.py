@@ -6,8 +6,8 @@ For each network that train_baselines.py left in `--trainings`: quantize (W8A8),
 folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5, attacked as
 well; `methods`: beside it, every other method. `scene-*`: one calibrator for each of the five shifts on which the
 INT8 graph is worst on validation images, and batch-norm re-estimation for the same. `without-*`: one family of
-shifts left out of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. They
-take a calibrator as large as that of `u13`, whose time was measured. Everything is measured on the exported graphs by
+shifts left out of training. `w4a4`: the classifier at four bits. `few-*`: unlabelled training images. All but
+`u13` take a calibrator as large as its own, whose time was measured. Everything is measured on the exported graphs by
 onnxruntime on the test images; means over networks and over jobs, with their intervals, are of the same images in all
 of them. A job that is done with the same options is kept and one that was killed goes on; `--jobs` and `--models`
 choose.
