@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qrobust.shifts import corruptions, transformations
+from qrobust.shifts.corruptions import blur
 from qrobust.shifts.filters import mirrored, smooth
 from qrobust.shifts.frost import PICTURES, frost_picture
 from qrobust.shifts.generators import Generators
@@ -227,6 +230,32 @@ def test_zoom_blur_keeps_flat_pictures_and_the_centre() -> None:
     wanted = 32 + (torch.arange(65) - 32)[:, None] / factors
     # The middle that is enlarged is a whole number of pixels wide.
     assert (blurred - wanted.mean(1)).abs().max() < 0.75
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_zoom_blur_by_a_matrix_is_that_of_its_layers(severity: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = pictures(5, 32, 40)
+    strength = SHIFTS["zoom_blur"].strengths["cifar-c"][severity - 1]
+    assert strength is not None
+    at_once = corruptions.zoom_blur(pixels, *strength, generators=NONE)
+    # Sums are exact, so neither neighbours nor their number change a bit.
+    assert torch.equal(at_once[3:4], corruptions.zoom_blur(pixels[3:4], *strength, generators=NONE))
+    monkeypatch.setattr(blur, "MATRIX_PIXELS", 0)
+    layered = corruptions.zoom_blur(pixels, *strength, generators=NONE)
+    # There each layer is rounded to 8 bits: by half a level at most, and a quarter on average.
+    assert (at_once - layered).abs().max() * 255 <= 0.8
+    assert (at_once - layered).abs().mean() * 255 <= 0.25
+
+
+def test_jpeg_is_that_of_pillow() -> None:
+    pixels = pictures(3, 40, 56)
+    for quality, image in zip((7, 50, 80), pixels, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality)
+        pillow = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)
+        # Both decode by libjpeg; two versions of it may differ by a level.
+        difference = corruptions.jpeg_compression(image[None], quality, generators=NONE)[0].int() - pillow.int()
+        assert difference.abs().max() <= 1
 
 
 def test_snow_falls_in_front_of_a_brighter_scene() -> None:

@@ -108,7 +108,8 @@ _CORRUPTIONS = (
     # numpy.arange, by which the published code counts the layers, may or may not reach its end.
     _corruption(c.zoom_blur, "blur", "difference of enlargements, and their number",
                 ((0.01, 6), (0.01, 11), (0.01, 16), (0.01, 21), (0.01, 26)),
-                ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11)), random=False, on_pixels=True),
+                ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11)), random=False, on_pixels=True,
+                version="small ones by a matrix"),
     _corruption(c.snow, "weather", "noise, zoom, threshold, smear, kept share",
                 ((0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
                  (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9), (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),

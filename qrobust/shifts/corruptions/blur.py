@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 
 import torch
 from torch.nn import functional as F
 
 from qrobust.shifts.filters import clipped_zoom, convolve, gaussian_weights, pad_reflect, smear, smooth
 from qrobust.shifts.generators import LEVELS, Generators
+
+# Up to so many pixels all layers of a zoom are one sparse matrix, and a picture is one column of many.
+MATRIX_PIXELS = 48 * 48
 
 
 @functools.lru_cache(maxsize=16)
@@ -102,6 +106,31 @@ def motion_blur(images: torch.Tensor, radius: int, sigma: float, *, generators: 
     return smear(images, radius, sigma, angles)
 
 
+def _zoomed(images: torch.Tensor, step: float, layers: int) -> torch.Tensor:
+    """The sum of the image and its layers, of whole numbers as of others."""
+    height, width = images.shape[2:]
+    total = 2 * (images if images.is_floating_point() else images.to(torch.int16))  # and the layer of factor 1
+    for layer in range(1, layers):
+        factor = 1 + layer * step
+        rows, columns = math.ceil(height / factor), math.ceil(width / factor)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        total += clipped_zoom(images[:, :, top : top + rows, left : left + columns], factor, height, width)
+    return total
+
+
+@functools.lru_cache(maxsize=16)
+def _zoom_matrix(height: int, width: int, step: float, layers: int) -> torch.Tensor:
+    """What each pixel of the sum takes from those of the image, in a few places of a sparse `(H W, H W)`.
+
+    Rounded so that sums over 8-bit pixels are exact in single precision, in whatever order they are taken.
+    """
+    single = torch.eye(height * width).view(-1, 1, height, width)
+    fine = 2.0 ** math.floor(math.log2(2**24 / (255 * (layers + 1))))
+    matrix = _zoomed(single, step, layers).flatten(1).T.mul(fine).round().div(fine)
+    with warnings.catch_warnings(action="ignore"):  # torch calls its sparse tensors a beta
+        return matrix.to_sparse_csr()
+
+
 def zoom_blur(pixels: torch.Tensor, step: float, layers: int, *, generators: Generators) -> torch.Tensor:
     """Mean of the image and `layers` enlargements of its middle, by 1, 1 + step, 1 + 2 step, ...
 
@@ -114,13 +143,10 @@ def zoom_blur(pixels: torch.Tensor, step: float, layers: int, *, generators: Gen
     Returns:
         float32 in [0, 1].
     """
-    height, width = pixels.shape[2:]
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    total = pixels.to(torch.int16) * 2  # the image, and the layer of factor 1
-    for layer in range(1, layers):
-        factor = 1 + layer * step
-        rows, columns = math.ceil(height / factor), math.ceil(width / factor)
-        top, left = (height - rows) // 2, (width - columns) // 2
-        middle = pixels[:, :, top : top + rows, left : left + columns]
-        total += clipped_zoom(middle, factor, height, width)
-    return total.contiguous().to(torch.float32).div_(255 * (layers + 1))
+    n, channels, height, width = pixels.shape
+    if height * width > MATRIX_PIXELS:
+        total = _zoomed(pixels.contiguous(memory_format=torch.channels_last), step, layers).contiguous().float()
+    else:
+        planes = pixels.reshape(n * channels, -1).T.float()
+        total = (_zoom_matrix(height, width, step, layers) @ planes).T.reshape(pixels.shape)
+    return total.div_(255 * (layers + 1))
