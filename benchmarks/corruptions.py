@@ -30,13 +30,14 @@ import numpy as np
 import torch
 from figures import git_commit
 
-from qrobust.data.sources import IMAGE_SUFFIXES, decode_file, fit_square
-from qrobust.predictions import BATCH
+from qrobust.data import Split
+from qrobust.data.sources import IMAGE_SUFFIXES, array_images, decode_file, fit_square
+from qrobust.predictions import predict
+from qrobust.processes import processes
 from qrobust.results import hardware
 from qrobust.shifts import corruptions
 from qrobust.shifts.rendering import generators_for, render, to_uint8, to_unit
 from qrobust.shifts.severities import SHIFTS, SUITES
-from qrobust.shifts.workers import renderers
 
 RESULTS = Path(__file__).parent / "results" / "corruptions.json"
 NAMES, COMMON = SUITES["corruptions-19"], SUITES["corruptions-15"]
@@ -209,22 +210,17 @@ def speed(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
 
 def workers(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
     """Time on the wall of all 15 corruptions at severity 3, by one process and by two, in turn."""
-    batches = photographs(folder, count, size).repeat(5, 1, 1, 1).split(BATCH)
+    images = photographs(folder, count, size).repeat(5, 1, 1, 1).permute(0, 2, 3, 1).contiguous().numpy()
+    source = array_images(images, np.zeros(len(images), int), None, "photographs")
+    source.image_size = size
+    split = Split(source, torch.arange(len(images)))
     seconds: dict[int, list[float]] = {1: [], 2: []}
-    with renderers(2) as two:
-        assert two is not None
-
-        def work(processes: int) -> None:
-            for name in COMMON:
-                options: dict[str, Any] = {"table": TABLES[size], "seed": 0}
-                one = (render(images, name, 3, **options) for images in batches)
-                for _ in one if processes == 1 else two.render(batches, name, 3, **options):
-                    pass
-
+    with processes(2) as two:
         for _ in range(rounds + 1):  # in the first, processes start and fill what they keep
-            for processes, taken in seconds.items():
+            for count_of, taken in seconds.items():
                 start = time.perf_counter()
-                work(processes)
+                for name in COMMON:  # and no classifier is asked
+                    predict({}, split, (name, 3), table=TABLES[size], seed=0, by=two if count_of == 2 else None)
                 taken.append(time.perf_counter() - start)
     ratios = [one / two for one, two in zip(seconds[1][1:], seconds[2][1:], strict=True)]
     return {

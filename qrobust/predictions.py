@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -15,10 +17,10 @@ import torch
 from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError
+from qrobust.processes import Processes
 from qrobust.results import save_npz
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
-from qrobust.shifts.workers import Renderers
 from qrobust.statistics import stratified
 
 # What `within_budget` chose, in the folder of predictions.
@@ -53,16 +55,11 @@ FIELDS = tuple(f.name for f in fields(Predictions))
 CellPredictions = dict[Cell, dict[str, Predictions]]
 
 
-def _rendered(split: Split, cell: Cell, table: str | None, seed: int, by: Renderers | None) -> Iterator[torch.Tensor]:
-    """Batches of a cell in order."""
-    if cell == CLEAN or table is None:
-        yield from (images for images, _ in split.batches(BATCH))
-        return
-    batches = (images for images, _ in split.batches(BATCH))
-    if by is None:
-        yield from (render(images, *cell, table=table, seed=seed) for images in batches)
-    else:
-        yield from by.render(batches, *cell, table=table, seed=seed)
+class Answer(NamedTuple):
+    """What classifiers said of `n` images."""
+
+    n: int
+    found: dict[str, Predictions]
 
 
 def predict(
@@ -72,7 +69,7 @@ def predict(
     *,
     table: str | None,
     seed: int,
-    by: Renderers | None = None,
+    by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Predictions]:
     """Render a cell once and ask every classifier, batch by batch.
@@ -83,26 +80,39 @@ def predict(
         cell: (shift, severity), or `("clean", 0)`.
         table: severity table; None where the split holds the cell's own images, and nothing is rendered.
         seed: of the rendering.
-        by: processes that render, else this one does.
+        by: processes that render and ask, classifiers being pickled; else this one does.
         progress: called with the number of images done.
 
     Raises:
         InputError: a classifier's output is not `(N, K)` finite numbers.
     """
+    answer = partial(_answer, dict(classifiers), cell, table, seed)
+    batches = (images for images, _ in split.batches(BATCH))
     found: dict[str, list[Predictions]] = {name: [] for name in classifiers}
-    for pixels in _rendered(split, cell, table, seed, by):
-        inputs = to_unit(pixels)
-        for name, classifier in classifiers.items():
-            with torch.no_grad():
-                output = classifier(inputs)
-            if output.ndim != 2 or len(output) != len(pixels) or not torch.isfinite(output).all():
-                raise InputError(f"classifier {name}: expected finite logits (N, K), got {tuple(output.shape)}")
-            found[name].append(_summarise(output))
-        progress(len(pixels))
+    for parts in by.ask(batches, answer) if by else ([answer(images)] for images in batches):
+        for part in parts:
+            for name, of_one in part.found.items():
+                found[name].append(of_one)
+        progress(sum(part.n for part in parts))
     return {
         name: Predictions(*(np.concatenate([getattr(p, field) for p in parts]) for field in FIELDS))
         for name, parts in found.items()
     }
+
+
+@torch.no_grad()
+def _answer(
+    classifiers: Mapping[str, Classifier], cell: Cell, table: str | None, seed: int, pixels: torch.Tensor
+) -> Answer:
+    """What classifiers say of a batch, rendered first unless it holds the cell's own images."""
+    shown = pixels if cell == CLEAN or table is None else render(pixels, *cell, table=table, seed=seed)
+    inputs, found = to_unit(shown), {}
+    for name, classifier in classifiers.items():
+        output = classifier(inputs)
+        if output.ndim != 2 or len(output) != len(shown) or not torch.isfinite(output).all():
+            raise InputError(f"classifier {name}: expected finite logits (N, K), got {tuple(output.shape)}")
+        found[name] = _summarise(output)
+    return Answer(len(shown), found)
 
 
 def _summarise(logits: torch.Tensor) -> Predictions:
@@ -129,7 +139,7 @@ def kept_or_predicted(
     keys: Mapping[str, str],
     table: str | None,
     seed: int,
-    by: Renderers | None = None,
+    by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Predictions]:
     """The predictions of a cell: those kept in the folder where their key still fits, the others asked for and kept.
@@ -144,7 +154,7 @@ def kept_or_predicted(
         keys: per classifier, see `prediction_key`.
         table: severity table; None where the split holds the cell's own images, and nothing is rendered.
         seed: of the rendering.
-        by: processes that render, else this one does.
+        by: processes that render and ask, classifiers being pickled; else this one does.
         progress: called with the number of images done.
 
     Raises:
@@ -222,7 +232,8 @@ def within_budget(
     seconds: float,
     table: str,
     seed: int,
-    by: Renderers | None = None,
+    also: int = 0,
+    by: Processes | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Split, dict[str, object]]:
     """As many images as can be measured in that time, each class with its share; all where time allows.
@@ -238,7 +249,8 @@ def within_budget(
         seconds: the budget.
         table: severity table.
         seed: of the choice and of the rendering.
-        by: processes that render.
+        also: further cells, of as many images, which are taken to cost as much.
+        by: as for `predict`.
         clock: seconds now.
 
     Returns:
@@ -250,6 +262,7 @@ def within_budget(
     about = {
         "seconds": seconds,
         "cells": [list(c) for c in cells],
+        "also": also,
         "fingerprint": split.fingerprint(),
         "table": table,
     }
@@ -261,11 +274,11 @@ def within_budget(
         while done < len(cells) and spent <= PROBE_SHARE * seconds:
             predict(classifiers, probe, cells[done], table=table, seed=seed, by=by)
             spent, done = clock() - begun, done + 1
-        per_image = spent / (done * len(probe)) * len(cells)
+        per_image = spent / (done * len(probe)) * (len(cells) + also)
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
-                f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells)} cells, "
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells) + also} cells, "
                 f"expected at least {spent + LEAST * per_image:.0f} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)

@@ -30,12 +30,12 @@ from qrobust.predictions import (
     prediction_key,
     within_budget,
 )
+from qrobust.processes import check_workers, processes
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
 from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import cells, expand, table_for
-from qrobust.shifts.workers import check_workers, renderers
 from qrobust.stored import open_sets, stored_predictions
 from qrobust.workbench import Reporter
 
@@ -102,7 +102,7 @@ def evaluate_files(
         out: folder for record.json, results.csv, report.md and predictions.
         reporter: where progress is told.
         threads: of each session.
-        workers: processes that render.
+        workers: processes that render and ask, with sessions of one thread each.
         overwrite: replace the evaluation that the folder holds.
         resume: go on with the evaluation that the folder holds, which must have been begun with the same choices.
 
@@ -151,14 +151,16 @@ def evaluate_files(
         if classifier.probabilities:
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
     folder, of, predictions = out / "predictions", len(split), {}
-    with renderers(workers) as by:
+    with processes(workers) as by:
         subset = {}
         if choices.budget is not None:
             if going_on and (folder / SUBSET).exists():
                 subset = read_json(folder / SUBSET)
             split, subset = within_budget(
-                subset, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed, by=by
-            )
+                subset, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed,
+                also=sum(len(found.cells) for found in stored), by=by,
+            )  # fmt: skip
+            stored = [found.limited(len(split), choices.seed) for found in stored]
         if not going_on:
             _new_folder(out, config)
         if subset:
@@ -172,16 +174,16 @@ def evaluate_files(
                     folder, cell, classifiers, split, keys=keys, table=table, seed=choices.seed, by=by,
                     progress=lambda n: bar.update(n),
                 )  # fmt: skip
-    entries = []
-    for found in stored:
-        with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
-            answers = stored_predictions(
-                found, classifiers, graphs, folder, about=(source.image_size, choices.input_range),
-                seed=choices.seed, progress=bar.update,
-            )  # fmt: skip
-        entries.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
-            answers, found.labels, seed=choices.seed, table=table, classes=len(source.class_names), of=found.of,
-        ))  # fmt: skip
+        entries = []
+        for found in stored:
+            with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
+                answers = stored_predictions(
+                    found, classifiers, graphs, folder, about=(source.image_size, choices.input_range),
+                    seed=choices.seed, by=by, progress=bar.update,
+                )  # fmt: skip
+            entries.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
+                answers, found.labels, seed=choices.seed, table=table, classes=len(source.class_names), of=found.of,
+            ))  # fmt: skip
     attacks = attacked(
         out / "attacks.npz",
         {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},

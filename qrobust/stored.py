@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from qrobust.data import Split
 from qrobust.data.stored import StoredSet, open_stored
 from qrobust.errors import InputError
 from qrobust.predictions import CLEAN, Cell, CellPredictions, kept_or_predicted, prediction_key
+from qrobust.processes import Processes
 from qrobust.shifts.severities import stored_folders
 from qrobust.statistics import stratified
 
@@ -48,6 +49,13 @@ class StoredCells:
             InputError: the cell's files are not what the layout says.
         """
         return Split(self.stored.images(*cell), self.indices)
+
+    def limited(self, count: int, seed: int) -> StoredCells:
+        """With at most so many images of each cell, each class with its share."""
+        if count >= len(self.indices):
+            return self
+        chosen = stratified(self.labels, count, seed)
+        return replace(self, indices=self.indices[torch.from_numpy(chosen)], labels=self.labels[chosen])
 
     @property
     def folder_name(self) -> str:
@@ -103,6 +111,7 @@ def stored_predictions(
     *,
     about: tuple[object, ...],
     seed: int,
+    by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> CellPredictions:
     """Ask every classifier about every cell, or take what was kept; see `kept_or_predicted`.
@@ -114,6 +123,7 @@ def stored_predictions(
         predictions: folder that holds a folder for each stored set.
         about: what else predictions depend on.
         seed: of the choice of images.
+        by: processes that ask, else this one does.
         progress: called with the number of images done.
     """
     folder = predictions / found.folder_name
@@ -124,6 +134,6 @@ def stored_predictions(
         made_of = (found.name, cell, split.identity(), *about)
         keys = {name: prediction_key(graph, CLEAN, made_of) for name, graph in graphs.items()}
         result[cell] = kept_or_predicted(
-            folder, cell, classifiers, split, keys=keys, table=None, seed=seed, progress=progress
+            folder, cell, classifiers, split, keys=keys, table=None, seed=seed, by=by, progress=progress
         )
     return result

@@ -23,7 +23,6 @@ from qrobust.predictions import (
     within_budget,
 )
 from qrobust.report.robustbench import unaggregated_csv
-from qrobust.shifts.workers import renderers
 from qrobust.statistics import holm
 
 N = 200
@@ -163,23 +162,12 @@ def test_csv_has_robustbench_form(predictions: CellPredictions) -> None:
     assert [float(v) for v in lines[3].split(",")[1:]] == [r["accuracy"]["int8"] for r in rows[1:]]
 
 
-def test_workers_give_the_same_predictions(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qrobust.predictions.BATCH", 4)
-    for cell in (CLEAN, ("gaussian_noise", 5)):
-        alone = predict({"a": Brightest()}, split, cell, table="cifar-c", seed=0)["a"]
-        with renderers(2) as by:
-            shared = predict({"a": Brightest()}, split, cell, table="cifar-c", seed=0, by=by)["a"]
-        assert np.array_equal(alone.margin, shared.margin)
-    with pytest.raises(InputError, match="workers: expected at least 1, got 0"), renderers(0):
-        pass
-
-
-def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6) -> Split:
+def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6, also: int = 0) -> Split:
     """With a clock that moves `step` seconds between looks at it: that much for 30 images in one cell."""
     times, path = iter(np.arange(100) * step), folder / "kept.json"
     chosen, kept = within_budget(
         json.loads(path.read_text()) if path.exists() else {}, split, CELLS, {"a": Brightest()}, seconds=seconds,
-        table="cifar-c", seed=0, clock=lambda: next(times),
+        table="cifar-c", seed=0, also=also, clock=lambda: next(times),
     )  # fmt: skip
     path.write_text(json.dumps(kept))
     return chosen
@@ -196,6 +184,9 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
     # Kept: a slower clock does not change it, another budget does.
     assert torch.equal(budgeted(split, tmp_path, 5, step=100).indices, chosen.indices)
     assert len(budgeted(split, tmp_path, 4.5)) == 13
+    # Four more cells, of a stored set, halve what 8 - 1.6 s buy.
+    assert len(budgeted(split, tmp_path, 8)) == 30
+    assert len(budgeted(split, tmp_path, 8, also=4)) == 15
 
 
 def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:

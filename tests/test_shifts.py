@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from qrobust.errors import InputError, QRobustError
+from qrobust.errors import InputError
 from qrobust.shifts import corruptions, transformations
 from qrobust.shifts.generators import Generators
 from qrobust.shifts.rendering import render, render_grid, to_uint8, to_unit
 from qrobust.shifts.severities import SHIFTS, SUITES, TABLES, cells, expand, find_shift, table_for
-from qrobust.shifts.workers import renderers
 
 ALL = [(name, s) for name, s in cells(tuple(SHIFTS), (1, 2, 3, 4, 5), "cifar-c")]
 
@@ -274,35 +273,3 @@ def test_grids_that_are_refused(digit_pixels: torch.Tensor) -> None:
         next(render_grid(digit_pixels, "spirals"))
     with pytest.raises(InputError, match="uint8"):
         next(render_grid(digit_pixels.float(), "poses"))
-
-
-def test_worker_processes_change_nothing(digit_pixels: torch.Tensor) -> None:
-    """Whatever the order of sizes, and after a reader who stopped early."""
-    cells = [("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1)]
-    grey = digit_pixels[:1, :1]
-    sizes = [digit_pixels[:1], *digit_pixels.split(3), grey]
-    with renderers(2) as by:
-        assert by is not None
-        assert len(digit_pixels) > by.slots  # so slots are used again
-        stopped = by.render(digit_pixels.split(1), "fog", 5, table="imagenet-c", seed=0)
-        next(stopped)
-        stopped.close()
-        for cell in cells:
-            for batches in (sizes, digit_pixels.split(1)):
-                found = list(by.render(batches, *cell, table="imagenet-c", seed=0))
-                for images, rendered in zip(batches, found, strict=True):
-                    assert torch.equal(rendered, render(images, *cell, table="imagenet-c", seed=0))
-        with pytest.raises(InputError, match="smog"):
-            list(by.render([digit_pixels], "smog", 5, table="imagenet-c", seed=0))
-
-
-def test_a_worker_that_dies_is_said(digit_pixels: torch.Tensor, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text("import os\n\n\ndef deadly(images, strength, generators):\n    os._exit(1)\n")
-
-    def in_processes(shift: str) -> list[torch.Tensor]:
-        with renderers(2) as by:
-            assert by is not None
-            return list(by.render([digit_pixels], shift, 1, table="imagenet-c", seed=0))
-
-    with pytest.raises(QRobustError, match="a process that renders died"):
-        in_processes(f"{tmp_path}/own.py:deadly")

@@ -18,64 +18,14 @@ import pytest
 import torch
 from conftest import qrobust, save_npz
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import CENTRES, SIDE
+from onnx_graphs import classifier_graph as graph
 
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.errors import InputError
 from qrobust.evaluation import comparison_rows
 from qrobust.predictions import read_predictions
 from qrobust.results import EVALUATION_SCHEMA, read_record, without_timings
-
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-SIDE = 16
-# A linear classifier of an image's mean grey: class k is nearest to 0.1 + 0.235 k, the colours of `save_npz`.
-CENTRES = (20 + 60 * np.arange(3)) / 255
-
-
-def graph(
-    path: Path,
-    shape: Sequence[int | str] = ("n", 3, SIDE, SIDE),
-    *,
-    wants: str = "unit",
-    softmax: bool = False,
-    dtype: int = TensorProto.FLOAT,
-    noise: float = 0.0,
-    classes: int = 3,
-) -> Path:
-    """The classifier above for a graph that is fed pixels as `wants` says."""
-    channels = shape[-1] if shape[-1] in (1, 3) else shape[1]
-    shape_of = (1, 1, 1, channels) if channels == shape[-1] else (1, channels, 1, 1)
-    scale, offset = {
-        "unit": (np.ones(channels), np.zeros(channels)), "byte": (np.full(channels, 1 / 255), np.zeros(channels)),
-        "imagenet": (STD, MEAN), "grey": (np.array([0.25]), np.array([0.5])),
-    }[wants]  # fmt: skip
-    # |x - c|^2 up to what all classes share: 2 c x - c^2, sharpened.
-    centres = np.resize(CENTRES, classes) + noise * np.array([1, -1, 1])[:classes]
-    constants = {
-        "scale": scale.reshape(shape_of), "offset": offset.reshape(shape_of), "axes": np.array([1, 2, 3]),
-        "w": 200 * 2 * centres[None], "b": -200 * centres[None] ** 2, "shape": np.array([-1, 1]),
-    }  # fmt: skip
-    tensors = [
-        numpy_helper.from_array(v.astype(np.int64 if v.dtype.kind == "i" else np.float32), k)
-        for k, v in constants.items()
-    ]
-    nodes = [
-        helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["cast", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "offset"], ["unit"]),
-        helper.make_node("ReduceMean", ["unit", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Reshape", ["mean", "shape"], ["column"]),
-        helper.make_node("MatMul", ["column", "w"], ["product"]),
-        helper.make_node("Add", ["product", "b"], ["logits"]),
-        *([helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)] if softmax else []),
-    ]
-    result = helper.make_tensor_value_info("probabilities" if softmax else "logits", TensorProto.FLOAT, None)
-    images = helper.make_tensor_value_info("images", dtype, list(shape))
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", [images], [result], tensors),
-        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
-    )  # fmt: skip
-    onnx.save(model, path)
-    return path
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from conftest import qrobust, save_npz
 from PIL import Image
 from test_standalone import SIDE, graph, run
 
+from qrobust.data import Split
 from qrobust.evaluation import comparison_rows
 from qrobust.predictions import read_predictions
 from qrobust.results import read_record
@@ -88,6 +89,23 @@ def test_a_stored_set_alone_and_a_part_of_it(data: str, tmp_path: Path) -> None:
     (stored,) = record["stored"]
     assert {(r["n"], r["of"]) for r in stored["rows"]} == {(6, N)}
     assert "n = 6 of 10 (a subset stratified by class)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_budget_bounds_the_images_of_a_stored_set(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, asked = grey_set(tmp_path / "set"), []
+
+    def four(kept: object, split: Split, *_: object, also: int, **__: object) -> tuple[Split, dict[str, int]]:
+        asked.append(also)
+        return split.first(4), {"n": 4}
+
+    monkeypatch.setattr("qrobust.standalone.within_budget", four)
+    options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
+    record = run([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
+    assert asked == [4]  # cells of the set, beside those that are rendered
+    assert {(r["n"], r["of"]) for r in record["stored"][0]["rows"]} == {(4, N)}
+    assert {r["n"] for r in record["rows"]} == {4}
 
 
 def test_folders_are_measured_too(tmp_path: Path) -> None:

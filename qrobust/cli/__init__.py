@@ -203,7 +203,7 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     type=int,
     default=1,
     show_default=True,
-    help="Processes that render; the pixels are the same.",
+    help="Processes that render and ask, each with sessions of one thread; the pixels are the same.",
 )
 @click.option(
     "--seed",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,8 @@ class ForeignClassifier:
     """Any ONNX image classifier as a classifier of images `(N, C, S, S)` in [0, 1]; no gradient.
 
     Axes are told from the input's shape, `(N, C, S, S)` or `(N, S, S, C)`, C being 3 or 1; a fixed batch is filled
-    up; probabilities become their logarithms, which are logits with the same softmax and the same margins.
+    up; probabilities become their logarithms, which are logits with the same softmax and the same margins. To another
+    process it goes as its file, which is opened there once, with one thread.
 
     Args:
         path: the ONNX file.
@@ -60,7 +63,7 @@ class ForeignClassifier:
     """
 
     def __init__(self, path: Path, threads: int, input_range: str | None = None) -> None:
-        self.path = path
+        self.path, self.input_range = path, input_range
         self.session = open_session(path, threads)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in PIXELS:
@@ -123,6 +126,9 @@ class ForeignClassifier:
         logits = torch.from_numpy(output.astype(np.float32)).flatten(1)
         return logits.clamp(min=TINY).log() if self.probabilities else logits
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_once, (self.path, self.input_range, self.probabilities)
+
     def _run(self, pixels: np.ndarray, batch: int) -> np.ndarray:
         """One batch, filled up with its last image where it is short."""
         filled = np.concatenate([pixels, pixels[-1:].repeat(batch - len(pixels), axis=0)])
@@ -131,3 +137,10 @@ class ForeignClassifier:
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             reason = str(error).splitlines()[0]
             raise InputError(f"onnx: onnxruntime cannot run {self.path} on {filled.shape} ({reason})") from error
+
+
+@functools.cache
+def _opened_once(path: Path, input_range: str | None, probabilities: bool) -> ForeignClassifier:
+    found = ForeignClassifier(path, 1, input_range)
+    found.probabilities = probabilities
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -85,9 +86,13 @@ def open_session(
 
 
 class OnnxClassifier:
-    """A session as a classifier: images `(N, C, S, S)` in [0, 1] to logits `(N, K)`; no gradient."""
+    """A session as a classifier: images `(N, C, S, S)` in [0, 1] to logits `(N, K)`; no gradient.
+
+    To another process it goes as its file, which is opened there once, with one thread.
+    """
 
     def __init__(self, path: Path, threads: int, *, signed_activations: bool | None = None) -> None:
+        self.path, self.signed_activations = path, signed_activations
         self.session = open_session(path, threads, signed_activations=signed_activations)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
@@ -100,6 +105,14 @@ class OnnxClassifier:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_once, (self.path, self.signed_activations)
+
+
+@functools.cache
+def _opened_once(path: Path, signed_activations: bool | None) -> OnnxClassifier:
+    return OnnxClassifier(path, 1, signed_activations=signed_activations)
 
 
 # Calls before times count, and seconds of one classifier's turn.

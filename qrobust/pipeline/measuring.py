@@ -29,9 +29,9 @@ from qrobust.predictions import (
     prediction_key,
     within_budget,
 )
+from qrobust.processes import Processes, check_workers, processes
 from qrobust.results import hardware, read_json, write_json
-from qrobust.shifts.workers import Renderers, check_workers, renderers
-from qrobust.stored import stored_predictions
+from qrobust.stored import StoredCells, stored_predictions
 from qrobust.workbench import Workbench
 
 LATENCY_BATCHES = (1, 32)
@@ -47,9 +47,9 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
 
     Args:
         bench: of the run.
-        budget: seconds for all cells, by which a subset of the test images is chosen; stored sets and attacks come
-            on top.
-        workers: processes that render.
+        budget: seconds for all cells, stored ones too, by which a subset of the images is chosen; attacks come on
+            top.
+        workers: processes that render and ask, with sessions of one thread each.
     """
     folder, config = bench.place(), bench.config
     folder.need_stage("quantize", "quantize")
@@ -61,13 +61,17 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     check_workers(workers)  # what is refused is refused before anything is forgotten
     _ = bench.scene, bench.stored
     sessions = {name: bench.session(name) for name in names}
-    cells, split, predictions = [CLEAN, *bench.cells], bench.data.test, {}
+    cells, split, stored, predictions = [CLEAN, *bench.cells], bench.data.test, bench.stored, {}
     if budget is not None:
         split = _subset(bench, split, cells, sessions, budget, workers)
+        stored = [found.limited(len(split), config.seed) for found in stored]
     with stage(bench, "evaluate", began_s=time.perf_counter() - began) as result:
-        with renderers(workers) as by, bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
-            for cell in cells:
-                predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+        with processes(workers) as by:
+            with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
+                for cell in cells:
+                    predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+            result["scene"] = _scene(bench, sessions, by)
+            result["stored"] = _stored(bench, stored, sessions, by)
         labels, of = split.labels.numpy(), len(bench.data.test)
         trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
         rows = run_rows(predictions, labels, seed=config.seed, of=of)
@@ -77,8 +81,6 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
             classes=len(bench.data.class_names), of=of,
         )  # fmt: skip
         result["methods"] = method_rows(predictions, labels, seed=config.seed) + _in_torch(bench, split, predictions)
-        result["scene"] = _scene(bench, sessions)
-        result["stored"] = _stored(bench, sessions)
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
@@ -103,10 +105,10 @@ def _subset(
 ) -> Split:
     path = bench.place().predictions / SUBSET
     torch.set_num_threads(bench.config.threads)
-    with renderers(workers) as by:
+    with processes(workers) as by:
         chosen, kept = within_budget(
             read_json(path) if path.exists() else {}, split, cells, sessions, seconds=budget, table=bench.table,
-            seed=bench.config.seed, by=by,
+            seed=bench.config.seed, also=sum(len(found.cells) for found in bench.stored), by=by,
         )  # fmt: skip
     write_json(path, kept)
     return chosen
@@ -117,7 +119,7 @@ def _cell_predictions(
     split: Split,
     cell: tuple[str, int],
     sessions: dict[str, Any],
-    by: Renderers | None,
+    by: Processes | None,
     progress: Callable[[int], None],
     folder: Path | None = None,
     source: str | None = None,
@@ -137,7 +139,7 @@ def _cell_predictions(
     )  # fmt: skip
 
 
-def _scene(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object] | None:
+def _scene(bench: Workbench, sessions: dict[str, Any], by: Processes | None) -> dict[str, object] | None:
     """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
     if bench.scene is None:
         return None
@@ -145,7 +147,7 @@ def _scene(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object] | No
     folder.mkdir(exist_ok=True)
     with bench.reporter.bar("measure the scene", len(split)) as bar:
         found = _cell_predictions(
-            bench, split, CLEAN, sessions, None, lambda n: bar.update(n), folder, bench.config.scene_images
+            bench, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, bench.config.scene_images
         )
     about = {"images": bench.config.scene_images, "labelled": bench.scene.labelled}
     return about | scene_row(found, split.labels.numpy(), seed=bench.config.seed)
@@ -171,15 +173,17 @@ def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> l
     return method_rows(both, some.labels.numpy(), seed=bench.config.seed)
 
 
-def _stored(bench: Workbench, sessions: dict[str, Any]) -> list[dict[str, object]]:
+def _stored(
+    bench: Workbench, stored: list[StoredCells], sessions: dict[str, Any], by: Processes | None
+) -> list[dict[str, object]]:
     """Each stored set by itself, on its own images."""
     folder, config, result = bench.place(), bench.config, []
     graphs = {name: folder.graph(name).read_bytes() for name in sessions}
-    for found in bench.stored:
+    for found in stored:
         with bench.reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
             predictions = stored_predictions(
                 found, sessions, graphs, folder.predictions, about=(bench.data.image_size,), seed=config.seed,
-                progress=bar.update,
+                by=by, progress=bar.update,
             )  # fmt: skip
         result.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
             predictions, found.labels, seed=config.seed, table=bench.table, classes=len(bench.data.class_names),

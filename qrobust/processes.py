@@ -1,31 +1,31 @@
-"""Worker processes that render: pixels go there and come back in memory that all of them share."""
+"""Worker processes that images are given to, in memory that all of them share."""
 
 from __future__ import annotations
 
 import math
+import pickle
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from qrobust.errors import InputError, QRobustError
-from qrobust.shifts.rendering import render
 
+T = TypeVar("T")
 # In a worker: the memory that it shares.
 _SHARED: list[Any] = []
 
 
-class Renderers:
-    """Processes, one thread each, that render batches of images; see `renderers`.
+class Processes:
+    """Processes, one thread each, that do something with batches of images; see `processes`.
 
-    They start with the first batch, and each renders its part of every batch. A batch lies in a slot of shared
-    memory, in which its rendered pixels take the place of its own: to send pixels through a pipe would take as long
-    as to render them.
+    They start with the first batch, and each takes its part of every batch. A batch lies in a slot of shared memory:
+    to send pixels through a pipe would take as long as to render them.
 
     Args:
         workers: how many processes.
@@ -38,19 +38,23 @@ class Renderers:
         self._memory: Any = None
         self._pool: ProcessPoolExecutor | None = None
 
-    def render(
-        self, batches: Iterable[torch.Tensor], name: str, severity: int, *, table: str, seed: int
-    ) -> Iterator[torch.Tensor]:
-        """What `rendering.render` makes of batches of images, in order and a few batches ahead."""
-        ahead: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
+    def ask(self, batches: Iterable[torch.Tensor], task: Callable[[torch.Tensor], T]) -> Iterator[list[T]]:
+        """What `task` makes of the parts of batches, in order and a few batches ahead.
+
+        Args:
+            batches: uint8 `(N, C, H, W)`.
+            task: what can be pickled; it is called in the processes, and the pixels that it is given are its own only
+                until it returns.
+        """
+        # Put together in the process by `_do`, so that what fails there comes back as its result.
+        packed = pickle.dumps(task)
+        ahead: deque[list[Future[Any]]] = deque()
         slot = 0
 
-        def take() -> torch.Tensor:
-            pixels, parts = ahead[0]
-            for part in parts:
-                part.result()
+        def take() -> list[T]:
+            found = [part.result() for part in ahead[0]]
             ahead.popleft()
-            return pixels.clone()
+            return found
 
         try:
             for images in batches:
@@ -61,21 +65,20 @@ class Renderers:
                 elif len(ahead) == self.slots:
                     yield take()
                 offset = slot * self._slot_bytes
-                pixels = _view(self._memory, offset, images.shape).copy_(images)
-                ahead.append((pixels, []))
+                _view(self._memory, offset, images.shape).copy_(images)
+                ahead.append([])
                 assert self._pool is not None
                 for part in images.split(-(-len(images) // self._workers)):
-                    task = self._pool.submit(_render, offset, part.shape, name, severity, table=table, seed=seed)
-                    ahead[-1][1].append(task)
+                    ahead[-1].append(self._pool.submit(_do, packed, offset, part.shape))
                     offset += part.numel()
                 slot = (slot + 1) % self.slots
             while ahead:
                 yield take()
         finally:
-            tasks = [task for _, parts in ahead for task in parts]
-            for task in tasks:
-                task.cancel()
-            wait(tasks)  # nobody writes into a slot any more
+            tasks = [part for parts in ahead for part in parts]
+            for part in tasks:
+                part.cancel()
+            wait(tasks)  # nobody reads from a slot any more
 
     def close(self) -> None:
         """End the processes."""
@@ -90,7 +93,7 @@ class Renderers:
 
 
 def check_workers(workers: int) -> None:
-    """Whether so many processes may render.
+    """Whether there may be so many processes.
 
     Raises:
         InputError: fewer than 1.
@@ -100,8 +103,8 @@ def check_workers(workers: int) -> None:
 
 
 @contextmanager
-def renderers(workers: int) -> Iterator[Renderers | None]:
-    """Worker processes for rendering; with 1 nothing is started, and the result is the same.
+def processes(workers: int) -> Iterator[Processes | None]:
+    """Worker processes; with 1 nothing is started, and what they would do is done here.
 
     Raises:
         InputError: fewer than 1 worker.
@@ -111,11 +114,11 @@ def renderers(workers: int) -> Iterator[Renderers | None]:
     if workers == 1:
         yield None
         return
-    found = Renderers(workers)
+    found = Processes(workers)
     try:
         yield found
     except BrokenProcessPool as error:
-        raise QRobustError("workers: a process that renders died; perhaps memory ran out, try fewer") from error
+        raise QRobustError("workers: a process died; perhaps memory ran out, try fewer") from error
     finally:
         found.close()
 
@@ -125,9 +128,8 @@ def _begin(memory: Any) -> None:
     _SHARED.append(memory)
 
 
-def _render(offset: int, shape: torch.Size, name: str, severity: int, *, table: str, seed: int) -> None:
-    pixels = _view(_SHARED[0], offset, shape)
-    pixels.copy_(render(pixels, name, severity, table=table, seed=seed))
+def _do(packed: bytes, offset: int, shape: torch.Size) -> Any:
+    return pickle.loads(packed)(_view(_SHARED[0], offset, shape))
 
 
 def _view(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
