@@ -97,6 +97,12 @@ def accuracy(model: nn.Module, split: Split) -> float:
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Train through torch.compile: the same recipe in less time, given a C++ compiler and a minute to begin.",
+)
 def main(
     data: str,
     name: str,
@@ -109,6 +115,7 @@ def main(
     init: Path | None,
     seed: int,
     threads: int,
+    compiled: bool,
 ) -> None:
     """Train NAME on DATA and leave weights.pt and training.json in OUT."""
     recipe = DEFAULTS | RECIPES.get(name, {})
@@ -136,6 +143,7 @@ def main(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=max_lr, total_steps=epochs * steps, pct_start=0.2
     )
+    forward = torch.compile(model) if compiled else model
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, first_epoch, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
@@ -156,7 +164,7 @@ def main(
                 batch = augment(normalise(images[chosen]), 4, generator)
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 with torch.autocast("cpu", torch.bfloat16):
-                    logits = model(batch)
+                    logits = forward(batch)
                 loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=smoothing)
                 optimizer.zero_grad()
                 loss.backward()
@@ -187,6 +195,7 @@ def main(
             "schedule": "one-cycle, 20 % warm-up",
             "augmentation": "crop with 4 px padding, mirror",
             "precision": "bfloat16 autocast",
+            "compiled": compiled,
             "seed": seed,
         },
         "first_cycle": json.loads((init / "training.json").read_text()) if init else None,
