@@ -5,12 +5,14 @@
 `--run` is a finished run of ResNet-20, whose float, INT8 and compensated graphs are evaluated as files. The full
 evaluation is timed whole, as a command; a smaller one is repeated with more images, to see whether memory grows with
 them. Memory is the sum of the peaks of the command's processes (Linux), above that of a process which only imports.
+Then the run itself is attacked, at each level on some images, and the same command without attacks is timed, too.
 Results go to `results/evaluation_cost.json`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ IMPORTS = "import qrobust.standalone, torch, torchvision, onnxruntime"
 # What is evaluated, at which severities, on how many test images: the full evaluation, then growth.
 FULL = ("all", "1,2,3,4,5", 1000)
 GROWTH = tuple(("fog,glass_blur,rotation", "5", count) for count in (500, 1000, 5000))
+# Levels of attacks, and on how many images.
+ATTACKS = (("none", 0), ("quick", 200), ("full", 10))
 MIB, POLL_S = 1024, 0.2
 
 
@@ -80,6 +84,22 @@ def measure(
     }  # fmt: skip
 
 
+def attack_cost(run: Path, out: Path, threads: int) -> list[dict[str, Any]]:
+    """Seconds of an evaluation of one cell, by what is tried against the run's graphs."""
+    rows: list[dict[str, Any]] = []
+    for level, images in ATTACKS:
+        folder = out / f"attacks-{level}"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("attacks.npz"))
+        command = [str(Path(sys.executable).parent / "qrobust"), "evaluate", str(folder), "--attacks", level, "-q"]
+        command += ["--shifts", "contrast", "--severities", "5", "--threads", str(threads)]
+        command += ["--attack-images", str(images)] if images else []
+        seconds, _ = watched(command)
+        rows.append({"level": level, "images": images, "seconds": seconds})
+        click.echo(rows[-1])
+    return rows
+
+
 @click.command()
 @click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
 @click.option("--run", type=click.Path(path_type=Path, exists=True), required=True, help="What main_job.py left.")
@@ -87,14 +107,16 @@ def measure(
 @click.option("--workers", default=2, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(data: str, run: Path, out: Path, workers: int, threads: int) -> None:
-    """Measure the full evaluation and three of growing size."""
+    """Measure the full evaluation, three of growing size, and attacks."""
     _, imports = watched([sys.executable, "-c", f"{IMPORTS}; import time; time.sleep(1)"])
     rows = []
     for index, what in enumerate((FULL, *GROWTH)):
         rows.append(measure(data, run, out / str(index), what, workers, threads))
         click.echo(rows[-1])
+    attacks = attack_cost(run, out, threads)
     write_json(RESULTS / "evaluation_cost.json", {
-        "graphs": list(GRAPHS), "imports_mib": imports, "rows": rows, "workers": workers,
+        "graphs": list(GRAPHS), "imports_mib": imports, "rows": rows, "attacks": attacks,
+        "workers": workers,
         "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
         "command": "python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK",
     })  # fmt: skip

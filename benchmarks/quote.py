@@ -358,12 +358,42 @@ def corruption_processes() -> str:
     )
 
 
+def evaluation_cost() -> str:
+    """Time and memory of evaluations, and whether memory grows."""
+    r = record("evaluation_cost")
+    lines = ["| evaluated | test images | cells | time | peak memory above imports |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {row['shifts'].replace('_', ' ').replace(',', ', ')} | {row['images']:,} | {row['cells']} "
+        f"| {row['seconds']:.0f} s | {row['peak_mib'] - r['imports_mib']:.0f} MiB |"
+        for row in r["rows"]
+    ]
+    about = (
+        f"ResNet-20 in float, INT8 and INT8 with calibrator, {r['workers']} processes on "
+        f"{r['hardware']['processor']}. Memory is the sum of the peaks of all processes, above the "
+        f"{r['imports_mib']:.0f} MiB of one that only imports."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def attack_cost() -> str:
+    """What the levels of attacks take."""
+    r = record("evaluation_cost")
+    none, *levels = r["attacks"]
+    each = (
+        f"`{row['level']}` takes {(row['seconds'] - none['seconds']) / row['images']:.1f} s an image "
+        f"(measured on {row['images']})"
+        for row in levels
+    )
+    return f"{', '.join(each)}: three graphs of a ResNet-20 at 32 px, {r['hardware']['threads']} threads."
+
+
 MAIN = (headline, shifts, facts)
 ZOO = (zoo, zoo_summary)
 SHIFTS = (corruption_fidelity, corruption_speed, corruption_processes)
+EVALUATION = (evaluation_cost, attack_cost)
 SATURATION = (saturation_operators, saturation_networks, saturation_risks)
 QUANTIZATION = (quantization, quantization_peers, quantization_speed, efficientnet_lite0, quantize_cost)
-GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS)
+GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, EVALUATION, QUANTIZATION, COMPENSATION, ROBUSTNESS)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 
