@@ -36,7 +36,7 @@ from torch import fx, nn
 from qrobust.data import Data, open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export, load
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.integer import WIDENED, ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.models import find_model, load_model
 from qrobust.quantization.graph import calls, trace
 from qrobust.quantization.ptq import quantize
@@ -114,22 +114,30 @@ def operator_graph(layer: IntegerConv2d | IntegerLinear, zero_point: int, output
         "weight_scale": layer.weight_scale.numpy(), "weight_zero": np.zeros(out, np.int8),
         "output_scale": np.float32(output_scale), "output_zero": np.uint8(128), "bias": layer.bias_int.numpy(),
     }  # fmt: skip
-    inputs = ["input", "input_scale", "input_zero", "weight", "weight_scale", "weight_zero"]
+    wide = weight.shape[1:] == WIDENED and isinstance(layer, IntegerConv2d) and layer.groups == 1
+    if wide:  # as `export` writes it
+        constants |= {
+            "weight": np.pad(weight, [(0, 0), (0, 1), (0, 0), (0, 0)]),
+            "ends": np.eye(8, dtype=np.int64)[5],
+        }
+    pad = [helper.make_node("Pad", ["input", "ends", "input_zero"], ["wide"])] if wide else []
+    inputs = ["wide" if wide else "input", "input_scale", "input_zero", "weight", "weight_scale", "weight_zero"]
     if isinstance(layer, IntegerConv2d):
         inputs += ["output_scale", "output_zero", "bias"]
+        left, right, top, bottom = layer.padding
         node = helper.make_node(
             "QLinearConv", inputs, ["output"],
-            strides=list(layer.stride), pads=list(layer.padding) * 2, group=layer.groups,
+            strides=list(layer.stride), pads=[top, left, bottom, right], group=layer.groups,
         )  # fmt: skip
         shape, kind = [None, weight.shape[1] * layer.groups, None, None], TensorProto.UINT8
     else:
         node = helper.make_node("QGemm", [*inputs, "bias"], ["output"], transB=1, domain="com.microsoft")
         shape, kind = [None, weight.shape[1]], TensorProto.FLOAT
     graph = helper.make_graph(
-        [node], "operator",
+        [*pad, node], "operator",
         [helper.make_tensor_value_info("input", TensorProto.UINT8, shape)],
         [helper.make_tensor_value_info("output", kind, [None] * len(shape))],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in node.input],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in {*node.input, "ends"}],
     )  # fmt: skip
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), path)

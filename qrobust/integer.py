@@ -157,6 +157,12 @@ def zero_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
     return wide, wide, high, high
 
 
+# Input channels and kernel of convolutions that are exported for x86 with a fourth channel of zeros: onnxruntime's
+# fast kernels take channels by fours, so that a network's first 3x3 convolution takes half the time. With larger
+# kernels the zeros take longer than that saves.
+WIDENED, WIDE = (3, 3, 3), 4
+
+
 class IntegerConv2d(_IntegerLayer):
     """A convolution `(N, C, H, W)` to `(N, out, H', W')` on quantized input.
 

@@ -16,7 +16,7 @@ from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
 from qrobust.errors import GateError, InputError
 from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
-from qrobust.quantization.target import X86_VNNI
+from qrobust.quantization.target import ARM64, X86_AVX2, X86_VNNI, Target
 
 
 @pytest.fixture
@@ -38,7 +38,8 @@ def test_exported_twin_is_integer_dynamic_and_says_the_same(
         assert (wanted - got).abs().mean() < 0.02 * twin(images).std()
     counted = audit(path)
     assert counted["integer_ops"] == counted["quantizable_ops"] == 10
-    assert counted["integer_macs"] == counted["total_macs"] == count_macs(twin, 32)
+    zeros = 32 * 32 * 9 * 8  # of the fourth channel of the first convolution's 8 filters
+    assert counted["integer_macs"] == counted["total_macs"] == count_macs(twin, 32) + zeros
     assert counted["float_compute"] == {}
     proto = load(path)
     assert len(proto.graph.input) == len(proto.graph.output) == 1
@@ -86,6 +87,36 @@ def test_layers_kept_in_float_stay_there(small_model: NormalizedModel, images: t
     assert (wanted - got).abs().mean() < 0.1 * wanted.std()
     again = restore(small_model, X86_VNNI, 32, twin.state_dict(), recipe=recipe)
     assert torch.equal(again(images), wanted)
+
+
+@pytest.mark.parametrize(
+    ("target", "kernel", "channels"), [(X86_VNNI, 3, 4), (X86_AVX2, 3, 4), (ARM64, 3, 3), (X86_VNNI, 5, 3)]
+)
+def test_a_fourth_channel_of_zeros_changes_no_bit(
+    target: Target, kernel: int, channels: int, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    # The image is read twice, by one convolution that is widened and by an addition that is not.
+    network = ReadTwice(nn.Conv2d(3, 3, kernel, padding=kernel // 2), nn.Conv2d(3, 5, 1, stride=8))
+    twin = quantize(network, target, [images])
+    export(twin, tmp_path / "wide.onnx", 32)
+    stored = [tuple(i.dims) for i in load(tmp_path / "wide.onnx").graph.initializer if len(i.dims) == 4]
+    assert sorted(stored) == [(3, channels, kernel, kernel), (5, 3, 1, 1)]
+    monkeypatch.setattr("qrobust.deployment.graph._widen", lambda proto: None)
+    export(twin, tmp_path / "plain.onnx", 32)
+    wide, plain = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("wide", "plain"))
+    assert torch.equal(wide(images), plain(images))
+    counted = audit(tmp_path / "wide.onnx", signed_activations=target.signed)
+    assert counted["integer_ops"] == counted["quantizable_ops"] == 2
+
+
+class ReadTwice(nn.Module):
+    def __init__(self, first: nn.Conv2d, last: nn.Conv2d) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(images) + images).mean((2, 3))
 
 
 def test_zero_points_of_constants_are_not_shared(exported: tuple[Path, nn.Module]) -> None:

@@ -53,6 +53,7 @@ def reference(x: np.ndarray, layer: IntegerConv2d | IntegerLinear, zero_point: i
     n, _, height, width = x.shape
     out, channels, kernel_rows, kernel_columns = weight.shape
     depthwise = channels == 1 and groups == out
+    widened = groups == 1 and weight.shape[1:] == (3, 3, 3)
     high = (height - dilation[0] * (kernel_rows - 1) - 1) // stride[0] + 1
     wide = (width - dilation[1] * (kernel_columns - 1) - 1) // stride[1] + 1
     result = np.empty((n, out, high, wide), int)
@@ -65,7 +66,7 @@ def reference(x: np.ndarray, layer: IntegerConv2d | IntegerLinear, zero_point: i
                 column * stride[1] + kernel_column * dilation[1],
             ]  # fmt: skip
             w = weight[o, channel, kernel_row, kernel_column]
-            products.append(a * w)
+            products += [a * w, 0] if widened and channel == 2 else [a * w]
             correction += zero_point * w
         if not depthwise:
             products += [0] * (len(products) % 2)
@@ -76,7 +77,8 @@ def reference(x: np.ndarray, layer: IntegerConv2d | IntegerLinear, zero_point: i
 
 CONVOLUTIONS: list[dict[str, Any]] = [
     {"shape": (6, 4, 3, 3), "padding": (1, 1)},
-    {"shape": (5, 3, 3, 3), "stride": 2, "padding": (1, 1)},  # pairs across kernel positions
+    {"shape": (5, 3, 3, 3), "stride": 2, "padding": (1, 1)},  # exported with a fourth channel of zeros
+    {"shape": (5, 3, 2, 2), "padding": (1, 1)},  # pairs across kernel positions
     {"shape": (4, 8, 1, 1), "stride": 2},
     {"shape": (6, 3, 3, 3), "groups": 2, "padding": (1, 1)},
     {"shape": (6, 1, 3, 3), "groups": 3},  # one channel in a group and two out: not a depthwise kernel

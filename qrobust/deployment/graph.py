@@ -20,6 +20,8 @@ from torch import nn
 
 from qrobust.errors import GateError, InputError
 from qrobust.integer import (
+    WIDE,
+    WIDENED,
     ActivationQuantizer,
     GlobalAveragePool,
     IntegerConv2d,
@@ -188,6 +190,7 @@ def export(
     assert program is not None
     proto = program.model_proto
     _strip(proto)
+    _widen(proto)
     if storage == "int4":
         _pack_weights(proto)
     _unshare_zero_points(proto)
@@ -202,6 +205,38 @@ def export(
     part = path.with_name(path.name + ".part")
     onnx.save_model(proto, part)
     os.replace(part, path)
+
+
+def _widen(proto: onnx.ModelProto) -> None:
+    """Give convolutions of three uint8 channels a fourth of zeros, see `integer.WIDENED`: results stay equal."""
+    graph = proto.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[Node] = []
+    made = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        pixels, weights = (made.get(name) for name in node.input[:2]) if node.op_type == "Conv" else (None, None)
+        if (
+            pixels is not None and pixels.op_type == "DequantizeLinear"
+            and initializers[pixels.input[2]].data_type == onnx.TensorProto.UINT8
+            and weights is not None and weights.op_type == "DequantizeLinear"
+            and tuple(initializers[weights.input[0]].dims[1:]) == WIDENED and attributes(node).get("group", 1) == 1
+        ):  # fmt: skip
+            stored, zero = initializers[weights.input[0]], array(initializers[pixels.input[2]])
+            values = np.pad(array(stored), [(0, 0), (0, WIDE - WIDENED[0]), (0, 0), (0, 0)])
+            stored.CopyFrom(onnx.numpy_helper.from_array(values, stored.name))
+            name = f"{node.name}_wide"
+            ends = np.array([0, 0, 0, 0, 0, WIDE - WIDENED[0], 0, 0])
+            graph.initializer.append(onnx.numpy_helper.from_array(ends, f"{name}_ends"))
+            graph.initializer.append(onnx.numpy_helper.from_array(zero.reshape(()), f"{name}_zero"))
+            integers = [pixels.input[0], f"{name}_ends", f"{name}_zero"]
+            nodes.append(onnx.helper.make_node("Pad", integers, [f"{name}_integers"], f"{name}_pad"))
+            scaled = [f"{name}_integers", *pixels.input[1:]]
+            nodes.append(onnx.helper.make_node("DequantizeLinear", scaled, [name], f"{name}_dequantize"))
+            node.input[0] = name
+        nodes.append(node)
+    read = {name for node in nodes for name in node.input}
+    del graph.node[:]
+    graph.node.extend(n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in read)
 
 
 def _pack_weights(proto: onnx.ModelProto) -> None:

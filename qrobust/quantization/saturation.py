@@ -4,6 +4,7 @@ There onnxruntime multiplies with `vpmaddubsw`: two neighbouring products of a u
 not yet subtracted, padding being the zero point) and an int8 weight are added into 16 bits *with saturation*
 before they are widened to 32. Neighbours along the reduction are, for a convolution, first the input channels of
 its group and then the kernel positions, row by row; for a linear layer its inputs. An odd last one stands alone.
+What is exported with a fourth channel of zeros (`integer.WIDENED`) pairs its third with that.
 Depthwise convolutions add in 32 bits. `benchmarks/saturation.py` checks all this against onnxruntime.
 """
 
@@ -19,7 +20,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.integer import WIDENED, ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization.graph import calls
 from qrobust.statistics import wilson_interval
 
@@ -58,7 +59,10 @@ def _pairs(layer: IntegerConv2d | IntegerLinear) -> tuple[torch.Tensor, torch.Te
     if isinstance(layer, IntegerConv2d) and channels == 1 and layer.groups == len(layer.weight_int):
         nothing = torch.empty(0, dtype=torch.long)
         return nothing, nothing  # depthwise
-    order = torch.arange(channels * positions).view(channels, positions).t().flatten()
+    order = torch.arange(channels * positions).view(channels, positions).t()
+    if isinstance(layer, IntegerConv2d) and layer.groups == 1 and layer.weight_int.shape[1:] == WIDENED:
+        return order[:, 0], order[:, 1]
+    order = order.flatten()
     even = len(order) // 2 * 2
     return order[0:even:2], order[1:even:2]
 
