@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,6 +27,7 @@ from qrobust.statistics import stratified
 # What `within_budget` chose, in the folder of predictions.
 SUBSET = "subset.json"
 BATCH = 100
+LONGEST_NAME = 200
 Cell = tuple[str, int]
 CLEAN: Cell = ("clean", 0)
 # Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
@@ -130,6 +132,14 @@ def prediction_key(graph: bytes, cell: Cell, about: tuple[object, ...]) -> str:
     return hashlib.sha256(graph + repr((*about, made_by) if made_by else about).encode()).hexdigest()
 
 
+def cell_file(folder: Path, cell: Cell) -> Path:
+    """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
+    name = quote(cell[0], safe="")
+    if len(name) > LONGEST_NAME:
+        name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
+    return folder / f"{name}-{cell[1]}.npz"
+
+
 def kept_or_predicted(
     folder: Path,
     cell: Cell,
@@ -160,7 +170,7 @@ def kept_or_predicted(
     Raises:
         InputError: as `predict`, or the kept file is damaged.
     """
-    path = folder / f"{quote(cell[0], safe='')}-{cell[1]}.npz"
+    path = cell_file(folder, cell)
     kept: dict[str, Predictions] = {}
     if path.exists():
         try:
@@ -200,11 +210,7 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
     Raises:
         InputError: there are none, a file is damaged, or files are of different images.
     """
-    paths = (
-        sorted(folder.glob("*.npz"))
-        if cells is None
-        else [folder / f"{quote(shift, safe='')}-{severity}.npz" for shift, severity in cells]
-    )
+    paths = sorted(folder.glob("*.npz")) if cells is None else [cell_file(folder, cell) for cell in cells]
     labels, indices, found = None, None, CellPredictions()
     for path in paths:
         try:
@@ -268,18 +274,20 @@ def within_budget(
     }
     count = kept.get("n")
     if {key: kept.get(key) for key in about} != about or not isinstance(count, int):
-        probe = split.first(PROBE)
-        predict(classifiers, probe, CLEAN, table=table, seed=seed, by=by)  # the first call of a session is slow
-        begun, spent, done = clock(), 0.0, 0
-        while done < len(cells) and spent <= PROBE_SHARE * seconds:
+        started, probe = clock(), split.first(PROBE)
+        # Processes start and sessions are slow at first: once, whatever the number of images.
+        predict(classifiers, split.first(BATCH), CLEAN, table=table, seed=seed, by=by)
+        begun, tried, done = clock(), 0.0, 0
+        while done < len(cells) and tried <= PROBE_SHARE * seconds:
             predict(classifiers, probe, cells[done], table=table, seed=seed, by=by)
-            spent, done = clock() - begun, done + 1
-        per_image = spent / (done * len(probe)) * (len(cells) + also)
+            tried, done = clock() - begun, done + 1
+        per_image = tried / (done * len(probe)) * (len(cells) + also)
+        spent = clock() - started
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
                 f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells) + also} cells, "
-                f"expected at least {spent + LEAST * per_image:.0f} s"
+                f"expected at least {math.ceil(spent + LEAST * per_image)} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)
     return replace(split, indices=split.indices[torch.from_numpy(positions)]), about | {"n": count}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -45,6 +47,9 @@ class Processes:
             batches: uint8 `(N, C, H, W)`.
             task: what can be pickled; it is called in the processes, and the pixels that it is given are its own only
                 until it returns.
+
+        Raises:
+            QRobustError: a process died.
         """
         # Put together in the process by `_do`, so that what fails there comes back as its result.
         packed = pickle.dumps(task)
@@ -74,6 +79,8 @@ class Processes:
                 slot = (slot + 1) % self.slots
             while ahead:
                 yield take()
+        except BrokenProcessPool as error:
+            raise QRobustError("workers: a process died; perhaps memory ran out, try fewer") from error
         finally:
             tasks = [part for parts in ahead for part in parts]
             for part in tasks:
@@ -108,7 +115,6 @@ def processes(workers: int) -> Iterator[Processes | None]:
 
     Raises:
         InputError: fewer than 1 worker.
-        QRobustError: a worker died.
     """
     check_workers(workers)
     if workers == 1:
@@ -117,8 +123,6 @@ def processes(workers: int) -> Iterator[Processes | None]:
     found = Processes(workers)
     try:
         yield found
-    except BrokenProcessPool as error:
-        raise QRobustError("workers: a process died; perhaps memory ran out, try fewer") from error
     finally:
         found.close()
 
@@ -126,6 +130,15 @@ def processes(workers: int) -> Iterator[Processes | None]:
 def _begin(memory: Any) -> None:
     torch.set_num_threads(1)
     _SHARED.append(memory)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot say so: without this its processes would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(packed: bytes, offset: int, shape: torch.Size) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import qrobust
 from qrobust.adversarial.attacked import attacked
@@ -18,7 +21,7 @@ from qrobust.config import DEFAULT_SEVERITIES, AttackChoices
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.deployment.graph import files_of
-from qrobust.errors import InputError
+from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview, stored_figures
 from qrobust.folders import check_folder
 from qrobust.predictions import (
@@ -34,8 +37,8 @@ from qrobust.processes import check_workers, processes
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
 from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, versions, write_json, write_text
-from qrobust.shifts.rendering import to_unit
-from qrobust.shifts.severities import cells, expand, table_for
+from qrobust.shifts.rendering import render, to_unit
+from qrobust.shifts.severities import TRIED_IMAGES, cells, expand, find_shift, table_for
 from qrobust.stored import open_sets, stored_predictions
 from qrobust.workbench import Reporter
 
@@ -146,24 +149,27 @@ def evaluate_files(
         raise InputError(
             f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
         )
+    torch.set_num_threads(threads)
     for name, classifier in classifiers.items():
         classifier.examine(to_unit(split.read(slice(0, BATCH))), len(source.class_names))
         if classifier.probabilities:
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
-    folder, of, predictions = out / "predictions", len(split), {}
-    with processes(workers) as by:
-        subset = {}
+    some = split.read(slice(0, TRIED_IMAGES))
+    for name, severity in wanted[1:]:
+        if find_shift(name).is_own:
+            render(some, name, severity, table=table, seed=choices.seed)
+    with reporter.bar("read images", len(split)) as bar:
+        for images, _ in split.batches(BATCH):
+            bar.update(len(images))
+    folder, of, predictions, entries = out / "predictions", len(split), {}, []
+    with _folder_for(out, config, going_on=going_on), processes(workers) as by:
         if choices.budget is not None:
-            if going_on and (folder / SUBSET).exists():
-                subset = read_json(folder / SUBSET)
+            subset = read_json(folder / SUBSET) if (folder / SUBSET).exists() else {}
             split, subset = within_budget(
                 subset, split, wanted, classifiers, seconds=choices.budget, table=table, seed=choices.seed,
                 also=sum(len(found.cells) for found in stored), by=by,
             )  # fmt: skip
             stored = [found.limited(len(split), choices.seed) for found in stored]
-        if not going_on:
-            _new_folder(out, config)
-        if subset:
             write_json(folder / SUBSET, subset)
         about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range)
         graphs = {name: _content(path) for name, path in paths.items()}
@@ -174,7 +180,6 @@ def evaluate_files(
                     folder, cell, classifiers, split, keys=keys, table=table, seed=choices.seed, by=by,
                     progress=lambda n: bar.update(n),
                 )  # fmt: skip
-        entries = []
         for found in stored:
             with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
                 answers = stored_predictions(
@@ -184,12 +189,12 @@ def evaluate_files(
             entries.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
                 answers, found.labels, seed=choices.seed, table=table, classes=len(source.class_names), of=found.of,
             ))  # fmt: skip
-    attacks = attacked(
-        out / "attacks.npz",
-        {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
-        split, choices.attack_choices, seed=choices.seed, about=(choices.data, choices.input_range),
-        bar=reporter.bar,
-    )  # fmt: skip
+        attacks = attacked(
+            out / "attacks.npz",
+            {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
+            split, choices.attack_choices, seed=choices.seed, about=(choices.data, choices.input_range),
+            bar=reporter.bar,
+        )  # fmt: skip
     labels = split.labels.numpy()
     reference, *others = classifiers
     summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
@@ -246,14 +251,33 @@ def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
     return next(iter(found.values()))
 
 
-def _new_folder(out: Path, config: dict[str, Any]) -> None:
+@contextmanager
+def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterator[None]:
+    """A folder with nothing but its configuration, or the one of an evaluation that goes on.
+
+    Where what follows ends in an error of ours, what `out` held before is there again, and of a new evaluation
+    only what is worth going on with.
+    """
+    before = out.absolute().with_name(f".{out.absolute().name}.before")
+    if not going_on:
+        try:
+            if out.is_dir() and before.exists():
+                shutil.rmtree(out)  # of one that was killed while it replaced another
+            elif out.is_dir():
+                out.rename(before)
+            (out / "predictions").mkdir(parents=True)
+            write_json(out / "config.json", config)
+        except OSError as error:
+            raise InputError(f"out: cannot write to {out} ({error.strerror})") from error
     try:
-        if out.is_dir():
+        yield
+    except QRobustError:
+        if not going_on and (before.exists() or not any(out.glob("predictions/**/*.npz"))):
             shutil.rmtree(out)
-        (out / "predictions").mkdir(parents=True)
-        write_json(out / "config.json", config)
-    except OSError as error:
-        raise InputError(f"out: cannot write to {out} ({error.strerror})") from error
+            if before.exists():
+                before.rename(out)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _sha256(path: Path) -> bytes:

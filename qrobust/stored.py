@@ -93,6 +93,8 @@ def open_sets(
         cells = tuple(cell for cell in stored.cells if cell[1] in severities)
         if not cells:
             raise InputError(f"severities: expected some of those that {name} holds, got {tuple(severities)}")
+        for cell in cells if not stored.numbered else ():
+            stored.images(*cell)  # one that does not hold the same images is refused before anything is measured
         labels = stored.images(*cells[0]).labels.numpy()
         count = len(labels) if test_images is None else min(test_images, len(labels))
         indices = torch.from_numpy(stratified(labels, count, seed))

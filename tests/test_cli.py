@@ -322,6 +322,14 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "out").exists()
 
 
+def test_an_evaluation_of_no_cell_is_refused(finished_run: Path) -> None:
+    kept = (finished_run / "config.json").read_bytes()
+    result = qrobust("evaluate", finished_run, "--shifts", "inversion", "--severities", 3, "-q")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
+    assert "severities: expected one that is defined for inversion, got (3,)" in result.output
+    assert (finished_run / "config.json").read_bytes() == kept
+
+
 @pytest.mark.parametrize("options", [["--workers", 0], ["--budget", "1s"]])
 def test_a_refused_evaluation_keeps_the_finished_one(
     options: list[object], finished_run: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +66,34 @@ def test_a_worker_that_dies_is_said(digit_pixels: torch.Tensor) -> None:
 
     with pytest.raises(QRobustError, match="workers: a process died"):
         in_processes()
+
+
+PARENT = """
+import os, torch
+from qrobust.processes import processes
+
+def own_id(pixels):
+    return os.getpid()
+
+if __name__ == "__main__":
+    with processes(2) as by:
+        print(*next(by.ask([torch.zeros(2, 3, 8, 8).byte()], own_id)), flush=True)
+        input()
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, tmp_path / "parent.py"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = [int(word) for word in parent.stdout.readline().split()]
+        assert len(children) == 2
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/exe").exists() for child in children):
+        assert time.monotonic() < deadline, "a process outlives its parent"
+        time.sleep(0.1)
 
 
 def test_too_few_are_refused() -> None:

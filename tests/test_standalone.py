@@ -26,6 +26,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation import comparison_rows
 from qrobust.predictions import read_predictions
 from qrobust.results import EVALUATION_SCHEMA, read_record, without_timings
+from qrobust.shifts.severities import _own_shift
 
 
 @pytest.fixture
@@ -230,6 +231,26 @@ def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:
     assert without_timings(resumed) == without_timings(whole)
 
 
+def test_own_shifts_run_on_the_threads_asked_for_and_may_lie_deep(data: str, tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 120) / ("e" * 120)
+    folder.mkdir(parents=True)
+    (folder / "own.py").write_text(
+        "import torch\n\n\ndef dim(images, strength, generators):\n"
+        "    return images / 2 if torch.get_num_threads() == 1 else images * 2\n"
+    )
+    out = tmp_path / "out"
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        record = run([graph(tmp_path / "m.onnx")], data, out, "--shifts", f"{folder}/own.py:dim", "--severities", 5)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    cells = [(row["shift"], row["severity"]) for row in record["rows"]]
+    assert cells[1] == (f"{folder}/own.py:dim", 5)
+    assert set(read_predictions(out / "predictions", cells)[1]) == set(cells)
+
+
 def test_budget_and_workers_are_said_and_change_no_pixel(tmp_path: Path) -> None:
     data = f"npz:{save_npz(tmp_path / 'd.npz', n=90)}"
     model = graph(tmp_path / "m.onnx")
@@ -280,7 +301,24 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
         new = tmp_path / "new"
         assert qrobust(*base, "--out", new, *options).exit_code == 2
         assert not new.exists()
+    own = tmp_path / "own.py"
+    for body in ("images * float('nan')", "images + 1", "images[:1]", "1 / 0"):
+        own.write_text(f"def lens(images, strength, generators):\n    return {body}\n")
+        refused = qrobust(*base, "--out", out, "--shifts", f"{own}:lens")
+        assert (refused.exit_code, len(refused.output.strip().splitlines())) == (2, 1)
+        _own_shift.cache_clear()  # the same name with other text
+    # What fails at the very end, too.
+    monkeypatch.setattr("qrobust.standalone.attacked", too_short)
+    assert qrobust(*base, "--out", out).exit_code == 2
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert not list(tmp_path.glob(".out*"))
+    # Of a new one, the cells that were measured are kept to go on with.
+    assert qrobust(*base, "--out", new).exit_code == 2
+    assert len(list(new.glob("predictions/*.npz"))) == 4
+    monkeypatch.undo()
+    assert (
+        run([model], data, new, *SHORT, "--resume")["rows"] == json.loads((out / "record.json").read_text())["rows"]
+    )
     # A run is no evaluation: it is not removed to make room for one.
     refused = qrobust(*base, "--out", finished_run)
     assert (refused.exit_code, "no evaluation made" in refused.output) == (2, True)

@@ -119,6 +119,17 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
     model, data = graph(tmp_path / "m.onnx"), f"imagefolder:{tmp_path / 'data'}"
     record = run([model], data, tmp_path / "out", "--shifts", f"stored:{root}", "--severities", "3")
     assert record["stored"][0]["rows"][0]["accuracy"] == {"m": 1.0}
+    assert f"stored:{root}: m 100.00 % (n = 12 of 12, 1 cells)" in qrobust(
+        "evaluate", "--model", model, "--data", data, "--out", tmp_path / "again", "--shifts", f"stored:{root}",
+        "--severities", "3", "-q", "--threads", 1,
+    ).output  # fmt: skip
+    # A later cell that holds other images is refused before anything is measured.
+    shutil.copytree(root / "snow" / "3", root / "snow" / "4")
+    (root / "snow" / "4" / "a" / "0.png").unlink()
+    result = qrobust("evaluate", "--model", model, "--data", data, "--out", tmp_path / "o",
+                     "--shifts", f"stored:{root}", "--severities", "3,4", "-q")  # fmt: skip
+    assert (result.exit_code, "snow/4 must hold the 12 images" in result.output) == (2, True)
+    assert not (tmp_path / "o").exists()
     (root / "snow" / "3" / "c").rename(root / "snow" / "3" / "d")
     result = qrobust("evaluate", "--model", model, "--data", data, "--out", tmp_path / "o",
                      "--shifts", f"stored:{root}", "--severities", "3", "-q")  # fmt: skip

@@ -246,7 +246,12 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
             f"{name}: clean {100 * clean:.2f} %{under_shift} "
             f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
         )
-    for entry in result["stored"]:
+    _say_stored(result["stored"])
+
+
+def _say_stored(entries: list[dict[str, Any]]) -> None:
+    """A line for each stored set."""
+    for entry in entries:
         s = entry["summary"]
         means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s["accuracy"].items())
         click.echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
@@ -285,6 +290,7 @@ def _evaluate_files(
         threads=cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
+    _say_stored(record["stored"])
     click.echo(f"Record: {out / 'record.json'}")
 
 

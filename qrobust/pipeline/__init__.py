@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from qrobust.errors import InputError, QRobustError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.alternatives import make_alternative
@@ -19,16 +21,13 @@ from qrobust.pipeline.stage import STAGES, kept
 from qrobust.report.markdown import skipped_sentence
 from qrobust.results import Record
 from qrobust.shifts.rendering import render
-from qrobust.shifts.severities import find_shift
+from qrobust.shifts.severities import TRIED_IMAGES, find_shift
 from qrobust.workbench import Workbench
 
 __all__ = [
     "STAGES", "check_same_config", "compare", "compensate", "evaluate", "export", "forget_compensation",
     "make_alternative", "prepare_inputs", "quantize", "run", "sensitivity", "write_report",
 ]  # fmt: skip
-
-# Images on which a user's own shift is tried before a folder is made.
-TRIED_IMAGES = 8
 
 
 def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
@@ -41,6 +40,7 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
     Raises:
         InputError: any of it is not usable.
     """
+    torch.set_num_threads(bench.config.threads)
     _ = bench.target, bench.model_spec, bench.cells, bench.training_cells, bench.scene, bench.stored
     if bench.data.skipped:
         bench.reporter.warn(skipped_sentence(bench.data.skipped))

@@ -16,6 +16,7 @@ from qrobust.compensation.baselines import AntiAdversary
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
+from qrobust.errors import InputError
 from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
 from qrobust.folders import ALTERNATIVES, GRAPHS, TORCH_ONLY, RunFolder
 from qrobust.pipeline.stage import stage
@@ -59,19 +60,37 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
     folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    _ = bench.scene, bench.stored
+    if not (bench.cells or bench.stored or bench.scene):
+        wanted = ", ".join(config.shifts)
+        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.severities}")
+    torch.set_num_threads(config.threads)
     sessions = {name: bench.session(name) for name in names}
-    cells, split, stored, predictions = [CLEAN, *bench.cells], bench.data.test, bench.stored, {}
-    if budget is not None:
-        split = _subset(bench, split, cells, sessions, budget, workers)
-        stored = [found.limited(len(split), config.seed) for found in stored]
-    with stage(bench, "evaluate", began_s=time.perf_counter() - began) as result:
-        with processes(workers) as by:
-            with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
-                for cell in cells:
-                    predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
-            result["scene"] = _scene(bench, sessions, by)
-            result["stored"] = _stored(bench, stored, sessions, by)
+    cells, split, stored = [CLEAN, *bench.cells], bench.data.test, bench.stored
+    with processes(workers) as by:
+        if budget is not None:
+            split = _subset(bench, split, cells, sessions, budget, by)
+            stored = [found.limited(len(split), config.seed) for found in stored]
+        _measure(bench, split, cells, stored, sessions, by, time.perf_counter() - began)
+
+
+def _measure(
+    bench: Workbench,
+    split: Split,
+    cells: list[Cell],
+    stored: list[StoredCells],
+    sessions: dict[str, Any],
+    by: Processes | None,
+    began_s: float,
+) -> None:
+    """The stage, begun so many seconds ago."""
+    folder, config, names = bench.place(), bench.config, list(sessions)
+    predictions: CellPredictions = {}
+    with stage(bench, "evaluate", began_s=began_s) as result:
+        with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
+            for cell in cells:
+                predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
+        result["scene"] = _scene(bench, sessions, by)
+        result["stored"] = _stored(bench, stored, sessions, by)
         labels, of = split.labels.numpy(), len(bench.data.test)
         trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
         rows = run_rows(predictions, labels, seed=config.seed, of=of)
@@ -101,15 +120,13 @@ def _comparable(folder: RunFolder, name: str) -> bool:
 
 
 def _subset(
-    bench: Workbench, split: Split, cells: list[Cell], sessions: dict[str, Any], budget: float, workers: int
+    bench: Workbench, split: Split, cells: list[Cell], sessions: dict[str, Any], budget: float, by: Processes | None
 ) -> Split:
     path = bench.place().predictions / SUBSET
-    torch.set_num_threads(bench.config.threads)
-    with processes(workers) as by:
-        chosen, kept = within_budget(
-            read_json(path) if path.exists() else {}, split, cells, sessions, seconds=budget, table=bench.table,
-            seed=bench.config.seed, also=sum(len(found.cells) for found in bench.stored), by=by,
-        )  # fmt: skip
+    chosen, kept = within_budget(
+        read_json(path) if path.exists() else {}, split, cells, sessions, seconds=budget, table=bench.table,
+        seed=bench.config.seed, also=sum(len(found.cells) for found in bench.stored), by=by,
+    )  # fmt: skip
     write_json(path, kept)
     return chosen
 

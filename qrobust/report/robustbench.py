@@ -7,6 +7,8 @@ import io
 from pathlib import PurePath
 from typing import Any
 
+from qrobust.shifts.severities import STORED
+
 
 def unaggregated_csv(rows: list[dict[str, Any]], names: list[str]) -> str:
     """A header line of shifts, one of severities, then a line of accuracies per classifier, as fractions.
@@ -37,7 +39,7 @@ def csv_files(record: dict[str, Any]) -> dict[str, str]:
     names = list(record["summary"]["clean_accuracy"])
     files = {"results.csv": unaggregated_csv(record["rows"], names)}
     for entry in record["stored"]:
-        plain = f"results-{PurePath(entry['name']).name}.csv"
+        plain = f"results-{PurePath(entry['name'].removeprefix(STORED)).name}.csv"
         files[plain if plain not in files else f"results-{entry['predictions']}.csv"] = unaggregated_csv(
             entry["rows"], names
         )

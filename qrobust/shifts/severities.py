@@ -23,6 +23,8 @@ from qrobust.shifts import transformations as t
 
 TABLES = ("cifar-c", "imagenet-c")
 SEVERITIES = (1, 2, 3, 4, 5)
+# Images on which a user's own shift is tried before anything is written.
+TRIED_IMAGES = 8
 STORED = "stored:"  # begins the name of a set of shifted images that lies on disk
 # From this side on the ImageNet constants are the meaningful ones.
 IMAGENET_TABLE_SIZE = 64
