@@ -168,6 +168,7 @@ def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
 
     root = make_folder(tmp_path / "images", per_class=6)
     (root / "test" / "cat" / "0.png").write_bytes(b"")
+    (root / "train" / "cat" / "0.png").write_bytes(b"")  # which is not measured, and so not looked at
     model = graph(tmp_path / "m.onnx", classes=2)
     base = ["evaluate", "--model", model, "--data", f"imagefolder:{root}", "--out", tmp_path / "o", *SHORT]
     refused = qrobust(*base, "-q", "--threads", 1)

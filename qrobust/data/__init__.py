@@ -199,7 +199,7 @@ def open_test(
     Raises:
         InputError: as `open_data`.
     """
-    train, val, test = _open_pools(spec, class_names_file, root, skip_bad_images)
+    train, val, test = _open_pools(spec, class_names_file, root, skip_bad_images, test_only=True)
     pool = test or val or train
     pool.image_size, pool.channels = image_size or _choose_size([pool], None), channels
     if test_images is not None and not 1 <= test_images <= len(pool):
@@ -212,12 +212,12 @@ def _shuffled(count: int, seed: int) -> torch.Tensor:
 
 
 def _open_pools(
-    spec: str, class_names_file: Path | None, root: Path | None, skip_bad: bool
+    spec: str, class_names_file: Path | None, root: Path | None, skip_bad: bool, *, test_only: bool = False
 ) -> tuple[Images, Images | None, Images | None]:
     scheme, _, value = spec.partition(":")
     names = None if class_names_file is None else _read_names(class_names_file)
     if scheme == "imagefolder" and value:
-        return _open_folder(Path(value).expanduser(), names, skip_bad)
+        return _open_folder(Path(value).expanduser(), names, skip_bad, test_only)
     if skip_bad:
         raise InputError(f"skip_bad_images: expected data in imagefolder:DIR, which holds files, got {spec}")
     if scheme == "npz" and value:
@@ -244,8 +244,9 @@ def _read_names(file: Path) -> list[str]:
 
 
 def _open_folder(
-    folder: Path, names: list[str] | None, skip_bad: bool
+    folder: Path, names: list[str] | None, skip_bad: bool, test_only: bool
 ) -> tuple[Images, Images | None, Images | None]:
+    """Its parts; what is bad is looked for, by decoding everything, only in those that will be used."""
     if not folder.is_dir():
         raise InputError(f"data: no folder {folder}")
     parts = {n: folder / n for n in ("train", "val", "test") if (folder / n).is_dir()}
@@ -253,9 +254,14 @@ def _open_folder(
         return folder_images(folder, names, skip_bad=skip_bad), None, None
     if len(parts) == 1:
         return folder_images(parts["train"], names, skip_bad=skip_bad), None, None
-    train = folder_images(parts["train"], names, skip_bad=skip_bad)
+    last = "test" if "test" in parts else "val"
+
+    def opened(name: str) -> Images:
+        return folder_images(parts[name], names, skip_bad=skip_bad and (name == last or not test_only))
+
+    train = opened("train")
     names = names or list(train.class_names)
-    others = {n: folder_images(p, names, skip_bad=skip_bad) for n, p in parts.items() if n != "train"}
+    others = {name: opened(name) for name in parts if name != "train"}
     if "test" in others:
         return train, others.get("val"), others["test"]
     return train, None, others["val"]
