@@ -2,7 +2,8 @@
 
     python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK
 
-`--run` is a finished run of ResNet-20, whose float, INT8 and compensated graphs are evaluated as files. The full
+`--run` is a finished run of ResNet-20, as main_job.py leaves it or with fewer `--steps`, for how well its calibrator
+was trained does not matter to time and memory. Its float, INT8 and compensated graphs are evaluated as files. The full
 evaluation is timed whole, as a command; a smaller one is repeated with more images, to see whether memory grows with
 them. Memory is the sum of the peaks of the command's processes (Linux), above that of a process which only imports.
 Then the run itself is attacked, at each level on some images, and the same command without attacks is timed, too.
@@ -102,7 +103,7 @@ def attack_cost(run: Path, out: Path, threads: int) -> list[dict[str, Any]]:
 
 @click.command()
 @click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
-@click.option("--run", type=click.Path(path_type=Path, exists=True), required=True, help="What main_job.py left.")
+@click.option("--run", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the run.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the evaluations.")
 @click.option("--workers", default=2, show_default=True)
 @click.option("--threads", default=2, show_default=True)
@@ -116,6 +117,7 @@ def main(data: str, run: Path, out: Path, workers: int, threads: int) -> None:
     attacks = attack_cost(run, out, threads)
     write_json(RESULTS / "evaluation_cost.json", {
         "graphs": list(GRAPHS), "imports_mib": imports, "rows": rows, "attacks": attacks,
+        "training_steps": json.loads((run / "config.json").read_text())["steps"],
         "workers": workers,
         "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
         "command": "python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK",
