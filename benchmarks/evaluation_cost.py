@@ -3,10 +3,11 @@
     python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK
 
 `--run` is a finished run of ResNet-20, as main_job.py leaves it or with fewer `--steps`, for how well its calibrator
-was trained does not matter to time and memory. Its float, INT8 and compensated graphs are evaluated as files. The full
-evaluation is timed whole, as a command; a smaller one is repeated with more images, to see whether memory grows with
-them. Memory is the sum of the peaks of the command's processes (Linux), above that of a process which only imports.
-Then the run itself is attacked, at each level on some images, and the same command without attacks is timed, too.
+was trained does not matter to time and memory. Its float, INT8 and compensated graphs are evaluated as files. The
+full evaluation is timed whole, as a command; a smaller one is repeated with more images, to see whether memory grows
+with them. Memory is the sum of the peaks of the command's processes (Linux), above that of a process which only
+imports. Then the run itself is attacked, at each level on some images, and the same command without attacks is
+timed, too.
 Results go to `results/evaluation_cost.json`.
 """
 
