@@ -54,10 +54,14 @@ def compensation_u13() -> str:
         )
     n = _jobs("u13")[0][2]["summary"]["n_test"]
     minutes = ", ".join(f"{job['stages']['compensate']['duration_s'] / 60:.0f}" for _, _, job in _jobs("u13"))
+    machines = {
+        f"{h['threads']} threads of {h['processor']}" for h in (job["hardware"] for _, _, job in _jobs("u13"))
+    }
+    where = " and ".join(sorted(machines))
     lines += [
         "",
         f"Mean gain over {len(_jobs('u13'))} network(s): {_mean('u13')}; n = {n:,} each. Minutes of training, by "
-        f"network: {minutes}.",
+        f"network: {minutes}. Times at batch 1, {where}.",
     ]
     return "\n".join(lines)
 
