@@ -284,6 +284,21 @@ def efficientnet_lite0() -> str:
     )
 
 
+def first_convolution() -> str:
+    """Times with and without the fourth channel."""
+    r = record("first_convolution")
+    lines = [
+        "| network | px | batch 1 | with it | batch 32 | with it | outputs differ by |",
+        "|---|---:|" + "---:|" * 5,
+    ]
+    for row in r["rows"]:
+        times = (t for batch in row["times"].values() for t in (batch["plain_ms"], batch["wide_ms"]))
+        cells = " | ".join(f"{t:.2f} ms" for t in times)
+        lines.append(f"| {row['network']} | {row['size']} | {cells} | {row['largest_difference']:g} |")
+    where = f"{r['hardware']['threads']} thread(s) of {r['hardware']['processor']}"
+    return "\n".join([*lines, "", f"W8A8, random weights, onnxruntime {r['versions']['onnxruntime']}, {where}."])
+
+
 def quantize_cost() -> str:
     """Time and memory by number of calibration images."""
     r = record("quantize_cost")
@@ -392,7 +407,14 @@ ZOO = (zoo, zoo_summary)
 SHIFTS = (corruption_fidelity, corruption_speed, corruption_processes)
 EVALUATION = (evaluation_cost, attack_cost)
 SATURATION = (saturation_operators, saturation_networks, saturation_risks)
-QUANTIZATION = (quantization, quantization_peers, quantization_speed, efficientnet_lite0, quantize_cost)
+QUANTIZATION = (
+    quantization,
+    quantization_peers,
+    quantization_speed,
+    efficientnet_lite0,
+    quantize_cost,
+    first_convolution,
+)
 GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, EVALUATION, QUANTIZATION, COMPENSATION, ROBUSTNESS)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
