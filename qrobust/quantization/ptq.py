@@ -11,7 +11,7 @@ from torch import fx, nn
 from qrobust.classifier import Normalization
 from qrobust.data import Split
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.integer import refuse_quantized
 from qrobust.quantization.backend import insert_observers
 from qrobust.quantization.correction import correct_biases
 from qrobust.quantization.equalization import equalize
@@ -62,14 +62,7 @@ def prepare(
     Raises:
         InputError: the model cannot be traced, is quantized already, or the recipe names no layer of it.
     """
-    for name, module in model.named_modules():
-        kind = type(module)
-        if issubclass(kind, IntegerConv2d | IntegerLinear | ActivationQuantizer) or kind.__module__.startswith(
-            ("torch.ao.", "torchao.")
-        ):
-            raise InputError(
-                f"model: expected a float network, got one quantized already ({name!r}: {kind.__name__})"
-            )
+    refuse_quantized(model)
     graph = traced(model, (Normalization, *leaves), example)
     layers = layer_names(graph)
     bits = recipe.for_layers(layers)
