@@ -280,7 +280,17 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
     elif kind == "severity":
         base["--severities"], match = "7", "severity"
     elif kind == "severity text":
-        base["--severities"], match = "high", "comma-separated"
+        base["--severities"] = "3,x"
+        match = "Error: severities: expected comma-separated integers, got '3,x'"
+    elif kind == "epsilon text":
+        base["--epsilons"] = "1/255,abc"
+        match = "Error: epsilons: expected comma-separated numbers or fractions such as 8/255, got '1/255,abc'"
+    elif kind == "only stored":
+        match = "Error: shifts: expected one that can be rendered, to train on, got stored:x"
+        base["--shifts"] = "stored:x"
+    elif kind == "undefined severity":
+        base["--shifts"], base["--severities"] = "inversion", 3
+        match = "Error: severities: expected one defined for inversion, got 3"
     elif kind == "budget":
         base["--mac-budget"], match = "1e-4", "smallest calibrator"
     elif kind == "several at once":
@@ -299,7 +309,8 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
 KINDS = (
     "model", "data", "missing weights", "corrupt weights", "pickle", "shapes", "nan", "empty class",
     "truncated image", "classes", "too few", "untraceable", "shift", "hold-out", "all held out", "severity",
-    "severity text", "budget", "several at once", "batch", "target", "threads", "pretrained",
+    "severity text", "epsilon text", "only stored", "undefined severity", "budget", "several at once", "batch",
+    "target", "threads", "pretrained",
 )  # fmt: skip
 
 
@@ -492,6 +503,11 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
         (
             ["--keep-float", "blocks.9.conv1"],
             "no convolution or linear layer is called 'blocks.9.conv1'; the nearest",
+        ),
+        (
+            ["--keep-float", "*"],
+            "Error: keep_float: expected at least one layer to be quantized, got all 10 left in float (edges and "
+            "layer_bits count, too)\n",
         ),
         (["--keep-float", "auto:99"], "auto:N with N from 1 to 9"),
         (["--keep-float", "auto:x"], "keep_float: expected layer names or one auto:N"),
