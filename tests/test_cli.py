@@ -263,6 +263,16 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
             "from qrobust.models.resnet import resnet8\ndef net():\n    return resnet8(7)\n"
         )
         base["--model"], match = f"{tmp_path / 'm.py'}:net", "3 classes"
+    elif kind == "softmax":
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\ndef net():\n"
+            "    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))\n"
+        )
+        base["--model"] = f"{tmp_path / 'm.py'}:net"
+        match = (
+            "Error: model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the "
+            "softmax out"
+        )
     elif kind == "too few":
         base["--calibration-images"], match = 60, "calibration_images: expected fewer"
     elif kind == "untraceable":
@@ -308,9 +318,9 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
 
 KINDS = (
     "model", "data", "missing weights", "corrupt weights", "pickle", "shapes", "nan", "empty class",
-    "truncated image", "classes", "too few", "untraceable", "shift", "hold-out", "all held out", "severity",
-    "severity text", "epsilon text", "only stored", "undefined severity", "budget", "several at once", "batch",
-    "target", "threads", "pretrained",
+    "truncated image", "classes", "softmax", "too few", "untraceable", "shift", "hold-out", "all held out",
+    "severity", "severity text", "epsilon text", "only stored", "undefined severity", "budget", "several at once",
+    "batch", "target", "threads", "pretrained",
 )  # fmt: skip
 
 

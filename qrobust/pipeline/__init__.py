@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from qrobust.errors import InputError, QRobustError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.alternatives import make_alternative
@@ -18,7 +20,7 @@ from qrobust.pipeline.reporting import write_report
 from qrobust.pipeline.stage import STAGES, kept
 from qrobust.report.markdown import skipped_sentence
 from qrobust.results import Record
-from qrobust.shifts.rendering import render
+from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
 from qrobust.workbench import Workbench
 
@@ -27,8 +29,10 @@ __all__ = [
     "make_alternative", "prepare_inputs", "quantize", "run", "sensitivity", "write_report",
 ]  # fmt: skip
 
-# Images on which a user's own shift is tried before a folder is made.
+# Images on which the network, and a user's own shift, is tried before a folder is made.
 TRIED_IMAGES = 8
+# Rows of probabilities sum to 1 but for float32 rounding, which a thousand classes bring to 1e-4.
+SUM_TOLERANCE = 1e-3
 
 
 def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
@@ -52,9 +56,23 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
     for name, severity in bench.cells:
         if find_shift(name).is_own:
             render(some, name, severity, table=bench.table, seed=bench.config.seed)
-    _ = bench.model, bench.quantized
+    with torch.inference_mode():
+        _refuse_probabilities(bench.model(to_unit(some)))
+    _ = bench.quantized
     if compensating:
         bench.calibrators_within_budget()
+
+
+def _refuse_probabilities(logits: torch.Tensor) -> None:
+    """A second softmax would flatten what confidence, calibration error and margins are computed from.
+
+    Raises:
+        InputError: every row `(N, K)` is one of probabilities.
+    """
+    if bool((logits >= 0).all() and (logits <= 1).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
+        raise InputError(
+            "model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the softmax out"
+        )
 
 
 def run(bench: Workbench, *, resume: bool) -> Record:
