@@ -237,3 +237,19 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         queries, keys, values = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Only float networks are quantized.
+
+    Raises:
+        InputError: a module is an integer layer, ours or torch.ao's, or prepared to become one.
+    """
+    for name, module in model.named_modules():
+        kind = type(module)
+        if issubclass(kind, IntegerConv2d | IntegerLinear | ActivationQuantizer) or kind.__module__.startswith(
+            ("torch.ao.", "torchao.")
+        ):
+            raise InputError(
+                f"model: expected a float network, got one quantized already ({name!r}: {kind.__name__})"
+            )

@@ -364,17 +364,30 @@ class Workbench:
 
     @cached_property
     def training_cells(self) -> list[tuple[str, int]]:
-        """Every (shift, severity) a calibrator may learn from."""
+        """Every (shift, severity) a calibrator may learn from.
+
+        Raises:
+            InputError: there is none; the message names the choice that left none.
+        """
         if self.config.scene_images and self.config.scene_alone:
             return []
         held_out = expand(self.config.hold_out) if self.config.hold_out else ()
         for name in held_out:
             find_shift(name)
-        names = tuple(n for n in expand(self.config.shifts) if n not in held_out)
-        found = cells(names, self.config.severities, self.table)
-        if not found:
-            raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or render more")
-        return found
+        rendered = expand(self.config.shifts)
+        found = cells(tuple(n for n in rendered if n not in held_out), self.config.severities, self.table)
+        if found:
+            return found
+        if not rendered:
+            raise InputError(
+                f"shifts: expected one that can be rendered, to train on, got {', '.join(self.config.shifts)}"
+            )
+        if not self.cells:
+            raise InputError(
+                f"severities: expected one defined for {', '.join(rendered)}, got "
+                f"{', '.join(map(str, self.config.severities))}"
+            )
+        raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or render more")
 
 
 def _save(module: nn.Module, path: Path) -> None:

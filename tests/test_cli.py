@@ -263,6 +263,16 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
             "from qrobust.models.resnet import resnet8\ndef net():\n    return resnet8(7)\n"
         )
         base["--model"], match = f"{tmp_path / 'm.py'}:net", "3 classes"
+    elif kind == "softmax":
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\ndef net():\n"
+            "    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))\n"
+        )
+        base["--model"] = f"{tmp_path / 'm.py'}:net"
+        match = (
+            "Error: model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the "
+            "softmax out"
+        )
     elif kind == "too few":
         base["--calibration-images"], match = 60, "calibration_images: expected fewer"
     elif kind == "untraceable":
@@ -280,7 +290,17 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
     elif kind == "severity":
         base["--severities"], match = "7", "severity"
     elif kind == "severity text":
-        base["--severities"], match = "high", "comma-separated"
+        base["--severities"] = "3,x"
+        match = "Error: severities: expected comma-separated integers, got '3,x'"
+    elif kind == "epsilon text":
+        base["--epsilons"] = "1/255,abc"
+        match = "Error: epsilons: expected comma-separated numbers or fractions such as 8/255, got '1/255,abc'"
+    elif kind == "only stored":
+        match = "Error: shifts: expected one that can be rendered, to train on, got stored:x"
+        base["--shifts"] = "stored:x"
+    elif kind == "undefined severity":
+        base["--shifts"], base["--severities"] = "inversion", 3
+        match = "Error: severities: expected one defined for inversion, got 3"
     elif kind == "budget":
         base["--mac-budget"], match = "1e-4", "smallest calibrator"
     elif kind == "several at once":
@@ -298,8 +318,9 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
 
 KINDS = (
     "model", "data", "missing weights", "corrupt weights", "pickle", "shapes", "nan", "empty class",
-    "truncated image", "classes", "too few", "untraceable", "shift", "hold-out", "all held out", "severity",
-    "severity text", "budget", "several at once", "batch", "target", "threads", "pretrained",
+    "truncated image", "classes", "softmax", "too few", "untraceable", "shift", "hold-out", "all held out",
+    "severity", "severity text", "epsilon text", "only stored", "undefined severity", "budget", "several at once",
+    "batch", "target", "threads", "pretrained",
 )  # fmt: skip
 
 
@@ -500,6 +521,11 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
         (
             ["--keep-float", "blocks.9.conv1"],
             "no convolution or linear layer is called 'blocks.9.conv1'; the nearest",
+        ),
+        (
+            ["--keep-float", "*"],
+            "Error: keep_float: expected at least one layer to be quantized, got all 10 left in float (edges and "
+            "layer_bits count, too)\n",
         ),
         (["--keep-float", "auto:99"], "auto:N with N from 1 to 9"),
         (["--keep-float", "auto:x"], "keep_float: expected layer names or one auto:N"),

@@ -251,6 +251,15 @@ def test_labels_beyond_the_classes_are_refused_whatever_the_source(
     refused("'dog' .* is not one of the 1 class names", f"imagefolder:{folder}", class_names_file=names)
 
 
+@pytest.mark.parametrize(("label", "names"), [(-1, {}), (0, {"class_names": np.array([], str)})])
+def test_arrays_without_a_class(label: int, names: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = save_npz(tmp_path / "d.npz", labels=np.full(60, label), **names)
+    refused(
+        rf"^data: expected at least one class in {path}, got labels from {label} to {label} and no class names$",
+        f"npz:{path}",
+    )
+
+
 def test_class_names_are_taken_for_arrays_too(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\n")

@@ -113,6 +113,34 @@ def test_channels_are_those_that_a_network_runs_on(tmp_path: Path) -> None:
         load(normalization="0.5/1")
 
 
+QUANTIZED = """
+import torch
+from torch import nn
+from torch.ao import quantization
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()
+def dynamic():
+    return quantization.quantize_dynamic(net(), {nn.Linear})
+def converted():
+    model = nn.Sequential(quantization.QuantStub(), net(), quantization.DeQuantStub()).eval()
+    model.qconfig = quantization.default_qconfig
+    quantization.prepare(model, inplace=True)(torch.rand(1, 3, 8, 8))
+    return quantization.convert(model)
+"""
+
+
+@pytest.mark.parametrize(("factory", "module"), [("dynamic", "'3': Linear"), ("converted", "'0': Quantize")])
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization announces its deprecation
+def test_networks_quantized_already(factory: str, module: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(QUANTIZED)
+    torch.save({"none": torch.zeros(1)}, tmp_path / "w.pt")
+    for weights in (None, tmp_path / "w.pt"):
+        with pytest.raises(InputError) as caught:
+            load(f"{path}:{factory}", weights=weights)
+        assert str(caught.value) == f"model: expected a float network, got one quantized already ({module})"
+
+
 @pytest.mark.parametrize(
     ("spec", "match"),
     [

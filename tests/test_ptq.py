@@ -16,7 +16,7 @@ from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization import ptq
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import calls, normal_form, trace
+from qrobust.quantization.graph import calls, described, normal_form, trace
 from qrobust.quantization.ptq import build, keep_worst_in_float, observe, quantize, restore, search
 from qrobust.quantization.recipe import BITS, Recipe
 from qrobust.quantization.sensitivity import divergence, layer_effects, layer_noise, sqnr_db
@@ -280,11 +280,47 @@ def test_bad_input(small_model: NormalizedModel, calibration: list[torch.Tensor]
         Recipe(exceptions=(("fc", "w5"),))
     with pytest.raises(InputError, match="calibration_images: expected at least one batch, got none"):
         quantize(small_model, X86_VNNI, [])
-    with pytest.raises(InputError, match=r"activation 'relu.*' is constant"):
-        quantize(Dead().eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)])
     twin = quantize(small_model, X86_VNNI, calibration)
     with pytest.raises(InputError, match="quantized already"):
         quantize(twin, X86_VNNI, calibration)
+
+
+class Logarithms(nn.Module):
+    """A module called twice, and the logarithm of what is negative after it: NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1))
+        nn.init.constant_(self.stem[0].weight, 0)
+        nn.init.constant_(self.stem[0].bias, -1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stem[0](self.stem(x).log()).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Dead(), "'relu_explicit' after 'conv' is constant (observed [0.0, 0.0]); check the weights and the "
+         "calibration images"),
+        (Logarithms(), "'log' after 'stem.1' holds NaN or infinity; check the weights and the images"),
+    ],
+)  # fmt: skip
+def test_activations_without_a_range_name_the_nearest_layer(network: nn.Module, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        quantize(network.eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)])
+    assert str(caught.value) == f"calibration: activation {message}"
+
+
+def test_nodes_are_described_by_the_modules_of_the_network(small_model: NormalizedModel) -> None:
+    graph, _ = ptq.prepare(small_model, torch.rand(1, 3, 32, 32), Recipe())
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for name, words in (
+        ("network_pool_explicit", "in 'pool'"), ("flatten", "after 'pool'"), ("normalization", "in 'normalization'"),
+        ("network_blocks_1_relu2", "in 'blocks.1.relu2'"),
+    ):  # fmt: skip
+        assert described(graph, nodes[name]) == f"{name!r} {words}"
+    assert described(graph, next(iter(graph.graph.nodes))) == "'images'"
 
 
 def test_networks_quantized_by_torch_are_refused() -> None:

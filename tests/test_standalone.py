@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -436,6 +437,69 @@ def test_a_graph_that_fails_on_its_images_is_named(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(InputError, match=r"cannot run .*m\.onnx on \(2, 3, 16, 16\)"):
         ForeignClassifier(path, 1)(torch.rand(2, 3, SIDE, SIDE))
+
+
+def instead_of_logits(
+    path: Path, node: onnx.NodeProto, dtype: int | None = TensorProto.FLOAT, **constants: Any
+) -> Path:
+    """The graph of `classifier_graph` with one node more, which makes `out` of `logits`; no type: a sequence."""
+    model = onnx.load(graph(path))
+    model.graph.node.append(node)
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+    made = helper.make_tensor_sequence_value_info("out", TensorProto.FLOAT, None)
+    model.graph.output[0].CopyFrom(made if dtype is None else helper.make_tensor_value_info("out", dtype, None))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("node", "dtype", "constants", "got"),
+    [
+        (helper.make_node("ArgMax", ["logits"], ["out"], axis=1, keepdims=0), TensorProto.INT64, {}, "int64 (4,)"),
+        (helper.make_node("Reshape", ["logits", "to"], ["out"]), TensorProto.FLOAT, {"to": [2, 6]}, "float32 (2, 6)"),
+        (helper.make_node("Expand", ["row", "to"], ["out"]), TensorProto.FLOAT,
+         {"row": np.zeros((1, 1, 3), np.float32), "to": [4, 5, 3]}, "float32 (4, 5, 3)"),
+        (helper.make_node("ReduceMax", ["logits"], ["out"], keepdims=0), TensorProto.FLOAT, {}, "float32 ()"),
+        (helper.make_node("Cast", ["logits"], ["out"], to=TensorProto.STRING), TensorProto.STRING, {},
+         "object (4, 3)"),
+        (helper.make_node("SequenceConstruct", ["logits"], ["out"]), None, {}, "list"),
+    ],
+)  # fmt: skip
+def test_outputs_that_are_no_rows_of_logits(
+    node: onnx.NodeProto, dtype: int | None, constants: dict[str, Any], got: str, tmp_path: Path
+) -> None:
+    path = instead_of_logits(tmp_path / "m.onnx", node, dtype, **constants)
+    with pytest.raises(InputError) as caught:
+        ForeignClassifier(path, 1).examine(torch.rand(4, 3, SIDE, SIDE), 3)
+    assert str(caught.value) == f"onnx: expected logits (N, K), one per class, from {path}, got {got} for 4 images"
+
+
+def test_axes_of_length_one_beside_the_classes_are_fine(tmp_path: Path) -> None:
+    images = torch.rand(4, 3, SIDE, SIDE)
+    node = helper.make_node("Unsqueeze", ["logits", "axes_of_one"], ["out"])
+    pooled = ForeignClassifier(instead_of_logits(tmp_path / "b.onnx", node, axes_of_one=[2, 3]), 1)
+    pooled.examine(images, 3)
+    assert torch.equal(pooled(images), ForeignClassifier(graph(tmp_path / "a.onnx"), 1)(images))
+
+
+def test_logits_that_are_not_finite(tmp_path: Path) -> None:
+    node = helper.make_node("Log", ["logits"], ["out"])  # the logits of black are negative or 0
+    path, images = instead_of_logits(tmp_path / "m.onnx", node), torch.rand(4, 3, SIDE, SIDE)
+    images[1:] = 0
+    with pytest.raises(InputError) as caught:
+        ForeignClassifier(path, 1).examine(images, 3)
+    assert str(caught.value) == (
+        f"onnx: expected finite logits from {path}, got NaN or infinity for 3 of 4 images; check --input-range and "
+        "the weights"
+    )
+
+
+def test_one_class_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path, out = graph(tmp_path / "m.onnx", classes=1), tmp_path / "out"
+    data = f"npz:{save_npz(tmp_path / 'd.npz', classes=1)}"
+    result = qrobust("evaluate", "--model", path, "--data", data, "--out", out, *SHORT)
+    assert (result.exit_code, out.exists()) == (2, False)
+    assert f"Error: onnx: expected logits of at least 2 classes from {path}, got (60, 1)" in result.output
 
 
 def test_record_is_documented(data: str, tmp_path: Path) -> None:

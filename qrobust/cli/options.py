@@ -353,16 +353,23 @@ out_options = options(
 )
 
 
-def split_commas(text: str | None, kind: Callable[[str], Any]) -> tuple | None:
-    """A comma-separated option as a tuple."""
+def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expected: str) -> tuple | None:
+    """A comma-separated option as a tuple.
+
+    Args:
+        name: of the option, in a RunConfig.
+        text: as it was given, if it was.
+        kind: makes a value of a part, or raises.
+        expected: what the parts must be.
+    """
     from qrobust.errors import InputError
 
     if text is None:
         return None
     try:
         return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise InputError(f"expected comma-separated values, got {text!r} ({error})") from error
+    except (ValueError, click.BadParameter) as error:
+        raise InputError(f"{name}: expected comma-separated {expected}, got {text!r}") from error
 
 
 # What --scene imagefolder:DIR sets, as it is without.
@@ -375,12 +382,14 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
     from qrobust.shifts.severities import scenes
 
     fraction = FractionType()
-    kinds: dict[str, Callable[[str], Any]] = {
-        "shifts": str, "scene": str, "hold_out": str, "layer_bits": str, "keep_float": str, "branches": str,
-        "norms": str, "severities": int, "epsilons": lambda t: fraction.convert(t, None, None),
-        "l2_epsilons": lambda t: fraction.convert(t, None, None),
+    words: tuple[Callable[[str], Any], str] = (str, "words")
+    fractions = (lambda t: fraction.convert(t, None, None)), "numbers or fractions such as 8/255"
+    kinds: dict[str, tuple[Callable[[str], Any], str]] = {
+        "shifts": words, "scene": words, "hold_out": words, "layer_bits": words, "keep_float": words,
+        "branches": words, "norms": words, "severities": (int, "integers"), "epsilons": fractions,
+        "l2_epsilons": fractions,
     }  # fmt: skip
-    parsed = {k: split_commas(v, kinds[k]) if k in kinds else v for k, v in options.items()}
+    parsed = {k: split_commas(k, v, *kinds[k]) if k in kinds else v for k, v in options.items()}
     found = {k: v for k, v in parsed.items() if v is not None}
     if "scene" in found:
         if "shifts" in found:

@@ -242,6 +242,11 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
     if len(images) == 0:
         raise InputError(f"data: {origin} holds no image")
     names = list(class_names) if class_names is not None else _numbered(labels)
+    if not names:
+        raise InputError(
+            f"data: expected at least one class in {origin}, got labels from {labels.min()} to {labels.max()} and no "
+            "class names"
+        )
 
     def load(index: int) -> np.ndarray:
         image = images[index]

@@ -92,20 +92,30 @@ class ForeignClassifier:
         self.probabilities = False
 
     def examine(self, images: torch.Tensor, classes: int) -> None:
-        """See from real images whether outputs are probabilities, and whether there is one per class.
+        """See from real images whether outputs are probabilities, and whether there is one finite one per class.
 
         Args:
             images: `(N, C, S, S)` in [0, 1].
             classes: how many there are in the data.
 
         Raises:
-            InputError: the number of outputs is another.
+            InputError: the number of outputs is another, there is one class only, or an output is NaN or infinite.
         """
         output = self(images)
-        if output.ndim != 2 or output.shape[1] != classes:
+        if output.shape[1] != classes:
             raise InputError(
                 f"onnx: {self.path} gives {tuple(output.shape[1:])} numbers per image, the data has {classes} "
                 "classes; --class-names lists all classes in index order where the data holds only some"
+            )
+        if classes < 2:
+            raise InputError(
+                f"onnx: expected logits of at least 2 classes from {self.path}, got {tuple(output.shape)}"
+            )
+        wrong = int((~output.isfinite()).any(1).sum())
+        if wrong:
+            raise InputError(
+                f"onnx: expected finite logits from {self.path}, got NaN or infinity for {wrong} of {len(output)} "
+                "images; check --input-range and the weights"
             )
         rounded = bool((output / STEP == (output / STEP).round()).all())
         tolerance = max(SUM_TOLERANCE, classes * STEP / 2 if rounded else 0)
@@ -130,13 +140,27 @@ class ForeignClassifier:
         return _opened_once, (self.path, self.input_range, self.probabilities)
 
     def _run(self, pixels: np.ndarray, batch: int) -> np.ndarray:
-        """One batch, filled up with its last image where it is short."""
+        """One batch, filled up with its last image where it is short.
+
+        Raises:
+            InputError: onnxruntime cannot run it, or the output is not one row of logits per image.
+        """
         filled = np.concatenate([pixels, pixels[-1:].repeat(batch - len(pixels), axis=0)])
         try:
-            return self.session.run(None, {self.input_name: filled})[0][: len(pixels)]
+            output = self.session.run(None, {self.input_name: filled})[0]
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             reason = str(error).splitlines()[0]
             raise InputError(f"onnx: onnxruntime cannot run {self.path} on {filled.shape} ({reason})") from error
+        # Axes of length 1 may stand beside that of the classes, as a global pool leaves them.
+        if not (
+            isinstance(output, np.ndarray) and output.dtype.kind in "fiu" and output.ndim >= 2
+            and len(output) == batch and output[0].size == max(output.shape[1:])
+        ):  # fmt: skip
+            got = f"{output.dtype} {output.shape}" if isinstance(output, np.ndarray) else type(output).__name__
+            raise InputError(
+                f"onnx: expected logits (N, K), one per class, from {self.path}, got {got} for {batch} images"
+            )
+        return output[: len(pixels)]
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from torch import nn
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.errors import InputError
+from qrobust.integer import refuse_quantized
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
 
@@ -138,8 +139,9 @@ def load_model(
         seed: decides random weights where there are none to load.
 
     Raises:
-        InputError: weights that are missing, damaged, of other shapes or not finite; a class count
-            that differs from the data's; a network for neither 3 channels nor 1, or a normalization for others.
+        InputError: weights that are missing, damaged, of other shapes or not finite; a network quantized already;
+            a class count that differs from the data's; a network for neither 3 channels nor 1, or a normalization
+            for others.
     """
     if weights is not None and pretrained:
         raise InputError("weights: give either --weights or --pretrained, not both")
@@ -150,6 +152,7 @@ def load_model(
         network = found.pretrained()
     else:
         network = found.build(classes)
+        refuse_quantized(network)
         if weights is not None:
             _load_weights(network, weights)
     for name, value in network.state_dict().items():

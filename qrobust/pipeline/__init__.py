@@ -20,7 +20,7 @@ from qrobust.pipeline.reporting import write_report
 from qrobust.pipeline.stage import STAGES, kept
 from qrobust.report.markdown import skipped_sentence
 from qrobust.results import Record
-from qrobust.shifts.rendering import render
+from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import TRIED_IMAGES, find_shift
 from qrobust.workbench import Workbench
 
@@ -28,6 +28,9 @@ __all__ = [
     "STAGES", "check_same_config", "compare", "compensate", "evaluate", "export", "forget_compensation",
     "make_alternative", "prepare_inputs", "quantize", "run", "sensitivity", "write_report",
 ]  # fmt: skip
+
+# Rows of probabilities sum to 1 but for float32 rounding, which a thousand classes bring to 1e-4.
+SUM_TOLERANCE = 1e-3
 
 
 def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
@@ -52,9 +55,23 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
     for name, severity in bench.cells:
         if find_shift(name).is_own:
             render(some, name, severity, table=bench.table, seed=bench.config.seed)
-    _ = bench.model, bench.quantized
+    with torch.inference_mode():
+        _refuse_probabilities(bench.model(to_unit(some)))
+    _ = bench.quantized
     if compensating:
         bench.calibrators_within_budget()
+
+
+def _refuse_probabilities(logits: torch.Tensor) -> None:
+    """A second softmax would flatten what confidence, calibration error and margins are computed from.
+
+    Raises:
+        InputError: every row `(N, K)` is one of probabilities.
+    """
+    if bool((logits >= 0).all() and (logits <= 1).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
+        raise InputError(
+            "model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the softmax out"
+        )
 
 
 def run(bench: Workbench, *, resume: bool) -> Record:

@@ -83,6 +83,7 @@ def insert_observers(
         prepared = prepare_fx(
             graph.eval(), choice, (example,), prepare_custom_config=custom, backend_config=_backend_config()
         )
+    prepared.meta["origins"] = graph.meta.get("origins", {})
     ours: dict[int, Observer] = {}
     for node, module in calls(prepared, ObserverBase):
         set_module(prepared, str(node.target), ours.setdefault(id(module), Observer()))

@@ -18,7 +18,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
-from qrobust.integer import SelfAttention
+from qrobust.integer import ActivationQuantizer, SelfAttention
+from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites import rewrite
 from qrobust.quantization.rewrites.calls import remove_call
 from qrobust.quantization.rewrites.structure import explicit_padding, out_of_place, separate_repeated_modules
@@ -150,6 +151,21 @@ def layer_names(graph: fx.GraphModule) -> list[str]:
 def public_name(target: str) -> str:
     """A module's name without the wrapper that holds the normalisation."""
     return target.removeprefix("network.")
+
+
+def described(graph: fx.GraphModule, node: fx.Node) -> str:
+    """A node for a message: its name, and the network's own module that it calls, or else that runs before it."""
+    origins = graph.meta.get("origins", {})
+    found: fx.Node | None = node
+    while found is not None:
+        if found.op == "call_module" and not isinstance(
+            graph.get_submodule(str(found.target)), Observer | ActivationQuantizer
+        ):
+            path = public_name(origins.get(str(found.target), str(found.target)))
+            if path:
+                return f"{str(node)!r} {'in' if found is node else 'after'} {path!r}"
+        found = next(iter(found.all_input_nodes), None)
+    return repr(str(node))
 
 
 def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: tuple[type[nn.Module], ...]) -> None:

@@ -11,11 +11,11 @@ from torch import fx, nn
 from qrobust.classifier import Normalization
 from qrobust.data import Split
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.integer import refuse_quantized
 from qrobust.quantization.backend import insert_observers
 from qrobust.quantization.correction import correct_biases
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import LAYERS, calls, layer_names, public_name, traced
+from qrobust.quantization.graph import LAYERS, calls, described, layer_names, public_name, traced
 from qrobust.quantization.observers import RANGES, Observer
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.rounding import learn_rounding
@@ -62,14 +62,7 @@ def prepare(
     Raises:
         InputError: the model cannot be traced, is quantized already, or the recipe names no layer of it.
     """
-    for name, module in model.named_modules():
-        kind = type(module)
-        if issubclass(kind, IntegerConv2d | IntegerLinear | ActivationQuantizer) or kind.__module__.startswith(
-            ("torch.ao.", "torchao.")
-        ):
-            raise InputError(
-                f"model: expected a float network, got one quantized already ({name!r}: {kind.__name__})"
-            )
+    refuse_quantized(model)
     graph = traced(model, (Normalization, *leaves), example)
     layers = layer_names(graph)
     bits = recipe.for_layers(layers)
@@ -97,7 +90,8 @@ def observe(
         leaves: module classes that stay in float.
 
     Raises:
-        InputError: no images, or an activation that is NaN or infinite; the message names its node.
+        InputError: no images, or an activation that is NaN or infinite; the message names its node and the nearest
+            layer.
     """
     graph: fx.GraphModule | None = None
     layers: list[str] = []
@@ -119,7 +113,7 @@ def see(graph: fx.GraphModule, images: torch.Tensor) -> None:
     """Let an observing graph see a batch `(N, C, S, S)`.
 
     Raises:
-        InputError: an activation is NaN or infinite; the message names its node.
+        InputError: an activation is NaN or infinite; the message names its node and the nearest layer.
     """
     with torch.inference_mode():
         logits = graph(images)
@@ -127,8 +121,8 @@ def see(graph: fx.GraphModule, images: torch.Tensor) -> None:
         assert isinstance(observer, Observer)
         if not observer.finite:
             raise InputError(
-                f"calibration: activation {str(node.args[0])!r} holds NaN or infinity; check the weights and the "
-                f"images"
+                f"calibration: activation {described(graph, node.all_input_nodes[0])} holds NaN or infinity; check "
+                f"the weights and the images"
             )
     if not torch.isfinite(logits).all():
         raise InputError("calibration: the output holds NaN or infinity; check the weights and the images")

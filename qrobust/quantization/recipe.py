@@ -71,7 +71,8 @@ class Recipe:
             layers: names of all convolutions and linear layers, in order of execution.
 
         Raises:
-            InputError: an exception's name matches no layer; the nearest name is suggested.
+            InputError: an exception's name matches no layer, and the nearest name is suggested; or every layer stays
+                in float.
         """
         chosen: Bits = dict.fromkeys(layers, BITS[self.bits])
         if self.edges != "same":
@@ -85,4 +86,9 @@ class Recipe:
                 raise InputError(f"layer: no convolution or linear layer is called {pattern!r}{hint}")
             for name in found:
                 chosen[name] = None if bits == FLOAT else BITS[bits]
+        if chosen and not any(chosen.values()):
+            raise InputError(
+                f"keep_float: expected at least one layer to be quantized, got all {len(layers)} left in float "
+                "(edges and layer_bits count, too)"
+            )
         return chosen

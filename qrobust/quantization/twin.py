@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, zero_padding
-from qrobust.quantization.graph import CLAMPS, LAYERS, calls, public_name, set_module
+from qrobust.quantization.graph import CLAMPS, LAYERS, calls, described, public_name, set_module
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
 from qrobust.quantization.rewrites.calls import remove_call
@@ -32,7 +32,8 @@ def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits)
         bits: of each layer, from `Recipe.for_layers`.
 
     Raises:
-        InputError: an activation was never observed, is constant or not finite; the message names its node.
+        InputError: an activation was never observed, is constant or not finite; the message names its node
+            and the nearest layer.
     """
 
     def parameters(observer: Observer, where: str, low: int, high: int) -> tuple[float, int]:
@@ -40,12 +41,12 @@ def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits)
         if not observer.seen or not observer.finite or seen[0] == seen[1]:
             what = "NaN or infinite" if not observer.finite else "constant" if observer.seen else "never observed"
             raise InputError(
-                f"calibration: activation {where!r} is {what} (observed {list(seen)}); check the weights and the "
+                f"calibration: activation {where} is {what} (observed {list(seen)}); check the weights and the "
                 f"calibration images"
             )
         scale, zero_point = quantization_parameters(*RANGES[recipe.ranges](observer, low, high), low, high)
         if scale < SMALLEST_SCALE:
-            raise InputError(f"calibration: activation {where!r} has no usable range (observed {list(seen)})")
+            raise InputError(f"calibration: activation {where} has no usable range (observed {list(seen)})")
         return scale, zero_point
 
     return _frozen(prepared, target, bits, parameters)
@@ -69,7 +70,8 @@ def _frozen(
         assert isinstance(observer, Observer)
         if id(observer) not in made:
             low, high = target.activations(widths[id(observer)])
-            made[id(observer)] = ActivationQuantizer(*parameters(observer, str(node.args[0]), low, high), low, high)
+            where = described(twin, node.all_input_nodes[0])
+            made[id(observer)] = ActivationQuantizer(*parameters(observer, where, low, high), low, high)
         set_module(twin, str(node.target), made[id(observer)])
     modules = dict(twin.named_modules(remove_duplicate=False))
     for node, layer in calls(twin, LAYERS):

@@ -31,10 +31,18 @@ def remove_call(graph: fx.GraphModule, node: fx.Node) -> None:
 def call_before(graph: fx.GraphModule, node: fx.Node, module: nn.Module, source: Any, name: str) -> fx.Node:
     """Call `module` on `source`, before `node`, with a result shaped like the node's."""
     graph.add_submodule(name, module.eval())
+    note_origin(graph, name, node)
     with graph.graph.inserting_before(node):
         call = graph.graph.call_module(name, (source,))
     call.meta = dict(node.meta)
     return call
+
+
+def note_origin(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
+    """Remember which module of the network a made one stands for; the empty name where it was none."""
+    origins = graph.meta.setdefault("origins", {})
+    target = str(node.target) if node.op == "call_module" else ""
+    origins[name] = origins.get(target, target)
 
 
 def value_of(node: fx.Node) -> Any:

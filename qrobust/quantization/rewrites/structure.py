@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.errors import InputError
-from qrobust.quantization.rewrites.calls import called
+from qrobust.quantization.rewrites.calls import called, note_origin
 
 IN_PLACE: dict[object, Callable[..., Any]] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -63,8 +63,10 @@ def separate_repeated_modules(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         module = called(graph, node)
         if id(module) in seen and module is not None:
-            node.target = f"{node.name}_again"
-            graph.add_submodule(node.target, copy.deepcopy(module))
+            name = f"{node.name}_again"
+            note_origin(graph, name, node)
+            node.target = name
+            graph.add_submodule(name, copy.deepcopy(module))
         seen.add(id(module))
 
 
