@@ -43,22 +43,25 @@ def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     os.replace(part, path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object, as all do that are written here.
 
     Raises:
         InputError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"results: cannot read {path} ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"results: expected a JSON object in {path}, got {type(found).__name__}")
+    return found
 
 
 def read_record(path: Path, schema: str = SCHEMA) -> Record:
     """Read a record and check its schema."""
     record = read_json(path)
-    found = record.get("schema") if isinstance(record, dict) else None
+    found = record.get("schema")
     if found != schema:
         raise InputError(f"results: expected schema {schema!r} in {path}, got {found!r}")
     return record

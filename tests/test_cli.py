@@ -191,6 +191,17 @@ def test_resume_goes_on_and_refuses_other_choices(finished_run: Path, weights: P
     assert "seed=0" in result.output
 
 
+def test_damaged_choices_of_a_run_are_one_line(tmp_path: Path) -> None:
+    out, data = tmp_path / "out", f"npz:{save_npz(tmp_path / 'd.npz')}"
+    out.mkdir()
+    for text, kind in (("[]", "list"), ("null", "NoneType"), ('"run"', "str")):
+        (out / "config.json").write_text(text)
+        match = f"Error: results: expected a JSON object in {out / 'config.json'}, got {kind}"
+        one_line_error(["run", "--model", "resnet8", "--data", data, "--out", out, "--resume"], None, match)
+        one_line_error(["report", out], None, match)
+        one_line_error(["evaluate", "--model", "m.onnx", "--data", data, "--out", out, "--resume"], None, match)
+
+
 def test_audit_prints_and_gates(finished_run: Path) -> None:
     result = qrobust("audit", finished_run / "int8.onnx", "--min-integer", "1.0")
     assert result.exit_code == 0
