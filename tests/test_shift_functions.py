@@ -207,6 +207,15 @@ def test_defocus_by_sums_and_by_fourier_agree(monkeypatch: pytest.MonkeyPatch) -
     assert torch.allclose(direct, corruptions.defocus_blur(images, 1.5, 0.1, generators=NONE), atol=1e-5)
 
 
+def test_defocus_kernels_hold_no_weight_that_changes_nothing() -> None:
+    for table in TABLES:
+        for strength in SHIFTS["defocus_blur"].strengths[table]:
+            assert strength is not None
+            kernel = blur._disk_kernel(*strength)
+            assert kernel[kernel > 0].min() >= blur.NEGLIGIBLE
+            assert kernel.sum().item() == pytest.approx(1, abs=1e-6)
+
+
 def test_motion_blur_moves_a_point_along_its_direction() -> None:
     point = torch.zeros(1, 3, 65, 65)
     point[..., 32, 32] = 1

@@ -14,6 +14,8 @@ from qrobust.shifts.generators import LEVELS, Generators
 
 # Up to so many pixels all layers of a zoom are one sparse matrix, and a picture is one column of many.
 MATRIX_PIXELS = 48 * 48
+# Weights below this, of 1, are left out.
+NEGLIGIBLE = 1e-9
 
 
 @functools.lru_cache(maxsize=16)
@@ -25,6 +27,8 @@ def _disk_kernel(radius: float, alias_blur: float) -> torch.Tensor:
     soft = gaussian_weights(alias_blur, soft_reach)
     kernel = F.pad((disk / disk.sum())[None, None], [soft_reach] * 4, mode="reflect")
     kernel = F.conv2d(kernel, (soft[:, None] * soft[None, :])[None, None])[0, 0]
+    # A weight too small to change a pixel costs an addition all the same, a subnormal one many.
+    kernel[kernel < NEGLIGIBLE] = 0
     filled = torch.nonzero(kernel)[:, 0]
     rim = int(filled.min())
     return kernel[rim : len(kernel) - rim, rim : len(kernel) - rim].contiguous()
