@@ -29,7 +29,6 @@ from qrobust.results import hardware, versions, write_json
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {
     "cifar_mobilenet_v2": 32, "cifar_resnet18": 32, "cifar_vgg16_bn": 32, "torchvision:mobilenet_v2": 224,
-    "torchvision:mobilenet_v3_small": 224,
 }  # fmt: skip
 # Kernel, stride, filters and size of the image.
 KERNELS = ((3, 2, 32, 224), (5, 2, 32, 224), (7, 2, 64, 224), (11, 4, 96, 224))
