@@ -270,18 +270,23 @@ def quantization_speed() -> str:
 
 
 def efficientnet_lite0() -> str:
-    """One sentence on the pretrained network on real photographs."""
+    """The pretrained network on real photographs."""
     r = record("efficientnet_lite0")
-    low, high = r["agreement_interval"]
-    return (
-        f"EfficientNet-Lite0 with its published weights, W8A8, on {r['n']} photographs of ImageNet classes that "
-        f"ranges were not observed on: agreement with float {percent(r['agreement'])} [{percent(low)}, "
-        f"{percent(high)}], accuracy {percent(r['accuracy']['float'])} float, "
-        f"{percent(r['accuracy']['int8'])} INT8; {r['integer_ops']} of "
-        f"{r['quantizable_ops']} convolutions and matrix products integer; "
-        f"{r['latency_ms']['batch_1']['float']:.1f} ms become {r['latency_ms']['batch_1']['int8']:.1f} ms at batch 1 "
-        f"({r['hardware']['threads']} threads)."
+    lines = ["| EfficientNet-Lite0 | agreement with float | accuracy | integer | batch 1 | batch 8 |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    for name in ("float", *r["variants"]):
+        found = r["variants"].get(name)
+        low, high = found["agreement_interval"] if found else (1, 1)
+        same = f"{percent(found['agreement'])} [{percent(low)}, {percent(high)}]" if found else ""
+        integer = f"{found['integer_ops']} of {found['quantizable_ops']}" if found else ""
+        times = " | ".join(f"{times[name]:.1f} ms" for times in r["latency_ms"].values())
+        accuracy = percent(found["accuracy"] if found else r["accuracy"])
+        lines.append(f"| {name} | {same} | {accuracy} | {integer} | {times} |")
+    about = (
+        f"Published weights, W8A8, on {r['n']} photographs of ImageNet classes on which nothing was observed or "
+        f"chosen; {r['hardware']['threads']} threads of {r['hardware']['processor']}. `auto` is `--ptq auto`."
     )
+    return "\n".join([*lines, "", about])
 
 
 def first_convolution() -> str:
