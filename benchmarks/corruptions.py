@@ -111,7 +111,7 @@ def faithful(folder: Path, names: tuple[str, ...], count: int, size: int, repeat
                 "spread": {"ours": float(a.std()), "reference": float(b.std())},
                 "pixel_difference": float(np.mean(differences)),
             })  # fmt: skip
-        found[name] = verdict(name, SHIFTS[plain].random, rows)
+        found[name] = verdict(name, SHIFTS[plain].random, rows) | {"commit": git_commit()}
         click.echo(f"{name}: {json.dumps({k: v for k, v in found[name].items() if k != 'rows'})}", err=True)
     return {"n": count, "size": size, "repeats": repeats, "table": "imagenet-c", "corruptions": found}
 
@@ -295,7 +295,8 @@ def main(
         found = part()
         record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         if name == "faithful" and only:
-            found["corruptions"] = record[name]["corruptions"] | found["corruptions"]
+            before = {k: {"commit": record[name]["commit"]} | v for k, v in record[name]["corruptions"].items()}
+            found["corruptions"] = before | found["corruptions"]
         record[name] = found | {
             "commit": git_commit(),
             "command": f"corruptions.py --images DIR --{name} --repeats {repeats} --rounds {rounds}",
