@@ -159,7 +159,7 @@ def zero_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
 
 # Input channels and kernel of convolutions that are exported for x86 with a fourth channel of zeros: onnxruntime's
 # fast kernels take channels by fours, so that a network's first 3x3 convolution takes half the time. With larger
-# kernels the zeros take longer than that saves.
+# kernels the zeros cost in batches what they save, or more (benchmarks/first_convolution.py).
 WIDENED, WIDE = (3, 3, 3), 4
 
 
