@@ -285,8 +285,8 @@ def efficientnet_lite0() -> str:
     more = r["default_with_validation"]
     about = (
         f"Published weights, W8A8, on {r['n']} photographs of ImageNet classes on which nothing was observed or "
-        f"chosen; {r['hardware']['threads']} threads of {r['hardware']['processor']}. `auto` is `--ptq auto`. With the "
-        f"images on which that chooses, `default` agrees on {percent(more['agreement'])} of {more['n']}."
+        f"chosen; {r['hardware']['threads']} threads of {r['hardware']['processor']}. `auto` is `--ptq auto`. With "
+        f"the images on which that chooses, `default` agrees on {percent(more['agreement'])} of {more['n']}."
     )
     return "\n".join([*lines, "", about])
 

@@ -94,7 +94,7 @@ def unsettle(model: Any, pixels: Any) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             parameter.uniform_(0.05, 0.2)
-        elif not parameter.any() and name.endswith("weight"):
+        elif not parameter.any() and name.endswith(("weight", "class_token")):
             parameter.normal_(0, 0.02)
     hooks = [m.register_forward_pre_hook(settle) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
@@ -246,12 +246,14 @@ def main(
     if unknown:
         raise click.UsageError(f"unknown networks {unknown}; there are {', '.join(names)}")
     result = json.loads(out.read_text()) if out.is_file() else {"rows": {}}
+    for row in result["rows"].values():
+        row.setdefault("commit", result["commit"])
     result |= circumstances("python benchmarks/zoo.py")
     for name in wanted:
         if name in result["rows"] and not again:
             continue
         row = in_a_process(name, image_size, timeout, memory)
-        result["rows"][name] = row
+        result["rows"][name] = row | {"commit": result["commit"]}
         result["rows"] = {n: result["rows"][n] for n in names if n in result["rows"]}
         result["sisters"] = {n: sister(n, list(result["rows"])) for n in (*names, *bigger) if n not in result["rows"]}
         part = out.with_name(out.name + ".part")
