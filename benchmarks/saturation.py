@@ -315,8 +315,9 @@ def worst_layer(risk: dict[str, Any]) -> str:
 @click.command()
 @click.option("--data", "spec", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
 @click.option(
-    "--training", type=click.Path(path_type=Path), multiple=True, required=True,
-    help="Folder that train_baselines.py made; may be repeated.",
+    "--training", type=click.Path(path_type=Path), multiple=True,
+    help="Folder that train_baselines.py made; may be repeated. Without any, only the single operators are checked "
+    "again, and the networks stay as recorded.",
 )  # fmt: skip
 @click.option("--images", "n", default=1000, show_default=True, help="Test images of a trained network, emulated.")
 @click.option("--inner", default=50, show_default=True, help="Images on which every activation is compared.")
@@ -331,6 +332,11 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         operators = check_operators(folder)
         for row in operators:
             click.echo(json.dumps(row))
+        if not training:
+            kept = json.loads((RESULTS / "saturation.json").read_text())
+            kept |= {"operators": operators, "operators_commit": git_commit()}
+            (RESULTS / "saturation.json").write_text(json.dumps(kept, indent=1) + "\n")
+            return
         data = open_data(spec, seed=seed, preferred_size=32)
         for where in training:
             recipe = json.loads((where / "training.json").read_text())
@@ -375,6 +381,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         "splits": data.summary(),
         "training": {k: {"test_accuracy": v["test_accuracy"], "recipe": v["recipe"]} for k, v in trained.items()},
         "operators": operators,
+        "operators_commit": git_commit(),
         "networks": networks,
     }
     (RESULTS / "saturation.json").write_text(json.dumps(result, indent=1) + "\n")
