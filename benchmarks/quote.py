@@ -200,8 +200,10 @@ def zoo_summary() -> str:
     alike: dict[str, list[str]] = {}
     for bigger, sister in r["sisters"].items():
         alike.setdefault(sister, []).append(bigger)
-    lines += ["", "Not measured, of the same operators as a network above:", ""]
+    lines += ["", "Not measured, and of the same operators as which network above:", ""]
+    alone = alike.pop("", [])
     lines += [f"- like {sister}: {', '.join(names)}." for sister, names in alike.items()]
+    lines += [f"- like none above: {', '.join(alone)}."] if alone else []
     hardware, versions = r["hardware"], r["versions"]
     return "\n".join(
         [

@@ -29,6 +29,8 @@ CALIBRATION_IMAGES, TEST_IMAGES, CLASSES, SEED = 16, 16, 10, 0
 MOST_MILLIONS = 62
 # Larger than this and made for any size: the stated smaller side tells as much in less time.
 LARGE_MILLIONS, SMALLER_SIDE = 9, 128
+# Letters that the names of one kind have in common.
+LEAST_COMMON = 3
 FIXED_SIZE = ("vit", "maxvit", "swin", "vgg", "alexnet")
 # Beyond the limit, but the smallest of their kind.
 ALSO = ("vit_b_32", "vgg11", "vgg11_bn")
@@ -49,9 +51,10 @@ def networks() -> tuple[list[str], list[str]]:
 
 
 def sister(name: str, measured: list[str]) -> str:
-    """The measured network of the same operators: the one whose name begins most alike."""
+    """The measured network of the same operators, whose name begins most alike; "" where none is of its kind."""
     plain = name.removeprefix("wide_")
-    return max(measured, key=lambda m: (_common(m, plain), m.endswith("_bn") == name.endswith("_bn")))
+    best = max(measured, key=lambda m: (_common(m, plain), m.endswith("_bn") == name.endswith("_bn")))
+    return best if _common(best, plain) >= LEAST_COMMON else ""
 
 
 def _common(first: str, second: str) -> int:
