@@ -1,6 +1,8 @@
 """What compensation gains, and costs, on the reference networks: the figures of docs/results.md.
 
     python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/compensation
+    python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/resnet20_jobs \
+        --models resnet20 --latency-budget 0 --results compensation_resnet20
 
 For each network that train_baselines.py left in `--trainings`: quantize (W8A8), then one run per job, each a
 folder of its own with the same INT8 graph. `u13`: one calibrator for thirteen shifts at severity 5, attacked as
@@ -38,7 +40,7 @@ from qrobust.workbench import Reporter, Workbench
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
-SEVERITY, LATENCY_BUDGET = "5", "1.24"
+SEVERITY = "5"
 FAMILIES = tuple(dict.fromkeys(find_shift(name).family for name in SUITES["u13"]))
 SCENES, SCENE_IMAGES = 5, 1000
 FEW = (100, 300, 1000)
@@ -60,10 +62,10 @@ def qrobust(*arguments: str) -> None:
     subprocess.run([str(Path(sys.executable).parent / "qrobust"), *arguments], check=True)
 
 
-def jobs(base: Path, steps: int, kinds: tuple[str, ...]) -> Iterator[Job]:
+def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) -> Iterator[Job]:
     """All jobs of those kinds for the network whose INT8 graph lies in `base`."""
     shifts = ("--shifts", "u13", "--severities", SEVERITY)
-    u13 = (*shifts, "--latency-budget", LATENCY_BUDGET)
+    u13 = (*shifts, "--latency-budget", str(latency_budget)) if latency_budget else shifts
     fewer = ("--steps", str(steps // 4))
     alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "u13" in kinds:
@@ -207,10 +209,27 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--steps", default=4000, show_default=True, help="Training steps of `u13`; a quarter for the narrower jobs."
 )
+@click.option(
+    "--latency-budget",
+    default=1.24,
+    show_default=True,
+    help="Times the INT8 graph's time that `u13` may take at batch 1; 0: any, within a tenth of the MACs.",
+)
+@click.option("--results", default="compensation", show_default=True, help="Name of the file in results/.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
 @click.option("--threads", default=2, show_default=True)
-def main(data: str, trainings: Path, models: str, kinds: str, steps: int, out: Path, threads: int) -> None:
-    """Run the jobs and write results/compensation.json."""
+def main(
+    data: str,
+    trainings: Path,
+    models: str,
+    kinds: str,
+    steps: int,
+    latency_budget: float,
+    results: str,
+    out: Path,
+    threads: int,
+) -> None:
+    """Run the jobs and write what they found to results/."""
     common = ["--threads", str(threads), "-v"]
     for model in models.split(","):
         training = trainings / model
@@ -223,13 +242,13 @@ def main(data: str, trainings: Path, models: str, kinds: str, steps: int, out: P
             qrobust("quantize", *quantize, "--out", str(base), *common, *(["--overwrite"] if base.exists() else []))
         if not (base / "stages" / "evaluate.json").exists():  # what float and INT8 predict is the same in every job
             qrobust("evaluate", str(base), *common, "--shifts", "u13", "--severities", SEVERITY, "--attacks", "none")
-        for job in jobs(base, steps, tuple(kinds.split(","))):
+        for job in jobs(base, steps, tuple(kinds.split(",")), latency_budget):
             click.echo(f"{model}: {job.name}", err=True)
             run_job(job, base, quantize, common)
-            write(out, trainings, threads)
+            write(out, trainings, threads, results)
 
 
-def write(out: Path, trainings: Path, threads: int) -> None:
+def write(out: Path, trainings: Path, threads: int, results: str) -> None:
     """Gather every finished job under `out`."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*/*/record.json")):
@@ -238,7 +257,8 @@ def write(out: Path, trainings: Path, threads: int) -> None:
         entry["jobs"][job] = outcome(json.loads(path.read_text())) | {"commit": (path.parent / "commit").read_text()}
         entry["training"] = json.loads((trainings / model / "training.json").read_text())
     result = {
-        "command": "python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --out OUT",
+        "command": f"python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --models "
+        f"{','.join(found)} --results {results} --out OUT",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
         "means": means(out, found), "versions": versions(), "hardware": hardware(threads),
     }  # fmt: skip
@@ -246,7 +266,7 @@ def write(out: Path, trainings: Path, threads: int) -> None:
     for folder, name in ((str(out), "OUT"), (str(trainings), "RUNS"), (str(Path.home()), "~")):
         text = text.replace(folder, name)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "compensation.json").write_text(text + "\n")
+    (RESULTS / f"{results}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
