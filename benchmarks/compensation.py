@@ -1,7 +1,7 @@
 """What compensation gains, and costs, on the reference networks: the figures of docs/results.md.
 
     python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/compensation
-    python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/resnet20_jobs \
+    python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/small \
         --models resnet20 --latency-budget 0 --results compensation_resnet20
 
 For each network that train_baselines.py left in `--trainings`: quantize (W8A8), then one run per job, each a

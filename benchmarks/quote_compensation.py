@@ -6,20 +6,24 @@ from typing import Any
 
 from figures import change, percent, record
 
+# Of the reference networks, and of a smaller one that was asked everything.
+REFERENCE, SMALL = "compensation", "compensation_resnet20"
 
-def _jobs(prefix: str) -> list[tuple[str, str, dict[str, Any]]]:
+
+def _jobs(prefix: str, *results: str) -> list[tuple[str, str, dict[str, Any]]]:
     """Network, job and what was kept of it, of all jobs whose name begins so."""
     return [
         (network, name, job)
-        for network, found in record("compensation")["networks"].items()
+        for result in results or (REFERENCE, SMALL)
+        for network, found in record(result)["networks"].items()
         for name, job in found["jobs"].items()
         if name.startswith(prefix)
     ]
 
 
-def _mean(name: str) -> str:
+def _mean(name: str, result: str = REFERENCE) -> str:
     """A mean over runs, with its interval over images."""
-    found = record("compensation")["means"][name]
+    found = record(result)["means"][name]
     low, high = found["interval_pp"]
     return f"{found['pp']:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
@@ -38,13 +42,23 @@ COSTS = "| multiply-accumulates added | time of INT8 | faster than float |"
 
 
 def compensation_u13() -> str:
-    """One calibrator per network for thirteen shifts at severity 5."""
+    """One calibrator per network for thirteen shifts at severity 5, of the reference networks."""
+    return _u13(REFERENCE)
+
+
+def compensation_u13_small() -> str:
+    """The same of the smaller network."""
+    return _u13(SMALL)
+
+
+def _u13(result: str) -> str:
+    found = _jobs("u13", result)
     lines = [
         "| network | clean, INT8 | with calibrator | clean cost | under shift, float | INT8 | with calibrator | gain "
         + COSTS,
         "|---|" + "---:|" * 10,
     ]
-    for network, _, job in _jobs("u13"):
+    for network, _, job in found:
         s = job["summary"]
         clean, shift = s["clean_accuracy"], s["shift_accuracy"]
         lines.append(
@@ -52,15 +66,13 @@ def compensation_u13() -> str:
             f"{percent(shift['float'])} | {percent(shift['int8'])} | {percent(shift['compensated'])} | "
             f"{change(s, 'compensation_gain')} | {_costs(job)} |"
         )
-    n = _jobs("u13")[0][2]["summary"]["n_test"]
-    minutes = ", ".join(f"{job['stages']['compensate']['duration_s'] / 60:.0f}" for _, _, job in _jobs("u13"))
-    machines = {
-        f"{h['threads']} threads of {h['processor']}" for h in (job["hardware"] for _, _, job in _jobs("u13"))
-    }
+    n = found[0][2]["summary"]["n_test"]
+    minutes = ", ".join(f"{job['stages']['compensate']['duration_s'] / 60:.0f}" for _, _, job in found)
+    machines = {f"{h['threads']} thread(s) of {h['processor']}" for h in (job["hardware"] for _, _, job in found)}
     where = " and ".join(sorted(machines))
     lines += [
         "",
-        f"Mean gain over {len(_jobs('u13'))} network(s): {_mean('u13')}; n = {n:,} each. Minutes of training, by "
+        f"Mean gain over {len(found)} network(s): {_mean('u13', result)}; n = {n:,} each. Minutes of training, by "
         f"network: {minutes}. Times at batch 1, {where}.",
     ]
     return "\n".join(lines)
@@ -110,9 +122,14 @@ def _narrow(prefix: str, title: str, key: str) -> list[str]:
             f"| {network} | {name.removeprefix(prefix)} | {percent(before)} | {percent(after)} | {change(s, key)} | "
             f"{change(s, 'clean_cost')} | {_costs(job)} |"
         )
-    kind, networks = prefix.removesuffix("-"), list(dict.fromkeys(network for network, _, _ in _jobs(prefix)))
-    lines += ["", *(f"{network}: mean gain {_mean(f'{kind} {network}')}." for network in networks)]
-    return [*lines, f"Over all {len(_jobs(prefix))}: {_mean(kind)}."] if len(networks) > 1 else lines
+    kind = prefix.removesuffix("-")
+    lines.append("")
+    for result in (REFERENCE, SMALL):
+        networks = dict.fromkeys(network for network, _, _ in _jobs(prefix, result))
+        lines += [f"{network}: mean gain {_mean(f'{kind} {network}', result)}." for network in networks]
+        if len(networks) > 1:
+            lines.append(f"Over these {len(networks)}: {_mean(kind, result)}.")
+    return lines
 
 
 def compensation_scenes() -> str:
@@ -147,14 +164,15 @@ def compensation_bits() -> str:
         ):  # fmt: skip
             accuracies = f"{percent(s['clean_accuracy'][graph])} | {percent(s['shift_accuracy'][graph])}"
             lines.append(f"| {network} | {label} | {accuracies} |")
-    for network, _, _ in _jobs("w4a4"):
-        parts = [
-            f"{bits.upper() if bits == 'w4a4' else 'W8A8'} is {_mean(f'{bits} cost {network}')} from float under "
-            f"shift, with its calibrator {_mean(f'{bits} left {network}')}"
-            for bits in ("u13", "w4a4")
-        ]
-        against = _mean(f"w4a4 against w8a8 {network}")
-        lines += ["", f"{network}: {'; '.join(parts)}. W4A4 with calibrator is {against} from W8A8 without."]
+    for result in (REFERENCE, SMALL):
+        for network, _, _ in _jobs("w4a4", result):
+            parts = [
+                f"{name} is {_mean(f'{bits} cost {network}', result)} from float under shift, with its calibrator "
+                f"{_mean(f'{bits} left {network}', result)}"
+                for bits, name in (("u13", "W8A8"), ("w4a4", "W4A4"))
+            ]
+            against = _mean(f"w4a4 against w8a8 {network}", result)
+            lines += ["", f"{network}: {'; '.join(parts)}. W4A4 with calibrator is {against} from W8A8 without."]
     return "\n".join(lines)
 
 
@@ -217,6 +235,6 @@ def imagenet_size() -> str:
 
 
 COMPENSATION = (
-    compensation_u13, compensation_shifts, compensation_methods, compensation_scenes, compensation_families,
-    compensation_few, compensation_bits, compensation_risk, streams, imagenet_size,
+    compensation_u13, compensation_u13_small, compensation_shifts, compensation_methods, compensation_scenes,
+    compensation_families, compensation_few, compensation_bits, compensation_risk, streams, imagenet_size,
 )  # fmt: skip

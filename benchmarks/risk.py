@@ -1,0 +1,96 @@
+"""Is a calibrator a new way in? Stronger attacks than an evaluation's, on more images, through each graph.
+
+    python benchmarks/risk.py --runs OUT --models resnet20
+
+`OUT` is where compensation.py left its runs. PGD with five random starts and APGD through the float network, the INT8
+graph's twin, and the calibrator and the twin together, each shown to all three graphs on onnxruntime: with the
+difference of INT8 and the pair on the same images, image by image. A run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from compensation import ADAPTIVE, MODELS
+from figures import git_commit
+
+from qrobust.adversarial.figures import figures
+from qrobust.adversarial.outcomes import Outcomes, kept_or_tried
+from qrobust.adversarial.trials import Graph, balls, plan
+from qrobust.folders import GRAPHS
+from qrobust.results import hardware, versions, write_json
+from qrobust.statistics import paired_bootstrap
+from qrobust.workbench import Reporter, Workbench
+
+RESULTS = Path(__file__).parent / "results"
+# Of `full`: what looks at gradients. What only asks finds less where there are any, at many times the cost.
+ATTACKS = ("pgd-10x5", "apgd-ce-50")
+
+
+def left(outcomes: Outcomes, name: str, epsilon: float) -> np.ndarray:
+    """Which images a graph still names rightly after everything tried within a ball, clean ones among it."""
+    tried = [
+        right
+        for label, right in outcomes.of(classifier=name)
+        if label.kind != "gradient" and label.epsilon <= epsilon
+    ]
+    return np.logical_and.reduce(tried)
+
+
+def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
+    """The figures of one network's run."""
+    bench = Workbench.open(run, Reporter(), threads=threads)
+    folder, config = bench.place(), bench.config
+    graphs = {
+        name: Graph(
+            bench.torch_classifier(name), bench.session(name), sha256(folder.graph(name).read_bytes()).hexdigest()
+        )
+        for name in GRAPHS
+    }
+    choices, some = config.attack_choices, bench.data.test.first(images)
+    budgets = balls(("linf",), choices.epsilons, (), bench.data.image_size)
+    planned = plan("full", budgets, list(graphs), steps=choices.steps, side=bench.data.image_size, seed=config.seed)
+    trials = [t for t in planned if t.kind in ("clean", "gradient", "noise") or t.attack in ATTACKS]
+    with click.progressbar(length=len(some) * len(trials), label=run.parent.name, file=sys.stderr) as bar:
+        outcomes = kept_or_tried(
+            run.parent / "risk.npz", graphs, some, trials, about=(some.identity(), config.data, config.seed),
+            progress=bar.update,
+        )  # fmt: skip
+    differences = []
+    for epsilon in sorted(ball.epsilon for _, ball in budgets):
+        each = left(outcomes, "compensated", epsilon).astype(float) - left(outcomes, "int8", epsilon)
+        low, high = paired_bootstrap(each, config.seed)
+        differences.append(
+            {"epsilon": epsilon, "pp": 100 * float(each.mean()), "interval_pp": [100 * low, 100 * high]}
+        )
+    found = figures(outcomes, level="full", classes=len(bench.data.class_names))
+    return found | {"pair_minus_int8": differences, "run_commit": (run / "commit").read_text()}
+
+
+@click.command()
+@click.option("--runs", type=click.Path(path_type=Path, exists=True), required=True, help="OUT of compensation.py.")
+@click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--images", default=1000, show_default=True, help="The first test images.")
+@click.option("--threads", default=2, show_default=True)
+def main(runs: Path, models: str, images: int, threads: int) -> None:
+    """Attack every finished run and write results/risk.json."""
+    found = {}
+    for model in models.split(","):
+        if not (runs / model / ADAPTIVE / "record.json").exists():
+            raise click.ClickException(
+                f"models: expected runs of compensation.py, no finished {ADAPTIVE} of {model!r}"
+            )
+        found[model] = measure(runs / model / ADAPTIVE, images, threads)
+    write_json(RESULTS / "risk.json", {
+        "networks": found, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(),
+        "command": f"python benchmarks/risk.py --runs OUT --models {models}",
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
