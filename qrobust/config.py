@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from qrobust.errors import InputError
@@ -177,10 +177,19 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
-        """The inverse of `as_json`."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
+        """The inverse of `as_json`.
+
+        Raises:
+            InputError: entries are unknown, missing or of another type than they should be.
+        """
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"config: unknown entries {unknown}")
+        missing = sorted({f.name for f in fields(cls) if f.default is MISSING} - set(data))
+        if missing:
+            raise InputError(f"config: expected entries {missing}, got none")
         choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**choices)
+        try:
+            return cls(**choices)
+        except (TypeError, AttributeError) as error:  # of a comparison with what is no number, or no text
+            raise InputError(f"config: an entry is of the wrong type ({error})") from error

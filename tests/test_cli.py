@@ -442,6 +442,23 @@ def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
     one_line_error(["audit", tmp_path / "none.onnx"], None, "no file")
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{}", "expected entries"),
+        ('{"model": "tiny"}', "['data']"),
+        ('{"model": "tiny", "data": "digits", "stpes": 9}', "['stpes']"),
+        ('{"model": "tiny", "data": "digits", "steps": "many"}', "wrong type"),
+        ('{"model": "tiny", "data": "digits", "scene_images": 3}', "wrong type"),
+        ("[]", "expected a JSON object"),
+        ('{"model"', "cannot read"),
+    ],
+)
+def test_a_damaged_config_is_one_line(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    one_line_error(["evaluate", tmp_path], None, message)
+
+
 def test_random_weights_are_announced(tmp_path: Path) -> None:
     arguments, _ = bad_case("budget", tmp_path)
     assert "random weights" in qrobust(*arguments, "--out", tmp_path / "out").output
