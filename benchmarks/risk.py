@@ -59,7 +59,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
     with click.progressbar(length=len(some) * len(trials), label=run.parent.name, file=sys.stderr) as bar:
         outcomes = kept_or_tried(
             run.parent / "risk.npz", graphs, some, trials, about=(some.identity(), config.data, config.seed),
-            progress=bar.update,
+            progress=lambda done, _: bar.update(done),
         )  # fmt: skip
     differences = []
     for epsilon in sorted(ball.epsilon for _, ball in budgets):
