@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from qrobust.errors import InputError
@@ -117,7 +117,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least = {
-            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 1, "polish": 0,
+            "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 0, "polish": 0,
             "batch_size": 16, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
         mistakes = [
@@ -129,10 +129,12 @@ class RunConfig:
             mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
         if not 0 <= self.favour <= 1:
             mistakes.append(f"favour: expected a share from 0 to 1, got {self.favour}")
-        if self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
+        if self.scene_images is not None and not self.scene_images.removeprefix("imagefolder:").strip():
+            mistakes.append(f"scene: expected a folder after imagefolder:, got {self.scene_images!r}")
+        elif self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
             mistakes.append(f"scene: expected real images as imagefolder:DIR, got {self.scene_images!r}")
-        if self.latency_budget is not None and not 1 < self.latency_budget < float("inf"):
-            mistakes.append(f"latency_budget: expected a factor above 1, got {self.latency_budget}")
+        if self.latency_budget and not 1 < self.latency_budget < float("inf"):
+            mistakes.append(f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}")
         if not 0 < self.learning_rate <= 1:
             mistakes.append(f"learning_rate: expected a number in (0, 1], got {self.learning_rate}")
         if not 0 < self.qat_learning_rate <= 1:
@@ -180,14 +182,17 @@ class RunConfig:
         """The inverse of `as_json`.
 
         Raises:
-            InputError: entries are unknown, missing or of another type than they should be.
+            InputError: entries are unknown or of another type than they should be.
         """
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"config: unknown entries {unknown}")
-        missing = sorted({f.name for f in fields(cls) if f.default is MISSING} - set(data))
-        if missing:
-            raise InputError(f"config: expected entries {missing}, got none")
+        for entry in fields(cls):
+            value, kind = data.get(entry.name, entry.default), type(entry.default)
+            if kind in (bool, tuple) and not isinstance(value, (kind, list) if kind is tuple else kind):
+                raise InputError(
+                    f"config: {entry.name}: expected {'a list' if kind is tuple else 'true or false'}, got {value!r}"
+                )
         choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         try:
             return cls(**choices)

@@ -24,7 +24,7 @@ class Outcome:
         best: what it found of the state that was kept.
         best_step: the step whose state was kept; 0 is the start.
         steps: optimizer steps made.
-        diverged: training was stopped at a loss that is not finite.
+        diverged: training was stopped at a loss or a gradient that is not finite.
         earlier_s: seconds of training up to the checkpoint that this process went on from; 0 without.
     """
 
@@ -89,7 +89,9 @@ def fit(
             break
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0)):
+            diverged = True
+            break
         optimizer.step()
         step += 1
         judged = step == steps or judge_after(step)

@@ -45,6 +45,10 @@ class RunFolder:
         path = self.stages / f"{name}.json"
         return read_json(path) if path.exists() else None
 
+    def card(self, name: str) -> Path:
+        """The model card of a graph."""
+        return self.path / f"{name}.card.md"
+
     def graphs(self) -> list[str]:
         """Names of the graphs whose stages are done."""
         made = {"float": "quantize", "int8": "quantize", "compensated": "export"}

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,10 +22,10 @@ from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction, within_budget
 from qrobust.config import RunConfig
 from qrobust.data import Data, Split, open_data
-from qrobust.data.scene import Scene, open_scene
+from qrobust.data.scene import Scene, about_scene, open_scene
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
-from qrobust.folders import RunFolder
+from qrobust.folders import RunFolder, is_run
 from qrobust.models import ModelSpec, find_model, load_model
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, restore, search
 from qrobust.quantization.recipe import Recipe
@@ -33,7 +33,7 @@ from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, lo
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.results import read_json
 from qrobust.shifts.rendering import to_unit
-from qrobust.shifts.severities import cells, expand, find_shift, table_for
+from qrobust.shifts.severities import SUITES, cells, expand, table_for
 from qrobust.stored import StoredCells, open_sets
 
 BATCH = 64
@@ -116,6 +116,8 @@ class Workbench:
                 f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first"
             )
         kept = read_json(folder.config)
+        if not is_run(kept):
+            raise InputError(f"run folder: {path} is not a run's folder (its config.json is of something else)")
         # No scene is a choice; of others None means that nothing was said.
         given = {k: v for k, v in changes.items() if v is not None or k == "scene_images"}
         if given.get("seed", kept.get("seed")) != kept.get("seed"):
@@ -276,16 +278,38 @@ class Workbench:
         spec = self.config.scene_images
         if spec is None:
             return None
-        return open_scene(
+        scene = open_scene(
             Path(spec.removeprefix("imagefolder:")).expanduser(), image_size=self.data.image_size,
             channels=self.model.channels, class_names=self.data.class_names, seed=self.config.seed,
+            skip_bad=self.config.skip_bad_images,
         )  # fmt: skip
+        splits = (scene.training, scene.validation, scene.test)
+        if skipped := scene.training.source.skipped:
+            self.reporter.warn(f"scene: left out {len(skipped)} files that cannot be decoded: {', '.join(skipped)}")
+        with about_scene(), self.reporter.bar("read the scene", sum(map(len, splits))) as bar:
+            for images, _ in (batch for split in splits for batch in split.batches(BATCH)):
+                bar.update(len(images))
+        return scene
 
     @cached_property
     def lessons(self) -> Split:
         """Images that compensation may learn from."""
-        few = self.config.few_shot
-        return self.data.training if few is None else self.data.training.first(few)
+        few, training = self.config.few_shot, self.data.training
+        if few and few > len(training):
+            raise InputError(f"few_shot: expected at most the {len(training)} training images, got {few}")
+        return training.first(few) if few else training
+
+    def lessons_told(self, *, labels: bool = True) -> dict[str, Any]:
+        """What compensation learns from, for the record: choices of a run may change after one method was made.
+
+        Args:
+            labels: whether the method has a use for them.
+        """
+        c = self.config
+        return {
+            "images": len(self.lessons), "labels": labels and c.use_labels, "scene_names": list(c.scene_names),
+            "scene_images": c.scene_images, "scene_alone": c.scene_images is not None and c.scene_alone,
+        }  # fmt: skip
 
     def lesson_names(self) -> list[str]:
         """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
@@ -295,11 +319,11 @@ class Workbench:
     def calibrators_within_budget(self) -> list[tuple[int, tuple[str, ...]]]:
         """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""
         size, channels = self.data.image_size, self.model.channels
-        budget = int(self.config.mac_budget * count_macs(self.model, size, channels))
         # Without labels, anything local would learn to paint what the classifier expects to see.
         unlabelled = self.scene is not None and not (self.scene.labelled and self.config.use_labels)
         branches = self.config.branches or (("photometric",) if unlabelled else ())
-        return within_budget(size, budget, branches, channels)
+        whole = count_macs(self.model, size, channels)
+        return within_budget(size, self.config.mac_budget, whole, branches, channels)
 
     def new_calibrator(self, width: int, branches: tuple[str, ...]) -> Calibrator:
         """An identity calibrator, seeded."""
@@ -362,6 +386,20 @@ class Workbench:
             self.reporter.warn(doubt)
         return found
 
+    def check_hold_out(self) -> None:
+        """Refuse to hold out what is not there to be measured.
+
+        Raises:
+            InputError: names what is held out but not among the shifts chosen.
+        """
+        rendered = expand(self.config.shifts)
+        held_out = [part for name in self.config.hold_out for part in SUITES.get(name, (name,))]
+        strangers = [name for name in held_out if name not in rendered]
+        if strangers:
+            raise InputError(
+                f"hold_out: expected some of the shifts chosen ({', '.join(rendered)}), got {', '.join(strangers)}"
+            )
+
     @cached_property
     def training_cells(self) -> list[tuple[str, int]]:
         """Every (shift, severity) a calibrator may learn from.
@@ -372,8 +410,6 @@ class Workbench:
         if self.config.scene_images and self.config.scene_alone:
             return []
         held_out = expand(self.config.hold_out) if self.config.hold_out else ()
-        for name in held_out:
-            find_shift(name)
         rendered = expand(self.config.shifts)
         found = cells(tuple(n for n in rendered if n not in held_out), self.config.severities, self.table)
         if found:
@@ -387,7 +423,9 @@ class Workbench:
                 f"severities: expected one defined for {', '.join(rendered)}, got "
                 f"{', '.join(map(str, self.config.severities))}"
             )
-        raise InputError("hold_out: nothing is left to train on; hold out fewer shifts or render more")
+        raise InputError(
+            f"hold_out: expected to leave one of {', '.join(rendered)} to train on, got {', '.join(held_out)}"
+        )
 
 
 def _save(module: nn.Module, path: Path) -> None:

@@ -187,8 +187,33 @@ def test_every_graph_has_a_card(finished_run: Path) -> None:
         card = (finished_run / f"{name}.card.md").read_text()
         assert card.startswith(f"# {name}.onnx")
         assert f"- clean: {100 * accuracy:.1f} %" in card
-    assert "contrast, gaussian_noise, inversion; from the training images of `digits` with labels, disjoint" in card
+    count = record["compensation"]["training_images"]
+    lessons = f"contrast, gaussian_noise, inversion; on {count} training images of `digits` with labels, disjoint"
+    assert lessons in card
     assert "shifts it never saw: rotation" in card
+
+
+def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_path: Path) -> None:
+    """Not what the last command was asked for."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    learned = read_record(run / "record.json")["compensation"]["training_images"]
+    later = ("--method", "auto-contrast", "--few-shot", 20, "--no-labels", "--scene", "fog", "--severities", 5)
+    assert qrobust("compensate", run, *later, "-q").exit_code == 0
+    assert "Not measured yet" in (run / "auto-contrast.card.md").read_text()
+    assert qrobust("evaluate", run, "-q", "--attacks", "none").exit_code == 0
+    assert qrobust("report", run, "-q").exit_code == 0
+    assert f"on {learned} training images of `digits` with labels" in (run / "compensated.card.md").read_text()
+    assert "nothing, it is not trained" in (run / "auto-contrast.card.md").read_text()
+    rows = {row["method"]: row for row in read_record(run / "record.json")["methods"]}
+    assert rows["auto-contrast"]["lessons"] is None
+    assert rows["compensated"]["lessons"]["images"] == learned
+    assert rows["compensated"]["classifier_hash"]["before"] == rows["compensated"]["classifier_hash"]["after"]
+
+    assert qrobust("export", run, "-q").exit_code == 0
+    assert "Not measured yet" in (run / "compensated.card.md").read_text()
+    result = qrobust("compensate", run, "--method", "none")
+    assert (result.exit_code, "only float and INT8 are left" in result.output) == (0, True)
+    assert not list(run.glob("compensated.*")) + list(run.glob("auto-contrast.*"))
 
 
 def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
@@ -198,10 +223,11 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
         return {
             "method": method, "gain_pp": gain, "gain_interval_pp": [gain - 1, gain + 1], "clean_cost_pp": cost,
             "runtime": "onnxruntime", "latency_ratio": {"batch_1": 1.2}, "float_latency_ratio": {"batch_1": faster},
+            "lessons": {"scene_alone": True},
         }  # fmt: skip
 
     rows = [row("finetune", 30, 2.0, 2.0), row("compensated", 20, 0.2, 0.8), row("auto-contrast", 5, 0, 1.5)]
-    record: dict[str, Any] = {"methods": rows, "scene": None, "config": {"scene_alone": True}}
+    record: dict[str, Any] = {"methods": rows, "scene": None}
     text = recommendation(record)
     assert text.startswith("Ship INT8 + calibrator (+20.0 points")
     assert "where time decides, ship auto-contrast" in text
@@ -216,7 +242,7 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
     text = recommendation(record | {"scene": scene})
     assert text.startswith("Ship auto-contrast + INT8 (+9.0 points [+7.0, +11.0] on the scene")
     assert "calibrator" not in text
-    mixed = record | {"scene": scene, "config": {"scene_alone": False}}
+    mixed = record | {"scene": scene, "methods": [row | {"lessons": {"scene_alone": False}} for row in rows]}
     assert recommendation(mixed).startswith("Ship INT8 + calibrator (+20.0")
     unlabelled = record | {"scene": {"labelled": False}}
     assert recommendation(unlabelled).startswith("Which method to ship is not known")

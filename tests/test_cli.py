@@ -20,6 +20,7 @@ from qrobust.evaluation import run_rows
 from qrobust.predictions import read_predictions
 from qrobust.report.plots import layers_plot
 from qrobust.results import read_record, without_timings
+from qrobust.workbench import Reporter, Workbench
 
 COMMANDS = (
     "quantize-and-compensate",
@@ -436,20 +437,60 @@ def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
     assert qrobust("report", finished_run, "--seed", 0, "-q").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--compare", "--method", "none"],
+            "expected --compare, which makes all of them, or --method, got both",
+        ),
+        (["--hold-out", "fog"], "hold_out: expected some of the shifts chosen (contrast,"),
+        (["--hold-out", "fogg"], "got fogg"),
+        (["--few-shot", 100_000], "few_shot: expected at most the"),
+        (["--scene", "imagefolder:"], "scene: expected a folder after imagefolder:, got 'imagefolder:'"),
+        (["--branches", "photometric,photometric"], "branches: expected some of"),
+        (["--latency-budget", "0.5"], "latency_budget: expected a factor above 1, or 0 for none, got 0.5"),
+    ],
+)
+def test_choices_that_cannot_be_met_leave_the_run_as_it_was(
+    options: list[object], message: str, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    one_line_error(["compensate", run, *options], None, message)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not (run / "checkpoints").exists()
+
+
+def test_budgets_can_be_taken_back(finished_run: Path) -> None:
+    def opened(**choices: object) -> Workbench:
+        return Workbench.open(finished_run, Reporter(), **choices)
+
+    every = len(opened().data.training)
+    assert len(opened(few_shot=20).lessons) == 20
+    assert len(opened(few_shot=0).lessons) == every
+    assert opened(latency_budget=0.0).config.latency_budget == 0
+
+
 def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
     for command in ("evaluate", "compensate", "export", "report"):
         one_line_error([command, tmp_path], None, "no config.json")
     one_line_error(["audit", tmp_path / "none.onnx"], None, "no file")
 
 
+WHOLE = '{"model": "tiny", "data": "digits", "target": "x86-vnni", "calibration_images": 9'
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{}", "expected entries"),
-        ('{"model": "tiny"}', "['data']"),
-        ('{"model": "tiny", "data": "digits", "stpes": 9}', "['stpes']"),
-        ('{"model": "tiny", "data": "digits", "steps": "many"}', "wrong type"),
-        ('{"model": "tiny", "data": "digits", "scene_images": 3}', "wrong type"),
+        ("{}", "is of something else"),
+        ('{"model_type": "resnet"}', "is of something else"),
+        (WHOLE + ', "stpes": 9}', "['stpes']"),
+        (WHOLE + ', "steps": "many"}', "wrong type"),
+        (WHOLE + ', "scene_images": 3}', "wrong type"),
+        (WHOLE + ', "use_labels": "no"}', "use_labels: expected true or false, got 'no'"),
+        (WHOLE + ', "shifts": "fog"}', "shifts: expected a list, got 'fog'"),
         ("[]", "expected a JSON object"),
         ('{"model"', "cannot read"),
     ],

@@ -4,7 +4,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.fitting import fit
 from qrobust.integer import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
@@ -58,11 +58,17 @@ def test_loss_falls_with_steps_and_the_budget_holds(
 
 def test_reverse_refuses_nonsense(small_model: NormalizedModel, images: torch.Tensor) -> None:
     targets = torch.zeros(len(images), dtype=torch.long)
-    for options, match in (({"steps": 0}, "steps"), ({"momentum": 1.0}, "momentum")):
-        with pytest.raises(InputError, match=match):
-            reverse_adversarial(
-                small_model, images, targets, ball=LinfBall(0.1), **({"steps": 1, "step_size": 0.1} | options)
-            )
+    usual = {
+        "classifier": small_model, "images": images, "targets": targets, "ball": LinfBall(0.1), "steps": 1,
+        "step_size": 0.1,
+    }  # fmt: skip
+    for name, value in (
+        ("steps", 0), ("steps", 1.5), ("step_size", -0.01), ("step_size", float("nan")), ("momentum", 1.0),
+        ("ball", 8 / 255), ("images", 255 * images), ("images", images.to(torch.uint8)), ("targets", targets + 10),
+        ("targets", targets - 1), ("targets", targets[1:]), ("targets", targets.float()),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"^{name}: expected"):
+            reverse_adversarial(**(usual | {name: value}))
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -138,18 +144,25 @@ def test_correction_of_one_channel_is_that_of_equal_ones(images: torch.Tensor) -
 
 
 def test_budget_chooses_width_and_branches() -> None:
-    small, large = (count_macs(Calibrator(32, w), 32) for w in (WIDTHS[1], WIDTHS[2]))
-    assert within_budget(32, large - 1)[0] == (WIDTHS[1], BRANCHES)
-    assert within_budget(32, large)[0] == (WIDTHS[2], BRANCHES)
+    large = count_macs(Calibrator(32, WIDTHS[2]), 32)
+    assert within_budget(32, 1.0, large - 1)[0] == (WIDTHS[1], BRANCHES)
+    assert within_budget(32, 1.0, large)[0] == (WIDTHS[2], BRANCHES)
     # Below the narrowest with all branches, the residual goes first.
     smallest = count_macs(Calibrator(32, WIDTHS[0]), 32)
-    width, branches = within_budget(32, smallest - 1)[0]
+    width, branches = within_budget(32, 0.5, 2 * smallest - 1)[0]
     assert branches == FRUGAL
     assert count_macs(Calibrator(32, width, branches), 32) < smallest
-    with pytest.raises(InputError, match=r"smallest calibrator at 32 px needs [\d,]+ "):
-        within_budget(32, small // 10)
-    with pytest.raises(InputError, match="branches: expected some of residual"):
-        Calibrator(32, 8, ("magic",))
+    frugal = count_macs(Calibrator(32, WIDTHS[0], FRUGAL), 32)
+    with pytest.raises(
+        InputError, match=rf"expected at least 0\.25, got 0\.1: .* \(.*\) needs {frugal:,} mult"
+    ) as error:
+        within_budget(32, 0.1, 4 * frugal)
+    assert "photometric, geometric" in str(error.value)
+    for branches in (("magic",), (), ("photometric", "photometric")):
+        with pytest.raises(InputError, match="branches: expected some of residual"):
+            Calibrator(32, 8, branches)
+    with pytest.raises(InputError, match="width: expected at least 1, got 0"):
+        Calibrator(32, 0)
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -391,7 +404,7 @@ class _Gated(torch.nn.Module):
         (-0.2, 0.2, 1.0, Gate(8.0, 0.0)),  # by little: a gain has to decide
         (3.0, 3.0, 1.0, Gate(1.0, -4.0)),  # not at all: shut until clean images are right
         (3.0, 3.0, 0.0, Gate(1.0, 1.0)),  # nor do they matter
-        (3.0, 3.0, 2.0, Gate(1.0, -8.0)),  # more than all of them
+        (3.0, 3.0, 2.0, Gate(1.0, -8.0, kept=False)),  # more than all of them
         (1.6, 2.0, 1.0, Gate(8.0, -1.75)),  # only between two steps: open at 2 - 1.75, shut at 1.6 - 1.75
     ],
 )
@@ -467,14 +480,38 @@ def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> 
 def test_validation_shares_its_limit() -> None:
     data = open_data("digits", seed=0)
     validation = Validation(data.validation, [("fog", 1), ("fog", 5)], table="cifar-c", seed=0, limit=60)
-    assert [len(p) for p, _ in validation.parts] == [143, 30, 30]
-    perfect = replace(data.validation)
+    assert [len(p) for p, _ in validation.parts] == [60, 30, 30]
     clean, shifted = validation.measure(
         lambda x: torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10)
     )
-    zeros = (perfect.labels == 0).float()
-    assert clean == pytest.approx(zeros.mean().item())
-    assert shifted == pytest.approx(zeros[:60].mean().item())
+    zeros = (data.validation.labels[:60] == 0).float().mean().item()
+    assert (clean, shifted) == (pytest.approx(zeros), pytest.approx(zeros))
+
+
+def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    """A finite loss may have a gradient that is not."""
+    module = torch.nn.Linear(1, 1)
+    before = state_hash(module)
+
+    def loss(step: int) -> torch.Tensor:
+        return module.weight.sum() + (0 * module.weight.sum()).abs().sqrt()  # the root's slope at 0 is infinite
+
+    done = fit(
+        module, torch.optim.SGD(module.parameters(), lr=0.1), steps=3, rates=lambda _: [0.1], loss=loss,
+        judge=lambda: (0.0,), score=lambda found: found, judge_after=lambda _: True, describe=str,
+        checkpoint=tmp_path / "c.pt", checkpoint_every=9, progress=lambda *_: None, keep_start=False,
+    )  # fmt: skip
+    assert (done.diverged, done.steps, done.best_step) == (True, 0, 0)
+    assert state_hash(module) == before
+
+
+@pytest.mark.parametrize("size", [28, 33, 65, 112, 160, 176, 224, 299, 384])
+def test_the_summary_keeps_where_things_are(size: int) -> None:
+    calibrator = Calibrator(size, 4)
+    hidden = next(layer for layer in calibrator.summary if isinstance(layer, torch.nn.Linear))
+    assert hidden.in_features == 8 * 4 * 4
+    with torch.no_grad():
+        assert calibrator(torch.rand(1, 3, size, size)).shape == (1, 3, size, size)
 
 
 def test_sampling_favours_what_hurts() -> None:

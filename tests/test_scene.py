@@ -64,8 +64,23 @@ def test_a_scene_without_images_is_refused(tmp_path: Path) -> None:
         open_scene(both, image_size=32, class_names=NAMES, seed=0)
     strange = tmp_path / "strange" / "cat"
     strange.mkdir(parents=True)
-    with pytest.raises(InputError, match="'cat'"):
+    with pytest.raises(InputError, match=r"^scene: class folder 'cat'"):
         open_scene(strange.parent, image_size=32, class_names=NAMES, seed=0)
+
+
+def test_a_scene_is_read_before_anything_is_trained(finished_run: Path, tmp_path: Path) -> None:
+    folder = save_scene(tmp_path / "scene", labelled=False, count=20)
+    (folder / "004.png").write_text("no image")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    result = qrobust("compensate", run, "--scene", f"imagefolder:{folder}", "-q")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert "scene: cannot decode image" in result.output
+    assert "004.png" in result.output
+    assert sorted(run.rglob("*")) == before
+    scene = open_scene(folder, image_size=32, class_names=NAMES, seed=0, skip_bad=True)
+    assert sum(map(len, (scene.training, scene.validation, scene.test))) == 19
+    assert scene.training.source.skipped == (str(folder / "004.png"),)
 
 
 def test_information_is_one_when_sure_and_balanced_and_nothing_when_not() -> None:

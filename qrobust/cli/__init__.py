@@ -298,17 +298,15 @@ def _evaluate_files(
 @run_dir
 @click.option(
     "--method",
-    default="calibrator",
-    show_default=True,
     help="calibrator; bn-reestimate: batch-norm statistics of the shifted images; calibrator+bn-reestimate; "
     "finetune: train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; "
-    "anti-adversary: gradient steps at inference, in torch only; none.",
+    "anti-adversary: gradient steps at inference, in torch only; none.  [default: calibrator]",
 )
 @click.option("--compare", is_flag=True, help="Every method, measured together; says which to ship.")
 @measuring
 @training
 @common
-def compensate(run_folder: Path, method: str, compare: bool, **options: Any) -> None:
+def compensate(run_folder: Path, method: str | None, compare: bool, **options: Any) -> None:
     """Win robustness back for the INT8 classifier of a run folder; by default, train a calibrator in front of it.
 
     \b
@@ -320,11 +318,14 @@ def compensate(run_folder: Path, method: str, compare: bool, **options: Any) -> 
     after an interruption if the options are the same.
     """
     from qrobust import pipeline
+    from qrobust.errors import InputError
 
+    if compare and method is not None:
+        raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
     bench = reopen(run_folder, **options)
     if compare:
         finish(bench, pipeline.compare(bench))
-    elif method == "calibrator":
+    elif method in (None, "calibrator"):
         pipeline.compensate(bench)
         done = bench.place().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
@@ -335,8 +336,9 @@ def compensate(run_folder: Path, method: str, compare: bool, **options: Any) -> 
         )
     elif method == "none":
         pipeline.forget_compensation(bench)
+        click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
-        pipeline.make_alternative(bench, method)
+        pipeline.make_alternative(bench, str(method))
         click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
 
 

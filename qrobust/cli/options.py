@@ -278,7 +278,7 @@ measuring = options(
 training = options(
     click.option(
         "--hold-out",
-        help="Comma-separated shifts that are measured but never trained on.",
+        help="Comma-separated shifts, of those chosen, that are measured but never trained on; '' for none.",
     ),
     click.option(
         "--mac-budget",
@@ -289,7 +289,7 @@ training = options(
         "--latency-budget",
         type=float,
         help="Such as 1.25: how many times the INT8 graph's time at batch 1 the pair may take, measured here; a "
-        "narrower calibrator is chosen until it fits.  [default: none]",
+        "narrower calibrator is chosen until it fits; 0: any time.  [default: 0]",
     ),
     click.option(
         "--branches",
@@ -318,7 +318,8 @@ training = options(
     click.option(
         "--few-shot",
         type=int,
-        help="Learn from only so many training images; with --no-labels: unlabelled ones.  [default: all]",
+        help="Learn from only so many training images; with --no-labels: unlabelled ones; 0: all. Choosing on "
+        "validation images takes those of the data set as ever.  [default: 0]",
     ),
     click.option(
         "--labels/--no-labels",

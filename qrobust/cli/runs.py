@@ -60,7 +60,10 @@ def begin_or_resume(
 def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
     from qrobust.workbench import Workbench
 
-    return Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
+    bench = Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
+    if options.get("hold_out"):
+        bench.check_hold_out()
+    return bench
 
 
 def finish(bench: Workbench, record: dict[str, Any]) -> None:

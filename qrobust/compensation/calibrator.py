@@ -14,6 +14,8 @@ All of them are zero at initialisation, so the calibrator starts as the identity
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is ha
 GEOMETRIC = 6
 # Images larger than this are looked at through a stride of 4 instead of 2.
 FINE_SIZE = 64
-HIDDEN = 64
+HIDDEN, GRID = 64, 4
 BRANCHES = ("residual", "photometric", "geometric")
 # Without the residual, which takes most of the multiply-accumulates, a much smaller budget is enough.
 FRUGAL = ("photometric", "geometric")
@@ -140,8 +142,12 @@ class Calibrator(nn.Module):
 
     def __init__(self, image_size: int, width: int, branches: tuple[str, ...] = BRANCHES, channels: int = 3) -> None:
         super().__init__()
-        if not branches or set(branches) - set(BRANCHES):
-            raise InputError(f"branches: expected some of {', '.join(BRANCHES)}, got {', '.join(branches) or 'none'}")
+        if not branches or set(branches) - set(BRANCHES) or len(set(branches)) < len(branches):
+            raise InputError(
+                f"branches: expected some of {', '.join(BRANCHES)}, each once, got {', '.join(branches) or 'none'}"
+            )
+        if width < 1:
+            raise InputError(f"width: expected at least 1, got {width}")
         stride = 2 if image_size <= FINE_SIZE else 4
         if image_size < 8:
             raise InputError(f"image_size: a calibrator needs at least 8 pixels, got {image_size}")
@@ -151,9 +157,11 @@ class Calibrator(nn.Module):
         self.padding = -image_size % (4 * stride)
         deep = 2 * width
         side = (image_size + self.padding) // (4 * stride)
-        # Where things are matters for geometry: the summary keeps a coarse grid instead of one mean.
-        grid = max(g for g in (4, 3, 2, 1) if side % g == 0)
-        pooled = nn.Identity() if side == grid else nn.AvgPool2d(side // grid)
+        # Where things are matters for geometry: the summary keeps a coarse grid instead of one mean, of windows that
+        # overlap where the side is no multiple.
+        grid = min(GRID, side)
+        step = side // grid
+        pooled = nn.Identity() if side == grid else nn.AvgPool2d(side - (grid - 1) * step, step)
         self.image_size, self.width, self.branches = image_size, width, branches
         self.stem = nn.Sequential(nn.Conv2d(channels, width, stride + 2, stride, 1), nn.ReLU())
         self.fine = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU())
@@ -208,13 +216,14 @@ class Calibrator(nn.Module):
 
 
 def within_budget(
-    image_size: int, max_macs: int, branches: tuple[str, ...] = (), channels: int = 3
+    image_size: int, budget: float, classifier_macs: int, branches: tuple[str, ...] = (), channels: int = 3
 ) -> list[tuple[int, tuple[str, ...]]]:
     """Widths and branches of all calibrators within a budget of multiply-accumulates per image, best first.
 
     Args:
         image_size: S in pixels.
-        max_macs: the budget.
+        budget: what the calibrator may take, as a fraction of what the classifier takes.
+        classifier_macs: multiply-accumulates of the classifier.
         branches: of `BRANCHES`; none given: all, or where they do not fit, those without the residual.
         channels: C of the images, 3 or 1.
 
@@ -227,10 +236,12 @@ def within_budget(
         for b in sets
         for w in reversed(WIDTHS)
     }
-    fitting = [choice for choice, macs in cost.items() if macs <= max_macs]
+    fitting = [choice for choice, macs in cost.items() if macs <= int(budget * classifier_macs)]
     if not fitting:
+        least = min(cost.values())
         raise InputError(
-            f"mac_budget: the smallest calibrator at {image_size} px needs {min(cost.values()):,} "
-            f"multiply-accumulates, the budget allows {max_macs:,}"
+            f"mac_budget: expected at least {math.ceil(1e6 * least / classifier_macs) / 1e6:g}, got {budget:g}: the "
+            f"smallest calibrator at {image_size} px ({', '.join(sets[-1])}) needs {least:,} multiply-accumulates, "
+            f"the classifier {classifier_macs:,}"
         )
     return fitting

@@ -19,10 +19,11 @@ HALVINGS = 3
 
 
 class Gate(NamedTuple):
-    """What a gate's logit became: `gain * (logit + offset)`."""
+    """What a gate's logit became, `gain * (logit + offset)`, and whether that `kept` enough clean accuracy."""
 
     gain: float
     offset: float
+    kept: bool = True
 
 
 @torch.no_grad()
@@ -75,6 +76,6 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
                 shut = between
             else:
                 wider = between
-    best = max(measured, key=lambda chosen: measured[chosen]) if measured else Gate(GAINS[0], OFFSETS[-1])
+    best = max(measured, key=lambda chosen: measured[chosen]) if measured else Gate(GAINS[0], OFFSETS[-1], kept=False)
     put(best)
     return best

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from qrobust.attacks.balls import Ball
+from qrobust.attacks.queries import check
 from qrobust.classifier import Classifier, input_gradient
 from qrobust.errors import InputError
 
@@ -27,11 +28,11 @@ def reverse_adversarial(
 
     Args:
         classifier: differentiable.
-        images: `(N, C, H, W)` in [0, 1].
+        images: `(N, C, H, W)` float in [0, 1].
         targets: class indices `(N,)`: labels, or the float teacher's predictions.
         ball: the budget.
         steps: at least 1.
-        step_size: length of a step in the ball's norm.
+        step_size: length of a step in the ball's norm, above 0.
         momentum: share of the previous direction that is kept, in [0, 1).
 
     Returns:
@@ -41,12 +42,24 @@ def reverse_adversarial(
     Raises:
         InputError: an argument out of range, or no gradient.
     """
-    if steps < 1:
-        raise InputError(f"steps: expected at least 1, got {steps}")
+    if not isinstance(ball, Ball):
+        raise InputError(f"ball: expected an LinfBall or L2Ball, got {ball!r}")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps: expected an integer, at least 1, got {steps}")
+    if not 0 < step_size < float("inf"):
+        raise InputError(f"step_size: expected a number above 0, got {step_size}")
+    if targets.shape != images.shape[:1] or targets.is_floating_point():
+        raise InputError(f"targets: expected {len(images)} integers, got {targets.dtype} {tuple(targets.shape)}")
+    check(images, targets)
     if not 0 <= momentum < 1:
         raise InputError(f"momentum: expected a number in [0, 1), got {momentum}")
 
     def losses(logits: torch.Tensor) -> torch.Tensor:
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+            raise InputError(
+                f"targets: expected class indices from 0 to {logits.shape[1] - 1}, got {int(targets.min())} to "
+                f"{int(targets.max())}"
+            )
         return F.cross_entropy(logits, targets, reduction="none")
 
     current, best = images.clone(), images.clone()

@@ -13,20 +13,19 @@ from qrobust.compensation.batches import Cell
 from qrobust.data import Split
 from qrobust.shifts.rendering import render, to_unit
 
-# Clean validation images at most.
-MOST_CLEAN = 2000
-
 
 class Validation:
-    """Validation images, rendered once, to choose by: many clean ones, some under every cell.
+    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every cell.
+
+    A gate is chosen among dozens by half a point of clean accuracy, which takes thousands of images to tell.
 
     Args:
         split: the validation split.
         cells: (shift, severity) to render.
         table: severity table.
         seed: of the rendering.
-        limit: images under shift in all, shared among the cells, each cell taking other images of the
-            split as far as there are enough.
+        limit: clean images, and images under shift in all; those are shared among the cells, each cell taking other
+            images of the split as far as there are enough.
         scene: validation images of a new scene, which count like one more cell: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for a scene without labels.
@@ -44,7 +43,7 @@ class Validation:
         teacher: Classifier | None = None,
     ) -> None:
         size = min(len(split), max(20, limit // max(1, len(cells))))
-        clean = torch.arange(min(len(split), MOST_CLEAN))
+        clean = torch.arange(min(len(split), limit))
         self.teacher = teacher
         self.parts = [(split.read(clean), split.labels[clean])]
         for index, (name, severity) in enumerate(cells):

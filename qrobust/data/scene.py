@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,24 @@ class Scene:
     labelled: bool
 
 
-def open_scene(folder: Path, *, image_size: int, channels: int = 3, class_names: Sequence[str], seed: int) -> Scene:
+@contextmanager
+def about_scene() -> Iterator[None]:
+    """What is wrong with images is the scene's, not the data's."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError("scene:" + str(error).removeprefix("data:").removeprefix("scene:")) from error
+
+
+def open_scene(
+    folder: Path,
+    *,
+    image_size: int,
+    channels: int = 3,
+    class_names: Sequence[str],
+    seed: int,
+    skip_bad: bool = False,
+) -> Scene:
     """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
 
     Args:
@@ -36,17 +54,19 @@ def open_scene(folder: Path, *, image_size: int, channels: int = 3, class_names:
         channels: 3 to read RGB, 1 to read luma.
         class_names: of the classifier, in index order; the folder may hold some of them.
         seed: of the splits.
+        skip_bad: leave out files that cannot be decoded, instead of an error where they are read.
 
     Raises:
         InputError: no folder, no images or too few, both forms at once, or a class that the classifier does not know.
     """
     if not folder.is_dir():
         raise InputError(f"scene: no folder {folder}")
-    loose = flat_images(folder)
+    loose = flat_images(folder, skip_bad=skip_bad)
     labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
     if labelled and len(loose):
         raise InputError(f"scene: expected images or class folders in {folder}, got both")
-    images = folder_images(folder, class_names) if labelled else loose
+    with about_scene():
+        images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
     if len(images) < LEAST:
         raise InputError(f"scene: expected at least {LEAST} images in {folder}, got {len(images)}")
     images.image_size, images.channels = image_size, channels

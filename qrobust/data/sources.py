@@ -199,12 +199,18 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_
     return images
 
 
-def flat_images(root: Path) -> Images:
-    """The image files that lie in a folder itself, none of its sub-folders; without labels, each being -1."""
-    paths = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
-    return Images(
+def flat_images(root: Path, *, skip_bad: bool = False) -> Images:
+    """The image files that lie in a folder itself, none of its sub-folders; without labels, each being -1.
+
+    With `skip_bad` every file is decoded now, and those that cannot be are left out and listed in `skipped`.
+    """
+    files = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = [p for p in files if _decodes(p)] if skip_bad else files
+    images = Images(
         lambda i: decode_file(paths[i]), [-1] * len(paths), (), lambda i: str(paths[i]), _files_version(root, paths)
     )
+    images.skipped = tuple(str(p) for p in files if p not in set(paths))
+    return images
 
 
 def _files_version(root: Path, paths: Sequence[Path]) -> str:

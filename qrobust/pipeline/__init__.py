@@ -44,6 +44,7 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
         InputError: any of it is not usable.
     """
     torch.set_num_threads(bench.config.threads)
+    bench.check_hold_out()
     _ = bench.target, bench.model_spec, bench.cells, bench.training_cells, bench.scene, bench.stored
     if bench.data.skipped:
         bench.reporter.warn(skipped_sentence(bench.data.skipped))
@@ -106,7 +107,11 @@ def compare(bench: Workbench) -> Record:
 
 def forget_compensation(bench: Workbench) -> None:
     """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
-    bench.place().forget("compensate", "export", "evaluate", *ALTERNATIVES, TORCH_ONLY)
+    folder = bench.place()
+    folder.forget("compensate", "export", "evaluate", *ALTERNATIVES, TORCH_ONLY)
+    for name in ("compensated", *ALTERNATIVES):
+        folder.graph(name).unlink(missing_ok=True)
+        folder.card(name).unlink(missing_ok=True)
 
 
 def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:

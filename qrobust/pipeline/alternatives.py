@@ -51,6 +51,7 @@ def make_alternative(bench: Workbench, method: str) -> None:
             return
         model = MAKERS[method](bench, result)
         result.setdefault("trained_on", bench.lesson_names())
+        result.setdefault("lessons", bench.lessons_told(labels=method != "bn-reestimate"))
         result.setdefault("macs", {"calibrator": 0})
         export_gated(bench, method, model, result, in_float=in_float(bench))
 
@@ -77,7 +78,7 @@ def _reestimated(bench: Workbench) -> fx.GraphModule:
 
 def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     twin = _reestimated(bench)
-    if kept(bench, "compensate") and bench.config.latency_budget is not None:
+    if kept(bench, "compensate") and bench.config.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = bench.place().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
@@ -103,7 +104,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
 
 def _preprocessed(module: nn.Module) -> Callable[[Workbench, dict[str, Any]], nn.Module]:
     def make(bench: Workbench, result: dict[str, Any]) -> nn.Module:
-        result["trained_on"] = []
+        result["trained_on"], result["lessons"] = [], None
         result["macs"] = {"calibrator": count_macs(module, bench.data.image_size, bench.model.channels)}
         return Compensated(module, bench.twin)
 

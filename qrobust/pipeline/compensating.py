@@ -32,7 +32,7 @@ RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
 QAT_RATE = 0.5
 # Clean validation accuracy that a calibrator may cost, as a fraction: the gate is set by it.
 CLEAN_COST = 0.005
-# Shifted validation images in all, and the memory they may take.
+# Validation images, clean and shifted ones each, and the memory either may take.
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 
 
@@ -40,9 +40,9 @@ def compensate(bench: Workbench) -> None:
     """Stage 3: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = bench.place()
     folder.need_stage("quantize", "quantize")
+    # Refused before the calibrator that is there is forgotten.
+    _ = bench.lessons, bench.training_cells, bench.scene, choose_calibrator(bench, bench.twin)
     folder.checkpoints.mkdir(exist_ok=True)
-    _ = bench.training_cells, bench.scene  # refused before the calibrator that is there is forgotten
-    choose_calibrator(bench, bench.twin)
     with stage(bench, "compensate") as result:
         bench.save_calibrator(fit_calibrator(bench, bench.twin, result))
         folder.drop_checkpoints(checkpoints_of(bench, bench.twin).values())
@@ -90,7 +90,12 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     integer = _train(bench, trainable, (twin, judged), validation, (config.steps - steps[0], 0), rate, "int8")
     frozen = refreeze(trainable)
     gate = set_gate(frozen, judged, validation, least_clean=clean - CLEAN_COST)
-    result["gate_gain"], result["gate_offset"] = gate
+    result["gate_gain"], result["gate_offset"] = gate.gain, gate.offset
+    if not gate.kept:
+        bench.reporter.warn(
+            f"warning: no gate keeps clean accuracy within {100 * CLEAN_COST:g} points on validation images; "
+            "the most shut was taken"
+        )
     result["polish"] = None
     if config.polish:
         frozen, result["polish"] = polish(
@@ -101,7 +106,7 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     result["earlier_s"] = floating.earlier_s + integer.earlier_s
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
     result["trained_on"] = bench.lesson_names()
-    result["training_images"] = len(bench.lessons)
+    result["training_images"], result["lessons"] = len(bench.lessons), bench.lessons_told()
     result["classifier_hash"] = {"before": before, "after": state_hash(twin)}
     return frozen
 
@@ -131,7 +136,7 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
     """
     choices = bench.calibrators_within_budget()
     most = bench.config.latency_budget
-    if most is None:
+    if not most:
         return bench.new_calibrator(*choices[0]), None
     chosen = checkpoints_of(bench, twin)["chosen"]
     if chosen.exists():

@@ -95,11 +95,12 @@ def _with_costs(row: dict[str, Any], evaluated: dict[str, Any], folder: RunFolde
     name = row["method"]
     made = folder.need_stage("compensate" if name == "compensated" else name, "compensate")
     if name == TORCH_ONLY:
-        return row | {"runtime": "torch", "trained_on": [], "training_s": 0.0}
+        return row | {"runtime": "torch", "trained_on": [], "lessons": None, "training_s": 0.0}
     latency = evaluated["latency_ms"]
     return row | {
         "runtime": "onnxruntime", "macs": made["macs"]["calibrator"], "trained_on": made["trained_on"],
-        "training_s": made["duration_s"],
+        "lessons": made.get("lessons"), "training_s": made["duration_s"],
+        "classifier_hash": made.get("classifier_hash"),
         "latency_ratio": {b: latency[name][b] / latency["int8"][b] for b in latency[name]},
         "float_latency_ratio": {b: latency["float"][b] / latency[name][b] for b in latency[name]},
     }  # fmt: skip
@@ -118,6 +119,6 @@ def write_report(bench: Workbench) -> Record:
     for name, text in csv_files(record).items():
         write_text(folder.path / name, text)
     for name in record["summary"]["clean_accuracy"]:
-        write_text(folder.graph(name).with_suffix(".card.md"), model_card(record, name))
+        write_text(folder.card(name), model_card(record, name))
     write_json(folder.record, record)
     return record

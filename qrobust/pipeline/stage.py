@@ -22,7 +22,8 @@ from qrobust.errors import QRobustError
 from qrobust.fitting import Progress
 from qrobust.folders import ALTERNATIVES
 from qrobust.models import parse_normalization
-from qrobust.results import write_json
+from qrobust.report.card import unmeasured_card
+from qrobust.results import write_json, write_text
 from qrobust.shifts.rendering import to_unit
 from qrobust.workbench import Bar, Workbench
 
@@ -133,6 +134,7 @@ def export_gated(
         measured = parity(model, session, images, split.labels)
         check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
         os.replace(part, path)
+        write_text(bench.place().card(name), unmeasured_card(name))
     finally:
         part.unlink(missing_ok=True)
     result.setdefault("audit", {})[name] = audited

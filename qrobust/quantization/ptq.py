@@ -190,12 +190,21 @@ def restore(
     recipe: Recipe | None = None,
     leaves: tuple[type[nn.Module], ...] = (),
 ) -> fx.GraphModule:
-    """Rebuild a twin from the float model, the recipe that made it, and the twin's state dict."""
+    """Rebuild a twin from the float model, the recipe that made it, and the twin's state dict.
+
+    Raises:
+        InputError: the state dict is of another twin.
+    """
     recipe = recipe or Recipe()
     example = torch.full((1, channels, image_size, image_size), 0.5)
     graph, layers = prepare(model, example, recipe, leaves)
     twin = skeleton(graph, target, recipe.for_layers(layers))
-    twin.load_state_dict(state)
+    try:
+        twin.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"run folder: its integer weights are of another network, or made by another version ({error})"
+        ) from error
     return twin
 
 

@@ -32,9 +32,7 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         else f"The float network `{config['model']}` as it was given, batch norms folded."
     )
     if method:
-        shifts = ", ".join(method["trained_on"]) or "no shift: it is not trained"
-        named = f"scene {', '.join(config['scene_names'])}: " if config["scene_names"] else ""
-        lines += ["", f"{NAMES[graph]}: {named}{shifts}; {_lessons(config)}, disjoint from those below."]
+        lines += ["", f"{NAMES[graph]}: {_lessons(method, config['data'])}"]
     low, high = s["clean_interval"][graph]
     lines += [
         "", "## Measured", "",
@@ -69,11 +67,26 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, method), ""])
 
 
-def _lessons(config: dict[str, Any]) -> str:
-    """The images that compensation learned from."""
-    count = f"{config['few_shot']} of the" if config["few_shot"] else "the"
-    labels = "with labels" if config["use_labels"] else "without labels"
-    return f"from {count} training images of `{config['data']}` {labels}"
+def unmeasured_card(graph: str) -> str:
+    """Markdown beside a graph that was just made: what it is; an older one's figures are not its own."""
+    return (
+        f"# {graph}.onnx: {NAMES[graph]}\n\nNot measured yet. `qrobust evaluate` measures it and `qrobust report` "
+        "then writes here what it learned from, how accurate it is and where it ends.\n"
+    )
+
+
+def _lessons(method: dict[str, Any], data: str) -> str:
+    """What a method learned from, as it was when it learned."""
+    lessons = method["lessons"]
+    if not lessons:
+        return "nothing, it is not trained."
+    named = f"scene {', '.join(lessons['scene_names'])}: " if lessons["scene_names"] else ""
+    labels = "with labels" if lessons["labels"] else "without labels"
+    scene = " and on the scene's own images" if lessons["scene_images"] else ""
+    return (
+        f"{named}{', '.join(method['trained_on'])}; on {lessons['images']} training images of `{data}` "
+        f"{labels}{scene}, disjoint from those below."
+    )
 
 
 def _under_shift(record: dict[str, Any], graph: str) -> list[str]:

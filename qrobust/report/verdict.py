@@ -144,7 +144,8 @@ def float_operators(audited: dict[str, Any]) -> str:
 
 def learned_scene(record: dict[str, Any]) -> dict[str, Any] | None:
     """The scene whose real images compensation learned from, where it learned from nothing else."""
-    return record["scene"] if record["scene"] and record["config"]["scene_alone"] else None
+    lessons = [row["lessons"] for row in record["methods"] if row["lessons"]]
+    return record["scene"] if lessons and all(found["scene_alone"] for found in lessons) else None
 
 
 def _scene_verdict(scene: dict[str, Any]) -> str:
