@@ -2,8 +2,8 @@
 
     python benchmarks/risk.py --runs OUT --models resnet20
 
-`OUT` is where compensation.py left its runs. PGD with five random starts and APGD through the float network, the INT8
-graph's twin, and the calibrator and the twin together, each shown to all three graphs on onnxruntime: with the
+`OUT` is where compensation.py left its runs. PGD with five random starts through the float network, the INT8 graph's
+twin, and the calibrator and the twin together, each shown to all three graphs on onnxruntime: with the
 difference of INT8 and the pair on the same images, image by image. A run that was killed goes on.
 """
 
@@ -29,7 +29,7 @@ from qrobust.workbench import Reporter, Workbench
 
 RESULTS = Path(__file__).parent / "results"
 # Of `full`: what looks at gradients. What only asks finds less where there are any, at many times the cost.
-ATTACKS = ("pgd-10x5", "apgd-ce-50")
+ATTACKS = ("pgd-10x5",)
 
 
 def left(outcomes: Outcomes, name: str, epsilon: float) -> np.ndarray:
