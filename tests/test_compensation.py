@@ -404,7 +404,8 @@ class _Gated(torch.nn.Module):
         (-0.2, 0.2, 1.0, Gate(8.0, 0.0)),  # by little: a gain has to decide
         (3.0, 3.0, 1.0, Gate(1.0, -4.0)),  # not at all: shut until clean images are right
         (3.0, 3.0, 0.0, Gate(1.0, 1.0)),  # nor do they matter
-        (3.0, 3.0, 2.0, Gate(1.0, -8.0, kept=False)),  # more than all of them
+        (3.0, 3.0, 2.0, Gate(1.0, OFFSETS[-1], kept=False)),  # more than all of them
+        (25.0, 35.0, 1.0, Gate(1.0, -27.0)),  # sure that all are shifted, of some more so: shut far down
         (1.6, 2.0, 1.0, Gate(8.0, -1.75)),  # only between two steps: open at 2 - 1.75, shut at 1.6 - 1.75
     ],
 )

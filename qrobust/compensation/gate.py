@@ -13,8 +13,9 @@ from qrobust.integer import IntegerLinear
 
 # A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
 GAINS = (1.0, 8.0)
-# From open to shut, before the gain; then between the best and the next more open, so many times halved.
-OFFSETS = (1.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0)
+# From open to shut, before the gain; then between the best and the next more open, so many times halved. A calibrator
+# that learned from few images takes many others for shifted: there only the last ones shut.
+OFFSETS = (1.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0, -18.0, -27.0, -40.0)
 HALVINGS = 3
 
 
