@@ -27,25 +27,37 @@ def _svg(figure: Figure) -> markupsafe.Markup:
 
 
 def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Markup:
-    """Gain under shift against the cost in clean accuracy, both in points; beside each its time over INT8's."""
-    figure = Figure(figsize=(7, 3.5))
-    axes = figure.add_subplot()
-    for row in record["methods"]:
-        x, y = -row["clean_cost_pp"], row["gain_pp"]
-        low, high = row["gain_interval_pp"]
+    """Gain under shift, in points, against what it costs: clean accuracy, time at batch 1, multiply-accumulates.
+
+    What has no graph has no time or multiply-accumulates to show.
+    """
+    figure = Figure(figsize=(11, 3.8))
+    clean = figure.add_subplot(1, 3, 1)
+    time, macs = (figure.add_subplot(1, 3, column, sharey=clean) for column in (2, 3))
+    whole = record["summary"]["macs"]["classifier"]
+    for index, row in enumerate(record["methods"]):
+        x, y, (low, high) = -row["clean_cost_pp"], row["gain_pp"], row["gain_interval_pp"]
         cheap, dear = row["clean_cost_interval_pp"]
-        axes.errorbar(
-            x, y, yerr=[[y - low], [high - y]], xerr=[[x + dear], [-cheap - x]], fmt="o", capsize=2,
-            color=COLOURS.get(row["method"], "#2563eb"),
-        )  # fmt: skip
-        time = f", {row['latency_ratio']['batch_1']:.2f}x" if "latency_ratio" in row else ""
-        axes.annotate(names[row["method"]] + time, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.axhline(0, color="#9ca3af", linewidth=0.8)
-    axes.axvline(0, color="#9ca3af", linewidth=0.8)
-    axes.margins(x=0.25, y=0.15)
-    axes.set_xlabel("clean accuracy, points against INT8")
-    axes.set_ylabel("gain under shift, points")
-    axes.spines[["top", "right"]].set_visible(False)
+        style: dict[str, Any] = {
+            "yerr": [[y - low], [high - y]], "fmt": "o", "capsize": 2, "color": f"C{index}",
+        }  # fmt: skip
+        clean.errorbar(x, y, xerr=[[x + dear], [-cheap - x]], label=names[row["method"]], **style)
+        if "latency_ratio" in row:
+            time.errorbar(row["latency_ratio"]["batch_1"], y, **style)
+            macs.errorbar(100 * row["macs"] / whole, y, **style)
+    for axes, neutral, label in (
+        (clean, 0, "clean accuracy, points against INT8"),
+        (time, 1, "times INT8's time at batch 1"),
+        (macs, 0, "multiply-accumulates added, % of the classifier's"),
+    ):
+        axes.axhline(0, color="#9ca3af", linewidth=0.8)
+        axes.axvline(neutral, color="#9ca3af", linewidth=0.8)
+        axes.margins(x=0.15, y=0.15)
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelleft=axes is clean)
+    clean.set_ylabel("gain under shift, points")
+    figure.legend(loc="lower center", bbox_to_anchor=(0.5, 0.97), ncols=4, frameon=False, fontsize=8)
     return _svg(figure)
 
 
