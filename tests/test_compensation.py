@@ -557,7 +557,7 @@ def test_latency_budget_narrows_the_calibrator(
     assert ((chosen.width, chosen.branches), ratio) == (rest[0], pytest.approx(1.7))
     with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):
         compensating.choose_calibrator(bench(1.5), bench(None).twin)
-    with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, got 0\.5"):
+    with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, or 0 for none, got 0\.5"):
         bench(0.5)
 
 
