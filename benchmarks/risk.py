@@ -88,7 +88,7 @@ def main(runs: Path, models: str, images: int, threads: int) -> None:
         found[model] = measure(runs / model / ADAPTIVE, images, threads)
     write_json(RESULTS / "risk.json", {
         "networks": found, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(),
-        "command": f"python benchmarks/risk.py --runs OUT --models {models}",
+        "command": f"python benchmarks/risk.py --runs OUT --models {models} --images {images}",
     })  # fmt: skip
 
 
