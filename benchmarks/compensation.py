@@ -245,10 +245,10 @@ def main(
         for job in jobs(base, steps, tuple(kinds.split(",")), latency_budget):
             click.echo(f"{model}: {job.name}", err=True)
             run_job(job, base, quantize, common)
-            write(out, trainings, threads, results)
+            write(out, trainings, threads, results, latency_budget)
 
 
-def write(out: Path, trainings: Path, threads: int, results: str) -> None:
+def write(out: Path, trainings: Path, threads: int, results: str, latency_budget: float) -> None:
     """Gather every finished job under `out`."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*/*/record.json")):
@@ -258,7 +258,7 @@ def write(out: Path, trainings: Path, threads: int, results: str) -> None:
         entry["training"] = json.loads((trainings / model / "training.json").read_text())
     result = {
         "command": f"python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --models "
-        f"{','.join(found)} --results {results} --out OUT",
+        f"{','.join(found)} --latency-budget {latency_budget:g} --results {results} --out OUT",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
         "means": means(out, found), "versions": versions(), "hardware": hardware(threads),
     }  # fmt: skip
