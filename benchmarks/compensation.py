@@ -99,6 +99,15 @@ def alike_u13(base: Path) -> tuple[str, ...]:
     return ("--mac-budget", f"{share:.6f}", "--branches", ",".join(found["branches"]))
 
 
+def finished(out: Path, models: str, job: str) -> dict[str, Path]:
+    """That job's folder for each of the comma-separated models, all of them done."""
+    folders = {model: out / model / job for model in models.split(",")}
+    for model, folder in folders.items():
+        if not (folder / "record.json").exists():
+            raise click.ClickException(f"models: expected runs of compensation.py, no finished {job} of {model!r}")
+    return folders
+
+
 def worst_shifts(base: Path) -> list[str]:
     """The shifts of `u13` on which the INT8 graph is worst, by validation images."""
     bench = Workbench.open(base, Reporter(), threads=2)

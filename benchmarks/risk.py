@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
-from compensation import ADAPTIVE, MODELS
+from compensation import ADAPTIVE, MODELS, finished
 from figures import git_commit
 
 from qrobust.adversarial.figures import figures
@@ -79,13 +79,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
 @click.option("--threads", default=2, show_default=True)
 def main(runs: Path, models: str, images: int, threads: int) -> None:
     """Attack every finished run and write results/risk.json."""
-    found = {}
-    for model in models.split(","):
-        if not (runs / model / ADAPTIVE / "record.json").exists():
-            raise click.ClickException(
-                f"models: expected runs of compensation.py, no finished {ADAPTIVE} of {model!r}"
-            )
-        found[model] = measure(runs / model / ADAPTIVE, images, threads)
+    found = {model: measure(run, images, threads) for model, run in finished(runs, models, ADAPTIVE).items()}
     write_json(RESULTS / "risk.json", {
         "networks": found, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(),
         "command": f"python benchmarks/risk.py --runs OUT --models {models} --images {images}",

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from compensation import MODELS, mean_of
+from compensation import MODELS, finished, mean_of
 from figures import git_commit
 from torch import nn
 
@@ -89,15 +89,11 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
 @click.option("--threads", default=2, show_default=True)
 def main(runs: Path, models: str, images: int, threads: int) -> None:
     """Measure the streams of every finished run."""
-    found = {}
-    for model in models.split(","):
-        if (runs / model / JOB / "record.json").exists():
-            found[model] = measure(runs / model / JOB, images, threads)
-        else:
-            click.echo(f"{model}: no finished {JOB} in {runs}, left out", err=True)
+    found = {model: measure(run, images, threads) for model, run in finished(runs, models, JOB).items()}
     write_json(RESULTS / "streams.json", {
         "networks": found, "prior": PRIOR, "hardware": hardware(threads), "versions": versions(), "seed": 0,
-        "commit": git_commit(), "command": "python benchmarks/streams.py --runs OUT",
+        "commit": git_commit(),
+        "command": f"python benchmarks/streams.py --runs OUT --models {models} --images {images}",
     })  # fmt: skip
 
 
