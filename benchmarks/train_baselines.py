@@ -33,9 +33,9 @@ from qrobust.models import BUILT_IN
 # Epochs, the first of them on small crops, peak learning rate and label smoothing of each network, where they differ
 # from the defaults.
 RECIPES = {
-    "cifar_resnet18": {"epochs": 24, "small_epochs": 14, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_resnet18": {"epochs": 16, "small_epochs": 10, "max_lr": 0.1, "label_smoothing": 0.1},
     "cifar_vgg16_bn": {"epochs": 20, "max_lr": 0.1, "label_smoothing": 0.1},
-    "cifar_mobilenet_v2": {"epochs": 20, "small_epochs": 12, "max_lr": 0.1, "label_smoothing": 0.1},
+    "cifar_mobilenet_v2": {"epochs": 16, "small_epochs": 10, "max_lr": 0.1, "label_smoothing": 0.1},
 }
 DEFAULTS = {"epochs": 40, "small_epochs": 0, "max_lr": 0.2, "label_smoothing": 0.0}
 SMALL = 0.75
