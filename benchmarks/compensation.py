@@ -29,7 +29,7 @@ from typing import Any
 
 import click
 import numpy as np
-from figures import git_commit
+from figures import git_commit, record
 
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.predictions import Cell, predict, read_predictions
@@ -89,14 +89,18 @@ def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) 
 
 
 def alike_u13(base: Path) -> tuple[str, ...]:
-    """Options that make a calibrator as large as that of `u13`, which was timed."""
-    stage = base.parent / "u13" / "stages" / "compensate.json"
-    if not stage.exists():
-        raise click.ClickException(f"jobs: the others take calibrators of the size that u13 found, but no {stage}")
-    found = json.loads(stage.read_text())
-    whole = json.loads((base / "stages" / "quantize.json").read_text())["macs"]["classifier"]
-    share = 1.001 * found["macs"]["calibrator"] / whole
-    return ("--mac-budget", f"{share:.6f}", "--branches", ",".join(found["branches"]))
+    """Options for a calibrator as large as that of `u13`, which was timed: of this run or of earlier results."""
+    network, stage = base.parent.name, base.parent / "u13" / "stages" / "compensate.json"
+    if stage.exists():
+        found = json.loads(stage.read_text())
+        whole = json.loads((base / "stages" / "quantize.json").read_text())["macs"]["classifier"]
+        share, branches = found["macs"]["calibrator"] / whole, found["branches"]
+    else:
+        earlier = record("compensation")["networks"].get(network, {"jobs": {}})["jobs"].get("u13")
+        if not earlier:
+            raise click.ClickException(f"jobs: the others take calibrators as large as u13's, and {network} has none")
+        share, branches = earlier["summary"]["macs"]["calibrator_share"], earlier["compensation"]["branches"]
+    return ("--mac-budget", f"{1.001 * share:.6f}", "--branches", ",".join(branches))
 
 
 def finished(out: Path, models: str, job: str) -> dict[str, Path]:
