@@ -349,7 +349,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
             eight, seven = (quantize(model, target, calibration) for target in (X86_VNNI, SEVEN_BITS))
             worst = worst_layer(saturation_risk(eight, validation(data)))
             mixed = copy.deepcopy(eight)
-            mixed.set_submodule(worst, seven.get_submodule(worst))
+            mixed.set_submodule(f"network.{worst}", seven.get_submodule(f"network.{worst}"))
             for weights, twin in (("8 bit", eight), ("7 bit", seven), (f"8 bit, `{worst}` 7 bit", mixed)):
                 images, labels = pixels(data, "test", n), data.test.labels[:n]
                 row = check_network(recipe["model"], weights, twin, images, labels, inner, folder)

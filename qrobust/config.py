@@ -155,8 +155,11 @@ class RunConfig:
             mistakes.append(f"rounding: {self.rounding} is for weights of fewer than 8 bits, bits are {self.bits}")
         if not any(word.startswith("w4") for word in words) and self.storage == "int4":
             mistakes.append(f"storage: int4 is for weights of 4 bits, bits are {self.bits}")
-        if self.qat_shifts and not self.qat_epochs:
-            mistakes.append("qat_shifts: nothing is trained without qat_epochs")
+        mistakes += [
+            f"{entry.name}: nothing is trained without qat_epochs"
+            for entry in fields(self)
+            if entry.name.startswith("qat_") and getattr(self, entry.name) != entry.default and not self.qat_epochs
+        ]
         mistakes += self.attack_choices.mistakes()
         if not self.severities:
             mistakes.append("severities: expected at least one of 1 to 5, got none")

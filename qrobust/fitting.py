@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+from qrobust.files import whole
 
 Progress = Callable[[int, int, str], None]
 
@@ -106,8 +107,8 @@ def fit(
                 "best": list(best), "best_step": best_step, "kept": kept,
                 "seconds": earlier + time.perf_counter() - began,
             }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+            with whole(checkpoint) as part:
+                torch.save(state, part)
         progress(step, steps, note)
     module.load_state_dict(kept)
     return Outcome(start, best, best_step, step, diverged, earlier)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from qrobust.config import RunConfig
 from qrobust.errors import InputError
+from qrobust.files import give_back, set_aside
 from qrobust.results import read_json, write_json
 
 GRAPHS = ("float", "int8", "compensated")
@@ -43,7 +43,10 @@ class RunFolder:
     def stage(self, name: str) -> Any | None:
         """What a finished stage left, or None."""
         path = self.stages / f"{name}.json"
-        return read_json(path) if path.exists() else None
+        found = read_json(path) if path.exists() else None
+        if found is not None and not {"choices", "duration_s"} <= set(found):
+            raise InputError(f"run folder: {path} is not what a stage left; run that stage again")
+        return found
 
     def card(self, name: str) -> Path:
         """The model card of a graph."""
@@ -106,33 +109,50 @@ def check_folder(
     if path.exists() and not path.is_dir():
         raise InputError(f"out: {path} is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise InputError(f"out: {path} is not empty; --resume goes on with it, --overwrite replaces it")
         try:
             config = read_json(path / "config.json")
         except InputError:
-            config = None
-        if not isinstance(config, dict) or not made(config):
-            raise InputError(f"out: {path} holds files that no {kind} made; --overwrite will not remove them")
+            config = {}
+        if not made(config):
+            raise InputError(f"out: {path} holds files that no {kind} made, which nothing will remove; name another")
+        if not overwrite:
+            raise InputError(f"out: {path} is not empty; --resume goes on with it, --overwrite replaces it")
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")
 
 
 def create_folder(path: Path, config: RunConfig, *, overwrite: bool) -> RunFolder:
-    """A folder for a new run, with nothing but its configuration; what `check_folder` refuses is refused."""
+    """A folder for a new run, with nothing but its configuration; what `check_folder` refuses is refused.
+
+    A run that it held is set aside until the new one is quantized.
+    """
     check_folder(path, overwrite=overwrite)
-    try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        write_json(path / "config.json", config.as_json())
-    except OSError as error:
-        raise InputError(f"out: cannot write to {path} ({error.strerror})") from error
+    begin_folder(path, config.as_json())
     return RunFolder(path)
 
 
+def begin_folder(path: Path, config: dict[str, Any]) -> None:
+    """A folder with nothing but a configuration; what it held is set aside.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        set_aside(path)
+        try:
+            write_json(path / "config.json", config)
+        except OSError:
+            give_back(path)
+            raise
+    except OSError as error:
+        raise InputError(f"out: cannot write to {path} ({error.strerror or error})") from error
+
+
 def discard_unfinished(folder: RunFolder) -> None:
-    """Remove a folder in which not even the first stage is done, nor any training begun; any other is kept."""
+    """Remove a folder in which not even the first stage is done, nor any training begun; any other is kept.
+
+    A run that it was to replace is there again.
+    """
     if not folder.stage("quantize") and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
-        shutil.rmtree(folder.path, ignore_errors=True)
+        give_back(folder.path)

@@ -211,7 +211,7 @@ def convolve(
 
 
 class IntegerLinear(_IntegerLayer):
-    """A linear layer `(N, in)` to `(N, out)` on quantized input."""
+    """A linear layer `(..., in)` to `(..., out)` on quantized input."""
 
     def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, self.bias())

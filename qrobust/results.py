@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qrobust.errors import InputError
+from qrobust.files import whole
 
 SCHEMA, EVALUATION_SCHEMA = "qrobust.run/1", "qrobust.evaluation/1"
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
@@ -25,9 +26,8 @@ TIMING_KEYS = frozenset({
 
 def write_text(path: Path, text: str) -> None:
     """Write text so that the file is either the old or the whole new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -37,10 +37,8 @@ def write_json(path: Path, value: object) -> None:
 
 def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays so that the file is either the old or the whole new one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
-    os.replace(part, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.deployment.graph import files_of
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview, stored_figures
-from qrobust.folders import check_folder
+from qrobust.files import give_back, holds_back, settle
+from qrobust.folders import begin_folder, check_folder
 from qrobust.predictions import (
     BATCH,
     CLEAN,
@@ -258,26 +258,16 @@ def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterato
     Where what follows ends in an error of ours, what `out` held before is there again, and of a new evaluation
     only what is worth going on with.
     """
-    before = out.absolute().with_name(f".{out.absolute().name}.before")
     if not going_on:
-        try:
-            if out.is_dir() and before.exists():
-                shutil.rmtree(out)  # of one that was killed while it replaced another
-            elif out.is_dir():
-                out.rename(before)
-            (out / "predictions").mkdir(parents=True)
-            write_json(out / "config.json", config)
-        except OSError as error:
-            raise InputError(f"out: cannot write to {out} ({error.strerror})") from error
+        begin_folder(out, config)
     try:
+        (out / "predictions").mkdir(exist_ok=True)
         yield
-    except QRobustError:
-        if not going_on and (before.exists() or not any(out.glob("predictions/**/*.npz"))):
-            shutil.rmtree(out)
-            if before.exists():
-                before.rename(out)
+    except (QRobustError, OSError):
+        if not going_on and (holds_back(out) or not any(out.glob("predictions/**/*.npz"))):
+            give_back(out)
         raise
-    shutil.rmtree(before, ignore_errors=True)
+    settle(out)
 
 
 def _sha256(path: Path) -> bytes:

@@ -25,6 +25,7 @@ from qrobust.data import Data, Split, open_data
 from qrobust.data.scene import Scene, about_scene, open_scene
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.files import whole
 from qrobust.folders import RunFolder, is_run
 from qrobust.models import ModelSpec, find_model, load_model
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, restore, search
@@ -171,7 +172,8 @@ class Workbench:
     def save_model(self) -> None:
         """Keep the float weights in the folder."""
         state = {k: v.detach().clone().contiguous() for k, v in self.model.network.state_dict().items()}
-        save_file(state, self.place().weights)
+        with whole(self.place().weights) as part:
+            save_file(state, part)
 
     @cached_property
     def example(self) -> torch.Tensor:
@@ -218,6 +220,11 @@ class Workbench:
         """The result of post-training quantization, made anew."""
         started = time.perf_counter()
         found = self._quantized_but_worst()
+        bits = found.recipe.for_layers(found.observed.layers)
+        if not bits:
+            raise InputError("model: expected a convolution or a linear layer to quantize, found none")
+        if self.config.storage == "int4" and not any(b is not None and b[0] == 4 for b in bits.values()):
+            raise InputError("storage: int4 is for weights of 4 bits, and no layer is left with such")
         return replace(found, seconds=time.perf_counter() - started)
 
     def _quantized_but_worst(self) -> Quantized:
@@ -243,7 +250,7 @@ class Workbench:
         if self.config.ptq == "auto":
             twin, recipe, trials, observed = search(
                 self.model, self.target, self.calibration_batches, self.judges(SEARCH_IMAGES), recipe,
-                seed=self.config.seed, progress=self.reporter.detail,
+                seed=self.config.seed, progress=lambda trial: self.reporter.say(f"  {trial}"),
             )  # fmt: skip
             return Quantized(twin, recipe, observed, trials, [])
         observed = observe(self.model, self.calibration_batches(), recipe)
@@ -430,4 +437,5 @@ class Workbench:
 
 def _save(module: nn.Module, path: Path) -> None:
     """A state dict without the second names of shared modules' tensors lost on the way."""
-    save_file({k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}, path)
+    with whole(path) as part:
+        save_file({k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}, part)

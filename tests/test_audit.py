@@ -137,6 +137,34 @@ def test_dynamic_quantization_is_called_so(tmp_path: Path) -> None:
     assert "quantized dynamically: 1 DynamicQuantizeLinear" in result.output
 
 
+def test_dynamic_quantization_that_onnxruntime_fuses_is_called_so(tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    g = GraphBuilder((1, 3, 4, 4))
+    rows = g.op("Reshape", "images", g.const([1, 48], np.int64))
+    g.save(tmp_path / "float.onnx", g.op("MatMul", rows, floats(g, 48, 5)))
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx")
+    assert "quantized dynamically: 1 DynamicQuantizeMatMul" in qrobust("audit", tmp_path / "dynamic.onnx").output
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_sizes_that_no_image_has_are_one_line(size: int, tmp_path: Path) -> None:
+    g = GraphBuilder(("n", 3, "h", "w"))
+    path = g.save(tmp_path / "g.onnx", g.op("Conv", "images", floats(g, 2, 3, 1, 1)))
+    result = qrobust("audit", path, "--image-size", size)
+    assert (result.exit_code, result.output) == (2, f"Error: image_size: expected at least 1, got {size}\n")
+
+
+def test_what_onnxruntime_says_comes_without_its_sources(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    path = g.save(tmp_path / "g.onnx", g.op("Conv", "images", floats(g, 2, 3, 1, 1)))
+    proto = onnx.load(path)
+    proto.ir_version = 99
+    path.write_bytes(proto.SerializeToString())
+    result = qrobust("audit", path)
+    assert (result.exit_code, "(Unsupported model IR version: 99" in result.output) == (2, True), result.output
+
+
 def test_shares_gate() -> None:
     audited = {"unknown_macs": {}, "integer_mac_share": 0.9, "integer_ops": 1, "quantizable_ops": 4}
     check_share(audited, 0.9, 0.25)
@@ -201,7 +229,7 @@ def refused(path: Path, match: str, *options: object) -> None:
 def test_files_that_are_not_onnx(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.onnx"
     refused(path, "no file")
-    refused(tmp_path, "no file")
+    refused(tmp_path, "is a folder, expected a file")
     for content, match in (
         (b"nonsense", "not an ONNX file, or not a whole one"),
         (b"", "holds no graph"),

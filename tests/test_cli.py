@@ -409,7 +409,7 @@ def test_overwrite_leaves_what_others_made(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text(text)
-        one_line_error([*arguments, folder], None, "no run made; --overwrite will not remove")
+        one_line_error([*arguments, folder], None, "no run made, which nothing will remove")
         assert (folder / "config.json").read_text() == text
 
 
@@ -418,8 +418,8 @@ def test_output_folder_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     full = tmp_path / "full"
     full.mkdir()
     (full / "thesis.txt").write_text("precious")
-    one_line_error([*arguments, full], None, "not empty")
-    one_line_error([*arguments, full, "--overwrite"], None, "will not remove")
+    one_line_error([*arguments, full], None, "holds files that no run made")
+    one_line_error([*arguments, full, "--overwrite"], None, "nothing will remove")
     assert (full / "thesis.txt").read_text() == "precious"
     file = tmp_path / "file"
     file.touch()
@@ -531,8 +531,10 @@ def test_narrow_bits_stay_integer_and_int4_is_smaller(weights: Path, tmp_path: P
 def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--ptq", "auto", "--keep-float", "auto:1", "--layer-bits", "blocks.0.*=w4a8"]
-    result = qrobust(*small_quantize(weights, out, *options))
+    result = qrobust(*(o for o in small_quantize(weights, out, *options) if o != "-q"))
     assert result.exit_code == 0, result.output
+    # Once without and once with the layer in float.
+    assert (result.output.count("  tried "), result.output.count("  kept ")) == (16, 2)
     found = json.loads((out / "stages" / "quantize.json").read_text())["quantization"]
     assert len(found["trials"]) == 8
     assert (
@@ -605,6 +607,13 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
         (["--storage", "int4"], "storage: int4 is for weights of 4 bits, bits are w8a8"),
         (["--rounding", "adaround"], "rounding: adaround is for weights of fewer than 8 bits"),
         (["--qat-shifts"], "qat_shifts: nothing is trained without qat_epochs"),
+        (["--qat-ranges", "frozen"], "qat_ranges: nothing is trained without qat_epochs"),
+        (["--qat-learning-rate", "0.1"], "qat_learning_rate: nothing is trained without qat_epochs"),
+        (
+            ["--layer-bits", "fc=w4a8,fc=w8a8", "--storage", "int4"],
+            "storage: int4 is for weights of 4 bits, and no layer is left with such",
+        ),
+        (["--resume", "--overwrite"], "resume: expected it or --overwrite, got both"),
         (["--target", "x87"], "target: expected one of x86-vnni, x86-avx2, arm64, got 'x87'"),
     ],
 )

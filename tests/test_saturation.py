@@ -120,6 +120,19 @@ def test_linear_layers_equal_the_loop(inputs: int) -> None:
     assert np.array_equal(got.numpy(), reference(x.numpy(), layer, 30))
 
 
+@pytest.mark.parametrize("axes", [(5,), (3, 4, 2)])
+def test_linear_layers_on_tokens_equal_the_loop(axes: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = integer_layer(torch.randint(-128, 128, (9, 18), generator=generator))
+    x = torch.randint(0, 256, (2, *axes, 18), generator=generator, dtype=torch.uint8)
+    simulated = without_vnni(twin_of(layer, 30))
+    got = simulated((x.float() - 30) * INPUT_SCALE) / (INPUT_SCALE * WEIGHT_SCALE)
+    wanted = reference(x.flatten(0, -2).numpy(), layer, 30)
+    assert np.array_equal(got.flatten(0, -2).numpy(), wanted)
+    (measured,) = layers(simulated)
+    assert measured.largest_error > 0
+
+
 def test_measures_in_closed_form() -> None:
     # Two outputs of two pairs each; one pair of the first overflows on every second image.
     layer = integer_layer(torch.tensor([[127, 127, 1, 1], [1, 1, 1, 1]]))
@@ -189,7 +202,8 @@ def test_eight_bit_weights_err_and_say_where(small_model: NormalizedModel, image
     risk = saturation_risk(twin, [(images[:16], labels[:16]), (images[16:], labels[16:])])
     assert not risk["proven"]
     found: Any = risk["layers"]
-    assert [layer["name"] for layer in found] == [n for n, m in twin.named_modules() if hasattr(m, "weight_int")]
+    layers_of_twin = [n.removeprefix("network.") for n, m in twin.named_modules() if hasattr(m, "weight_int")]
+    assert [layer["name"] for layer in found] == layers_of_twin
     touched = [layer for layer in found if layer["saturated_sums"]]
     assert touched
     for layer in touched:
@@ -219,8 +233,11 @@ def test_a_pair_is_simulated_whole(small_model: NormalizedModel, images: torch.T
     twin = quantize(small_model, X86_VNNI, [images])
     pair = Compensated(nn.Identity(), twin)
     simulated = without_vnni(pair)
-    assert torch.equal(simulated(images), without_vnni(twin)(images))
-    assert [m.name for m in layers(simulated)] == [n for n, m in pair.named_modules() if hasattr(m, "weight_int")]
+    alone = without_vnni(twin)
+    assert torch.equal(simulated(images), alone(images))
+    names = [n.replace(".network.", ".") for n, m in pair.named_modules() if hasattr(m, "weight_int")]
+    assert [m.name for m in layers(simulated)] == names
+    assert {"conv1", "fc"} <= {m.name for m in layers(alone)}  # as --layer-bits takes them
 
 
 def test_gradient_is_straight_through(small_model: NormalizedModel, images: torch.Tensor) -> None:

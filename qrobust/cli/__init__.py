@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from qrobust.cli.options import (
     training,
 )
 from qrobust.cli.runs import begin, begin_or_resume, finish, reopen
-from qrobust.errors import QRobustError
+from qrobust.errors import InputError, QRobustError
 
 
 class Group(click.Group):
@@ -37,6 +38,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except QRobustError as error:
             message, code = str(error), error.exit_code
+        except OSError as error:  # a full disk, a folder that went away
+            if error.errno == errno.EPIPE:  # click knows what to do when nobody reads on
+                raise
+            told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            message, code = told, InputError.exit_code
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else ctx.command_path
             message, code = f"{error.format_message()} See {path} --help.", error.exit_code

@@ -48,7 +48,10 @@ def begin_or_resume(
 ) -> Workbench:
     """A workbench for a new run, or for one that was interrupted, which must have been begun alike."""
     from qrobust import pipeline
+    from qrobust.errors import InputError
 
+    if resume and overwrite:
+        raise InputError("resume: expected it or --overwrite, got both")
     if not (resume and (out / "config.json").is_file()):
         return begin(out, overwrite, compensating=compensating, **options)
     bench = reopen(out, options["verbose"], options["quiet"], options["threads"])

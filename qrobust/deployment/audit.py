@@ -64,8 +64,8 @@ def audit(
         explain: also tell what keeps the rest in float.
 
     Returns:
-        `integer_ops` of `quantizable_ops` convolutions and matrix products; by type those left in float
-        (`float_compute`) and all other operators (`other_ops`); `integer_macs` of `total_macs`
+        `integer_ops` of `quantizable_ops` convolutions and matrix products; by type those (`integer_compute`), those
+        left in float (`float_compute`) and all other operators (`other_ops`); `integer_macs` of `total_macs`
         multiply-accumulates per image and their quotient `integer_mac_share` (None if all are unknown);
         `unknown_macs`, compute by type that is in neither because its shapes do not tell its work;
         `time_share` of each operator type on this CPU, one thread. With `explain` also `blocked`, the float
@@ -86,6 +86,7 @@ def audit(
         result = {
             "integer_ops": sum(c.integer for c in compute),
             "quantizable_ops": len(compute),
+            "integer_compute": _by_type(c.node.op_type for c in compute if c.integer),
             "float_compute": _by_type(c.node.op_type for c in compute if not c.integer),
             "other_ops": _by_type(other),
             "integer_macs": integer,
@@ -263,9 +264,11 @@ def check_gate(
         GateError: compute left in float (where `integer` is claimed), or torch and session differ.
     """
     if integer and audited["quantizable_ops"] - audited["integer_ops"] != in_float:
+        left = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items()) or "none"
         raise GateError(
-            f"audit: {name} runs {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
-            f"matrix products on integers; left in float: {audited['float_compute']}, expected {in_float}"
+            f"audit: {name} runs {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
+            f"products on integers; left in float: {left}, expected {in_float}. What onnxruntime has no integer "
+            "kernel for must be written otherwise in the network"
         )
     if measured["agreement_beyond_ties"] < LEAST_AGREEMENT:
         raise GateError(

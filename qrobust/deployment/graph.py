@@ -6,7 +6,6 @@ import copy
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from qrobust.errors import GateError, InputError
+from qrobust.files import whole
 from qrobust.integer import (
     WIDE,
     WIDENED,
@@ -202,9 +202,8 @@ def export(
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker raises several types
         raise GateError(f"export: the ONNX checker refuses {path.name} ({error})") from error
-    part = path.with_name(path.name + ".part")
-    onnx.save_model(proto, part)
-    os.replace(part, path)
+    with whole(path) as part:
+        onnx.save_model(proto, part)
 
 
 def _widen(proto: onnx.ModelProto) -> None:

@@ -56,7 +56,7 @@ def open_session(
         InputError: the file is missing or onnxruntime refuses it.
     """
     if not path.is_file():
-        raise InputError(f"onnx: no file {path}")
+        raise InputError(f"onnx: {path} is a folder, expected a file" if path.is_dir() else f"onnx: no file {path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -81,8 +81,20 @@ def open_session(
     except Exception as error:  # onnxruntime raises a type per cause, none of them public
         from qrobust.deployment.graph import complaint
 
-        reason = complaint(path) or str(error).splitlines()[0]
+        reason = complaint(path) or _plainly(error)
         raise InputError(f"onnx: onnxruntime refuses {path} ({reason})") from error
+
+
+# Of onnxruntime's messages: its own name and codes, and where in its sources they were raised.
+CODES = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?|Exception during initialization: "
+    r"|\S*\w\.(?:cc|h):\d+ (?:(?:\S+ )?\S*::\S*\(.*?\) |\w+ )"
+)
+
+
+def _plainly(error: Exception) -> str:
+    """The first line of what onnxruntime says, without codes and places in its sources."""
+    return CODES.sub("", str(error).splitlines()[0])
 
 
 class OnnxClassifier:
@@ -187,6 +199,8 @@ def image_feed(session: onnxruntime.InferenceSession, path: Path, image_size: in
             f"onnx: {path} must have an image input (N, C, H, W) or (N, H, W, C), "
             f"has {image.name!r} {image.type} {image.shape}"
         )
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size: expected at least 1, got {image_size}")
     shape = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
     if shape[0] is None:
         shape[0] = 1
@@ -222,9 +236,9 @@ def run_profiled(
         for _ in range(rounds):
             session.run(None, feed)
     except Exception as error:  # as in open_session
-        line = str(error).splitlines()[0]
+        line = _plainly(error)
         found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
-        reason = f"node {found[1]}: {found[2]}" if found else line
+        reason = f"{f'node {found[1]}: ' if found[1] else ''}{found[2]}" if found else line
         raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error
     events = json.loads(Path(session.end_profiling()).read_text())
     runs: list[list[Kernel]] = [[]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.errors import InputError
@@ -112,6 +114,16 @@ def _file_factory(path: Path, factory: str) -> Callable[[int], nn.Module]:
             raise InputError(f"model: {path}:{factory} failed ({type(error).__name__}: {error})") from error
         if not isinstance(model, nn.Module):
             raise InputError(f"model: {path}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise InputError(
+                f"model: {path}:{factory} must return a network that can be traced, got a TorchScript module"
+            )
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            if is_lazy(value):
+                raise InputError(
+                    f"model: {path}:{factory} must return a network with shapes, {name!r} has none before the first "
+                    "image; let the factory run it once"
+                )
         return model
 
     return build
@@ -158,6 +170,10 @@ def load_model(
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"weights: {name!r} holds NaN or infinity")
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise InputError(
+                f"model: expected float32 weights, {name!r} is {value.dtype}; call .float() on the network"
+            )
     network.eval().requires_grad_(False)
     channels = _channels(network, found.spec, classes, image_size)
     normalize = Normalization(*parse_normalization(normalization or found.normalization, channels))
@@ -207,6 +223,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises another type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
+            reason = "it is damaged, or holds more than tensors"
         raise InputError(f"weights: {path} is not a readable state dict or safetensors file ({reason})") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

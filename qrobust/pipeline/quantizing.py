@@ -11,7 +11,8 @@ from torch import fx
 from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
-from qrobust.errors import GateError, QRobustError
+from qrobust.errors import GateError
+from qrobust.files import settle
 from qrobust.folders import discard_unfinished
 from qrobust.pipeline.stage import choices_key, export_gated, stage, told
 from qrobust.quantization.graph import folded
@@ -25,18 +26,22 @@ from qrobust.workbench import SENSITIVITY_IMAGES, Workbench
 NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
 # At most so many validation images, and pixels of them, to estimate saturation on.
 SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
+# Accuracy, as a fraction, whose loss on such CPUs nobody should learn of from a record alone.
+MATERIAL = 0.01
 
 
 def quantize(bench: Workbench) -> None:
     """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
 
-    A folder in which this fails is removed where it holds nothing that another stage, or `--resume`, could use.
+    A folder in which this fails is removed where it holds nothing that another stage, or `--resume`, could use, and
+    a run that it was to replace is there again.
     """
     try:
         _quantize(bench)
-    except QRobustError:
+    except Exception:
         discard_unfinished(bench.place())
         raise
+    settle(bench.place().path)
 
 
 def _quantize(bench: Workbench) -> None:
@@ -113,11 +118,19 @@ def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None
     found = saturation_risk(twin, ((to_unit(images), labels) for images, labels in judged.batches(16)))
     if not found["proven"] and bench.config.target == "x86-avx2":
         raise GateError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
-    bench.reporter.detail(
-        "without VNNI: nothing can saturate" if found["proven"] else
-        f"without VNNI: {100 * found['accuracy_without_vnni']:.1f} % instead of {100 * found['accuracy']:.1f} % "
-        f"expected (n = {found['n']})"
-    )  # fmt: skip
+    lost = found["accuracy"] - found["accuracy_without_vnni"]
+    expected = (
+        f"{100 * found['accuracy_without_vnni']:.1f} % instead of {100 * found['accuracy']:.1f} % (simulated on "
+        f"{found['n']} validation images)"
+    )
+    if lost > MATERIAL:
+        bench.reporter.warn(
+            f"warning: on an x86 CPU without VNNI expect {expected}; --target x86-avx2 is for such CPUs"
+        )
+    else:
+        bench.reporter.detail(
+            "without VNNI: nothing can saturate" if found["proven"] else f"without VNNI: {expected}"
+        )
     return found
 
 

@@ -52,15 +52,15 @@ def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[st
     result: dict[str, Any] = {}
     try:
         yield result
-    except QRobustError:
+        result["choices"] = choices_key(bench.config, name)
+        earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
+        result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
+        write_json(folder.config, bench.config.as_json())
+        folder.finish(name, result)
+    except (QRobustError, OSError):
         for done, found in before.items():
             folder.finish(done, found)
         raise
-    result["choices"] = choices_key(bench.config, name)
-    earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
-    result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
-    write_json(bench.place().config, bench.config.as_json())
-    bench.place().finish(name, result)
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
 

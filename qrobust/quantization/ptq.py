@@ -253,7 +253,7 @@ def search(
         validation: images to choose by.
         recipe: bits, edges and exceptions are kept, the rest is where the search starts.
         seed: of learned rounding.
-        progress: called with a line on each trial.
+        progress: called with a line on each trial, and on what was kept.
 
     Returns:
         The best twin, its recipe, every trial in order, and the observed graph that the twin was made from.
@@ -278,10 +278,7 @@ def search(
             best = (away, twin, candidate)
         choices = (candidate.ranges, candidate.equalize, candidate.correct_bias, candidate.rounding)
         trials.append(Trial(*choices, away, found.agreement, found.accuracy, kept))
-        progress(
-            f"{candidate.ranges}{', equalized' * candidate.equalize}{', bias corrected' * candidate.correct_bias}"
-            f"{', learned rounding' * (candidate.rounding == 'adaround')}: divergence {away:.5f}"
-        )
+        progress(f"tried {candidate.tricks()}: divergence from float {away:.5f}")
 
     def current() -> Recipe:
         assert best is not None
@@ -296,6 +293,7 @@ def search(
         attempt(replace(current(), rounding="adaround" if recipe.rounding == "nearest" else "nearest"))
     attempt(replace(current(), correct_bias=not recipe.correct_bias))
     assert best is not None
+    progress(f"kept {best[2].tricks()}: divergence from float {best[0]:.5f}")
     return best[1], best[2], trials, observations[best[2].equalize]
 
 

@@ -60,6 +60,12 @@ class Recipe:
         """The inverse of `dataclasses.asdict`, after a trip through JSON."""
         return cls(**data | {"exceptions": tuple((layer, bits) for layer, bits in data["exceptions"])})
 
+    def tricks(self) -> str:
+        """How ranges and weights are found, in words."""
+        words = {"equalized": self.equalize, "bias corrected": self.correct_bias,
+                 "learned rounding": self.rounding == "adaround"}  # fmt: skip
+        return ", ".join([self.ranges, *(word for word, meant in words.items() if meant)])
+
     def keeping_float(self, layers: tuple[str, ...]) -> Recipe:
         """The same, with these layers left in float."""
         return replace(self, exceptions=(*self.exceptions, *((name, FLOAT) for name in layers)))

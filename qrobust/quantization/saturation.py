@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from qrobust.errors import InputError
 from qrobust.integer import WIDENED, ActivationQuantizer, IntegerConv2d, IntegerLinear
-from qrobust.quantization.graph import calls
+from qrobust.quantization.graph import calls, public_name
 from qrobust.statistics import wilson_interval
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
@@ -34,7 +34,7 @@ class LayerSaturation:
     """What saturation did to one layer, on the images it was measured on.
 
     Attributes:
-        name: the layer's name, as `named_modules` has it.
+        name: the layer's name, as options take it; in a module of several twins after that of its twin.
         proven: no pair of its weights can overflow, whatever the activations.
         risky_pairs: share of its weight pairs that could overflow.
         saturated_sums: share of its pair sums that did.
@@ -114,8 +114,11 @@ class _SaturatingLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         exact: torch.Tensor = self.layer(x)
+        rows, outputs = x, exact
+        if isinstance(self.layer, IntegerLinear):  # its vectors may lie along more axes than one, such as tokens
+            rows, outputs = x.flatten(0, -2), exact.flatten(0, -2)
         with torch.no_grad():  # going back, saturation is passed straight through
-            error = self._error(x, exact.shape) if len(self.output) else None
+            error = self._error(rows, outputs.shape).view_as(exact) if len(self.output) else None
             self._count(exact, error)
         return exact if error is None else exact - error
 
@@ -209,7 +212,7 @@ def without_vnni(twin: nn.Module) -> nn.Module:
                     f"{node.target!r}; got [{quantizer.qmin}, {quantizer.qmax}]"
                 )
             name, target = f"{node.name}_without_vnni", str(node.target)
-            full_name = f"{path}.{target}" if path else target
+            full_name = f"{path}.{public_name(target)}" if path else public_name(target)
             graph.add_submodule(name, _SaturatingLayer(full_name, layer, quantizer))
             node.target = name
             found += 1

@@ -18,17 +18,18 @@ def audit_lines(audited: dict[str, Any]) -> list[str]:
     integer, compute = audited["integer_ops"], audited["quantizable_ops"]
     lines = [
         f"  {integer} of {compute} convolutions and matrix products run on integers",
-        f"  {audited['integer_macs'] / 1e6:,.1f} of {total / 1e6:,.1f} million multiply-accumulates"
+        f"  {_millions(audited['integer_macs'])} of {_millions(total)} million multiply-accumulates"
         + (f": {audited['integer_mac_share']:.1%}" if total else ""),
     ]
     if audited["unknown_macs"]:
         lines.append(f"  not counted, their work is not known: {_listed(audited['unknown_macs'])}")
     times = ", ".join(f"{kind} {share:.0%}" for kind, share in audited["time_share"].items() if share >= 0.01)
     lines += [f"  time on this CPU, one thread: {times}", f"  other operators: {_listed(audited['other_ops'])}"]
-    if dynamic := audited["other_ops"].get("DynamicQuantizeLinear"):
+    dynamic = audited["integer_compute"] | audited["other_ops"]
+    if dynamic := {kind: n for kind, n in dynamic.items() if kind.startswith("DynamicQuantize")}:
         lines.append(
-            f"  quantized dynamically: {dynamic} DynamicQuantizeLinear look for each image's ranges, and what lies "
-            "between integer operators is float; ranges observed beforehand need neither"
+            f"  quantized dynamically: {_listed(dynamic)} look for each image's ranges, and what lies between "
+            "integer operators is float; ranges observed beforehand need neither"
         )
     if audited["blocked"]:
         lines.append(f"  left in float: {_listed(audited['float_compute'])}")
@@ -42,6 +43,10 @@ def audit_lines(audited: dict[str, Any]) -> list[str]:
         lines.append("  wrong sums: onnxruntime reads these biases at input scale times weight scale")
         lines += [f"    {name}: {why}" for name, why in audited["misread_biases"].items()]
     return lines
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f}" if count >= 10**5 else f"{count / 1e6:.3g}"
 
 
 def _listed(types: dict[str, int]) -> str:

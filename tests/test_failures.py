@@ -1,0 +1,172 @@
+"""What a command that fails leaves behind: nothing half-written, and what was there before."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from conftest import qrobust, save_npz
+
+from qrobust.files import give_back, holds_back, set_aside, settle, whole
+
+# Networks in files, by the name of their factory.
+NETWORKS = """
+import warnings
+
+import torch
+from torch import nn
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        tokens = torch.relu(self.mix(self.embed(x).flatten(2).transpose(1, 2)))
+        return self.head(tokens.mean(1))
+
+def tokens():
+    return Tokens()
+
+def scripted():
+    warnings.simplefilter("ignore")
+    return torch.jit.trace(Tokens().eval(), torch.zeros(2, 3, 16, 16))
+
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(3))
+
+def half():
+    return Tokens().half()
+
+def upward():
+    return nn.Sequential(nn.ConvTranspose2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def nothing():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def quantize(folder: Path, network: str, *options: object) -> list[object]:
+    """Arguments that quantize one of `NETWORKS` into `folder / "out"`."""
+    (folder / "networks.py").write_text(NETWORKS)
+    data = f"npz:{save_npz(folder / 'd.npz')}"
+    model = network if network == "resnet8" else f"{folder / 'networks.py'}:{network}"
+    return ["quantize", "--model", model, "--data", data, "--calibration-images", 16, "--image-size", 16,
+            "--out", folder / "out", "--threads", 1, "-q", *options]  # fmt: skip
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with whole(path) as part:
+        part.write_text("one")
+
+    def write(failure: BaseException) -> None:
+        with whole(path) as part:
+            part.write_text("tw")
+            raise failure
+
+    with pytest.raises(OSError, match=r"cannot write .*f \(no space\)"):
+        write(RuntimeError("no space"))
+    with pytest.raises(KeyboardInterrupt):
+        write(KeyboardInterrupt())
+    assert content(tmp_path) == {"f": b"one"}
+
+
+def test_a_folder_is_given_back_or_settled(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old").touch()
+    set_aside(path)
+    assert (content(path), holds_back(path)) == ({}, True)
+    (path / "new").touch()
+    set_aside(path)  # after a kill: what was there before the first counts
+    give_back(path)
+    assert set(content(path)) == {"old"}
+    set_aside(path)
+    settle(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    give_back(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "writer", ["onnx.save_model", "qrobust.workbench.save_file", "qrobust.pipeline.stage.write_text"]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    arguments = quantize(tmp_path, "resnet8")
+    monkeypatch.setattr(writer, full)
+    result = qrobust(*arguments)
+    assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: somewhere: No space left on device")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "networks.py"]
+
+
+def test_a_run_is_replaced_once_the_new_one_is_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    assert qrobust(*quantize(tmp_path, "resnet8")).exit_code == 0
+    before = content(out)
+    refused = qrobust(*quantize(tmp_path, "upward", "--overwrite"))
+    assert refused.exit_code == 3
+    assert "left in float: 1 ConvTranspose, expected 0" in refused.output
+    assert content(out) == before
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("not foreseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qrobust.pipeline.quantizing.saturation_risk", fault)
+        assert isinstance(qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exception, RuntimeError)
+    assert content(out) == before
+    assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code == 0
+    assert json.loads((out / "config.json").read_text())["model"].endswith(":tokens")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "networks.py", "out"]
+
+
+def test_layers_on_tokens_go_through_the_command(tmp_path: Path) -> None:
+    result = qrobust(*quantize(tmp_path, "tokens"))
+    assert result.exit_code == 0, result.output
+    stage = json.loads((tmp_path / "out" / "stages" / "quantize.json").read_text())
+    assert {layer["name"] for layer in stage["quantization"]["saturation"]["layers"]} == {"embed", "mix", "head"}
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("scripted", "must return a network that can be traced, got a TorchScript module"),
+        ("lazy", "must return a network with shapes, '0.weight' has none before the first image"),
+        ("half", "model: expected float32 weights, 'embed.weight' is torch.float16"),
+        ("nothing", "model: expected a convolution or a linear layer to quantize, found none"),
+    ],
+)
+def test_networks_that_cannot_be_quantized_are_one_line(network: str, message: str, tmp_path: Path) -> None:
+    result = qrobust(*quantize(tmp_path, network))
+    assert (result.exit_code, message in result.output.splitlines()[-1]) == (2, True), result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("material", "told"), [(-1.0, True), (1.0, False)])
+def test_what_other_cpus_lose_is_told(
+    material: float, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qrobust.pipeline.quantizing.MATERIAL", material)
+    result = qrobust(*quantize(tmp_path, "resnet8"))
+    assert result.exit_code == 0
+    assert ("warning: on an x86 CPU without VNNI expect " in result.output) == told
+
+
+def test_a_damaged_stage_is_one_line(tmp_path: Path) -> None:
+    assert qrobust(*quantize(tmp_path, "resnet8")).exit_code == 0
+    (tmp_path / "out" / "stages" / "quantize.json").write_text('{"a": 1}')
+    result = qrobust("sensitivity", tmp_path / "out")
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
+    assert "quantize.json is not what a stage left; run that stage again" in result.output
