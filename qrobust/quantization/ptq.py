@@ -322,13 +322,16 @@ def keep_worst_in_float(
         The recipe, and the effect of each layer.
 
     Raises:
-        InputError: `count` is below 1 or not below the number of layers.
+        InputError: `count` is below 1 or not below the number of quantized layers.
     """
     observed = observe(model, calibration_images(), recipe)
-    if not 1 <= count < len(observed.layers):
+    quantized = sum(bits is not None for bits in recipe.for_layers(observed.layers).values())
+    if quantized < 2:
+        raise InputError(f"keep_float: auto:{count} would leave no layer to quantize, only {quantized} is quantized")
+    if not 1 <= count < quantized:
         raise InputError(
-            f"keep_float: expected auto:N with N from 1 to {len(observed.layers) - 1} for this network's "
-            f"{len(observed.layers)} layers, got auto:{count}"
+            f"keep_float: expected auto:N with N from 1 to {quantized - 1} for the {quantized} layers that are "
+            f"quantized, got auto:{count}"
         )
     effects = layer_effects(observed.graph, build(observed, target, recipe), validation, progress)
     return recipe.keeping_float(worst_layers(effects, count)), effects
