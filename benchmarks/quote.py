@@ -306,6 +306,23 @@ def first_convolution() -> str:
     return "\n".join([*lines, "", f"W8A8, random weights, onnxruntime {r['versions']['onnxruntime']}, {where}."])
 
 
+def storage() -> str:
+    """Size and time of four-bit weights, stored as int8 and as int4."""
+    r = record("storage")
+    lines = [
+        "| network | px | file, int8 | int4 | load, int8 | int4 | batch 1, int8 | int4 | batch 32, int8 | int4 "
+        "| outputs differ by |",
+        "|---|---:|" + "---:|" * 9,
+    ]
+    for row in r["rows"]:
+        cells = [f"{row['size_bytes'][s] / 2**20:.2f} MiB" for s in ("int8", "int4")]
+        times = (row["load_ms"], row["times_ms"]["batch_1"], row["times_ms"]["batch_32"])
+        cells += [f"{t[s]:.2f} ms" for t in times for s in ("int8", "int4")]
+        lines.append(f"| {row['network']} | {row['size']} | {' | '.join(cells)} | {row['largest_difference']:g} |")
+    where = f"{r['hardware']['threads']} thread(s) of {r['hardware']['processor']}"
+    return "\n".join([*lines, "", f"W4A8, random weights, onnxruntime {r['versions']['onnxruntime']}, {where}."])
+
+
 def quantize_cost() -> str:
     """Time and memory by number of calibration images."""
     r = record("quantize_cost")
@@ -404,6 +421,7 @@ QUANTIZATION = (
     efficientnet_lite0,
     quantize_cost,
     first_convolution,
+    storage,
 )
 GROUPS = (MAIN, SATURATION, ZOO, SHIFTS, EVALUATION, QUANTIZATION, COMPENSATION, ROBUSTNESS)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}

@@ -234,7 +234,9 @@ def test_keep_float_auto(small_model: NormalizedModel, calibration: list[torch.T
     assert {name for name, bits in recipe.exceptions} == {e.name for e in worst}
     twin = quantize(small_model, X86_VNNI, calibration, recipe=recipe)
     assert len(integer_layers(twin)) == 8
-    with pytest.raises(InputError, match="auto:N with N from 1 to 9 for the 10 layers that are quantized, got auto:10"):
+    with pytest.raises(
+        InputError, match="auto:N with N from 1 to 9 for the 10 layers that are quantized, got auto:10"
+    ):
         keep_worst_in_float(small_model, X86_VNNI, lambda: calibration, validation, Recipe(), 10)
 
 
