@@ -150,7 +150,7 @@ def test_parity_tells_ties_from_disagreement() -> None:
     assert measured["agreement"] == pytest.approx(1 / 3)
     assert measured["agreement_beyond_ties"] == pytest.approx(2 / 3)
     with pytest.raises(GateError, match=r"agree on 66\.7 %"):
-        check_gate("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, integer=True)
+        check_gate("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, 1)
 
 
 def test_gate_refuses_float_compute() -> None:
@@ -162,16 +162,17 @@ def test_gate_refuses_float_compute() -> None:
         "session_accuracy": 0.9,
     }
     audited = {"integer_ops": 3, "quantizable_ops": 5, "float_compute": {"Conv": 2}}
-    with pytest.raises(GateError, match="3 of 5"):
-        check_gate("int8", audited, measured, integer=True)
-    check_gate("float", audited, measured, integer=False)
+    with pytest.raises(GateError, match=r"runs 3 .* expected its 4 quantized layers; in float: 2 Conv"):
+        check_gate("int8", audited, measured, 4)
+    check_gate("int8", audited, measured, 3)  # what is in float was never claimed to be integer
+    check_gate("float", audited, measured)
     with pytest.raises(GateError, match="accuracy"):
-        check_gate("float", audited, measured | {"session_accuracy": 0.85}, integer=False)
+        check_gate("float", audited, measured | {"session_accuracy": 0.85})
     # Four ties of a thousand fell the other way, all for the better: six in that many could by chance.
     tied = measured | {"agreement": 0.996}
-    check_gate("float", audited, tied | {"session_accuracy": 0.904}, integer=False)
+    check_gate("float", audited, tied | {"session_accuracy": 0.904})
     with pytest.raises(GateError, match=r"differs by 0\.70 points in float, expected at most 0\.60"):
-        check_gate("float", audited, tied | {"session_accuracy": 0.907}, integer=False)
+        check_gate("float", audited, tied | {"session_accuracy": 0.907})
 
 
 class NotExportable(nn.Module):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from pathlib import Path
 
 import pytest
 from conftest import qrobust, save_npz
 
+from qrobust.errors import GateError
 from qrobust.files import give_back, holds_back, set_aside, settle, whole
 
 # Networks in files, by the name of their factory.
@@ -29,6 +31,19 @@ class Tokens(nn.Module):
 
 def tokens():
     return Tokens()
+
+class Attentive(Tokens):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.head(torch.relu(self.mix(tokens)).mean(1))
+
+def attentive():
+    return Attentive()
 
 def scripted():
     warnings.simplefilter("ignore")
@@ -115,18 +130,15 @@ def test_a_run_is_replaced_once_the_new_one_is_quantized(tmp_path: Path, monkeyp
     out = tmp_path / "out"
     assert qrobust(*quantize(tmp_path, "resnet8")).exit_code == 0
     before = content(out)
-    refused = qrobust(*quantize(tmp_path, "upward", "--overwrite"))
-    assert refused.exit_code == 3
-    assert "left in float: 1 ConvTranspose, expected 0" in refused.output
-    assert content(out) == before
+    for failure in (GateError("parity: no"), RuntimeError("not foreseen")):
 
-    def fault(*_: object) -> None:
-        raise RuntimeError("not foreseen")
+        def fail(*_: object, failure: Exception = failure) -> None:
+            raise failure
 
-    with monkeypatch.context() as patch:
-        patch.setattr("qrobust.pipeline.quantizing.saturation_risk", fault)
-        assert isinstance(qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exception, RuntimeError)
-    assert content(out) == before
+        with monkeypatch.context() as patch:
+            patch.setattr("qrobust.pipeline.quantizing.saturation_risk", fail)
+            assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code != 0
+        assert content(out) == before
     assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code == 0
     assert json.loads((out / "config.json").read_text())["model"].endswith(":tokens")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "networks.py", "out"]
@@ -137,6 +149,15 @@ def test_layers_on_tokens_go_through_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     stage = json.loads((tmp_path / "out" / "stages" / "quantize.json").read_text())
     assert {layer["name"] for layer in stage["quantization"]["saturation"]["layers"]} == {"embed", "mix", "head"}
+
+
+@pytest.mark.parametrize(
+    ("network", "left"), [("attentive", "2 of 7 .* stay in float \\("), ("upward", "1 of 2 .*1 Conv")]
+)
+def test_what_has_no_integer_form_is_told(network: str, left: str, tmp_path: Path) -> None:
+    result = qrobust(*quantize(tmp_path, network))
+    assert result.exit_code == 0, result.output
+    assert re.search(f"warning: {left}.*of the multiply-accumulates\\)", result.output), result.output
 
 
 @pytest.mark.parametrize(

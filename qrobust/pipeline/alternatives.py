@@ -15,7 +15,7 @@ from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.compensating import RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
 from qrobust.pipeline.quantizing import train_twin_in_stage
-from qrobust.pipeline.stage import export_gated, in_float, kept, stage
+from qrobust.pipeline.stage import export_gated, kept, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.recipe import Recipe
 from qrobust.results import write_json
@@ -53,7 +53,7 @@ def make_alternative(bench: Workbench, method: str) -> None:
         result.setdefault("trained_on", bench.lesson_names())
         result.setdefault("lessons", bench.lessons_told(labels=method != "bn-reestimate"))
         result.setdefault("macs", {"calibrator": 0})
-        export_gated(bench, method, model, result, in_float=in_float(bench))
+        export_gated(bench, method, model, result)
 
 
 def _reestimated(bench: Workbench) -> fx.GraphModule:

@@ -18,7 +18,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.errors import InputError
 from qrobust.pipeline.polishing import polish
-from qrobust.pipeline.stage import choices_key, export_gated, in_float, session_of, stage, told
+from qrobust.pipeline.stage import choices_key, export_gated, session_of, stage, told
 from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
@@ -216,7 +216,7 @@ def export(bench: Workbench) -> None:
     folder = bench.place()
     folder.need_stage("compensate", "compensate")
     with stage(bench, "export") as result:
-        export_gated(bench, "compensated", bench.torch_classifier("compensated"), result, in_float=in_float(bench))
+        export_gated(bench, "compensated", bench.torch_classifier("compensated"), result)
         _pictures(bench)
 
 

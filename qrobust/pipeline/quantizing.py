@@ -60,7 +60,8 @@ def _quantize(bench: Workbench) -> None:
         floating = folded(bench.model, bench.example)
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
         export_gated(bench, "float", floating, result)
-        export_gated(bench, "int8", twin, result, in_float=len(in_float))
+        export_gated(bench, "int8", twin, result)
+        _warn_of_float(bench, result["audit"]["int8"], len(in_float))
         bench.save_model()
         bench.save_twin(twin)
         bench.place().drop_checkpoints(bench.place().checkpoints.glob("qat-*"))
@@ -87,6 +88,19 @@ def _quantize(bench: Workbench) -> None:
         result["skipped_images"] = list(bench.data.skipped)
         result["class_names"] = list(bench.data.class_names)
         result["image_size"] = size
+
+
+def _warn_of_float(bench: Workbench, audited: dict[str, Any], on_purpose: int) -> None:
+    """Tell what the network computes in float because it has no integer form here, as the products of attention."""
+    left = audited["quantizable_ops"] - audited["integer_ops"] - on_purpose
+    if left:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
+        share = audited["integer_mac_share"]
+        work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
+        bench.reporter.warn(
+            f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
+            f"here and stay in float ({kinds}{work})"
+        )
 
 
 def _bought(

@@ -21,6 +21,7 @@ from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import QRobustError
 from qrobust.fitting import Progress
 from qrobust.folders import ALTERNATIVES
+from qrobust.integer import IntegerConv2d, IntegerLinear
 from qrobust.models import parse_normalization
 from qrobust.report.card import unmeasured_card
 from qrobust.results import write_json, write_text
@@ -103,19 +104,13 @@ def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:
         return OnnxClassifier(path, bench.config.threads, signed_activations=bench.target.signed or None)
 
 
-def in_float(bench: Workbench) -> int:
-    """How many layers of the classifier were left in float on purpose."""
-    return len(bench.place().need_stage("quantize", "quantize")["quantization"]["kept_in_float"])
-
-
 def export_gated(
     bench: Workbench,
     name: str,
     model: torch.nn.Module,
     result: dict[str, Any],
-    in_float: int = 0,
 ) -> None:
-    """Write a graph and pass it through the gates: checker, audit (`in_float` layers excepted), parity."""
+    """Write a graph and pass it through the gates: checker, audit, parity."""
     path = bench.place().graph(name)
     part = path.with_name(f".{name}.onnx")
     try:
@@ -132,7 +127,8 @@ def export_gated(
         images = to_unit(split.read(slice(None)))
         session = OnnxClassifier(part, bench.config.threads, signed_activations=bench.target.signed or None)
         measured = parity(model, session, images, split.labels)
-        check_gate(name, audited, measured, integer=name != "float", in_float=in_float)
+        layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
+        check_gate(name, audited, measured, layers)
         os.replace(part, path)
         write_text(bench.place().card(name), unmeasured_card(name))
     finally:
