@@ -45,7 +45,7 @@ class RunFolder:
         path = self.stages / f"{name}.json"
         found = read_json(path) if path.exists() else None
         if found is not None and not {"choices", "duration_s"} <= set(found):
-            raise InputError(f"run folder: {path} is not what a stage left; run that stage again")
+            raise InputError(f"run folder: {path} is not what a stage left; remove it and run that stage again")
         return found
 
     def card(self, name: str) -> Path:

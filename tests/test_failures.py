@@ -190,4 +190,4 @@ def test_a_damaged_stage_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "out" / "stages" / "quantize.json").write_text('{"a": 1}')
     result = qrobust("sensitivity", tmp_path / "out")
     assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
-    assert "quantize.json is not what a stage left; run that stage again" in result.output
+    assert "quantize.json is not what a stage left; remove it and run that stage again" in result.output
