@@ -189,6 +189,10 @@ def test_command_prints_reasons_and_gates(tmp_path: Path) -> None:
     assert qrobust("audit", path, "--min-integer", "1/100").exit_code == 3
     assert qrobust("audit", path, "--min-integer-nodes", 1).exit_code == 3
     assert qrobust("audit", path, "--min-integer", 95).exit_code == 2
+    both = qrobust("audit", path, "--min-integer", 0.5, "--min-integer-nodes", 1)
+    assert both.exit_code == 3
+    assert "0.0% of the multiply-accumulates" in both.output
+    assert "0 of 1 operators" in both.output
     told = json.loads(qrobust("audit", path, "--json").output)
     assert told["blocked"][0]["reasons"][0]["code"] == "output-is-result"
     assert told["blocked"][0]["macs"] == told["total_macs"] == 36 * 8 * 27

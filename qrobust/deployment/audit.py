@@ -196,20 +196,19 @@ def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: 
     Raises:
         GateError: below either, or the share of the multiply-accumulates is not known.
     """
-    if least_macs is not None:
-        if audited["unknown_macs"]:
-            raise GateError(
-                f"audit: the multiply-accumulates of {', '.join(audited['unknown_macs'])} are not known, and so "
-                "neither is the integer share; count operators instead (--min-integer-nodes)"
-            )
-        if audited["integer_mac_share"] < least_macs:
-            raise GateError(
-                f"audit: {audited['integer_mac_share']:.1%} of the multiply-accumulates are integer, "
-                f"expected at least {least_macs:.1%}"
-            )
-    integer, total = audited["integer_ops"], audited["quantizable_ops"]
+    if least_macs is not None and audited["unknown_macs"]:
+        raise GateError(
+            f"audit: the multiply-accumulates of {', '.join(audited['unknown_macs'])} are not known, and so "
+            "neither is the integer share; count operators instead (--min-integer-nodes)"
+        )
+    share, integer, total = audited["integer_mac_share"], audited["integer_ops"], audited["quantizable_ops"]
+    missed = []
+    if least_macs is not None and share < least_macs:
+        missed.append(f"{share:.1%} of the multiply-accumulates are integer, expected at least {least_macs:.1%}")
     if least_nodes is not None and integer < least_nodes * total:
-        raise GateError(f"audit: {integer} of {total} operators are integer, expected at least {least_nodes:.1%}")
+        missed.append(f"{integer} of {total} operators are integer, expected at least {least_nodes:.1%}")
+    if missed:
+        raise GateError(f"audit: {'; '.join(missed)}")
 
 
 @torch.inference_mode()
