@@ -15,6 +15,10 @@ class InputError(QRobustError):
     exit_code = 2
 
 
+class RangeError(InputError):
+    """An activation has no range that could be quantized: constant, not finite, or never observed."""
+
+
 class GateError(QRobustError):
     """An exported graph failed a gate: checker, audit or parity."""
 

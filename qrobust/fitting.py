@@ -67,7 +67,7 @@ def fit(
         describe: what `judge` found, in words for the progress bar.
         checkpoint: file to resume from.
         checkpoint_every: steps between checkpoints, which are also made whenever the module is judged.
-        progress: called with steps done, all steps and a note.
+        progress: called with steps done, all steps and a note, first of all with the step that it begins at.
         keep_start: whether the start is among the candidates.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -81,6 +81,7 @@ def fit(
     else:
         start = best = judge()
         best_step, kept = 0, copy.deepcopy(module.state_dict())
+    progress(step, steps, note)
     while step < steps:
         for group, rate in zip(optimizer.param_groups, rates(step), strict=True):
             group["lr"] = rate

@@ -16,6 +16,8 @@ GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
 ALTERNATIVES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast", "denoise")
 TORCH_ONLY = "anti-adversary"
+# The stage that makes a graph, where it is not called like it.
+MADE_BY = {"float": "quantize", "int8": "quantize", "compensated": "export"}
 
 
 class RunFolder:
@@ -54,8 +56,7 @@ class RunFolder:
 
     def graphs(self) -> list[str]:
         """Names of the graphs whose stages are done."""
-        made = {"float": "quantize", "int8": "quantize", "compensated": "export"}
-        return [name for name in (*GRAPHS, *ALTERNATIVES) if self.stage(made.get(name, name))]
+        return [name for name in (*GRAPHS, *ALTERNATIVES) if self.stage(MADE_BY.get(name, name))]
 
     def need_stage(self, name: str, command: str) -> Any:
         """What a finished stage left.

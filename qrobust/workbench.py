@@ -45,12 +45,16 @@ JUDGE_PIXELS, FEWEST_JUDGES = 2**24, 16
 
 
 class Bar(Protocol):
-    """What a progress bar can do."""
+    """What a progress bar can do; its length may change until its first step."""
+
+    length: Any
 
     def update(self, n_steps: int, current_item: str | None = None) -> None: ...
 
 
 class _NoBar:
+    length = 0
+
     def update(self, n_steps: int, current_item: str | None = None) -> None:
         return None
 
@@ -148,7 +152,8 @@ class Workbench:
             c.data, seed=c.seed, image_size=c.image_size, preferred_size=self.model_spec.preferred_size,
             calibration_images=c.calibration_images, train_images=c.train_images, test_images=c.test_images,
             class_names_file=Path(c.class_names) if c.class_names else None,
-            root=Path(c.data_root) if c.data_root else None, skip_bad_images=c.skip_bad_images,
+            root=Path(c.data_root) if c.data_root else None, skip_bad_images=c.skip_bad_images
+            and not (c.scene_images and not c.data.startswith("imagefolder:")),  # then it is about the scene's
         )  # fmt: skip
 
     @cached_property
@@ -305,23 +310,6 @@ class Workbench:
         if few and few > len(training):
             raise InputError(f"few_shot: expected at most the {len(training)} training images, got {few}")
         return training.first(few) if few else training
-
-    def lessons_told(self, *, labels: bool = True) -> dict[str, Any]:
-        """What compensation learns from, for the record: choices of a run may change after one method was made.
-
-        Args:
-            labels: whether the method has a use for them.
-        """
-        c = self.config
-        return {
-            "images": len(self.lessons), "labels": labels and c.use_labels, "scene_names": list(c.scene_names),
-            "scene_images": c.scene_images, "scene_alone": c.scene_images is not None and c.scene_alone,
-        }  # fmt: skip
-
-    def lesson_names(self) -> list[str]:
-        """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
-        scene = [self.config.scene_images] if self.config.scene_images else []
-        return sorted({name for name, _ in self.training_cells}) + scene
 
     def calibrators_within_budget(self) -> list[tuple[int, tuple[str, ...]]]:
         """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""

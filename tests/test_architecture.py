@@ -19,6 +19,7 @@ ROWS = {
     "pipeline": 6, "standalone": 6,
     "demo": 7,
     "cli": 8,
+    "__main__": 9,
 }  # fmt: skip
 DOORS = {
     "torch.ao": {"quantization/backend.py"},

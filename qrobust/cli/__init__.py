@@ -309,6 +309,12 @@ def _evaluate_files(
     "anti-adversary: gradient steps at inference, in torch only; none.  [default: calibrator]",
 )
 @click.option("--compare", is_flag=True, help="Every method, measured together; says which to ship.")
+@click.option(
+    "--skip-bad-images",
+    is_flag=True,
+    default=None,
+    help="Leave out images of a scene's folder that cannot be decoded; list them.  [default: as the run did]",
+)
 @measuring
 @training
 @common
@@ -335,10 +341,11 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
         pipeline.compensate(bench)
         done = bench.place().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
+        measures = end["measures"]
         click.echo(
-            f"validation accuracy under shift {100 * start['start_shift_accuracy']:.1f} -> "
-            f"{100 * end['shift_accuracy']:.1f} %, clean {100 * start['start_clean_accuracy']:.1f} -> "
-            f"{100 * end['clean_accuracy']:.1f} %"
+            f"on validation images, {measures['shift']} under shift {100 * start['start_shift_accuracy']:.1f} -> "
+            f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
+            f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
     elif method == "none":
         pipeline.forget_compensation(bench)

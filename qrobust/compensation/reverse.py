@@ -44,11 +44,17 @@ def reverse_adversarial(
     """
     if not isinstance(ball, Ball):
         raise InputError(f"ball: expected an LinfBall or L2Ball, got {ball!r}")
-    if not isinstance(steps, int) or steps < 1:
+    for name, value in (("images", images), ("targets", targets)):
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{name}: expected a tensor, got {type(value).__name__}")
+    for name, number in (("step_size", step_size), ("momentum", momentum)):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise InputError(f"{name}: expected a number, got {number!r}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps: expected an integer, at least 1, got {steps}")
     if not 0 < step_size < float("inf"):
         raise InputError(f"step_size: expected a number above 0, got {step_size}")
-    if targets.shape != images.shape[:1] or targets.is_floating_point():
+    if targets.shape != images.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
         raise InputError(f"targets: expected {len(images)} integers, got {targets.dtype} {tuple(targets.shape)}")
     check(images, targets)
     if not 0 <= momentum < 1:

@@ -62,6 +62,10 @@ class Split:
         """SHA-256 over the ordered indices: equal fingerprints mean equal splits of one source."""
         return hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()[:16]
 
+    def summary(self) -> dict[str, int | str]:
+        """How many images, which of the source's, and which the source holds, for the record."""
+        return {"n": len(self), "fingerprint": self.fingerprint(), "listing": self.source.listing[:16]}
+
     def identity(self) -> tuple[str, str, str]:
         """What answers about these images depend on: which they are, their labels, and the source's version."""
         labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()[:16]
@@ -87,11 +91,8 @@ class Data:
         return self
 
     def summary(self) -> dict[str, dict[str, int | str]]:
-        """Size and fingerprint of each split, for the record."""
-        return {
-            name: {"n": len(split), "fingerprint": split.fingerprint()}
-            for name, split in ((n, getattr(self, n)) for n in SPLIT_NAMES)
-        }
+        """What each split holds, for the record."""
+        return {name: getattr(self, name).summary() for name in SPLIT_NAMES}
 
 
 def open_data(

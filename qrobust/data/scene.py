@@ -27,6 +27,10 @@ class Scene:
     test: Split
     labelled: bool
 
+    def summary(self) -> dict[str, dict[str, int | str]]:
+        """What each split holds, for the record."""
+        return {name: getattr(self, name).summary() for name in ("training", "validation", "test")}
+
 
 @contextmanager
 def about_scene() -> Iterator[None]:

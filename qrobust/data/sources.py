@@ -36,6 +36,7 @@ class Images:
         class_names: one name per class index.
         names: what to call image `i` in an error message.
         version: changes when the images do.
+        listing: changes when images come or go, and with it what a split of them holds.
 
     Attributes:
         image_size: S of what is read; whoever opens a source sets it.
@@ -52,8 +53,9 @@ class Images:
         class_names: Sequence[str],
         names: Callable[[int], str],
         version: str = "",
+        listing: str = "",
     ) -> None:
-        self.version = version
+        self.version, self.listing = version, listing
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))  # a copy: a file may lie below
         self.class_names = tuple(class_names)
         wrong = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero().flatten().tolist()
@@ -192,9 +194,7 @@ def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_
             raise InputError(f"data: class folder {folder} holds no image{left}")
         paths += files
         labels += [names.index(folder.name)] * len(files)
-    images = Images(
-        lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]), _files_version(root, paths)
-    )
+    images = _files(root, paths, labels, names)
     images.skipped = tuple(skipped)
     return images
 
@@ -206,20 +206,22 @@ def flat_images(root: Path, *, skip_bad: bool = False) -> Images:
     """
     files = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
     paths = [p for p in files if _decodes(p)] if skip_bad else files
-    images = Images(
-        lambda i: decode_file(paths[i]), [-1] * len(paths), (), lambda i: str(paths[i]), _files_version(root, paths)
-    )
+    images = _files(root, paths, [-1] * len(paths), ())
     images.skipped = tuple(str(p) for p in files if p not in set(paths))
     return images
 
 
-def _files_version(root: Path, paths: Sequence[Path]) -> str:
-    """Changes when a file is added, removed, renamed or written again."""
-    digest = hashlib.sha256()
+def _files(root: Path, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str]) -> Images:
+    """Image files below a folder; its version changes when one is written again, too."""
+    version, listing = hashlib.sha256(), hashlib.sha256()
     for path in paths:
-        status = path.stat()
-        digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+        name, status = path.relative_to(root), path.stat()
+        listing.update(f"{name}\n".encode())
+        version.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return Images(
+        lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]), version.hexdigest(),
+        listing.hexdigest(),
+    )  # fmt: skip
 
 
 def _decodes(path: Path) -> bool:
@@ -259,7 +261,7 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         return image if image.shape[2:] == (3,) else image.reshape(*image.shape[:2], 1).repeat(3, axis=2)
 
     version = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-    return Images(load, labels, names, lambda i: f"{origin}[{i}]", version)
+    return Images(load, labels, names, lambda i: f"{origin}[{i}]", version, version)
 
 
 def _numbered(labels: np.ndarray) -> list[str]:

@@ -14,6 +14,7 @@ from qrobust.errors import InputError, QRobustError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.compensating import compensate, export
+from qrobust.pipeline.lessons import check_images
 from qrobust.pipeline.measuring import evaluate
 from qrobust.pipeline.quantizing import quantize, sensitivity
 from qrobust.pipeline.reporting import write_report
@@ -86,13 +87,18 @@ def run(bench: Workbench, *, resume: bool) -> Record:
 
 
 def compare(bench: Workbench) -> Record:
-    """Every way to compensate, measured together; what is done already is kept."""
+    """Every way to compensate, measured together; what is done already is kept, what cannot be made is left out."""
     folder = bench.place()
-    folder.need_stage("quantize", "quantize")
-    if not kept(bench, "compensate"):
-        compensate(bench)
-    if not folder.stage("export"):
-        export(bench)
+    check_images(bench)
+    _ = bench.lessons, bench.training_cells, bench.scene  # what no method could use is refused
+    try:
+        if not kept(bench, "compensate"):
+            compensate(bench)
+        if not folder.stage("export"):
+            export(bench)
+    except QRobustError as error:
+        folder.forget("compensate", "export")  # one made with other choices
+        bench.reporter.warn(f"warning: calibrator left out: {error}")
     for method in (*ALTERNATIVES, TORCH_ONLY):
         if kept(bench, method):
             continue
@@ -109,9 +115,9 @@ def forget_compensation(bench: Workbench) -> None:
     """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
     folder = bench.place()
     folder.forget("compensate", "export", "evaluate", *ALTERNATIVES, TORCH_ONLY)
-    for name in ("compensated", *ALTERNATIVES):
-        folder.graph(name).unlink(missing_ok=True)
-        folder.card(name).unlink(missing_ok=True)
+    made = [path(name) for name in ("compensated", *ALTERNATIVES) for path in (folder.graph, folder.card)]
+    for path in (*made, folder.calibrator, folder.pictures):
+        path.unlink(missing_ok=True)
 
 
 def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.compensating import RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
+from qrobust.pipeline.lessons import check_images, lesson_names, lessons_told
 from qrobust.pipeline.quantizing import train_twin_in_stage
 from qrobust.pipeline.stage import export_gated, kept, stage
 from qrobust.quantization.ptq import build, observe
@@ -43,22 +44,32 @@ def make_alternative(bench: Workbench, method: str) -> None:
         raise InputError("method: finetune learns from shifts, got only a scene's real images")
     if method.endswith("bn-reestimate"):
         estimated_norms(bench.model)  # refuse before anything is forgotten
+    check_images(bench)
     folder = bench.place()
-    folder.need_stage("quantize", "quantize")
     folder.checkpoints.mkdir(exist_ok=True)
     with stage(bench, method) as result:
         if method == TORCH_ONLY:
             return
         model = MAKERS[method](bench, result)
-        result.setdefault("trained_on", bench.lesson_names())
-        result.setdefault("lessons", bench.lessons_told(labels=method != "bn-reestimate"))
+        result.setdefault("trained_on", lesson_names(bench))
+        result.setdefault("lessons", lessons_told(bench))
         result.setdefault("macs", {"calibrator": 0})
         export_gated(bench, method, model, result)
 
 
+def _only_reestimated(bench: Workbench, result: dict[str, Any]) -> fx.GraphModule:
+    result["lessons"] = lessons_told(bench, labels=False) | {"drawn": _reestimated_on(bench) * REESTIMATION_BATCH}
+    return _reestimated(bench)
+
+
+def _reestimated_on(bench: Workbench) -> int:
+    """Batches whose statistics are taken."""
+    return -(-min(REESTIMATION_IMAGES, len(bench.lessons)) // REESTIMATION_BATCH)
+
+
 def _reestimated(bench: Workbench) -> fx.GraphModule:
     """The twin of the float model with the batch-norm statistics of the shifted training images."""
-    count = -(-min(REESTIMATION_IMAGES, len(bench.lessons)) // REESTIMATION_BATCH)
+    count = _reestimated_on(bench)
 
     def batches() -> Iterator[torch.Tensor]:
         with bench.reporter.bar("re-estimate batch norms", count) as bar:
@@ -99,6 +110,7 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
     bench.place().drop_checkpoints(bench.place().checkpoints.glob("finetune-*"))
     result["training"], result["earlier_s"] = fitted.__dict__, fitted.earlier_s
     result["trained_on"] = sorted({name for name, _ in bench.training_cells})
+    result["lessons"] = lessons_told(bench) | {"scene_images": None, "scene_splits": None}
     return twin
 
 
@@ -112,7 +124,7 @@ def _preprocessed(module: nn.Module) -> Callable[[Workbench, dict[str, Any]], nn
 
 
 MAKERS: dict[str, Callable[[Workbench, dict[str, Any]], nn.Module]] = {
-    "bn-reestimate": lambda bench, _: _reestimated(bench),
+    "bn-reestimate": _only_reestimated,
     "calibrator+bn-reestimate": _reestimated_and_calibrated,
     "finetune": _finetuned,
     "auto-contrast": _preprocessed(AutoContrast()),

@@ -16,9 +16,10 @@ from qrobust.compensation.gate import set_gate
 from qrobust.compensation.training import Fit, state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
-from qrobust.errors import InputError
+from qrobust.errors import InputError, RangeError
+from qrobust.pipeline.lessons import check_images, lesson_names, lessons_told, validation_measures
 from qrobust.pipeline.polishing import polish
-from qrobust.pipeline.stage import choices_key, export_gated, session_of, stage, told
+from qrobust.pipeline.stage import choices_key, export_gated, session_of, stage, told, undo
 from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
@@ -39,12 +40,14 @@ VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
 def compensate(bench: Workbench) -> None:
     """Stage 3: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = bench.place()
-    folder.need_stage("quantize", "quantize")
+    check_images(bench)
     # Refused before the calibrator that is there is forgotten.
     _ = bench.lessons, bench.training_cells, bench.scene, choose_calibrator(bench, bench.twin)
     folder.checkpoints.mkdir(exist_ok=True)
     with stage(bench, "compensate") as result:
-        bench.save_calibrator(fit_calibrator(bench, bench.twin, result))
+        calibrator = fit_calibrator(bench, bench.twin, result)
+        undo(bench, "compensate")
+        bench.save_calibrator(calibrator)
         folder.drop_checkpoints(checkpoints_of(bench, bench.twin).values())
 
 
@@ -84,7 +87,14 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     restore_steps, float_steps = (round(config.steps * s) for s in (RESTORE_SHARE, FLOAT_SHARE))
     steps = (restore_steps + float_steps, restore_steps)
     floating = _train(bench, calibrator, (twin, judged), validation, steps, config.learning_rate, "float")
-    observed, frozen = _frozen(bench, calibrator, mixed_images(bench))
+    try:
+        observed, frozen = _frozen(bench, calibrator, mixed_images(bench))
+    except RangeError as error:
+        bench.place().drop_checkpoints(checkpoints_of(bench, twin).values())
+        raise InputError(
+            f"learning_rate: training left the calibrator without a usable range ({error}); expected a rate smaller "
+            f"than {config.learning_rate:g}"
+        ) from error
     trainable = thaw(observed.graph, frozen, learn_ranges=False)
     rate = config.learning_rate * QAT_RATE
     integer = _train(bench, trainable, (twin, judged), validation, (config.steps - steps[0], 0), rate, "int8")
@@ -103,10 +113,11 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
         )
     measured = validation.measure(judged, frozen)
     result["validation"] = dict(zip(("clean_accuracy", "shift_accuracy"), measured, strict=True))
+    result["validation"]["measures"] = validation_measures(bench)
     result["earlier_s"] = floating.earlier_s + integer.earlier_s
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
-    result["trained_on"] = bench.lesson_names()
-    result["training_images"], result["lessons"] = len(bench.lessons), bench.lessons_told()
+    result["trained_on"] = lesson_names(bench)
+    result["training_images"], result["lessons"] = len(bench.lessons), lessons_told(bench)
     result["classifier_hash"] = {"before": before, "after": state_hash(twin)}
     return frozen
 
@@ -192,6 +203,11 @@ def _train(
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training ({kind}) diverged; the best state before that is kept")
+    elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:
+        bench.reporter.warn(
+            f"warning: training ({kind}) ended below where it began on validation images (sum of clean and shifted); "
+            f"a learning_rate smaller than {learning_rate:g} or more steps than {config.steps} may help"
+        )
     bench.reporter.detail(
         f"validation ({kind}): shifts {100 * fit.start_shift_accuracy:.1f} -> {100 * fit.shift_accuracy:.1f} %, "
         f"clean {100 * fit.start_clean_accuracy:.1f} -> {100 * fit.clean_accuracy:.1f} %"

@@ -18,7 +18,8 @@ from qrobust.data import Split
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.errors import InputError
 from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
-from qrobust.folders import ALTERNATIVES, GRAPHS, TORCH_ONLY, RunFolder
+from qrobust.folders import GRAPHS, TORCH_ONLY
+from qrobust.pipeline.lessons import check_images, check_scene, learned_otherwise
 from qrobust.pipeline.stage import stage
 from qrobust.predictions import (
     CLEAN,
@@ -53,10 +54,16 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
         workers: processes that render and ask, with sessions of one thread each.
     """
     folder, config = bench.place(), bench.config
-    folder.need_stage("quantize", "quantize")
-    names = [name for name in folder.graphs() if _comparable(folder, name)]
-    for name in sorted(set(folder.graphs()) - set(names)):
-        bench.reporter.warn(f"warning: {name} is left out: it learned from other shifts than the calibrator")
+    check_images(bench)
+    check_scene(bench)
+    otherwise = learned_otherwise(bench)
+    for name, why in otherwise.items():
+        bench.reporter.warn(f"warning: {name} is left out: {why}")
+    names = [name for name in folder.graphs() if name not in otherwise]
+    if folder.stage("compensate") and not folder.stage("export"):
+        bench.reporter.warn(
+            f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
+        )
     folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
@@ -101,22 +108,12 @@ def _measure(
         )  # fmt: skip
         result["methods"] = method_rows(predictions, labels, seed=config.seed) + _in_torch(bench, split, predictions)
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
+        result["splits"] = bench.data.summary()
         result["severity_table"] = bench.table
         result["hardware"] = hardware(config.threads)
         latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
-
-
-def _comparable(folder: RunFolder, name: str) -> bool:
-    """Whether a graph learned nothing, or from the rendered shifts that the calibrator learned from."""
-    calibrator, method = folder.stage("compensate"), folder.stage(name)
-    if name not in ALTERNATIVES or not calibrator or not method:
-        return True
-    learned, expected = (
-        {n for n in s["trained_on"] if not n.startswith("imagefolder:")} for s in (method, calibrator)
-    )
-    return not learned or learned == expected
 
 
 def _subset(

@@ -78,7 +78,7 @@ def build_record(bench: Workbench) -> Record:
         "audit": gates["audit"],
         "parity": gates["parity"],
         "compensation": None if compensated is None else {k: compensated[k] for k in COMPENSATION_KEYS},
-        "splits": quantized["splits"],
+        "splits": evaluated.get("splits", quantized["splits"]),
         "skipped_images": quantized["skipped_images"],
         "class_names": quantized["class_names"],
         "image_size": quantized["image_size"],

@@ -18,9 +18,8 @@ from qrobust.config import RunConfig
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
-from qrobust.errors import QRobustError
 from qrobust.fitting import Progress
-from qrobust.folders import ALTERNATIVES
+from qrobust.folders import ALTERNATIVES, MADE_BY
 from qrobust.integer import IntegerConv2d, IntegerLinear
 from qrobust.models import parse_normalization
 from qrobust.report.card import unmeasured_card
@@ -41,47 +40,48 @@ STAGES = ("quantize", "compensate", "export", "evaluate")
 def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]:
     """Time a stage, begun so many seconds ago; on success store what it put into the yielded dict.
 
-    From its start on, neither the stage nor any that builds on it counts as done. Where it ends in an error of ours,
-    what was done before counts again: nothing of it was replaced. (What quantization had made may have been.)
+    What was done before stays done until it is replaced, however this ends; only quantization, which replaces files
+    as it goes, and all that builds on it are undone from its start on.
     """
     bench.reporter.say(f"{name} ...")
     folder = bench.place()
-    before = {n: folder.stage(n) for n in after(name) if n != "quantize" != name and folder.stage(n)}
-    folder.forget(*after(name))
+    if name == "quantize":
+        undo(bench, name)
     torch.set_num_threads(bench.config.threads)
     started = time.perf_counter() - began_s
     result: dict[str, Any] = {}
-    try:
-        yield result
-        result["choices"] = choices_key(bench.config, name)
-        earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
-        result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
-        write_json(folder.config, bench.config.as_json())
-        folder.finish(name, result)
-    except (QRobustError, OSError):
-        for done, found in before.items():
-            folder.finish(done, found)
-        raise
+    yield result
+    result["choices"] = choices_key(bench.config, name)
+    earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
+    result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
+    undo(bench, name)
+    write_json(folder.config, bench.config.as_json())
+    folder.finish(name, result)
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
 
 def told(bar: Bar) -> Progress:
-    """What a training loop calls with the steps done so far, for a bar that wants those since the last call."""
-    before = 0
+    """What a training loop calls with the steps done so far, for a bar of those that it makes itself.
+
+    A training that goes on from a checkpoint calls with that step first: its pace is that of the steps from there on.
+    """
+    before = None
 
     def progress(step: int, _total: int, note: str) -> None:
         nonlocal before
-        bar.update(step - before, note)
+        if before is None:
+            bar.length -= step
+        else:
+            bar.update(step - before, note)
         before = step
 
     return progress
 
 
-def after(name: str) -> tuple[str, ...]:
-    """A stage and those that build on it; the alternatives to a calibrator build on `quantize` alone."""
-    if name not in STAGES:
-        return (name, "evaluate")
-    return STAGES[STAGES.index(name) :] + (tuple(ALTERNATIVES) if name == "quantize" else ())
+def undo(bench: Workbench, name: str) -> None:
+    """Before what a stage made is replaced: neither it nor any stage that builds on it is done any more."""
+    building = STAGES[STAGES.index(name) :] if name in STAGES else (name, "evaluate")
+    bench.place().forget(*building, *(ALTERNATIVES if name == "quantize" else ()))
 
 
 def kept(bench: Workbench, name: str) -> bool:
@@ -129,6 +129,7 @@ def export_gated(
         measured = parity(model, session, images, split.labels)
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_gate(name, audited, measured, layers)
+        undo(bench, MADE_BY.get(name, name))
         os.replace(part, path)
         write_text(bench.place().card(name), unmeasured_card(name))
     finally:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, RangeError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, zero_padding
 from qrobust.quantization.graph import CLAMPS, LAYERS, calls, described, public_name, set_module
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
@@ -32,7 +32,7 @@ def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits)
         bits: of each layer, from `Recipe.for_layers`.
 
     Raises:
-        InputError: an activation was never observed, is constant or not finite; the message names its node
+        RangeError: an activation was never observed, is constant or not finite; the message names its node
             and the nearest layer.
     """
 
@@ -40,13 +40,13 @@ def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits)
         seen = (observer.low, observer.high)
         if not observer.seen or not observer.finite or seen[0] == seen[1]:
             what = "NaN or infinite" if not observer.finite else "constant" if observer.seen else "never observed"
-            raise InputError(
+            raise RangeError(
                 f"calibration: activation {where} is {what} (observed {list(seen)}); check the weights and the "
                 f"calibration images"
             )
         scale, zero_point = quantization_parameters(*RANGES[recipe.ranges](observer, low, high), low, high)
         if scale < SMALLEST_SCALE:
-            raise InputError(f"calibration: activation {where} has no usable range (observed {list(seen)})")
+            raise RangeError(f"calibration: activation {where} has no usable range (observed {list(seen)})")
         return scale, zero_point
 
     return _frozen(prepared, target, bits, parameters)

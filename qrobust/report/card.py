@@ -25,7 +25,7 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     lines = [f"# {graph}.onnx: {NAMES[graph]}", "", *_what(record, graph), "", "## Learned from", ""]
     splits = record["splits"]
     lines.append(
-        f"The classifier: `{config['model']}`, weights {config['weights'] or 'of torchvision or random'}; how it was "
+        f"The classifier: `{config['model']}`, weights {config['weights'] or 'that it came with'}; how it was "
         f"trained is its owner's to say. Ranges were observed on {splits['calibration']['n']} calibration images of "
         f"`{config['data']}`; choices were made on {splits['validation']['n']} validation images."
         if graph != "float"
@@ -42,7 +42,7 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         *_under_shift(record, graph),
         f"- batch 1 in {s['latency_ms'][graph]['batch_1']:.2f} ms, {s['size_bytes'][graph] / 1024:.0f} KiB",
     ]  # fmt: skip
-    if graph == "compensated":
+    if method:
         lines.append(f"- {float_operators(record['audit'][graph])}")
     scene = record["scene"]
     if scene and graph in scene.get("accuracy", {}):
@@ -50,6 +50,12 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         lines.append(
             f"- on {scene['n']} test images of `{scene['images']}`: {percent(scene['accuracy'][graph])} "
             f"[{100 * low:.1f}, {100 * high:.1f}]"
+        )
+    elif scene:
+        sure = scene["confidence"]
+        lines.append(
+            f"- on {scene['n']} test images of `{scene['images']}`, which have no labels: accuracy is not known; "
+            f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
         )
     if method:
         lines.append(
@@ -83,9 +89,12 @@ def _lessons(method: dict[str, Any], data: str) -> str:
     named = f"scene {', '.join(lessons['scene_names'])}: " if lessons["scene_names"] else ""
     labels = "with labels" if lessons["labels"] else "without labels"
     scene = " and on the scene's own images" if lessons["scene_images"] else ""
+    how_strong = lessons.get("severities")
+    severities = f" at severity {', '.join(map(str, how_strong))}" if how_strong else ""
+    drawn = f"{lessons['drawn']} images drawn from " if "drawn" in lessons else ""
     return (
-        f"{named}{', '.join(method['trained_on'])}; on {lessons['images']} training images of `{data}` "
-        f"{labels}{scene}, disjoint from those below."
+        f"{named}{', '.join(method['trained_on'])}{severities}; on {drawn}{lessons['images']} training images of "
+        f"`{data}` {labels}{scene}, disjoint from those below."
     )
 
 
@@ -117,6 +126,12 @@ def _limits(record: dict[str, Any], graph: str, method: dict[str, Any] | None) -
     limits = [
         "- Accuracy holds for images like those it was measured on. A shift that is not in the record is not known.",
         "- No robustness against attacks is claimed. The record has the figures of those that were tried.",
+    ]
+    training = (record["compensation"] or {}).get("training", {}) if graph == "compensated" else {}
+    limits += [
+        f"- Its training ({kind}) diverged; this is the best state before that."
+        for kind, fit in training.items()
+        if fit["diverged"]
     ]
     if method:
         unseen = {row["shift"] for row in record["rows"]} - {"clean", *method["trained_on"]}

@@ -73,16 +73,13 @@ def verdict(record: dict[str, Any]) -> list[str]:
     s = record["summary"]
     shift, clean = s["shift_accuracy"], s["clean_accuracy"]
     sentences, scene = [], learned_scene(record)
-    if len(record["methods"]) > 1:
+    if record["methods"]:
         sentences.append(recommendation(record))
     if record["scene"]:
         sentences.append(scene_sentence(record["scene"]))
     if "compensated" in shift and s["compensation_gain_pp"] is not None:
-        gain, (low, _) = s["compensation_gain_pp"], s["compensation_gain_interval_pp"]
-        cost = s["clean_cost_pp"]
-        won = "Compensation pays: under" if low > 0 else "Compensation does not pay here: under"
-        if scene:
-            won = f"{_scene_verdict(scene)} Under rendered"
+        gain, cost = s["compensation_gain_pp"], s["clean_cost_pp"]
+        won = "Under rendered" if scene else "Under"
         sentences.append(
             f"{won} shift the INT8 graph goes from {percent(shift['int8'])} to "
             f"{percent(shift['compensated'])} ({points(gain, s['compensation_gain_interval_pp'])}), clean accuracy "
@@ -101,6 +98,12 @@ def verdict(record: dict[str, Any]) -> list[str]:
             f"It costs {percent(macs['calibrator_share'])} of the classifier's multiply-accumulates: at batch 1 "
             f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
             f"(float {latency['float']['batch_1']:.2f} ms). {float_operators(record['audit']['compensated'])}"
+        )
+    trainings = (record["compensation"] or {}).get("training", {}).values()
+    if any(fit["diverged"] for fit in trainings):
+        sentences.append(
+            "Training of the calibrator diverged, and the best state before that was kept: a smaller --learning-rate "
+            "may do better."
         )
     under_shift = points(s["shift_quantization_drop_pp"], s["shift_quantization_drop_interval_pp"])
     sentences.append(
@@ -148,42 +151,32 @@ def learned_scene(record: dict[str, Any]) -> dict[str, Any] | None:
     return record["scene"] if lessons and all(found["scene_alone"] for found in lessons) else None
 
 
-def _scene_verdict(scene: dict[str, Any]) -> str:
-    if not scene["labelled"]:
-        return "Whether compensation pays on the scene is not known: its images have no labels."
-    gain = scene["gain"].get("compensated")
-    pays = gain is not None and gain["gain_interval_pp"][0] > 0
-    return "Compensation pays on the scene." if pays else "Compensation does not pay on the scene."
-
-
 def recommendation(record: dict[str, Any]) -> str:
     """Which method to ship: the highest gain under shift among those that cost little clean accuracy; or none.
 
     Where methods learned from a scene's real images alone, the gain is that on the scene's test images. Where the
-    best is slower than float, the best of those that are not is named, too. The choice is made on the images that it
-    is measured on.
+    best is slower than float, the best of those that are not is named, too; where all that gain cost more, the one of
+    highest gain. The choice is made on the images that it is measured on.
 
     Args:
-        record: of a run in which methods were compared.
+        record: of a run with at least one method.
     """
     scene, methods = learned_scene(record), record["methods"]
     if scene and not scene["labelled"]:
         return "Which method to ship is not known: the scene's images have no labels."
     if scene:
         methods = [row | scene["gain"][row["method"]] for row in methods if row["method"] in scene["gain"]]
-    worth = sorted(
-        (
-            row for row in methods
-            if row["runtime"] == "onnxruntime" and row["gain_interval_pp"][0] > 0
-            and row["clean_cost_pp"] <= MOST_CLEAN_COST
-        ),
-        key=lambda row: -row["gain_pp"],
-    )  # fmt: skip
     where = "on the scene" if scene else "under shift"
+    gaining = [r for r in methods if r["runtime"] == "onnxruntime" and r["gain_interval_pp"][0] > 0]
+    gaining.sort(key=lambda row: -row["gain_pp"])
+    if not gaining:
+        return f"Ship the INT8 graph as it is: no gain {where} has its interval above zero."
+    worth = [row for row in gaining if row["clean_cost_pp"] <= MOST_CLEAN_COST]
     if not worth:
+        cost = points(gaining[0]["clean_cost_pp"], gaining[0]["clean_cost_interval_pp"])
         return (
-            f"Ship the INT8 graph as it is: no method gains {where} at a cost of at most "
-            f"{MOST_CLEAN_COST:g} points of clean accuracy."
+            f"What gains {where} costs more than {MOST_CLEAN_COST:g} points of clean accuracy. Where a cost of "
+            f"{cost} is too much, ship the INT8 graph as it is; where it is not, ship {_praise(gaining[0], where)}."
         )
     best, fast = worth[0], next((r for r in worth if r["float_latency_ratio"]["batch_1"] >= 1), None)
     text = f"Ship {_praise(best, where)}."

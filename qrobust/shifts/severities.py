@@ -7,6 +7,7 @@ their own, in physical units, whatever the table.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import runpy
@@ -285,7 +286,7 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in SHIFTS and ".py:" not in name:
             raise InputError(
                 f"shift: expected one of {', '.join(SHIFTS)}, a suite ({', '.join(SUITES)}), FILE.py:FUNCTION "
-                f"or {STORED}DIR, got {name!r}"
+                f"or {STORED}DIR, got {name!r}{_hint(name, (*SHIFTS, *SUITES))}"
             )
     return tuple(dict.fromkeys(found))
 
@@ -296,10 +297,18 @@ def scenes(names: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         InputError: a name is none of these.
     """
-    try:
-        return expand(tuple(part for name in names for part in SCENES.get(name, (name,))))
-    except InputError as error:
-        raise InputError(f"scene: expected one of {', '.join(SCENES)}, or else a shift; {error}") from error
+    for name in names:
+        if name not in (*SCENES, *SHIFTS, *SUITES) and ".py:" not in name and not name.startswith(STORED):
+            raise InputError(
+                f"scene: expected one of {', '.join(SCENES)}, imagefolder:DIR, or what --shifts takes, got "
+                f"{name!r}{_hint(name, (*SCENES, *SHIFTS, *SUITES))}"
+            )
+    return expand(tuple(part for name in names for part in SCENES.get(name, (name,))))
+
+
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def cells(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:

@@ -1,0 +1,7 @@
+"""`python -m qrobust` is the command `qrobust`."""
+
+from __future__ import annotations
+
+from qrobust.cli import main
+
+main(prog_name="qrobust")

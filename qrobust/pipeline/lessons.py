@@ -1,0 +1,110 @@
+"""What compensation learns from, for the record, and that none of it is measured on later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qrobust.errors import InputError
+from qrobust.folders import ALTERNATIVES
+from qrobust.workbench import Workbench
+
+
+def lessons_told(bench: Workbench, *, labels: bool = True) -> dict[str, Any]:
+    """What a method learns from: choices of a run may change after it was made.
+
+    Args:
+        bench: of the run.
+        labels: whether the method has a use for them.
+    """
+    c, scene = bench.config, bench.scene
+    return {
+        "images": len(bench.lessons), "labels": labels and c.use_labels, "scene_names": list(c.scene_names),
+        "severities": sorted({severity for _, severity in bench.training_cells}),
+        "scene_images": c.scene_images, "scene_alone": c.scene_images is not None and c.scene_alone,
+        "scene_splits": scene.summary() if scene else None,
+    }  # fmt: skip
+
+
+def lesson_names(bench: Workbench) -> list[str]:
+    """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
+    scene = [bench.config.scene_images] if bench.config.scene_images else []
+    return sorted({name for name, _ in bench.training_cells}) + scene
+
+
+def validation_measures(bench: Workbench) -> dict[str, str]:
+    """What is called accuracy on validation images, clean and under shift: without labels it is something else."""
+    named = "accuracy" if bench.config.use_labels else "agreement with float"
+    if bench.scene is None or (bench.scene.labelled and bench.config.use_labels):
+        return {"clean": named, "shift": named}
+    fit = "fit to what the float model expects"  # see Validation
+    return {"clean": named, "shift": f"mean of {named} and {fit}" if bench.training_cells else fit}
+
+
+def check_images(bench: Workbench) -> None:
+    """Refuse images other than those that the run was quantized with: its splits would be mixed up.
+
+    What is tested on may change where it lies apart from the rest.
+
+    Raises:
+        InputError: names the split.
+    """
+    kept = bench.place().need_stage("quantize", "quantize")["splits"]
+    for name in ("calibration", "training", "validation"):
+        now = getattr(bench.data, name).summary()
+        if any(now[key] != value for key, value in kept[name].items()):
+            raise InputError(
+                f"data: expected the images of {bench.config.data} that the run was quantized with, got others (its "
+                f"{name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
+                "quantize again"
+            )
+
+
+def check_scene(bench: Workbench) -> None:
+    """Refuse a scene's images other than those that methods learned from: its splits would be mixed up.
+
+    Raises:
+        InputError: names the method.
+    """
+    for name, lessons in learned(bench).items():
+        known = lessons.get("scene_splits")
+        if not known or not bench.scene or lessons["scene_images"] != bench.config.scene_images:
+            continue
+        now = bench.scene.summary()
+        if now != known:
+            raise InputError(
+                f"scene: expected the images of {bench.config.scene_images} that {name} learned from, got others "
+                f"({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned from "
+                "would be measured on; run `qrobust compensate` again"
+            )
+
+
+def learned(bench: Workbench) -> dict[str, dict[str, Any]]:
+    """What each method that is there learned from, the calibrator first; nothing of what is not trained."""
+    folder = bench.place()
+    made = {"calibrator": "compensate"} | {name: name for name in ALTERNATIVES}
+    stages = {name: found for name, stage in made.items() if (found := folder.stage(stage))}
+    return {
+        name: found["lessons"]
+        | {"shifts": sorted(n for n in found["trained_on"] if not n.startswith("imagefolder:"))}
+        for name, found in stages.items()
+        if found.get("lessons")
+    }
+
+
+def learned_otherwise(bench: Workbench) -> dict[str, str]:
+    """Methods that cannot be compared with the first of those that learned, and what differs between their lessons.
+
+    Labels are of no use to re-estimated batch norms, nor a scene's images to fine-tuning, whose steps need labels:
+    that is how these methods are.
+    """
+    every, found = learned(bench), {}
+    for first, expected in list(every.items())[:1]:
+        for name, lessons in every.items():
+            keys = {"shifts", "severities", "images", "labels", "scene_images"} & set(lessons) & set(expected)
+            keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
+            keys -= {"scene_images"} if "finetune" in (first, name) else set()
+            differing = [key for key in sorted(keys) if lessons[key] != expected[key]]
+            if differing:
+                told = "; ".join(f"{key.replace('_', ' ')} {lessons[key]}, not {expected[key]}" for key in differing)
+                found[name] = f"it learned otherwise than {first} ({told})"
+    return found

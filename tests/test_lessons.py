@@ -1,0 +1,271 @@
+"""What compensation learned from is not measured on, and what was made stays until it is replaced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import qrobust
+from PIL import Image
+
+from qrobust import pipeline
+from qrobust.cli.console import _LogBar
+from qrobust.compensation import training
+from qrobust.data import open_data
+from qrobust.data.scene import open_scene
+from qrobust.errors import InputError, RangeError
+from qrobust.pipeline import compensating
+from qrobust.pipeline.lessons import learned_otherwise, validation_measures
+from qrobust.pipeline.stage import told
+from qrobust.report.card import model_card
+from qrobust.results import read_record
+
+
+def edit_stage(run: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """Change what a stage left, and return it."""
+    path = run / "stages" / f"{name}.json"
+    found = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(found))
+    return found
+
+
+def save_images(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(names):
+        Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(folder / f"{name}.png")
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and "checkpoints" not in p.parts}
+
+
+def test_images_that_come_and_go_change_the_listing_and_not_only_the_count(tmp_path: Path) -> None:
+    save_images(tmp_path / "0", [f"a{i}" for i in range(60)])
+    before = open_data(f"imagefolder:{tmp_path}", seed=0, calibration_images=4).summary()
+    (tmp_path / "0" / "a0.png").touch()
+    assert open_data(f"imagefolder:{tmp_path}", seed=0, calibration_images=4).summary() == before
+    (tmp_path / "0" / "a0.png").rename(tmp_path / "0" / "z0.png")  # as many as before, every index another image
+    after = open_data(f"imagefolder:{tmp_path}", seed=0, calibration_images=4).summary()
+    for name, split in before.items():
+        assert after[name]["fingerprint"] == split["fingerprint"]
+        assert after[name]["listing"] != split["listing"]
+
+
+def test_images_other_than_those_quantized_with_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    splits = json.loads((run / "stages" / "quantize.json").read_text())["splits"]
+    edit_stage(run, "quantize", splits=splits | {"training": splits["training"] | {"n": 3, "listing": "other"}})
+    before = contents(run)
+    for arguments in (("evaluate", run), ("compensate", run), ("compensate", run, "--method", "bn-reestimate"),
+                      ("compensate", run, "--compare")):  # fmt: skip
+        result = qrobust(*arguments, "-q")
+        assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+        assert "data: expected the images of digits that the run was quantized with, got others" in result.output
+        assert f"training split held 3, now {splits['training']['n']}" in result.output
+    assert contents(run) == before
+    edit_stage(run, "quantize", splits=splits | {"test": splits["test"] | {"n": 3}})  # as --test-images may make it
+    assert qrobust("evaluate", run, "-q", "--attacks", "none", "--threads", 1).exit_code == 0
+
+
+def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    run, folder = shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "scene"
+    save_images(folder, [f"{i:02d}" for i in range(20)])
+    scene = open_scene(folder, image_size=32, class_names=[str(i) for i in range(10)], seed=0)
+    lessons = json.loads((run / "stages" / "compensate.json").read_text())["lessons"]
+    spec = f"imagefolder:{folder}"
+    edit_stage(run, "compensate", lessons=lessons | {"scene_images": spec, "scene_splits": scene.summary()})
+    measure = ("evaluate", run, "--scene", spec, "-q", "--attacks", "none", "--threads", 1)
+    assert qrobust(*measure).exit_code == 0
+    save_images(folder, ["0a"])
+    result = qrobust(*measure)
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert "that calibrator learned from, got others (12 to learn from then, now 13)" in result.output
+    other = tmp_path / "other"  # of which nothing was learned
+    save_images(other, [f"{i:02d}" for i in range(9)])
+    measure = ("evaluate", run, "--scene", f"imagefolder:{other}", "-q", "--attacks", "none", "--threads", 1)
+    assert qrobust(*measure).exit_code == 0
+
+
+def test_only_methods_with_the_same_lessons_are_compared() -> None:
+    def compared(**stages: dict[str, Any]) -> dict[str, str]:
+        found = {name.replace("_", "-"): {"trained_on": ["fog"]} | stage for name, stage in stages.items()}
+        bench: Any = SimpleNamespace(place=lambda: SimpleNamespace(stage=found.get))
+        return learned_otherwise(bench)
+
+    usual = {"images": 100, "labels": True, "severities": [5], "scene_images": None}
+    assert compared(compensate={"lessons": usual}, finetune={"lessons": usual}, denoise={"lessons": None}) == {}
+    # Of use to one of the two alone.
+    assert compared(compensate={"lessons": usual}, bn_reestimate={"lessons": usual | {"labels": False}}) == {}
+    scene = usual | {"scene_images": "imagefolder:a"}
+    both = {"lessons": scene, "trained_on": ["fog", "imagefolder:a"]}
+    assert compared(compensate=both, finetune={"lessons": usual}) == {}
+    for changed in ({"images": 7}, {"severities": [1]}, {"labels": False}, {"scene_images": "imagefolder:b"}):
+        name = "bn_reestimate" if "scene_images" in changed else "finetune"
+        ((method, why),) = compared(compensate={"lessons": scene}, **{name: {"lessons": scene | changed}}).items()
+        ((key, value),) = changed.items()
+        assert method == name.replace("_", "-")
+        assert f"{key.replace('_', ' ')} {value}, not {scene[key]}" in why
+    # Without a calibrator the first method says what the others are compared with.
+    found = compared(bn_reestimate={"lessons": usual}, finetune={"lessons": usual, "trained_on": ["contrast"]})
+    assert list(found) == ["finetune"]
+    assert "otherwise than bn-reestimate (shifts ['contrast'], not ['fog'])" in found["finetune"]
+
+
+def test_a_figure_without_labels_is_not_called_accuracy() -> None:
+    def measures(labels: bool, scene: bool | None, cells: bool = True) -> tuple[str, str]:
+        bench: Any = SimpleNamespace(
+            config=SimpleNamespace(use_labels=labels), training_cells=[("fog", 5)] if cells else [],
+            scene=None if scene is None else SimpleNamespace(labelled=scene),
+        )  # fmt: skip
+        found = validation_measures(bench)
+        return found["clean"], found["shift"]
+
+    assert measures(True, None) == measures(True, True) == ("accuracy", "accuracy")
+    assert measures(False, None) == ("agreement with float", "agreement with float")
+    assert measures(True, False, cells=False) == ("accuracy", "fit to what the float model expects")
+    clean, shift = measures(False, True)
+    assert clean == "agreement with float"
+    assert shift == "mean of agreement with float and fit to what the float model expects"
+
+
+def test_a_training_that_is_killed_leaves_what_was_there(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = contents(run)
+
+    class Kill(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> torch.Tensor:
+        raise Kill
+
+    monkeypatch.setattr(training, "_step_loss", killed)
+    with pytest.raises(Kill):
+        qrobust("compensate", run, "--steps", 20, "-q", "--threads", 1)
+    assert contents(run) == before
+    assert qrobust("report", run, "-q").exit_code == 0
+
+
+def test_a_training_that_leaves_nothing_to_quantize_names_the_rate_and_can_be_done_again(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = contents(run)
+
+    def dead(*_: object) -> None:
+        raise RangeError("calibration: activation 'down_3' is constant")
+
+    monkeypatch.setattr(compensating, "_frozen", dead)
+    result = qrobust("compensate", run, "--steps", 5, "--batch-size", 16, "-q", "--threads", 1)
+    assert (result.exit_code, len(result.output.strip().splitlines()[-1:])) == (2, 1), result.output
+    assert "learning_rate: training left the calibrator without a usable range" in result.output
+    assert "expected a rate smaller than 0.004" in result.output
+    assert contents(run) == before
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_training_that_ends_below_its_start_is_told(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    worse = training.Fit(0.6, 0.55, 0.9, 0.5, 5, diverged=False, earlier_s=0.0)
+    monkeypatch.setattr(compensating, "train_calibrator", lambda *_, **__: worse)
+    result = qrobust("compensate", run, "--steps", 5, "-q", "--threads", 1)
+    assert "warning: training (float) ended below where it began on validation images" in result.output
+    assert "learning_rate smaller than 0.004 or more steps than 5 may help" in result.output
+
+
+def test_a_calibrator_that_was_not_exported_is_said_to_be_left_out(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "stages" / "export.json").unlink()
+    result = qrobust("evaluate", run, "-q", "--attacks", "none", "--threads", 1)
+    assert result.exit_code == 0
+    assert "the calibrator is left out: it was trained, but not exported; `qrobust export" in result.output
+
+
+def test_a_comparison_goes_on_without_a_calibrator(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanished(_: object) -> None:
+        raise InputError("classifier: its gradient vanishes")
+
+    monkeypatch.setattr(pipeline, "compensate", vanished)
+    monkeypatch.setattr(pipeline, "ALTERNATIVES", ("denoise",))
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    result = qrobust("compensate", run, "--compare", "--steps", 21, "-q", "--threads", 1, "--attacks", "none")
+    assert result.exit_code == 0, result.output
+    assert "warning: calibrator left out: classifier: its gradient vanishes" in result.output
+    methods = {row["method"] for row in read_record(run / "record.json")["methods"]}
+    assert methods == {"denoise", "anti-adversary"}
+
+
+def test_without_compensation_nothing_of_it_is_left(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert qrobust("compensate", run, "--method", "none", "-q").exit_code == 0
+    assert not [name for name in ("calibrator.safetensors", "pictures.npz") if (run / name).exists()]
+
+
+def test_the_time_left_is_of_the_steps_that_are_made_here() -> None:
+    """Not of those that a checkpoint had."""
+    bar = _LogBar("train", 4000)
+    progress = told(bar)
+    progress(3000, 4000, "")
+    for step in range(3001, 3101):
+        progress(step, 4000, "")
+    assert (bar.done, bar.length) == (100, 1000)
+
+
+def test_a_card_tells_what_its_graph_is_and_is_not(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    method = record["methods"][0]
+    assert "float take" in model_card(record, "compensated")
+    lessons = method["lessons"] | {"severities": [2, 4], "drawn": 256}
+    record["methods"] = [method | {"lessons": lessons}]
+    count = method["lessons"]["images"]
+    assert f"at severity 2, 4; on 256 images drawn from {count} training images" in model_card(record, "compensated")
+    record["scene"] = {
+        "labelled": False, "n": 7, "images": "imagefolder:a", "confidence": {"int8": 0.633, "compensated": 0.41},
+    }  # fmt: skip
+    assert "mean confidence 41.0 %, of INT8 63.3 %" in model_card(record, "compensated")
+    record["compensation"]["training"]["int8"]["diverged"] = True
+    assert "Its training (int8) diverged" in model_card(record, "compensated")
+    record["config"]["weights"] = None
+    assert "weights that it came with" in model_card(record, "int8")
+
+
+def test_a_broken_image_of_a_scene_can_be_left_out(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the data, digits, are no files of which any could be."""
+    run, folder = shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "scene"
+    save_images(folder, [f"{i:02d}" for i in range(10)])
+    (folder / "bad.png").write_bytes(b"no image")
+    opened = []
+    monkeypatch.setattr(pipeline, "compensate", lambda bench: opened.append(len(bench.scene.training)))
+    assert qrobust("compensate", run, "--scene", f"imagefolder:{folder}").exit_code == 2
+    result = qrobust("compensate", run, "--scene", f"imagefolder:{folder}", "--skip-bad-images")
+    assert "scene: left out 1 files that cannot be decoded" in result.output
+    assert opened == [6]
+
+
+def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:
+    result = qrobust("compensate", finished_run, "--scene", "nigth")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
+    assert "scene: expected one of night, fog" in result.output
+    assert "got 'nigth'; did you mean 'night'?" in result.output
+
+
+def test_the_module_is_the_command() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "qrobust", "--version"], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert found.stdout.startswith("qrobust, version")
