@@ -6,15 +6,17 @@ from typing import Any
 
 from figures import change, percent, record
 
-# Of the reference networks, and of a smaller one that was asked everything.
+# Of the reference networks, and of a smaller one that was asked everything; between them, of scenes in front of
+# another training of a reference network.
 REFERENCE, SMALL = "compensation", "compensation_resnet20"
+RESULTS = (REFERENCE, "compensation_scenes", SMALL)
 
 
 def _jobs(prefix: str, *results: str) -> list[tuple[str, str, dict[str, Any]]]:
     """Network, job and what was kept of it, of all jobs whose name begins so."""
     return [
         (network, name, job)
-        for result in results or (REFERENCE, SMALL)
+        for result in results or RESULTS
         for network, found in record(result)["networks"].items()
         for name, job in found["jobs"].items()
         if name.startswith(prefix)
@@ -124,9 +126,13 @@ def _narrow(prefix: str, title: str, key: str) -> list[str]:
         )
     kind = prefix.removesuffix("-")
     lines.append("")
-    for result in (REFERENCE, SMALL):
+    for result in RESULTS:
         networks = dict.fromkeys(network for network, _, _ in _jobs(prefix, result))
-        lines += [f"{network}: mean gain {_mean(f'{kind} {network}', result)}." for network in networks]
+        for network in networks:
+            floating = percent(record(result)["networks"][network]["training"]["test_accuracy"])
+            name = f"{kind} {network}"
+            runs = record(result)["means"][name]["runs"]
+            lines.append(f"{network} ({floating} in float): mean gain over {runs}, {_mean(name, result)}.")
         if len(networks) > 1:
             lines.append(f"Over these {len(networks)}: {_mean(kind, result)}.")
     return lines
@@ -164,7 +170,7 @@ def compensation_bits() -> str:
         ):  # fmt: skip
             accuracies = f"{percent(s['clean_accuracy'][graph])} | {percent(s['shift_accuracy'][graph])}"
             lines.append(f"| {network} | {label} | {accuracies} |")
-    for result in (REFERENCE, SMALL):
+    for result in RESULTS:
         for network, _, _ in _jobs("w4a4", result):
             parts = [
                 f"{name} is {_mean(f'{bits} cost {network}', result)} from float under shift, with its calibrator "
