@@ -19,7 +19,7 @@ from qrobust.compensation import training
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import BRANCHES, FRUGAL, WIDTHS, Calibrator, Correction, within_budget
-from qrobust.compensation.gate import GAINS, OFFSETS, Gate, set_gate
+from qrobust.compensation.gate import GAINS, MOST_TRIED, OFFSETS, Gate, set_gate
 from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.training import state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
@@ -424,7 +424,10 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
         opened = images[:, 0, 0, 0]
         return torch.stack([opened < 0.3, opened > 0.7, (opened - 0.5).abs() <= 0.2], 1).float()
 
-    assert set_gate(calibrator, classifier, validation, least_clean=least) == found
+    told: list[None] = []
+    chosen = set_gate(calibrator, classifier, validation, least_clean=least, progress=lambda: told.append(None))
+    assert chosen == found
+    assert 1 < len(told) <= MOST_TRIED
     logit = found.gain * (torch.tensor([clean, shifted]) + found.offset)
     assert calibrator.gate(100 * torch.tensor([[clean], [shifted]]))[:, 0].tolist() == pytest.approx(
         logit.tolist(), abs=0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ GAINS = (1.0, 8.0)
 # that learned from few images takes many others for shifted: there only the last ones shut.
 OFFSETS = (1.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0, -18.0, -27.0, -40.0)
 HALVINGS = 3
+# Gates that are tried at most.
+MOST_TRIED = len(GAINS) * (len(OFFSETS) + HALVINGS)
 
 
 class Gate(NamedTuple):
@@ -28,7 +31,14 @@ class Gate(NamedTuple):
 
 
 @torch.no_grad()
-def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validation, *, least_clean: float) -> Gate:
+def set_gate(
+    calibrator: nn.Module,
+    classifier: Classifier,
+    validation: Validation,
+    *,
+    least_clean: float,
+    progress: Callable[[], None] = lambda: None,
+) -> Gate:
     """Move the gate and sharpen it, in place, so that clean images lose no more than allowed.
 
     Args:
@@ -36,6 +46,7 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
         classifier: what it stands in front of.
         validation: images to choose by.
         least_clean: clean validation accuracy to keep, as a fraction.
+        progress: called after each gate that is tried, `MOST_TRIED` times at most.
 
     Returns:
         What has the highest accuracy under shift among those that keep enough clean accuracy; without any, the most
@@ -54,10 +65,11 @@ def set_gate(calibrator: nn.Module, classifier: Classifier, validation: Validati
 
     def measure(chosen: Gate) -> float:
         put(chosen)
-        if validation.clean(classifier, calibrator) < least_clean:
-            return -1.0
-        measured[chosen] = validation.shifted(classifier, calibrator)
-        return measured[chosen]
+        kept = validation.clean(classifier, calibrator) >= least_clean
+        if kept:
+            measured[chosen] = validation.shifted(classifier, calibrator)
+        progress()
+        return measured[chosen] if kept else -1.0
 
     for gain in GAINS:
         passed: list[float] = []

@@ -12,7 +12,7 @@ from torch import fx
 
 from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction
-from qrobust.compensation.gate import set_gate
+from qrobust.compensation.gate import MOST_TRIED, set_gate
 from qrobust.compensation.training import Fit, state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
@@ -99,7 +99,8 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     rate = config.learning_rate * QAT_RATE
     integer = _train(bench, trainable, (twin, judged), validation, (config.steps - steps[0], 0), rate, "int8")
     frozen = refreeze(trainable)
-    gate = set_gate(frozen, judged, validation, least_clean=clean - CLEAN_COST)
+    with bench.reporter.bar("choose the gate", MOST_TRIED) as bar:
+        gate = set_gate(frozen, judged, validation, least_clean=clean - CLEAN_COST, progress=lambda: bar.update(1))
     result["gate_gain"], result["gate_offset"] = gate.gain, gate.offset
     if not gate.kept:
         bench.reporter.warn(
