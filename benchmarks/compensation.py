@@ -258,11 +258,11 @@ def main(
         for job in jobs(base, steps, tuple(kinds.split(",")), latency_budget):
             click.echo(f"{model}: {job.name}", err=True)
             run_job(job, base, quantize, common)
-            write(out, trainings, threads, results, latency_budget)
+            write(out, trainings, threads, results, latency_budget, kinds)
 
 
-def write(out: Path, trainings: Path, threads: int, results: str, latency_budget: float) -> None:
-    """Gather every finished job under `out`."""
+def write(out: Path, trainings: Path, threads: int, results: str, latency_budget: float, kinds: str) -> None:
+    """Gather every finished job under `out`, of earlier commands too; `kinds` are of the last."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*/*/record.json")):
         model, job = path.parts[-3:-1]
@@ -271,7 +271,7 @@ def write(out: Path, trainings: Path, threads: int, results: str, latency_budget
         entry["training"] = json.loads((trainings / model / "training.json").read_text())
     result = {
         "command": f"python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --models "
-        f"{','.join(found)} --latency-budget {latency_budget:g} --results {results} --out OUT",
+        f"{','.join(found)} --jobs {kinds} --latency-budget {latency_budget:g} --results {results} --out OUT",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
         "means": means(out, found), "versions": versions(), "hardware": hardware(threads),
     }  # fmt: skip

@@ -51,7 +51,7 @@ def model_card(record: dict[str, Any], graph: str) -> str:
             f"- on {scene['n']} test images of `{scene['images']}`: {percent(scene['accuracy'][graph])} "
             f"[{100 * low:.1f}, {100 * high:.1f}]"
         )
-    elif scene:
+    elif scene and not scene["labelled"]:
         sure = scene["confidence"]
         lines.append(
             f"- on {scene['n']} test images of `{scene['images']}`, which have no labels: accuracy is not known; "
