@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -63,32 +65,39 @@ def set_gate(
 
     measured: dict[Gate, float] = {}
 
-    def measure(chosen: Gate) -> float:
+    @cache
+    def keeps(chosen: Gate) -> bool:
         put(chosen)
-        kept = validation.clean(classifier, calibrator) >= least_clean
-        if kept:
-            measured[chosen] = validation.shifted(classifier, calibrator)
         progress()
-        return measured[chosen] if kept else -1.0
+        return validation.clean(classifier, calibrator) >= least_clean
+
+    def shifted(chosen: Gate) -> float:
+        if chosen not in measured:
+            put(chosen)
+            measured[chosen] = validation.shifted(classifier, calibrator)
+        return measured[chosen]
 
     for gain in GAINS:
-        passed: list[float] = []
-        for offset in OFFSETS:
-            found = measure(Gate(gain, offset))
-            if passed and found < measured[Gate(gain, passed[-1])]:
+        gates = [Gate(gain, offset) for offset in OFFSETS]
+        # The more shut, the more clean accuracy: the first that keeps enough is found by halving.
+        first = bisect_left(gates, True, key=keeps)
+        passed = gates[first : first + 1]
+        for following in gates[first + 1 :]:
+            if not keeps(following):
+                continue
+            passed.append(following)
+            if shifted(passed[-2]) > shifted(following):
                 break  # from here on it only shuts
-            if found >= 0:
-                passed.append(offset)
         if not passed:
             continue
-        shut = max(passed, key=lambda offset: measured[Gate(gain, offset)])
-        wider = OFFSETS[max(0, OFFSETS.index(shut) - 1)]
+        shut = max(passed, key=shifted)
+        wider = gates[max(0, gates.index(shut) - 1)].offset
         for _ in range(HALVINGS):
-            between = (shut + wider) / 2
-            if measure(Gate(gain, between)) > measured[Gate(gain, shut)]:
+            between = Gate(gain, (shut.offset + wider) / 2)
+            if keeps(between) and shifted(between) > shifted(shut):
                 shut = between
             else:
-                wider = between
+                wider = between.offset
     best = max(measured, key=lambda chosen: measured[chosen]) if measured else Gate(GAINS[0], OFFSETS[-1], kept=False)
     put(best)
     return best
