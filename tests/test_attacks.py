@@ -303,8 +303,8 @@ def test_unfit_images_labels_and_logits_are_named(name: str) -> None:
     for bad_images, labels, model, match in [
         (images + 1, LABELS, half_space(), "images: expected values in"),
         (broken, LABELS, half_space(), "images: expected values in"),
-        ((255 * images).byte(), LABELS, half_space(), "images: expected floats"),
-        (images[0], LABELS, half_space(), "images: expected floats"),
+        ((255 * images).byte(), LABELS, half_space(), "images: expected float32"),
+        (images[0], LABELS, half_space(), "images: expected float32"),
         (images, LABELS[:-1], half_space(), "labels: expected 8 integers"),
         (images, LABELS + 2, half_space(), "labels: expected 0 to 1, got 2 to 2"),
         (images, LABELS, lambda x: half_space()(x) * torch.nan, "classifier: expected finite logits"),

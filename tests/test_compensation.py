@@ -64,8 +64,8 @@ def test_reverse_refuses_nonsense(small_model: NormalizedModel, images: torch.Te
     }  # fmt: skip
     for name, value in (
         ("steps", 0), ("steps", 1.5), ("step_size", -0.01), ("step_size", float("nan")), ("momentum", 1.0),
-        ("ball", 8 / 255), ("images", 255 * images), ("images", images.to(torch.uint8)), ("targets", targets + 10),
-        ("targets", targets - 1), ("targets", targets[1:]), ("targets", targets.float()),
+        ("ball", 8 / 255), ("images", 255 * images), ("images", images.to(torch.uint8)), ("images", images.double()),
+        ("targets", targets + 10), ("targets", targets - 1), ("targets", targets[1:]), ("targets", targets.float()),
         ("targets", targets.bool()), ("targets", targets.tolist()), ("images", images.numpy()), ("steps", True),
         ("step_size", "0.1"), ("momentum", None),
     ):  # fmt: skip

@@ -17,7 +17,7 @@ def check(images: torch.Tensor, labels: torch.Tensor, **counts: int) -> None:
     """Refuse what no attack can work on.
 
     Args:
-        images: `(N, C, H, W)` in [0, 1].
+        images: `(N, C, H, W)` float32 in [0, 1].
         labels: `(N,)` int64.
         counts: named numbers that must be at least 1.
 
@@ -27,8 +27,8 @@ def check(images: torch.Tensor, labels: torch.Tensor, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name}: expected at least 1, got {count}")
-    if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(f"images: expected floats (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise InputError(f"images: expected float32 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     if len(images) and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN is refused too
         raise InputError(f"images: expected values in [0, 1], got {float(images.min())} to {float(images.max())}")
     if labels.shape != images.shape[:1] or labels.is_floating_point():

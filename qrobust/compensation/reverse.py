@@ -28,7 +28,7 @@ def reverse_adversarial(
 
     Args:
         classifier: differentiable.
-        images: `(N, C, H, W)` float in [0, 1].
+        images: `(N, C, H, W)` float32 in [0, 1].
         targets: class indices `(N,)`: labels, or the float teacher's predictions.
         ball: the budget.
         steps: at least 1.
