@@ -1,5 +1,7 @@
 """Write the figures of `results/` into README and docs, between `<!-- quote: NAME -->` and `<!-- end -->`.
 
+The plot at README's head is the main job's.
+
     python benchmarks/quote.py            # rewrite the quotes
     python benchmarks/quote.py --check    # exit with 1 if a quote is not what the results say
 
@@ -17,6 +19,7 @@ from figures import ROOT, change, percent, record
 from quote_compensation import COMPENSATION
 from quote_robustness import ROBUSTNESS
 
+PLOT = ROOT / "docs" / "report.svg"
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 
@@ -432,15 +435,22 @@ def quoted(text: str) -> str:
     return QUOTE.sub(lambda m: f"{m[1]}{QUOTES[m[2]]()}\n{m[4]}", text)
 
 
+def plot() -> str:
+    """The first plot of the main job's report, on white."""
+    page = (ROOT / "benchmarks" / "results" / "main_job.html").read_text()
+    found = re.search(r"<svg (.*?</svg>)", page, re.DOTALL)
+    assert found
+    return f'<svg style="background: white" {found[1]}\n'
+
+
 def main() -> int:
-    stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = path.read_text()
-        if quoted(text) != text:
-            stale.append(path.name)
-            if "--check" not in sys.argv:
-                path.write_text(quoted(text))
-    print("\n".join(f"quotes of {name} differed" for name in stale) or "all quotes are what the results say")
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    wanted = {path: quoted(path.read_text()) for path in pages} | {PLOT: plot()}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    if "--check" not in sys.argv:
+        for path in stale:
+            path.write_text(wanted[path])
+    print("\n".join(f"quotes of {path.name} differed" for path in stale) or "all quotes are what the results say")
     return 1 if stale and "--check" in sys.argv else 0
 
 
