@@ -298,7 +298,7 @@ training = options(
     ),
     click.option("--steps", type=int, help="Training steps.  [default: 4000]"),
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
-    click.option("--learning-rate", type=float, help="Peak rate of Adam.  [default: 0.002]"),
+    click.option("--learning-rate", type=float, help="Peak rate of Adam, half of it on integers.  [default: 0.002]"),
     click.option(
         "--reverse-weight",
         type=float,

@@ -13,7 +13,7 @@ from qrobust.compensation.baselines import AutoContrast, Denoise, estimated_norm
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
-from qrobust.pipeline.compensating import RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
+from qrobust.pipeline.compensating import QAT_RATE, RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
 from qrobust.pipeline.lessons import check_images, lesson_names, lessons_told
 from qrobust.pipeline.quantizing import train_twin_in_stage
 from qrobust.pipeline.stage import export_gated, kept, stage
@@ -100,10 +100,11 @@ def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.
 
 
 def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
-    """The twin itself, trained on the shifts for as many steps as a calibrator is behind the classifier."""
+    """The twin itself, trained on the shifts: as many steps as a calibrator is behind it, at the rate of its last."""
     config = bench.config
     twin, fitted = train_twin_in_stage(
         bench, bench.twin, bench.lessons, bench.chosen_by, steps=round(config.steps * (1 - RESTORE_SHARE)),
+        learning_rate=config.learning_rate * QAT_RATE,
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
         kind="finetune",
     )  # fmt: skip

@@ -53,7 +53,8 @@ def _quantize(bench: Workbench) -> None:
             twin, fit = train_twin_in_stage(
                 bench, twin, bench.data.training, bench.data.validation,
                 steps=max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size)),
-                distillation=config.qat_distillation, cells=bench.training_cells if config.qat_shifts else [],
+                learning_rate=config.qat_learning_rate, distillation=config.qat_distillation,
+                cells=bench.training_cells if config.qat_shifts else [],
                 kind="qat",
             )  # fmt: skip
             result["earlier_s"] = fit.earlier_s
@@ -155,6 +156,7 @@ def train_twin_in_stage(
     validation: Split,
     *,
     steps: int,
+    learning_rate: float,
     distillation: float,
     cells: list[tuple[str, int]],
     kind: str,
@@ -167,6 +169,7 @@ def train_twin_in_stage(
         training: images to learn from.
         validation: images to choose by, of which the first are taken.
         steps: optimizer steps.
+        learning_rate: peak rate of Adam.
         distillation: weight of the float model's view.
         cells: shifts to train on, or none.
         kind: names the checkpoint.
@@ -179,7 +182,7 @@ def train_twin_in_stage(
     with bench.reporter.bar("train the twin", steps) as bar:
         fit = train_twin(
             trainable, folded(bench.model, bench.example), training, judges, steps=steps,
-            batch_size=config.batch_size, learning_rate=config.qat_learning_rate, distillation=distillation,
+            batch_size=config.batch_size, learning_rate=learning_rate, distillation=distillation,
             cells=cells, table=bench.table, seed=config.seed,
             checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=told(bar),
         )  # fmt: skip
