@@ -68,8 +68,9 @@ def set_gate(
     @cache
     def keeps(chosen: Gate) -> bool:
         put(chosen)
+        kept = validation.clean(classifier, calibrator) >= least_clean
         progress()
-        return validation.clean(classifier, calibrator) >= least_clean
+        return kept
 
     def shifted(chosen: Gate) -> float:
         if chosen not in measured:
