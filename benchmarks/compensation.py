@@ -68,10 +68,9 @@ def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) 
     u13 = (*shifts, "--latency-budget", str(latency_budget)) if latency_budget else shifts
     fewer = ("--steps", str(steps // 4))
     alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
-    if "u13" in kinds:
-        yield Job("u13", (*u13, "--steps", str(steps)))
-    if "methods" in kinds:
-        yield Job("u13", (*u13, "--steps", str(steps)), (*ALTERNATIVES, TORCH_ONLY))
+    if "u13" in kinds or "methods" in kinds:
+        others = (*ALTERNATIVES, TORCH_ONLY) if "methods" in kinds else ()
+        yield Job("u13", (*u13, "--steps", str(steps)), others)
     if "scenes" in kinds:
         for shift in worst_shifts(base):
             options = ("--shifts", shift, "--severities", SEVERITY, *alike, *fewer)

@@ -24,6 +24,7 @@ from qrobust.compensation.baselines import (
 )
 from qrobust.compensation.training import state_hash
 from qrobust.errors import GateError, InputError
+from qrobust.pipeline import alternatives
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.stage import stage
 from qrobust.report.card import model_card
@@ -322,6 +323,22 @@ def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(
     assert result.output.count("left out: parity:") == 5
     record = read_record(run / "record.json")
     assert {row["method"] for row in record["methods"]} == {"compensated", "denoise"}
+
+
+def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def train(*_: object, **options: object) -> None:
+        asked.update(options)
+        raise InputError("enough was seen")
+
+    monkeypatch.setattr(alternatives, "train_twin_in_stage", train)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    result = qrobust("compensate", run, "--method", "finetune", "--learning-rate", "0.01", "-q")
+    assert "enough was seen" in result.output
+    assert asked["learning_rate"] == 0.005
 
 
 def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(finished_run: Path) -> None:

@@ -187,7 +187,7 @@ def train_twin_in_stage(
             checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=told(bar),
         )  # fmt: skip
     if fit.diverged:
-        bench.reporter.warn("warning: quantization-aware training diverged; the best state before that is kept")
+        bench.reporter.warn(f"warning: training the twin ({kind}) diverged; the best state before that is kept")
     bench.reporter.detail(
         f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
         f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
