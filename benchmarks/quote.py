@@ -5,7 +5,7 @@ The plot at README's head is the main job's.
     python benchmarks/quote.py            # rewrite the quotes
     python benchmarks/quote.py --check    # exit with 1 if a quote is not what the results say
 
-No figure in README or docs is typed by hand; a test runs the check.
+Tables and lists of figures are never typed by hand; a test runs the check.
 """
 
 from __future__ import annotations

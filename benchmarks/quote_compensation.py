@@ -40,7 +40,7 @@ def _costs(job: dict[str, Any]) -> str:
     )
 
 
-COSTS = "| multiply-accumulates added | time of INT8 | faster than float |"
+COSTS = "| multiply-accumulates added | time over INT8 | faster than float |"
 
 
 def compensation_u13() -> str:
@@ -96,7 +96,7 @@ def compensation_shifts() -> str:
 def compensation_methods() -> str:
     """Every method on the same mix of shifts, and batch-norm re-estimation on single ones."""
     lines = [
-        "| network | shifts | method | clean | under shift | gain | clean cost | time of INT8, batch 1 | n |",
+        "| network | shifts | method | clean | under shift | gain | clean cost | time over INT8, batch 1 | n |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for network, name, job in [*_jobs("u13"), *_jobs("scene-")]:

@@ -93,7 +93,12 @@ def is_run(config: dict[str, Any]) -> bool:
 
 
 def check_folder(
-    path: Path, *, overwrite: bool, kind: str = "run", made: Callable[[dict[str, Any]], bool] = is_run
+    path: Path,
+    *,
+    overwrite: bool,
+    kind: str = "run",
+    made: Callable[[dict[str, Any]], bool] = is_run,
+    resumable: bool = True,
 ) -> None:
     """Whether a new run may have this folder.
 
@@ -102,6 +107,7 @@ def check_folder(
         overwrite: whether it may replace one of its kind.
         kind: what will be made, in a word.
         made: whether a folder's `config.json` is of this kind.
+        resumable: whether the command has `--resume`, which an error may then recommend.
 
     Raises:
         InputError: it cannot be written, or it holds something and `overwrite` is not given; only a
@@ -117,7 +123,8 @@ def check_folder(
         if not made(config):
             raise InputError(f"out: {path} holds files that no {kind} made, which nothing will remove; name another")
         if not overwrite:
-            raise InputError(f"out: {path} is not empty; --resume goes on with it, --overwrite replaces it")
+            ways = "--resume goes on with it, " if resumable else ""
+            raise InputError(f"out: {path} is not empty; {ways}--overwrite replaces it")
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")

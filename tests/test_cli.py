@@ -432,6 +432,13 @@ def test_output_folder_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one_line_error([*arguments, locked / "out"], locked / "out", "cannot write")
 
 
+def test_demo_recommends_only_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(WHOLE + "}")
+    result = qrobust("demo", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert result.output == f"Error: out: {tmp_path} is not empty; --overwrite replaces it\n"
+
+
 def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
     one_line_error(["report", finished_run, "--seed", 3], None, "drawn with 0")
     assert qrobust("report", finished_run, "--seed", 0, "-q").exit_code == 0

@@ -23,7 +23,6 @@ from qrobust.cli.options import (
     resume,
     run_dir,
     seed,
-    skip_bad_images,
     training,
 )
 from qrobust.cli.runs import begin, begin_or_resume, finish, reopen
@@ -188,7 +187,11 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     "--class-names",
     help="With --model: file with one class name per line, in index order.",
 )
-@skip_bad_images
+@click.option(
+    "--skip-bad-images",
+    is_flag=True,
+    help="With --model: leave out files of an imagefolder that cannot be decoded; list them.",
+)
 @click.option(
     "--image-size",
     type=int,
@@ -209,7 +212,7 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     type=int,
     default=1,
     show_default=True,
-    help="Processes that render and ask, each with sessions of one thread; the pixels are the same.",
+    help="Processes that render shifted images and run inference, one thread each; the pixels are the same.",
 )
 @click.option(
     "--seed",
@@ -442,7 +445,7 @@ def audit(
 @seed
 @common
 def demo(out: Path, overwrite: bool, **options: Any) -> None:
-    """The whole job on scikit-learn's handwritten digits: no network and no files needed.
+    """The whole job on scikit-learn's handwritten digits: offline, with no files of your own.
 
     Trains a small residual network on the spot, quantizes it, compensates it, and leaves a report. Takes
     less than four minutes on two cores.
@@ -451,7 +454,7 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     from qrobust import pipeline
     from qrobust.folders import check_folder
 
-    check_folder(out, overwrite=overwrite)
+    check_folder(out, overwrite=overwrite, resumable=False)
     with example.weights_file(
         options["seed"],
         console(options["verbose"], options["quiet"]),

@@ -162,7 +162,7 @@ inputs = options(
     ),
     click.option(
         "--layer-bits",
-        help="Comma-separated LAYER=BITS; LAYER may be a pattern, BITS may be float.",
+        help="Such as 'features.0.*=w8a8,fc=float': names as `qrobust sensitivity` prints them, or patterns.",
     ),
     click.option(
         "--keep-float",
@@ -186,7 +186,7 @@ inputs = options(
     click.option(
         "--bias-correction",
         is_flag=True,
-        help="Take back the shift that quantization gives each channel.",
+        help="Correct each channel's bias by the mean error that quantization adds to it.",
     ),
     click.option(
         "--rounding",
@@ -207,7 +207,7 @@ inputs = options(
         type=float,
         default=0,
         show_default=True,
-        help="Quantization-aware training; 0: none.",
+        help="Epochs of quantization-aware training, or a fraction of one; 0: none.",
     ),
     click.option(
         "--qat-learning-rate",
@@ -228,9 +228,14 @@ inputs = options(
         type=float,
         default=0.9,
         show_default=True,
-        help="Weight of the float model's view, the labels have the rest.",
+        help="Share of the loss that imitates the float model, from 0 to 1; the labels have the rest.",
     ),
-    click.option("--qat-shifts", is_flag=True, help="Train on shifted images, too."),
+    click.option(
+        "--qat-shifts",
+        is_flag=True,
+        help="Quantization-aware training sees shifted images, too: those of --shifts without --hold-out (`run`), or "
+        "of the suite 'default' at severities 3 and 5 (`quantize`).",
+    ),
 )
 
 
@@ -298,7 +303,12 @@ training = options(
     ),
     click.option("--steps", type=int, help="Training steps.  [default: 4000]"),
     click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
-    click.option("--learning-rate", type=float, help="Peak rate of Adam, half of it on integers.  [default: 0.002]"),
+    click.option(
+        "--learning-rate",
+        type=float,
+        help="Peak rate of Adam while pixels are restored; half of it through the classifier, a quarter on the "
+        "calibrator's 8-bit grid; half for --method finetune.  [default: 0.002]",
+    ),
     click.option(
         "--reverse-weight",
         type=float,
@@ -348,7 +358,7 @@ out_options = options(
         "--out",
         required=True,
         type=click.Path(path_type=Path),
-        help="Folder of the run; must be new or empty.",
+        help="Folder of the run; must be new or empty, unless --resume or --overwrite is given.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
 )

@@ -100,7 +100,7 @@ def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.
 
 
 def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
-    """The twin itself, trained on the shifts: as many steps as a calibrator is behind it, at the rate of its last."""
+    """The twin itself, trained on the shifts: steps and rate are those of a calibrator through the classifier."""
     config = bench.config
     twin, fitted = train_twin_in_stage(
         bench, bench.twin, bench.lessons, bench.chosen_by, steps=round(config.steps * (1 - RESTORE_SHARE)),

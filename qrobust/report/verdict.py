@@ -195,7 +195,7 @@ def _praise(row: dict[str, Any], where: str) -> str:
 
 def comparison(record: dict[str, Any]) -> list[list[str]]:
     """The table of methods: a header, then a row for each, highest gain first."""
-    header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time of INT8, batch 1")
+    header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time over INT8, batch 1")
     rows = [[*header, "batch 32", "n"]]
     for row in record["methods"]:
         times = [
