@@ -40,6 +40,7 @@ from qrobust.workbench import Reporter, Workbench
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
+KINDS = ("u13", "scenes", "families", "bits", "few", "methods")
 SEVERITY = "5"
 FAMILIES = tuple(dict.fromkeys(find_shift(name).family for name in SUITES["u13"]))
 SCENES, SCENE_IMAGES = 5, 1000
@@ -67,10 +68,10 @@ def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) 
     shifts = ("--shifts", "u13", "--severities", SEVERITY)
     u13 = (*shifts, "--latency-budget", str(latency_budget)) if latency_budget else shifts
     fewer = ("--steps", str(steps // 4))
-    alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "u13" in kinds or "methods" in kinds:
         others = (*ALTERNATIVES, TORCH_ONLY) if "methods" in kinds else ()
         yield Job("u13", (*u13, "--steps", str(steps)), others)
+    alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "scenes" in kinds:
         for shift in worst_shifts(base):
             options = ("--shifts", shift, "--severities", SEVERITY, *alike, *fewer)
@@ -127,8 +128,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
     folder, chosen = base.parent / job.name, [*job.options, *job.quantization]
     noted = folder / "job.json"
     if folder.exists() and (not noted.exists() or json.loads(noted.read_text()) != chosen):
-        click.echo(f"{folder}: done with other options, done anew", err=True)
-        shutil.rmtree(folder)
+        raise click.ClickException(f"out: {folder} was done with other options; move it away to do it anew")
     done = {path.stem for path in (folder / "stages").glob("*.json")}
     if (folder / "record.json").exists():
         measured = {row["method"] for row in json.loads((folder / "record.json").read_text())["methods"]}
@@ -217,7 +217,7 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
 @click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
 @click.option("--trainings", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
-@click.option("--jobs", "kinds", default="u13,scenes,families,bits,few,methods", show_default=True)
+@click.option("--jobs", "kinds", default=",".join(KINDS), show_default=True)
 @click.option(
     "--steps", default=4000, show_default=True, help="Training steps of `u13`; a quarter for the narrower jobs."
 )
@@ -242,6 +242,8 @@ def main(
     threads: int,
 ) -> None:
     """Run the jobs and write what they found to results/."""
+    if unknown := set(kinds.split(",")) - set(KINDS):
+        raise click.ClickException(f"jobs: expected some of {', '.join(KINDS)}, got {', '.join(unknown)}")
     common = ["--threads", str(threads), "-v"]
     for model in models.split(","):
         training = trainings / model

@@ -8,6 +8,8 @@ from typing import Any
 from qrobust.errors import InputError
 
 DEFAULT_SEVERITIES = (3, 5)
+# So that seeds of steps, which are made of it, have 64 bits.
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class RunConfig:
             for name, least in at_least.items()
             if getattr(self, name) is not None and getattr(self, name) < least
         ]
+        if self.seed > MOST_SEED:
+            mistakes.append(f"seed: expected at most {MOST_SEED}, got {self.seed}")
         if not 0 < self.mac_budget <= 1:
             mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
         if not 0 <= self.favour <= 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qrobust.errors import InputError
 from qrobust.files import whole
 
 Progress = Callable[[int, int, str], None]
@@ -69,11 +70,17 @@ def fit(
         checkpoint_every: steps between checkpoints, which are also made whenever the module is judged.
         progress: called with steps done, all steps and a note, first of all with the step that it begins at.
         keep_start: whether the start is among the candidates.
+
+    Raises:
+        InputError: the checkpoint is damaged.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step, diverged, note, earlier, began = 0, False, "", 0.0, time.perf_counter()
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+        except Exception as error:  # each kind of damage raises another type
+            raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, start, kept = state["step"], tuple(state["start"]), state["kept"]

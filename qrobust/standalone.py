@@ -16,7 +16,7 @@ import torch
 import qrobust
 from qrobust.adversarial.attacked import attacked
 from qrobust.adversarial.trials import Graph
-from qrobust.config import DEFAULT_SEVERITIES, AttackChoices
+from qrobust.config import DEFAULT_SEVERITIES, MOST_SEED, AttackChoices
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.deployment.graph import files_of
@@ -71,6 +71,8 @@ class Choices:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
+        if self.seed > MOST_SEED:
+            raise InputError(f"seed: expected at most {MOST_SEED}, got {self.seed}")
         mistakes = self.attack_choices.mistakes()
         if mistakes:
             raise InputError("; ".join(mistakes))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
@@ -22,7 +23,7 @@ from qrobust.classifier import Compensated, NormalizedModel, count_macs
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction, within_budget
 from qrobust.config import RunConfig
 from qrobust.data import Data, Split, open_data
-from qrobust.data.scene import Scene, about_scene, open_scene
+from qrobust.data.scene import Scene, about_scene, folder_of, open_scene
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
 from qrobust.files import whole
@@ -152,8 +153,10 @@ class Workbench:
             c.data, seed=c.seed, image_size=c.image_size, preferred_size=self.model_spec.preferred_size,
             calibration_images=c.calibration_images, train_images=c.train_images, test_images=c.test_images,
             class_names_file=Path(c.class_names) if c.class_names else None,
-            root=Path(c.data_root) if c.data_root else None, skip_bad_images=c.skip_bad_images
-            and not (c.scene_images and not c.data.startswith("imagefolder:")),  # then it is about the scene's
+            root=Path(c.data_root) if c.data_root else None,
+            # Of other data it is, or in a run's folder was, about a scene's images.
+            skip_bad_images=c.skip_bad_images
+            and (c.data.startswith("imagefolder:") or not (c.scene_images or self.folder)),
         )  # fmt: skip
 
     @cached_property
@@ -266,7 +269,7 @@ class Workbench:
         """The fake-quantized twin that the folder holds."""
         stage = self.place().need_stage("quantize", "quantize")
         return restore(
-            self.model, self.target, self.data.image_size, load_file(self.place().twin),
+            self.model, self.target, self.data.image_size, _integers(self.place().twin, "quantize"),
             channels=self.model.channels, recipe=Recipe.from_json(stage["quantization"]["recipe"]),
         )  # fmt: skip
 
@@ -291,7 +294,7 @@ class Workbench:
         if spec is None:
             return None
         scene = open_scene(
-            Path(spec.removeprefix("imagefolder:")).expanduser(), image_size=self.data.image_size,
+            folder_of(spec), image_size=self.data.image_size,
             channels=self.model.channels, class_names=self.data.class_names, seed=self.config.seed,
             skip_bad=self.config.skip_bad_images,
         )  # fmt: skip
@@ -336,7 +339,7 @@ class Workbench:
             )
         return restore(
             self.new_calibrator(stage["width"], tuple(stage["branches"])).eval(), self.target, self.data.image_size,
-            load_file(self.place().calibrator), channels=self.model.channels, leaves=(Correction,),
+            _integers(self.place().calibrator, "compensate"), channels=self.model.channels, leaves=(Correction,),
         )  # fmt: skip
 
     def save_calibrator(self, calibrator: nn.Module) -> None:
@@ -421,6 +424,14 @@ class Workbench:
         raise InputError(
             f"hold_out: expected to leave one of {', '.join(rendered)} to train on, got {', '.join(held_out)}"
         )
+
+
+def _integers(path: Path, command: str) -> dict[str, torch.Tensor]:
+    """What a stage saved, which the command makes again."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"run folder: {path} cannot be read ({error}); run `qrobust {command}` again") from error
 
 
 def _save(module: nn.Module, path: Path) -> None:

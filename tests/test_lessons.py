@@ -21,12 +21,17 @@ from qrobust.cli.console import _LogBar
 from qrobust.compensation import training
 from qrobust.data import open_data
 from qrobust.data.scene import open_scene
-from qrobust.errors import InputError, RangeError
-from qrobust.pipeline import compensating
+from qrobust.errors import GateError, InputError, RangeError
+from qrobust.folders import TORCH_ONLY
+from qrobust.pipeline import alternatives, compensating
 from qrobust.pipeline.lessons import learned_otherwise, validation_measures
-from qrobust.pipeline.stage import told
+from qrobust.pipeline.stage import choices_key, told
+from qrobust.quantization import qat
 from qrobust.report.card import model_card
+from qrobust.report.verdict import verdict
 from qrobust.results import read_record
+from qrobust.shifts.severities import _own_shift
+from qrobust.workbench import Reporter, Workbench
 
 
 def edit_stage(run: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -88,6 +93,8 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
     result = qrobust(*measure)
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
     assert "that calibrator learned from, got others (12 to learn from then, now 13)" in result.output
+    respelled = f"imagefolder:{tmp_path}/./scene/"
+    assert "got others" in qrobust("evaluate", run, "--scene", respelled, "-q").output
     other = tmp_path / "other"  # of which nothing was learned
     save_images(other, [f"{i:02d}" for i in range(9)])
     measure = ("evaluate", run, "--scene", f"imagefolder:{other}", "-q", "--attacks", "none", "--threads", 1)
@@ -101,13 +108,15 @@ def test_only_methods_with_the_same_lessons_are_compared() -> None:
         return learned_otherwise(bench)
 
     usual = {"images": 100, "labels": True, "severities": [5], "scene_images": None}
+    usual |= {"steps": 9, "severity_table": "cifar-c"}
     assert compared(compensate={"lessons": usual}, finetune={"lessons": usual}, denoise={"lessons": None}) == {}
     # Of use to one of the two alone.
     assert compared(compensate={"lessons": usual}, bn_reestimate={"lessons": usual | {"labels": False}}) == {}
     scene = usual | {"scene_images": "imagefolder:a"}
     both = {"lessons": scene, "trained_on": ["fog", "imagefolder:a"]}
     assert compared(compensate=both, finetune={"lessons": usual}) == {}
-    for changed in ({"images": 7}, {"severities": [1]}, {"labels": False}, {"scene_images": "imagefolder:b"}):
+    for changed in ({"images": 7}, {"severities": [1]}, {"labels": False}, {"scene_images": "imagefolder:b"},
+                    {"steps": 7}, {"severity_table": "imagenet-c"}):  # fmt: skip
         name = "bn_reestimate" if "scene_images" in changed else "finetune"
         ((method, why),) = compared(compensate={"lessons": scene}, **{name: {"lessons": scene | changed}}).items()
         ((key, value),) = changed.items()
@@ -236,8 +245,10 @@ def test_a_card_tells_what_its_graph_is_and_is_not(finished_run: Path) -> None:
         "labelled": False, "n": 7, "images": "imagefolder:a", "confidence": {"int8": 0.633, "compensated": 0.41},
     }  # fmt: skip
     assert "mean confidence 41.0 %, of INT8 63.3 %" in model_card(record, "compensated")
-    record["compensation"]["training"]["int8"]["diverged"] = True
-    assert "Its training (int8) diverged" in model_card(record, "compensated")
+    assert "diverged" not in model_card(record, "compensated")
+    record["methods"][0]["diverged"] = True
+    assert "Its training diverged" in model_card(record, "compensated")
+    assert "Training of INT8 + calibrator diverged" in " ".join(verdict(record | {"scene": None}))
     record["config"]["weights"] = None
     assert "weights that it came with" in model_card(record, "int8")
 
@@ -255,6 +266,101 @@ def test_a_broken_image_of_a_scene_can_be_left_out(
     result = qrobust("compensate", run, "--scene", f"imagefolder:{folder}", "--skip-bad-images")
     assert "scene: left out 1 files that cannot be decoded" in result.output
     assert opened == [6]
+
+
+def test_the_flag_for_a_scene_does_not_stop_a_run_without_one(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"skip_bad_images": True}))  # as a scene's command left it
+    assert Workbench.open(run, Reporter()).data.summary() == Workbench.open(finished_run, Reporter()).data.summary()
+
+
+def test_trainings_go_on_only_with_the_images_and_the_code_that_they_began_with(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    scene, own = tmp_path / "scene", tmp_path / "own.py"
+    save_images(scene, [f"{i:02d}" for i in range(10)])
+    own.write_text("def dim(images, strength, generators):\n    return images * (1 - strength)\n")
+
+    def key(**choices: object) -> str:
+        _own_shift.cache_clear()
+        return choices_key(Workbench.open(finished_run, Reporter(), **choices), "float")
+
+    def keys() -> tuple[str, str, str]:
+        return key(), key(scene_images=f"imagefolder:{scene}"), key(shifts=(f"{own}:dim",))
+
+    before = keys()
+    assert keys() == before
+    save_images(scene, ["0a"])
+    own.write_text(own.read_text().replace("(1 - strength)", "(1 - strength / 2)"))
+    after = keys()
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, False]
+
+
+def test_a_comparison_keeps_what_it_leaves_out(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = contents(run)
+    result = qrobust("compensate", run, "--compare", "--mac-budget", "0.0001", "-q")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert "mac_budget: expected at least" in result.output
+    assert contents(run) == before
+
+    def refuse(*_: object) -> None:
+        raise InputError("latency_budget: too slow")
+
+    monkeypatch.setattr(pipeline, "compensate", refuse)
+    monkeypatch.setattr(pipeline, "ALTERNATIVES", ("auto-contrast",))
+    result = qrobust("compensate", run, "--compare", "--steps", 6, "--attacks", "none", "-q", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "calibrator left out: latency_budget: too slow" in result.output
+    assert {row["method"] for row in read_record(run / "record.json")["methods"]} == {"auto-contrast", TORCH_ONLY}
+    assert (run / "stages" / "compensate.json").read_bytes() == before[run / "stages" / "compensate.json"]
+    assert qrobust("evaluate", run, "-q", "--attacks", "none", "--threads", 1).exit_code == 0
+    assert qrobust("report", run, "-q").exit_code == 0
+    assert "compensated" in {row["method"] for row in read_record(run / "record.json")["methods"]}
+
+
+def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_its_export(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise GateError("parity: no")
+
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    finetune = ("compensate", run, "--method", "finetune", "--steps", 5, "-q", "--threads", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(alternatives, "export_gated", refuse)
+        assert qrobust(*finetune).exit_code == 3
+        assert len(list((run / "checkpoints").glob("finetune-*.pt"))) == 1
+    assert qrobust(*finetune).exit_code == 0
+    assert not (run / "checkpoints").exists()
+    monkeypatch.setattr(qat.F, "cross_entropy", lambda *_, **__: torch.tensor(torch.nan))
+    result = qrobust(*finetune, "--learning-rate", "0.5")
+    assert result.exit_code == 2, result.output
+    assert "learning_rate: fine-tuning diverged at step 0, before anything was learned" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("twin.safetensors", "quantize"), ("calibrator.safetensors", "compensate")]
+)
+def test_damaged_integers_are_one_line(name: str, command: str, finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).write_bytes((run / name).read_bytes()[:100])
+    result = qrobust("export", run, "-q")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert f"{name} cannot be read" in result.output
+    assert f"run `qrobust {command}` again" in result.output
+
+
+def test_what_learns_nothing_needs_nothing_to_learn_from(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    unseen = ("--shifts", "contrast", "--hold-out", "contrast")
+    assert "to train on" in qrobust("compensate", run, "--method", "bn-reestimate", *unseen, "-q").output
+    assert qrobust("compensate", run, "--method", "auto-contrast", *unseen, "-q").exit_code == 0
+    stage = json.loads((run / "stages" / "auto-contrast.json").read_text())
+    assert (stage["trained_on"], stage["lessons"]) == ([], None)
 
 
 def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:

@@ -32,6 +32,11 @@ class Scene:
         return {name: getattr(self, name).summary() for name in ("training", "validation", "test")}
 
 
+def folder_of(spec: str) -> Path:
+    """The folder that `imagefolder:DIR` names, however it is spelled."""
+    return Path(spec.removeprefix("imagefolder:")).expanduser().resolve()
+
+
 @contextmanager
 def about_scene() -> Iterator[None]:
     """What is wrong with images is the scene's, not the data's."""

@@ -88,16 +88,17 @@ def run(bench: Workbench, *, resume: bool) -> Record:
 
 def compare(bench: Workbench) -> Record:
     """Every way to compensate, measured together; what is done already is kept, what cannot be made is left out."""
-    folder = bench.place()
+    folder, failed = bench.place(), set()
     check_images(bench)
-    _ = bench.lessons, bench.training_cells, bench.scene  # what no method could use is refused
+    # What no method could use is refused, and what only a slip can have asked for.
+    _ = bench.lessons, bench.training_cells, bench.scene, bench.calibrators_within_budget()
     try:
         if not kept(bench, "compensate"):
             compensate(bench)
         if not folder.stage("export"):
             export(bench)
     except QRobustError as error:
-        folder.forget("compensate", "export")  # one made with other choices
+        failed.add("calibrator")
         bench.reporter.warn(f"warning: calibrator left out: {error}")
     for method in (*ALTERNATIVES, TORCH_ONLY):
         if kept(bench, method):
@@ -105,9 +106,9 @@ def compare(bench: Workbench) -> Record:
         try:
             make_alternative(bench, method)
         except QRobustError as error:
-            folder.forget(method)  # one made with other choices
+            failed.add(method)
             bench.reporter.warn(f"warning: {method} left out: {error}")
-    evaluate(bench)
+    evaluate(bench, without=failed)  # what was made with other choices stays
     return write_report(bench)
 
 

@@ -51,14 +51,15 @@ def make_alternative(bench: Workbench, method: str) -> None:
         if method == TORCH_ONLY:
             return
         model = MAKERS[method](bench, result)
-        result.setdefault("trained_on", lesson_names(bench))
-        result.setdefault("lessons", lessons_told(bench))
         result.setdefault("macs", {"calibrator": 0})
+        spent = result.pop("spent", ())
         export_gated(bench, method, model, result)
+        folder.drop_checkpoints(spent)
 
 
 def _only_reestimated(bench: Workbench, result: dict[str, Any]) -> fx.GraphModule:
-    result["lessons"] = lessons_told(bench, labels=False) | {"drawn": _reestimated_on(bench) * REESTIMATION_BATCH}
+    result["trained_on"] = lesson_names(bench)
+    result["lessons"] = lessons_told(bench, trained=False) | {"drawn": _reestimated_on(bench) * REESTIMATION_BATCH}
     return _reestimated(bench)
 
 
@@ -68,7 +69,9 @@ def _reestimated_on(bench: Workbench) -> int:
 
 
 def _reestimated(bench: Workbench) -> fx.GraphModule:
-    """The twin of the float model with the batch-norm statistics of the shifted training images."""
+    """The twin of the float model with the batch-norm statistics of training images, a quarter of them clean."""
+    if bench.config.qat_epochs:
+        bench.reporter.warn("warning: batch norms are re-estimated in float: what the twin learned since is left out")
     count = _reestimated_on(bench)
 
     def batches() -> Iterator[torch.Tensor]:
@@ -94,9 +97,8 @@ def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.
         alone = bench.place().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
         write_json(checkpoints_of(bench, twin)["chosen"], chosen)
-    calibrated = Compensated(fit_calibrator(bench, twin, result), twin)
-    bench.place().drop_checkpoints(checkpoints_of(bench, twin).values())
-    return calibrated
+    result["spent"] = list(checkpoints_of(bench, twin).values())
+    return Compensated(fit_calibrator(bench, twin, result), twin)
 
 
 def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
@@ -108,7 +110,12 @@ def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
         distillation=config.qat_distillation if config.use_labels else 1.0, cells=bench.training_cells,
         kind="finetune",
     )  # fmt: skip
-    bench.place().drop_checkpoints(bench.place().checkpoints.glob("finetune-*"))
+    if fitted.diverged and not fitted.best_step:
+        raise InputError(
+            f"learning_rate: fine-tuning diverged at step {fitted.steps}, before anything was learned; expected a "
+            f"rate smaller than {config.learning_rate:g}"
+        )
+    result["spent"] = list(bench.place().checkpoints.glob("finetune-*"))
     result["training"], result["earlier_s"] = fitted.__dict__, fitted.earlier_s
     result["trained_on"] = sorted({name for name, _ in bench.training_cells})
     result["lessons"] = lessons_told(bench) | {"scene_images": None, "scene_splits": None}

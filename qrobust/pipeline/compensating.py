@@ -54,9 +54,9 @@ def compensate(bench: Workbench) -> None:
 
 def checkpoints_of(bench: Workbench, twin: torch.nn.Module) -> dict[str, Path]:
     """Where the training of a calibrator in front of this twin keeps what it goes on from, by phase."""
-    folder, config, twin_hash = bench.place().checkpoints, bench.config, state_hash(twin)
-    found = {kind: folder / f"{kind}-{choices_key(config, kind + twin_hash)}.pt" for kind in ("float", "int8")}
-    return found | {"chosen": folder / f"chosen-{choices_key(config, twin_hash)}.json"}
+    folder, twin_hash = bench.place().checkpoints, state_hash(twin)
+    found = {kind: folder / f"{kind}-{choices_key(bench, kind + twin_hash)}.pt" for kind in ("float", "int8")}
+    return found | {"chosen": folder / f"chosen-{choices_key(bench, twin_hash)}.json"}
 
 
 def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any]) -> fx.GraphModule:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from qrobust.data.scene import folder_of
 from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES
 from qrobust.workbench import Workbench
 
+# What must be equal between methods for their gains to be compared, where both know it.
+COMPARABLE = {
+    "shifts", "severities", "severity_table", "images", "labels", "scene_images", "steps", "batch_size",
+}  # fmt: skip
 
-def lessons_told(bench: Workbench, *, labels: bool = True) -> dict[str, Any]:
+
+def lessons_told(bench: Workbench, *, trained: bool = True) -> dict[str, Any]:
     """What a method learns from: choices of a run may change after it was made.
 
     Args:
         bench: of the run.
-        labels: whether the method has a use for them.
+        trained: whether the method makes training steps, and so has a use for labels.
     """
     c, scene = bench.config, bench.scene
-    return {
-        "images": len(bench.lessons), "labels": labels and c.use_labels, "scene_names": list(c.scene_names),
-        "severities": sorted({severity for _, severity in bench.training_cells}),
+    return ({"steps": c.steps, "batch_size": c.batch_size} if trained else {}) | {
+        "images": len(bench.lessons), "labels": trained and c.use_labels, "scene_names": list(c.scene_names),
+        "severities": sorted({severity for _, severity in bench.training_cells}), "severity_table": bench.table,
         "scene_images": c.scene_images, "scene_alone": c.scene_images is not None and c.scene_alone,
         "scene_splits": scene.summary() if scene else None,
     }  # fmt: skip
@@ -59,27 +66,28 @@ def check_images(bench: Workbench) -> None:
             )
 
 
-def check_scene(bench: Workbench) -> None:
+def check_scene(bench: Workbench, without: Collection[str] = ()) -> None:
     """Refuse a scene's images other than those that methods learned from: its splits would be mixed up.
 
     Raises:
         InputError: names the method.
     """
-    for name, lessons in learned(bench).items():
-        known = lessons.get("scene_splits")
-        if not known or not bench.scene or lessons["scene_images"] != bench.config.scene_images:
+    for name, lessons in learned(bench, without).items():
+        known, spec = lessons.get("scene_splits"), bench.config.scene_images
+        if not (known and spec and bench.scene) or folder_of(lessons["scene_images"]) != folder_of(spec):
             continue
         now = bench.scene.summary()
         if now != known:
+            again = "qrobust compensate" + ("" if name == "calibrator" else f" --method {name}")
             raise InputError(
                 f"scene: expected the images of {bench.config.scene_images} that {name} learned from, got others "
                 f"({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned from "
-                "would be measured on; run `qrobust compensate` again"
+                f"would be measured on; run `{again}` again"
             )
 
 
-def learned(bench: Workbench) -> dict[str, dict[str, Any]]:
-    """What each method that is there learned from, the calibrator first; nothing of what is not trained."""
+def learned(bench: Workbench, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """What each method that is there learned from, the calibrator first; nothing of what learns nothing."""
     folder = bench.place()
     made = {"calibrator": "compensate"} | {name: name for name in ALTERNATIVES}
     stages = {name: found for name, stage in made.items() if (found := folder.stage(stage))}
@@ -87,20 +95,20 @@ def learned(bench: Workbench) -> dict[str, dict[str, Any]]:
         name: found["lessons"]
         | {"shifts": sorted(n for n in found["trained_on"] if not n.startswith("imagefolder:"))}
         for name, found in stages.items()
-        if found.get("lessons")
+        if found.get("lessons") and name not in without
     }
 
 
-def learned_otherwise(bench: Workbench) -> dict[str, str]:
+def learned_otherwise(bench: Workbench, without: Collection[str] = ()) -> dict[str, str]:
     """Methods that cannot be compared with the first of those that learned, and what differs between their lessons.
 
     Labels are of no use to re-estimated batch norms, nor a scene's images to fine-tuning, whose steps need labels:
     that is how these methods are.
     """
-    every, found = learned(bench), {}
+    every, found = learned(bench, without), {}
     for first, expected in list(every.items())[:1]:
         for name, lessons in every.items():
-            keys = {"shifts", "severities", "images", "labels", "scene_images"} & set(lessons) & set(expected)
+            keys = COMPARABLE & set(lessons) & set(expected)
             keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
             keys -= {"scene_images"} if "finetune" in (first, name) else set()
             differing = [key for key in sorted(keys) if lessons[key] != expected[key]]

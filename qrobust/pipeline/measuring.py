@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ LATENCY_BATCHES = (1, 32)
 TORCH_IMAGES = 200
 
 
-def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1) -> None:
+def evaluate(
+    bench: Workbench, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()
+) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
     Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
@@ -52,14 +54,16 @@ def evaluate(bench: Workbench, *, budget: float | None = None, workers: int = 1)
         budget: seconds for all cells, stored ones too, by which a subset of the images is chosen; attacks come on
             top.
         workers: processes that render and ask, with sessions of one thread each.
+        without: methods to leave out although they are there.
     """
     folder, config = bench.place(), bench.config
     check_images(bench)
-    check_scene(bench)
-    otherwise = learned_otherwise(bench)
+    check_scene(bench, without)
+    otherwise = learned_otherwise(bench, without)
     for name, why in otherwise.items():
         bench.reporter.warn(f"warning: {name} is left out: {why}")
-    names = [name for name in folder.graphs() if name not in otherwise]
+    left_out = {*otherwise, *without}
+    names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
     if folder.stage("compensate") and not folder.stage("export"):
         bench.reporter.warn(
             f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"

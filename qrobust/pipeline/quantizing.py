@@ -184,7 +184,7 @@ def train_twin_in_stage(
             trainable, folded(bench.model, bench.example), training, judges, steps=steps,
             batch_size=config.batch_size, learning_rate=learning_rate, distillation=distillation,
             cells=cells, table=bench.table, seed=config.seed,
-            checkpoint=folder.checkpoints / f"{kind}-{choices_key(config, kind)}.pt", progress=told(bar),
+            checkpoint=folder.checkpoints / f"{kind}-{choices_key(bench, kind)}.pt", progress=told(bar),
         )  # fmt: skip
     if fit.diverged:
         bench.reporter.warn(f"warning: training the twin ({kind}) diverged; the best state before that is kept")

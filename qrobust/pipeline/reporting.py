@@ -95,15 +95,22 @@ def _with_costs(row: dict[str, Any], evaluated: dict[str, Any], folder: RunFolde
     name = row["method"]
     made = folder.need_stage("compensate" if name == "compensated" else name, "compensate")
     if name == TORCH_ONLY:
-        return row | {"runtime": "torch", "trained_on": [], "lessons": None, "training_s": 0.0}
+        return row | {"runtime": "torch", "trained_on": [], "lessons": None, "training_s": 0.0, "diverged": False}
     latency = evaluated["latency_ms"]
     return row | {
         "runtime": "onnxruntime", "macs": made["macs"]["calibrator"], "trained_on": made["trained_on"],
-        "lessons": made.get("lessons"), "training_s": made["duration_s"],
+        "lessons": made.get("lessons"), "training_s": made["duration_s"], "diverged": _diverged(made),
         "classifier_hash": made.get("classifier_hash"),
         "latency_ratio": {b: latency[name][b] / latency["int8"][b] for b in latency[name]},
         "float_latency_ratio": {b: latency["float"][b] / latency[name][b] for b in latency[name]},
     }  # fmt: skip
+
+
+def _diverged(made: dict[str, Any]) -> bool:
+    """Whether a training of a stage stopped at what is not finite; a calibrator has two."""
+    training = made.get("training", {})
+    fits = [training] if "diverged" in training else training.values()
+    return any(fit["diverged"] for fit in fits)
 
 
 def write_report(bench: Workbench) -> Record:

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 import qrobust
-from qrobust.config import RunConfig
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.fitting import Progress
-from qrobust.folders import ALTERNATIVES, MADE_BY
+from qrobust.folders import ALTERNATIVES, MADE_BY, TORCH_ONLY
 from qrobust.integer import IntegerConv2d, IntegerLinear
 from qrobust.models import parse_normalization
 from qrobust.report.card import unmeasured_card
 from qrobust.results import write_json, write_text
 from qrobust.shifts.rendering import to_unit
+from qrobust.shifts.severities import find_shift
 from qrobust.workbench import Bar, Workbench
 
 PARITY_IMAGES = 1000
@@ -34,6 +34,8 @@ MEASURING = (
     "l2_epsilons",
 )  # fmt: skip
 STAGES = ("quantize", "compensate", "export", "evaluate")
+# Stages that are kept where they were done with the choices of now.
+COMPARED = ("compensate", *ALTERNATIVES, TORCH_ONLY)
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[st
     started = time.perf_counter() - began_s
     result: dict[str, Any] = {}
     yield result
-    result["choices"] = choices_key(bench.config, name)
+    result["choices"] = choices_key(bench, name) if name in COMPARED else None
     earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
     result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
     undo(bench, name)
@@ -87,13 +89,15 @@ def undo(bench: Workbench, name: str) -> None:
 def kept(bench: Workbench, name: str) -> bool:
     """Whether a stage is done, and was done with the choices of now."""
     done = bench.place().stage(name)
-    return done is not None and done["choices"] == choices_key(bench.config, name)
+    return done is not None and done["choices"] == choices_key(bench, name)
 
 
-def choices_key(config: RunConfig, kind: str) -> str:
-    """Changes with every choice that training depends on."""
-    choices = {k: v for k, v in sorted(config.as_json().items()) if k not in MEASURING}
-    return hashlib.sha256(repr((choices, kind)).encode()).hexdigest()[:12]
+def choices_key(bench: Workbench, kind: str) -> str:
+    """Changes with every choice that training depends on, with the code of own shifts and with a scene's images."""
+    choices = {k: v for k, v in sorted(bench.config.as_json().items()) if k not in MEASURING}
+    own = {name: shift.version for name, _ in bench.cells if (shift := find_shift(name)).is_own}
+    found = [part for part in (own, bench.scene and bench.scene.summary()) if part]
+    return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]
 
 
 def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:

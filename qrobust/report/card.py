@@ -127,13 +127,9 @@ def _limits(record: dict[str, Any], graph: str, method: dict[str, Any] | None) -
         "- Accuracy holds for images like those it was measured on. A shift that is not in the record is not known.",
         "- No robustness against attacks is claimed. The record has the figures of those that were tried.",
     ]
-    training = (record["compensation"] or {}).get("training", {}) if graph == "compensated" else {}
-    limits += [
-        f"- Its training ({kind}) diverged; this is the best state before that."
-        for kind, fit in training.items()
-        if fit["diverged"]
-    ]
     if method:
+        if method["diverged"]:
+            limits.append("- Its training diverged; this is the best state before that.")
         unseen = {row["shift"] for row in record["rows"]} - {"clean", *method["trained_on"]}
         if method["trained_on"]:
             known = f"measured on shifts it never saw: {', '.join(sorted(unseen))}" if unseen else "not measured"

@@ -99,11 +99,11 @@ def verdict(record: dict[str, Any]) -> list[str]:
             f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
             f"(float {latency['float']['batch_1']:.2f} ms). {float_operators(record['audit']['compensated'])}"
         )
-    trainings = (record["compensation"] or {}).get("training", {}).values()
-    if any(fit["diverged"] for fit in trainings):
+    diverged = [NAMES[row["method"]] for row in record["methods"] if row["diverged"]]
+    if diverged:
         sentences.append(
-            "Training of the calibrator diverged, and the best state before that was kept: a smaller --learning-rate "
-            "may do better."
+            f"Training of {', '.join(diverged)} diverged, and the best state before that was kept: a smaller "
+            "--learning-rate may do better."
         )
     under_shift = points(s["shift_quantization_drop_pp"], s["shift_quantization_drop_interval_pp"])
     sentences.append(
