@@ -231,6 +231,10 @@ class Workbench:
         bits = found.recipe.for_layers(found.observed.layers)
         if not bits:
             raise InputError("model: expected a convolution or a linear layer to quantize, found none")
+        if self.config.rounding != "nearest" and not any(b is not None and b[0] < 8 for b in bits.values()):
+            raise InputError(
+                f"rounding: {self.config.rounding} is for weights of fewer than 8 bits, and no layer has such"
+            )
         if self.config.storage == "int4" and not any(b is not None and b[0] == 4 for b in bits.values()):
             raise InputError("storage: int4 is for weights of 4 bits, and no layer is left with such")
         return replace(found, seconds=time.perf_counter() - started)
@@ -241,10 +245,11 @@ class Workbench:
         if not automatic:
             return self._quantized(self.recipe)
         count = automatic[0].removeprefix("auto:")
-        if len(automatic) > 1 or not count.isdigit():
+        if len(automatic) > 1 or not count.isdecimal():
             raise InputError(f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}")
         judge = self.judges(SENSITIVITY_IMAGES)
-        with self.reporter.bar("judge layers", len(judge)) as bar:
+        layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in self.model.modules())
+        with self.reporter.bar("judge layers", layers) as bar:
             recipe, effects = keep_worst_in_float(
                 self.model, self.target, self.calibration_batches, judge, self.recipe, int(count),
                 progress=lambda name: bar.update(1, name),

@@ -285,6 +285,7 @@ def test_inputs_that_are_not_one_image(tmp_path: Path) -> None:
     refused(conv_of([1, 3, 8, 8], tmp_path, "mask"), r"one image input, has 2: \['images', 'mask'\]")
     refused(conv_of([1, 192], tmp_path), "must have an image input")
     refused(conv_of(["n", 3, "h", "w"], tmp_path), "leaves the size of 'images' .* open: --image-size is needed")
+    assert audit(conv_of(["n", "c", 8, 8], tmp_path))["quantizable_ops"] == 1
     assert audit(conv_of(["n", "c", "h", "w"], tmp_path), 8)["total_macs"] == 36 * 8 * 27
     refused(conv_of([1, 3, 8, 8], tmp_path), r"takes images \[1, 3, 8, 8\], got --image-size 9", 9)
     refused(conv_of(["n", 3, "h", "w"], tmp_path), "cannot run .*Conv", 1)

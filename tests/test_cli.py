@@ -555,8 +555,12 @@ def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> Non
     table = qrobust("sensitivity", out, "-q")
     assert table.exit_code == 0, table.output
     assert "blocks.2.conv2" in table.output
-    layers = json.loads(qrobust("sensitivity", out, "-q", "--json").output)
+    layers = json.loads(qrobust("sensitivity", out, "-q", "--json", "--threads", 1).output)
+    assert torch.get_num_threads() == 1
     assert len(layers) == 9
+    # The layer that was left in float for its effect keeps it, and the others have the same as before.
+    again = json.loads((out / "stages" / "quantize.json").read_text())["quantization"]["layer_effects"]
+    assert {e["name"] for e in again} == {e["name"] for e in found["layer_effects"]}
     assert all(layer["n"] > 0 and layer["divergence"] >= 0 for layer in layers)
     drawn = layers_plot({"quantization": found})
     assert "accuracy lost, points" in drawn
@@ -590,7 +594,27 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
     assert "qat_learning_rate=0.001, got 0.002" in refused.output
     assert qrobust(*small_quantize(weights, killed, *options, "--resume")).exit_code == 0
     assert (whole / "twin.safetensors").read_bytes() == (killed / "twin.safetensors").read_bytes()
-    assert json.loads((whole / "stages" / "quantize.json").read_text())["quantization"]["qat"]["steps"] > 0
+    qat = json.loads((whole / "stages" / "quantize.json").read_text())["quantization"]["qat"]
+    assert qat["steps"] > 0
+    assert qat["shifts"] == []
+
+
+def test_what_the_classifier_was_trained_on_cannot_be_held_out(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    path = run / "stages" / "quantize.json"
+    stage = json.loads(path.read_text())
+    stage["quantization"]["qat"] = {"shifts": ["contrast", "fog"]}
+    path.write_text(json.dumps(stage))
+    for method in ("calibrator", "bn-reestimate"):
+        one_line_error(
+            ["compensate", run, "--method", method, "--hold-out", "contrast"], None, "trained it on contrast"
+        )
+
+
+def test_a_scene_alone_has_no_shifts_to_train_the_twin_on(tmp_path: Path) -> None:
+    scene = ["--scene", f"imagefolder:{tmp_path}", "--qat-epochs", 1, "--qat-shifts"]
+    one_line_error(["run", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "o", *scene], tmp_path / "o",
+                   "qat_shifts: expected shifts that can be rendered")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -607,6 +631,12 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
         ),
         (["--keep-float", "auto:99"], "auto:N with N from 1 to 9"),
         (["--keep-float", "auto:x"], "keep_float: expected layer names or one auto:N"),
+        (["--keep-float", "auto:²"], "keep_float: expected layer names or one auto:N"),
+        (["--seed", "4294967296"], "seed: expected at most 4294967295, got 4294967296"),
+        (
+            ["--layer-bits", "fc=w4a8,fc=w8a8", "--rounding", "adaround"],
+            "rounding: adaround is for weights of fewer than 8 bits, and no layer has such",
+        ),
         (["--layer-bits", "fc"], "layer_bits: expected LAYER=BITS, got 'fc'"),
         (["--layer-bits", "fc=w5a5"], "layer_bits: expected one of w8a8"),
         (["--qat-epochs", "-1"], "qat_epochs: expected a finite number >= 0, got -1"),

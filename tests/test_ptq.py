@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.ao.quantization
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from qrobust.classifier import NormalizedModel
 from qrobust.compensation.training import state_hash
@@ -16,8 +19,8 @@ from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization import ptq
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import calls, described, normal_form, trace
-from qrobust.quantization.ptq import build, keep_worst_in_float, observe, quantize, restore, search
+from qrobust.quantization.graph import calls, described, folded, normal_form, trace
+from qrobust.quantization.ptq import build, keep_worst_in_float, observe, prepare, quantize, restore, search
 from qrobust.quantization.recipe import BITS, Recipe
 from qrobust.quantization.sensitivity import divergence, layer_effects, layer_noise, sqnr_db
 from qrobust.quantization.target import ARM64, TARGETS, X86_AVX2, X86_VNNI, Target
@@ -280,11 +283,85 @@ def test_bad_input(small_model: NormalizedModel, calibration: list[torch.Tensor]
         quantize(small_model, X86_VNNI, calibration, recipe=Recipe(exceptions=(("blocks.1.conv3", "float"),)))
     with pytest.raises(InputError, match=r"layer_bits: expected one of .*, float for 'fc', got 'w5'"):
         Recipe(exceptions=(("fc", "w5"),))
-    with pytest.raises(InputError, match="calibration_images: expected at least one batch, got none"):
-        quantize(small_model, X86_VNNI, [])
+    for none in ([], [torch.empty(0, 3, 32, 32)]):
+        with pytest.raises(InputError, match="calibration_images: expected at least one image, got none"):
+            quantize(small_model, X86_VNNI, none)
     twin = quantize(small_model, X86_VNNI, calibration)
     with pytest.raises(InputError, match="quantized already"):
         quantize(twin, X86_VNNI, calibration)
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+
+
+def pruned(net: nn.Sequential) -> None:
+    for layer in (net[0], net[3], net[7]):
+        prune.l1_unstructured(layer, "weight", 0.5)
+
+
+def older_norms(net: nn.Sequential) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated in favour of the newer ones
+        nn.utils.weight_norm(net[0])
+    nn.utils.spectral_norm(net[3])
+
+
+def newer_norms(net: nn.Sequential) -> None:
+    parametrizations.weight_norm(net[0])
+    parametrizations.spectral_norm(net[7])
+
+
+def tied(net: nn.Sequential) -> None:
+    net.insert(4, nn.Conv2d(8, 8, 3, padding=1))
+    net[4].weight = net[3].weight
+    net.insert(4, nn.ReLU())
+
+
+@pytest.mark.parametrize("change", [pruned, older_norms, newer_norms, tied])
+@pytest.mark.parametrize("equalize", [False, True])
+def test_weights_that_are_computed_or_shared_are_quantized_as_they_are(
+    change: Callable[[nn.Sequential], None], equalize: bool, calibration: list[torch.Tensor]
+) -> None:
+    net = plain()
+    change(net)
+    net.eval()
+    images = calibration[0]
+    with torch.no_grad():
+        said = net(images)
+        assert torch.allclose(folded(net, images[:1])(images), said, atol=1e-5 * float(said.abs().max()))
+        twin = quantize(net, X86_VNNI, calibration, recipe=Recipe(equalize=equalize))
+        assert float((twin(images) - said).abs().max() / said.std()) < 0.1
+        assert torch.equal(net(images), said)  # the network is not changed
+
+
+class Twice(nn.Module):
+    """One layer called twice, one kernel in two functional convolutions, uneven padding before a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad, self.stem = nn.ZeroPad2d((0, 2, 0, 2)), nn.Conv2d(3, 8, 3)
+        self.conv, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3) / 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv(self.stem(self.pad(x))))
+        x = F.max_pool2d(F.conv2d(x, self.kernel, padding=1), 2) + F.conv2d(x, self.kernel, None, 2, 1)
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_layers_have_the_names_and_the_geometry_that_their_author_gave_them(calibration: list[torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    net, images = Twice().eval(), calibration[0]
+    with torch.no_grad():
+        said = net(images)
+        assert torch.allclose(folded(net, images[:1])(images), said, atol=1e-5 * float(said.abs().max()))
+    _, layers = prepare(net, images[:1], Recipe(exceptions=(("conv", "float"), ("stem", "float"))))
+    bits = Recipe(exceptions=(("conv", "float"), ("stem", "float"))).for_layers(layers)
+    assert layers == ["stem", "conv", "kernel_layer", "kernel_layer_conv2d_1", "conv_call_2", "head"]
+    assert [name for name in layers if bits[name] is None] == ["stem", "conv", "conv_call_2"]
 
 
 class Logarithms(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.deployment.diagnosis import GraphView, Reason, float_islands, label, misread_biases, why_float
+from qrobust.deployment.diagnosis import GraphView, Reason, float_islands, label, misread_sums, why_float
 from qrobust.deployment.graph import Graph, Node, all_graphs, attributes, load
 from qrobust.deployment.runtime import Kernel, open_session, run_profiled
 from qrobust.errors import GateError, InputError
@@ -69,7 +69,7 @@ def audit(
         multiply-accumulates per image and their quotient `integer_mac_share` (None if all are unknown);
         `unknown_macs`, compute by type that is in neither because its shapes do not tell its work;
         `time_share` of each operator type on this CPU, one thread. With `explain` also `blocked`, the float
-        compute with its `macs` and `reasons`, `float_islands` and `misread_biases`, see
+        compute with its `macs` and `reasons`, `float_islands` and `misread_sums`, see
         `qrobust.deployment.diagnosis`.
 
     Raises:
@@ -110,8 +110,8 @@ def audit(
                     GraphView(graph), before, {c.node.output[0] for c in compute}, signed
                 )
             ]
-            result["misread_biases"] = {
-                label(node): why for node, why in misread_biases(before, {node.output[0] for _, node, _ in blocked})
+            result["misread_sums"] = {
+                label(node): why for node, why in misread_sums(before, {node.output[0] for _, node, _ in blocked})
             }
     return result
 

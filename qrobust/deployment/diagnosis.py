@@ -34,9 +34,11 @@ REMEDIES = {
     "weight-float": "store the weight as int8 behind a DequantizeLinear",
     "weight-not-quantized": "put QuantizeLinear and DequantizeLinear on this input",
     "weight-type": "store the weight as int8; 4-bit values may lie in an int4 constant that a Cast makes int8",
+    "weight-blocks": "give the weight one scale, or one for each output channel",
     "weight-sign": "use int8 weights with int8 activations",
     "bias-float": "store the bias as int32 at scale (input scale x weight scale) behind a DequantizeLinear",
     "bias-type": "store the bias as int32",
+    "bias-zero-point": "give the bias the zero point 0",
     "bias-scale": "give the bias the scale (input scale x weight scale), and round its integers anew",
     "output-is-result": "put QuantizeLinear and DequantizeLinear after the node",
     "output-not-quantized": "put QuantizeLinear and DequantizeLinear right after the node",
@@ -111,7 +113,7 @@ class GraphView:
 
 def label(node: Node) -> str:
     """A node's name, or what else finds it in the file."""
-    return node.name or f"({node.op_type} of {node.input[0]})"
+    return node.name or f"({node.op_type} of {node.input[0] if node.input else 'nothing'})"
 
 
 def _about(node: Node) -> str:
@@ -210,6 +212,8 @@ def _weight_reasons(node: Node, view: GraphView) -> list[Reason]:
     kind = view.grid(dequantizer)[2]
     if kind not in EIGHT_BITS:
         return [Reason("weight-type", f"its weight is {kind} ({label(dequantizer)})")]
+    if attributes(dequantizer).get("block_size"):
+        return [Reason("weight-blocks", f"its weight has a scale for each block of an axis ({label(dequantizer)})")]
     return []
 
 
@@ -229,19 +233,23 @@ def _bias_reasons(node: Node, view: GraphView, *, elsewhere: bool) -> list[Reaso
         if value not in view.constants or not elsewhere or (node.op_type == "Gemm" and not followed):
             reasons.append(Reason("bias-float", f"its bias {value} {_origin(value, view)}"))
         return reasons
-    kind = view.grid(dequantizer)[2]
+    _, zero, kind = view.grid(dequantizer)
     if kind != "int32":
         return [*reasons, Reason("bias-type", f"its bias is {kind} ({label(dequantizer)})")]
+    if zero.any():
+        return [*reasons, Reason("bias-zero-point", f"its bias has a zero point ({label(dequantizer)})")]
     if (
         node.op_type != "Conv"
         or _dequantizer(node.input[0], view) is None
         or _dequantizer(node.input[1], view) is None
     ):
         return reasons
+    if "input-per-channel" in {r.code for r in _input_reasons(node, view)}:
+        return reasons  # no scale of the bias would be right
     scales = _bias_scales(node, view)
     if scales is None:
         reasons.append(Reason("bias-scale", "its input, weight or bias has a scale that is computed at run time"))
-    elif _differ(*scales, BIAS_ABSOLUTE) and "input-per-channel" not in {r.code for r in _input_reasons(node, view)}:
+    elif _differ(*scales, BIAS_ABSOLUTE):
         reasons.append(Reason("bias-scale", _bias_sentence(*scales)))
     return reasons
 
@@ -262,11 +270,12 @@ def _bias_sentence(scale: np.ndarray, expected: np.ndarray) -> str:
     return f"its bias has scale {_shown(scale)}, input times weight is {_shown(expected)}"
 
 
-def misread_biases(view: GraphView, blocked: set[str]) -> list[tuple[Node, str]]:
-    """Integer operators whose bias onnxruntime reads at another scale than the file says: their sums are wrong.
+def misread_sums(view: GraphView, blocked: set[str]) -> list[tuple[Node, str]]:
+    """Integer operators of which onnxruntime reads a scale otherwise than the file says: their sums are wrong.
 
     It takes every int32 bias for input scale times weight scale: unchecked for Gemm, and for Conv where the
-    scales differ by less than a millionth.
+    scales differ by less than a millionth. And it takes the scales of a weight for those of its output channels,
+    whatever their axis.
 
     Args:
         view: the graph before integer operators are fused.
@@ -274,11 +283,28 @@ def misread_biases(view: GraphView, blocked: set[str]) -> list[tuple[Node, str]]
     """
     found = []
     for node in view.nodes:
-        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.output[0] not in blocked:
+        if node.op_type not in FUSING or node.output[0] in blocked:
+            continue
+        axes = _weight_axes(node, view)
+        if axes is not None and axes[0] != axes[1]:
+            found.append((node, f"its weight has scales along axis {axes[0]}, its outputs are axis {axes[1]}"))
+        elif node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
             scales = _bias_scales(node, view)
             if scales is not None and _differ(*scales, absolute=0):
                 found.append((node, _bias_sentence(*scales)))
     return found
+
+
+def _weight_axes(node: Node, view: GraphView) -> tuple[int, int] | None:
+    """The axis of a constant weight's scales and that of its output channels; None where it has one scale."""
+    dequantizer = _dequantizer(node.input[1], view)
+    if dequantizer is None or (weight := view.numbers(dequantizer.input[0])) is None:
+        return None
+    scale = view.grid(dequantizer)[0]
+    if scale is None or scale.size == 1:
+        return None
+    channels = {"Conv": 0, "Gemm": 0 if attributes(node).get("transB") else 1}.get(node.op_type, weight.ndim - 1)
+    return attributes(dequantizer).get("axis", 1) % weight.ndim, channels
 
 
 def _shown(scale: np.ndarray) -> str:

@@ -204,7 +204,7 @@ def image_feed(session: onnxruntime.InferenceSession, path: Path, image_size: in
     shape = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
     if shape[0] is None:
         shape[0] = 1
-    if shape[1] is None and shape[3] is None:
+    if shape[1] is None and shape[3] not in (1, 3):
         shape[1] = 3
     if None in shape and image_size is None:
         raise InputError(f"onnx: {path} leaves the size of {image.name!r} {image.shape} open: --image-size is needed")

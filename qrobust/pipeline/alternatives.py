@@ -14,7 +14,7 @@ from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.compensating import QAT_RATE, RESTORE_SHARE, checkpoints_of, fit_calibrator, mixed_images
-from qrobust.pipeline.lessons import check_images, lesson_names, lessons_told
+from qrobust.pipeline.lessons import check_images, check_unseen, lesson_names, lessons_told
 from qrobust.pipeline.quantizing import train_twin_in_stage
 from qrobust.pipeline.stage import export_gated, kept, stage
 from qrobust.quantization.ptq import build, observe
@@ -45,6 +45,7 @@ def make_alternative(bench: Workbench, method: str) -> None:
     if method.endswith("bn-reestimate"):
         estimated_norms(bench.model)  # refuse before anything is forgotten
     check_images(bench)
+    check_unseen(bench)
     folder = bench.place()
     folder.checkpoints.mkdir(exist_ok=True)
     with stage(bench, method) as result:

@@ -17,7 +17,7 @@ from qrobust.compensation.training import Fit, state_hash, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.deployment.runtime import latencies_ms
 from qrobust.errors import InputError, RangeError
-from qrobust.pipeline.lessons import check_images, lesson_names, lessons_told, validation_measures
+from qrobust.pipeline.lessons import check_images, check_unseen, lesson_names, lessons_told, validation_measures
 from qrobust.pipeline.polishing import polish
 from qrobust.pipeline.stage import choices_key, export_gated, session_of, stage, told, undo
 from qrobust.predictions import CLEAN
@@ -42,6 +42,7 @@ def compensate(bench: Workbench) -> None:
     """Stage 3: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = bench.place()
     check_images(bench)
+    check_unseen(bench)
     # Refused before the calibrator that is there is forgotten.
     _ = bench.lessons, bench.training_cells, bench.scene, choose_calibrator(bench, bench.twin)
     folder.checkpoints.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 from qrobust.data.scene import folder_of
 from qrobust.errors import InputError
 from qrobust.folders import ALTERNATIVES
+from qrobust.shifts.severities import expand
 from qrobust.workbench import Workbench
 
 # What must be equal between methods for their gains to be compared, where both know it.
@@ -45,6 +46,20 @@ def validation_measures(bench: Workbench) -> dict[str, str]:
         return {"clean": named, "shift": named}
     fit = "fit to what the float model expects"  # see Validation
     return {"clean": named, "shift": f"mean of {named} and {fit}" if bench.training_cells else fit}
+
+
+def check_unseen(bench: Workbench) -> None:
+    """Refuse to hold out shifts that the classifier itself was trained on.
+
+    Raises:
+        InputError: names them.
+    """
+    qat = bench.place().need_stage("quantize", "quantize")["quantization"]["qat"] or {}
+    held_out = expand(bench.config.hold_out) if bench.config.hold_out else ()
+    if seen := [name for name in held_out if name in qat.get("shifts", ())]:
+        raise InputError(
+            f"hold_out: expected shifts that the classifier never saw, --qat-shifts trained it on {', '.join(seen)}"
+        )
 
 
 def check_images(bench: Workbench) -> None:

@@ -16,8 +16,10 @@ from qrobust.files import settle
 from qrobust.folders import discard_unfinished
 from qrobust.pipeline.stage import choices_key, export_gated, stage, told
 from qrobust.quantization.graph import folded
+from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, refreeze, thaw
 from qrobust.quantization.qat import train as train_twin
+from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
 from qrobust.shifts.rendering import to_unit
@@ -47,15 +49,14 @@ def quantize(bench: Workbench) -> None:
 def _quantize(bench: Workbench) -> None:
     quantized = bench.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
     with stage(bench, "quantize", began_s=quantized.seconds) as result:
-        twin, fit = quantized.twin, None
-        if bench.config.qat_epochs:
-            config = bench.config
+        twin, fit, config = quantized.twin, None, bench.config
+        shifted = bench.training_cells if config.qat_shifts else []
+        if config.qat_epochs:
             twin, fit = train_twin_in_stage(
                 bench, twin, bench.data.training, bench.data.validation,
                 steps=max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size)),
                 learning_rate=config.qat_learning_rate, distillation=config.qat_distillation,
-                cells=bench.training_cells if config.qat_shifts else [],
-                kind="qat",
+                cells=shifted, kind="qat",
             )  # fmt: skip
             result["earlier_s"] = fit.earlier_s
         floating = folded(bench.model, bench.example)
@@ -80,7 +81,7 @@ def _quantize(bench: Workbench) -> None:
             "keep_float_auto": _bought(bench, quantized.gained, result["audit"]["int8"]),
             "layer_noise": [asdict(n) for n in noise],
             "layer_effects": [asdict(e) for e in quantized.effects],
-            "qat": asdict(fit) if fit else None,
+            "qat": asdict(fit) | {"shifts": sorted({name for name, _ in shifted})} if fit else None,
             "saturation": _saturation(bench, twin),
         }
         result["macs"] = {"classifier": count_macs(bench.model, size, bench.model.channels)}
@@ -202,18 +203,15 @@ def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
     """
     folder = bench.place()
     stage = folder.need_stage("quantize", "quantize")
-    quantized, judge = bench.quantized, bench.judges(SENSITIVITY_IMAGES)
-    layers = len(quantized.observed.layers)
-    with bench.reporter.bar("judge layers", layers) as bar:
-        effects = layer_effects(
-            quantized.observed.graph,
-            quantized.twin,
-            judge,
-            lambda name: bar.update(1, name),
-        )
-    stage["quantization"]["layer_effects"] = [asdict(e) for e in effects]
+    torch.set_num_threads(bench.config.threads)
+    kept, judge = stage["quantization"], bench.judges(SENSITIVITY_IMAGES)
+    recipe = Recipe.from_json(kept["recipe"])
+    observed = observe(bench.model, bench.calibration_batches(), recipe)
+    twin = build(observed, bench.target, recipe, seed=bench.config.seed)
+    with bench.reporter.bar("judge layers", len(observed.layers)) as bar:
+        found = layer_effects(observed.graph, twin, judge, lambda name: bar.update(1, name))
+    # Of layers that were left in float for their effects, what is known stays.
+    effects = {effect["name"]: effect for effect in [*kept["layer_effects"], *map(asdict, found)]}
+    kept["layer_effects"] = list(effects.values())
     folder.finish("quantize", stage)
-    return [
-        noise | next((asdict(e) for e in effects if e.name == noise["name"]), {})
-        for noise in stage["quantization"]["layer_noise"]
-    ]
+    return [noise | effects[noise["name"]] for noise in kept["layer_noise"]]

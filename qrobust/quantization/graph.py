@@ -22,7 +22,12 @@ from qrobust.integer import ActivationQuantizer, SelfAttention
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites import rewrite
 from qrobust.quantization.rewrites.calls import remove_call
-from qrobust.quantization.rewrites.structure import explicit_padding, out_of_place, separate_repeated_modules
+from qrobust.quantization.rewrites.structure import (
+    explicit_padding,
+    out_of_place,
+    own_weights,
+    separate_repeated_modules,
+)
 
 ADDITIONS = (operator.add, torch.add, "add")
 PRODUCTS = (operator.mul, torch.mul, "mul")
@@ -46,20 +51,22 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = (Normalization,)) -> fx.GraphModule:
-    """Trace a network into a graph; `leaves` stay opaque.
+    """Trace a network into a graph whose layers have weights of their own; `leaves` stay opaque.
 
     Raises:
         InputError: the forward pass cannot be traced; the message names the line.
     """
     tracer = _Tracer(leaves)
     try:
-        return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+        graph = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:  # whatever user code does with a proxy
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
         where = next((f for f in reversed(frames) if f.filename != __file__), None)
         place = f" at {where.filename}:{where.lineno}: {where.line!r}" if where else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"model: torch.fx cannot trace {type(model).__name__}{place} ({reason})") from error
+    own_weights(graph)
+    return graph
 
 
 class _Shapes(ShapeProp):

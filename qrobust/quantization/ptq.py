@@ -97,6 +97,8 @@ def observe(
     layers: list[str] = []
     kept: list[torch.Tensor] = []
     for images in calibration_images:
+        if not len(images):
+            continue
         if graph is None:
             graph, layers = prepare(model, images[:1], recipe, leaves)
         see(graph, images.contiguous(memory_format=torch.channels_last))
@@ -104,7 +106,7 @@ def observe(
         if room > 0:
             kept.append(images[:room].clone())  # a view would keep the whole batch
     if graph is None:
-        raise InputError("calibration_images: expected at least one batch, got none")
+        raise InputError("calibration_images: expected at least one image, got none")
     _enable(graph, False)
     return Observed(graph, layers, torch.cat(kept), recipe)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qrobust.errors import InputError
 from qrobust.quantization.observers import RANGES
+from qrobust.quantization.rewrites.structure import AGAIN
 
 BITS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a8": (6, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
 EDGES = ("8bit", "same", "float")
@@ -85,7 +86,8 @@ class Recipe:
             for name in {layers[0], layers[-1]} if layers else set():
                 chosen[name] = BITS["w8a8"] if self.edges == "8bit" else None
         for pattern, bits in self.exceptions:
-            found = [name for name in layers if fnmatchcase(name, pattern)]
+            # A layer that the network calls more than once is one to its author.
+            found = [n for n in layers if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}{AGAIN}*")]
             if not found:
                 near = difflib.get_close_matches(pattern, layers, 1, 0.0)
                 hint = f"; the nearest is {near[0]!r}" if near else ""

@@ -39,9 +39,9 @@ def audit_lines(audited: dict[str, Any]) -> list[str]:
         types = Counter(kind for island in audited["float_islands"] for kind in island["nodes"].values())
         lines.append(f"  float between quantized tensors: {_listed(types)}")
         lines += _by_reason(islands, 0)
-    if audited["misread_biases"]:
-        lines.append("  wrong sums: onnxruntime reads these biases at input scale times weight scale")
-        lines += [f"    {name}: {why}" for name, why in audited["misread_biases"].items()]
+    if audited["misread_sums"]:
+        lines.append("  wrong sums: onnxruntime reads scales otherwise than the file says")
+        lines += [f"    {name}: {why}" for name, why in audited["misread_sums"].items()]
     return lines
 
 

@@ -23,6 +23,8 @@ def explicit_layer(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, nn.Mo
         return node, None
     weight, *bias = (operator.attrgetter(str(n.target))(graph).detach() for n in stored)
     name = f"{str(stored[0].target).removesuffix('.weight')}_layer"
+    if name in dict(graph.named_modules(remove_duplicate=False)):  # a weight that several functions read
+        name = f"{name}_{node.name}"
     layer: nn.Conv2d | nn.Linear
     if node.target is F.conv2d:
         geometry = {k: given[k] for k in ("stride", "padding", "dilation", "groups") if k in given}
@@ -56,8 +58,8 @@ def absorb_padding(graph: fx.GraphModule, node: fx.Node, layer: nn.Conv2d) -> No
     if left == right and top == bottom and not isinstance(layer, PaddedConv2d):
         layer.padding = (top, left)
     else:
-        node.target = f"{node.target}_padded"
-        graph.add_submodule(str(node.target), PaddedConv2d(layer, (left, right, top, bottom)))
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(graph.get_submodule(parent), name, PaddedConv2d(layer, (left, right, top, bottom)))
     remove_call(graph, source)
 
 

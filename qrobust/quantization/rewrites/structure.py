@@ -11,10 +11,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from qrobust.errors import InputError
 from qrobust.quantization.rewrites.calls import called, note_origin
 
+# Between the name of a module and the number of its call, where it is called more than once.
+AGAIN = "_call_"
+# Hooks that compute a layer's weight before each call.
+WEIGHING = (BasePruningMethod, SpectralNorm, WeightNorm)
 IN_PLACE: dict[object, Callable[..., Any]] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
     operator.itruediv: operator.truediv, torch.relu_: torch.relu, torch.sigmoid_: torch.sigmoid,
@@ -57,17 +65,49 @@ def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return node.target in IN_PLACE or bool(getattr(module, "inplace", False))
 
 
+def own_weights(graph: fx.GraphModule) -> None:
+    """Layers whose weights are computed (pruning masks, weight and spectral norm), or shared, get plain ones."""
+    seen: dict[int, nn.Module] = {}
+    for node in graph.graph.nodes:
+        layer = called(graph, node)
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, WEIGHING):
+                hook(layer, ())
+        plain = not parametrize.is_parametrized(layer) and isinstance(layer.weight, nn.Parameter)
+        if not plain or seen.setdefault(id(layer.weight), layer) is not layer:
+            parent, _, name = str(node.target).rpartition(".")
+            setattr(graph.get_submodule(parent), name, _with_plain_weights(layer))
+
+
+@torch.no_grad()
+def _with_plain_weights(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    names = (
+        ("in_features", "out_features") if isinstance(layer, nn.Linear)
+        else ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    )  # fmt: skip
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    made = kind(**{name: getattr(layer, name) for name in names}, bias=layer.bias is not None)
+    made.weight.copy_(layer.weight)
+    if made.bias is not None and layer.bias is not None:
+        made.bias.copy_(layer.bias)
+    return made.train(layer.training).requires_grad_(False)
+
+
 def separate_repeated_modules(graph: fx.GraphModule) -> None:
     """A module called twice becomes two: what follows each call is observed and folded separately."""
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
     for node in graph.graph.nodes:
         module = called(graph, node)
-        if id(module) in seen and module is not None:
-            name = f"{node.name}_again"
+        if module is None:
+            continue
+        calls = seen[id(module)] = seen.get(id(module), 0) + 1
+        if calls > 1:
+            name = f"{node.target}{AGAIN}{calls}"
             note_origin(graph, name, node)
             node.target = name
             graph.add_submodule(name, copy.deepcopy(module))
-        seen.add(id(module))
 
 
 def explicit_padding(graph: fx.GraphModule) -> None:
