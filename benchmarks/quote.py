@@ -96,6 +96,11 @@ def saturation_operators() -> str:
     )
 
 
+def _by_author(name: str) -> str:
+    """A layer as commands name it; the results are of a version that named the wrapper of the network, too."""
+    return name.replace("network.", "")
+
+
 def saturation_networks() -> str:
     """A line per network and bit-width: logits, correlation, agreement, accuracy on the emulated images."""
     r = record("saturation")
@@ -112,7 +117,7 @@ def saturation_networks() -> str:
         shown = [percent(accuracy[k]) if k in accuracy else "" for k in ("native", "emulated", "simulated")]
         lines.append(
             f"| {row['network'].removeprefix('torchvision:')}{'' if accuracy else ', random weights'} "
-            f"| {row['weights']} | {row['n']:,} "
+            f"| {_by_author(row['weights'])} | {row['n']:,} "
             f"| {' | '.join(f'{m:.4f}' for m in means)} "
             f"| {'' if correlation is None else f'{correlation:.4f}'} | {' | '.join(shown)} |"
         )
@@ -131,7 +136,7 @@ def saturation_risks() -> str:
     for row in record("saturation")["networks"]:
         if "risk" not in row:
             continue
-        risk, name = row["risk"], f"{row['network']}, {row['weights']}"
+        risk, name = row["risk"], f"{row['network']}, {_by_author(row['weights'])}"
         if risk["proven"]:
             lines.append(f"- {name}: proven, no layer can saturate on any image.")
             continue
@@ -142,7 +147,7 @@ def saturation_risks() -> str:
             f"- {name}: {percent(risk['accuracy'])} with VNNI, expected "
             f"{percent(risk['accuracy_without_vnni'])} [{percent(low)}, {percent(high)}] without, agreement "
             f"{percent(risk['agreement'])} (n = {risk['n']:,}, {row['risk_seconds']:.0f} s). Worst layer "
-            f"`{worst['name']}`: {percent(worst['saturated_sums'], 2)} of its pair sums saturate, which changes "
+            f"`{_by_author(worst['name'])}`: {percent(worst['saturated_sums'], 2)} of its pair sums saturate, which changes "
             f"{percent(worst['changed_outputs'])} of its outputs by {worst['mean_error']:.3f} standard deviations on "
             f"average; no other layer's mean error is above {others:.5f}."
         )
