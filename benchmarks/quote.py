@@ -148,8 +148,8 @@ def saturation_risks() -> str:
             f"{percent(risk['accuracy_without_vnni'])} [{percent(low)}, {percent(high)}] without, agreement "
             f"{percent(risk['agreement'])} (n = {risk['n']:,}, {row['risk_seconds']:.0f} s). Worst layer "
             f"`{_by_author(worst['name'])}`: {percent(worst['saturated_sums'], 2)} of its pair sums saturate, which "
-            f"changes {percent(worst['changed_outputs'])} of its outputs by {worst['mean_error']:.3f} standard deviations on "
-            f"average; no other layer's mean error is above {others:.5f}."
+            f"changes {percent(worst['changed_outputs'])} of its outputs by {worst['mean_error']:.3f} standard "
+            f"deviations on average; no other layer's mean error is above {others:.5f}."
         )
     return "\n".join(lines)
 
