@@ -259,17 +259,26 @@ def main(
         for job in jobs(base, steps, tuple(kinds.split(",")), latency_budget):
             click.echo(f"{model}: {job.name}", err=True)
             run_job(job, base, quantize, common)
-            write(out, trainings, threads, results, latency_budget, kinds)
+            write(out, trainings, threads, results, latency_budget)
 
 
-def write(out: Path, trainings: Path, threads: int, results: str, latency_budget: float, kinds: str) -> None:
-    """Gather every finished job under `out`, of earlier commands too; `kinds` are of the last."""
+def kinds_of(jobs: dict[str, Any]) -> set[str]:
+    """Which `--jobs` a network's finished ones are of."""
+    named = {"scene": "scenes", "without": "families", "w4a4": "bits"}
+    found = {named.get(kind, kind) for kind in (name.partition("-")[0] for name in jobs)}
+    others = {row["method"] for row in jobs.get("u13", {"methods": []})["methods"]} & set(ALTERNATIVES)
+    return found | ({"methods"} if others else set())
+
+
+def write(out: Path, trainings: Path, threads: int, results: str, latency_budget: float) -> None:
+    """Gather every finished job under `out`, of earlier commands too."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*/*/record.json")):
         model, job = path.parts[-3:-1]
         entry = found.setdefault(model, {"jobs": {}})
         entry["jobs"][job] = outcome(json.loads(path.read_text())) | {"commit": (path.parent / "commit").read_text()}
         entry["training"] = json.loads((trainings / model / "training.json").read_text())
+    kinds = ",".join(kind for kind in KINDS if any(kind in kinds_of(entry["jobs"]) for entry in found.values()))
     result = {
         "command": f"python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --models "
         f"{','.join(found)} --jobs {kinds} --latency-budget {latency_budget:g} --results {results} --out OUT",

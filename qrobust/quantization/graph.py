@@ -21,7 +21,7 @@ from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, SelfAttention
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites import rewrite
-from qrobust.quantization.rewrites.calls import remove_call
+from qrobust.quantization.rewrites.calls import public_name, remove_call
 from qrobust.quantization.rewrites.structure import (
     explicit_padding,
     out_of_place,
@@ -153,11 +153,6 @@ def set_module(graph: fx.GraphModule, target: str, module: nn.Module) -> None:
 def layer_names(graph: fx.GraphModule) -> list[str]:
     """Names of all convolutions and linear layers, in order of execution, as the network's author knows them."""
     return list(dict.fromkeys(public_name(str(node.target)) for node, _ in calls(graph, LAYERS)))
-
-
-def public_name(target: str) -> str:
-    """A module's name without the wrapper that holds the normalisation."""
-    return target.removeprefix("network.")
 
 
 def described(graph: fx.GraphModule, node: fx.Node) -> str:

@@ -7,6 +7,11 @@ from typing import Any
 from torch import fx, nn
 
 
+def public_name(target: str) -> str:
+    """A module's name without the wrapper that holds the normalisation."""
+    return target.removeprefix("network.")
+
+
 def called(graph: fx.GraphModule, node: object) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
     if isinstance(node, fx.Node) and node.op == "call_module":

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.integer import PaddedConv2d, zero_padding
-from qrobust.quantization.rewrites.calls import argument, call_before, called, remove_call
+from qrobust.quantization.rewrites.calls import argument, call_before, called, public_name, remove_call
 from qrobust.quantization.rewrites.structure import numeric_padding
 
 
@@ -30,7 +30,7 @@ def explicit_layer(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, nn.Mo
         geometry = {k: given[k] for k in ("stride", "padding", "dilation", "groups") if k in given}
         channels = weight.shape[1] * given.get("groups", 1)
         layer = nn.Conv2d(channels, len(weight), weight.shape[2:], **geometry, bias=bool(bias))
-        numeric_padding(layer, name)
+        numeric_padding(layer, public_name(name))
     else:
         layer = nn.Linear(weight.shape[1], len(weight), bool(bias))
     set_weights(layer, weight, *bias)

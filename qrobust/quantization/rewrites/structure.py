@@ -17,7 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qrobust.errors import InputError
-from qrobust.quantization.rewrites.calls import called, note_origin
+from qrobust.quantization.rewrites.calls import called, note_origin, public_name
 
 # Between the name of a module and the number of its call, where it is called more than once.
 AGAIN = "_call_"
@@ -119,7 +119,7 @@ def explicit_padding(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         layer = called(graph, node)
         if isinstance(layer, nn.Conv2d):
-            numeric_padding(layer, str(node.target))
+            numeric_padding(layer, public_name(str(node.target)))
 
 
 def numeric_padding(layer: nn.Conv2d, name: str) -> None:
