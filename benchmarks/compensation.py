@@ -127,7 +127,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
     """Bring a job's folder to its record, going on where it stopped."""
     folder, chosen = base.parent / job.name, [*job.options, *job.quantization]
     noted = folder / "job.json"
-    if folder.exists() and (not noted.exists() or json.loads(noted.read_text()) != chosen):
+    if noted.exists() and json.loads(noted.read_text()) != chosen:
         raise click.ClickException(f"out: {folder} was done with other options; move it away to do it anew")
     done = {path.stem for path in (folder / "stages").glob("*.json")}
     if (folder / "record.json").exists():

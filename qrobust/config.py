@@ -164,8 +164,6 @@ class RunConfig:
             for entry in fields(self)
             if entry.name.startswith("qat_") and getattr(self, entry.name) != entry.default and not self.qat_epochs
         ]
-        if self.qat_shifts and self.scene_images and self.scene_alone:
-            mistakes.append("qat_shifts: expected shifts that can be rendered, got a scene's real images alone")
         mistakes += self.attack_choices.mistakes()
         if not self.severities:
             mistakes.append("severities: expected at least one of 1 to 5, got none")

@@ -79,10 +79,10 @@ def fit(
     if checkpoint.exists():
         try:
             state = torch.load(checkpoint, weights_only=True)
+            module.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # each kind of damage raises another type
             raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
-        module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
         step, start, kept = state["step"], tuple(state["start"]), state["kept"]
         best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
     else:

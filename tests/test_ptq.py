@@ -22,7 +22,14 @@ from qrobust.quantization.equalization import equalize
 from qrobust.quantization.graph import calls, described, folded, normal_form, trace
 from qrobust.quantization.ptq import build, keep_worst_in_float, observe, prepare, quantize, restore, search
 from qrobust.quantization.recipe import BITS, Recipe
-from qrobust.quantization.sensitivity import divergence, layer_effects, layer_noise, sqnr_db
+from qrobust.quantization.sensitivity import (
+    LayerEffect,
+    divergence,
+    layer_effects,
+    layer_noise,
+    sqnr_db,
+    worst_layers,
+)
 from qrobust.quantization.target import ARM64, TARGETS, X86_AVX2, X86_VNNI, Target
 from qrobust.quantization.twin import weight_scale
 from qrobust.quantization.walk import walk
@@ -360,8 +367,10 @@ def test_layers_have_the_names_and_the_geometry_that_their_author_gave_them(cali
         assert torch.allclose(folded(net, images[:1])(images), said, atol=1e-5 * float(said.abs().max()))
     _, layers = prepare(net, images[:1], Recipe(exceptions=(("conv", "float"), ("stem", "float"))))
     bits = Recipe(exceptions=(("conv", "float"), ("stem", "float"))).for_layers(layers)
-    assert layers == ["stem", "conv", "kernel_layer", "kernel_layer_conv2d_1", "conv_call_2", "head"]
-    assert [name for name in layers if bits[name] is None] == ["stem", "conv", "conv_call_2"]
+    assert layers == ["stem", "conv", "kernel_layer", "kernel_layer_conv2d_1", "conv__call2", "head"]
+    assert [name for name in layers if bits[name] is None] == ["stem", "conv", "conv__call2"]
+    effects = [LayerEffect(name, 9, 0.0, len(layers) - index) for index, name in enumerate(layers)]
+    assert worst_layers(effects[1:], 4) == ("conv", "kernel_layer", "kernel_layer_conv2d_1", "head")
 
 
 class Logarithms(nn.Module):

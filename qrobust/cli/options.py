@@ -144,8 +144,8 @@ inputs = options(
         "--target",
         default="x86-vnni",
         show_default=True,
-        help="CPU family whose integer kernels the graph is made for: x86-vnni (with AVX512-VNNI or AVX-VNNI), x86-avx2 "
-        "(older, 7-bit weights) or arm64 (signed activations).",
+        help="CPU family whose integer kernels the graph is made for: x86-vnni (with AVX512-VNNI or AVX-VNNI), "
+        "x86-avx2 (older, 7-bit weights) or arm64 (signed activations).",
     ),
     click.option(
         "--bits",

@@ -14,7 +14,7 @@ from qrobust.errors import InputError, QRobustError
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY
 from qrobust.pipeline.alternatives import make_alternative
 from qrobust.pipeline.compensating import compensate, export
-from qrobust.pipeline.lessons import check_images
+from qrobust.pipeline.lessons import check_images, check_unseen
 from qrobust.pipeline.measuring import evaluate
 from qrobust.pipeline.quantizing import quantize, sensitivity
 from qrobust.pipeline.reporting import write_report
@@ -46,6 +46,8 @@ def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
     """
     torch.set_num_threads(bench.config.threads)
     bench.check_hold_out()
+    if bench.config.qat_shifts and not bench.training_cells:
+        raise InputError("qat_shifts: expected shifts that can be rendered, got a scene's real images alone")
     _ = bench.target, bench.model_spec, bench.cells, bench.training_cells, bench.scene, bench.stored
     if bench.data.skipped:
         bench.reporter.warn(skipped_sentence(bench.data.skipped))
@@ -90,8 +92,8 @@ def compare(bench: Workbench) -> Record:
     """Every way to compensate, measured together; what is done already is kept, what cannot be made is left out."""
     folder, failed = bench.place(), set()
     check_images(bench)
-    # What no method could use is refused, and what only a slip can have asked for.
-    _ = bench.lessons, bench.training_cells, bench.scene, bench.calibrators_within_budget()
+    check_unseen(bench)
+    _ = bench.lessons, bench.training_cells, bench.scene  # what no method could use is refused
     try:
         if not kept(bench, "compensate"):
             compensate(bench)

@@ -63,6 +63,7 @@ def evaluate(
     for name, why in otherwise.items():
         bench.reporter.warn(f"warning: {name} is left out: {why}")
     left_out = {*otherwise, *without}
+    in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
     names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
     if folder.stage("compensate") and not folder.stage("export"):
         bench.reporter.warn(
@@ -81,7 +82,7 @@ def evaluate(
         if budget is not None:
             split = _subset(bench, split, cells, sessions, budget, by)
             stored = [found.limited(len(split), config.seed) for found in stored]
-        _measure(bench, split, cells, stored, sessions, by, time.perf_counter() - began)
+        _measure(bench, split, cells, stored, sessions, by, time.perf_counter() - began, in_torch)
 
 
 def _measure(
@@ -92,8 +93,9 @@ def _measure(
     sessions: dict[str, Any],
     by: Processes | None,
     began_s: float,
+    in_torch: bool,
 ) -> None:
-    """The stage, begun so many seconds ago."""
+    """The stage, begun so many seconds ago; with the method that exists in torch only, or without."""
     folder, config, names = bench.place(), bench.config, list(sessions)
     predictions: CellPredictions = {}
     with stage(bench, "evaluate", began_s=began_s) as result:
@@ -103,14 +105,15 @@ def _measure(
         result["scene"] = _scene(bench, sessions, by)
         result["stored"] = _stored(bench, stored, sessions, by)
         labels, of = split.labels.numpy(), len(bench.data.test)
-        trained_on = (folder.stage("compensate") or {}).get("trained_on", [])
+        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
         rows = run_rows(predictions, labels, seed=config.seed, of=of)
         result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
         result["summary"] = summarise(
             predictions, labels, tuple(trained_on), seed=config.seed, table=bench.table,
             classes=len(bench.data.class_names), of=of,
         )  # fmt: skip
-        result["methods"] = method_rows(predictions, labels, seed=config.seed) + _in_torch(bench, split, predictions)
+        result["methods"] = method_rows(predictions, labels, seed=config.seed)
+        result["methods"] += _in_torch(bench, split, predictions) if in_torch else []
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["splits"] = bench.data.summary()
         result["severity_table"] = bench.table
@@ -173,12 +176,9 @@ def _scene(bench: Workbench, sessions: dict[str, Any], by: Processes | None) -> 
 
 def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> list[dict[str, object]]:
     """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
-    folder = bench.place()
-    if not folder.stage(TORCH_ONLY):
-        return []
     some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(bench.twin)}
     twin, about = state_hash(bench.twin).encode(), (some.identity(), bench.table, bench.config.seed)
-    kept = folder.predictions / TORCH_ONLY
+    kept = bench.place().predictions / TORCH_ONLY
     kept.mkdir(exist_ok=True)
     both: CellPredictions = {}
     with bench.reporter.bar(f"measure {TORCH_ONLY} in torch", len(some) * len(predictions)) as bar:

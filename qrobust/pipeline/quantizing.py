@@ -11,7 +11,7 @@ from torch import fx
 from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
-from qrobust.errors import GateError
+from qrobust.errors import GateError, InputError
 from qrobust.files import settle
 from qrobust.folders import discard_unfinished
 from qrobust.pipeline.stage import choices_key, export_gated, stage, told
@@ -212,6 +212,10 @@ def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
         found = layer_effects(observed.graph, twin, judge, lambda name: bar.update(1, name))
     # Of layers that were left in float for their effects, what is known stays.
     effects = {effect["name"]: effect for effect in [*kept["layer_effects"], *map(asdict, found)]}
+    if strange := [noise["name"] for noise in kept["layer_noise"] if noise["name"] not in effects]:
+        raise InputError(
+            f"run folder: another version called its layers otherwise ({strange[0]}); run `qrobust quantize` again"
+        )
     kept["layer_effects"] = list(effects.values())
     folder.finish("quantize", stage)
     return [noise | effects[noise["name"]] for noise in kept["layer_noise"]]

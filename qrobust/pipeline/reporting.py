@@ -39,7 +39,8 @@ def build_record(bench: Workbench) -> Record:
     folder = bench.place()
     quantized = folder.need_stage("quantize", "quantize")
     evaluated = folder.need_stage("evaluate", "evaluate")
-    compensated, exported = folder.stage("compensate"), folder.stage("export")
+    measured = "compensated" in evaluated["summary"]["clean_accuracy"]  # else it is there, but was left out
+    compensated, exported = (folder.stage(name) if measured else None for name in ("compensate", "export"))
     stages = {
         "quantize": quantized,
         "compensate": compensated,
@@ -118,7 +119,7 @@ def write_report(bench: Workbench) -> Record:
     folder = bench.place()
     record = build_record(bench)
     pictures = None
-    if folder.stage("export") and folder.pictures.exists():
+    if record["compensation"] and folder.pictures.exists():
         with np.load(folder.pictures, allow_pickle=False) as stored:
             pictures = {key: stored[key] for key in stored.files}
     write_text(folder.html, html_report(record, pictures))

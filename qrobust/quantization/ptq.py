@@ -17,7 +17,7 @@ from qrobust.quantization.correction import correct_biases
 from qrobust.quantization.equalization import equalize
 from qrobust.quantization.graph import LAYERS, calls, described, layer_names, public_name, traced
 from qrobust.quantization.observers import RANGES, Observer
-from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.recipe import Recipe, layer_of
 from qrobust.quantization.rounding import learn_rounding
 from qrobust.quantization.sensitivity import LayerEffect, fidelity, layer_effects, logits_on, worst_layers
 from qrobust.quantization.target import Target
@@ -205,7 +205,7 @@ def restore(
         twin.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"run folder: its integer weights are of another network, or made by another version ({error})"
+            f"run folder: its integer weights are of another network, or another version made them ({error})"
         ) from error
     return twin
 
@@ -327,7 +327,7 @@ def keep_worst_in_float(
         InputError: `count` is below 1 or not below the number of quantized layers.
     """
     observed = observe(model, calibration_images(), recipe)
-    quantized = sum(bits is not None for bits in recipe.for_layers(observed.layers).values())
+    quantized = len({layer_of(n) for n, bits in recipe.for_layers(observed.layers).items() if bits is not None})
     if quantized < 2:
         raise InputError(f"keep_float: auto:{count} would leave no layer to quantize, only {quantized} is quantized")
     if not 1 <= count < quantized:

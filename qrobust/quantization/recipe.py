@@ -19,6 +19,11 @@ FLOAT = "float"
 Bits = dict[str, tuple[int, int] | None]
 
 
+def layer_of(name: str) -> str:
+    """What is one layer to the network's author, who may call it more than once."""
+    return name.partition(AGAIN)[0]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Choices of one quantization.
@@ -86,8 +91,7 @@ class Recipe:
             for name in {layers[0], layers[-1]} if layers else set():
                 chosen[name] = BITS["w8a8"] if self.edges == "8bit" else None
         for pattern, bits in self.exceptions:
-            # A layer that the network calls more than once is one to its author.
-            found = [n for n in layers if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}{AGAIN}*")]
+            found = [n for n in layers if fnmatchcase(n, pattern) or fnmatchcase(layer_of(n), pattern)]
             if not found:
                 near = difflib.get_close_matches(pattern, layers, 1, 0.0)
                 hint = f"; the nearest is {near[0]!r}" if near else ""

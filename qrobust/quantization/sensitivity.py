@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qrobust.data import Split
 from qrobust.quantization.graph import calls, public_name, set_module
+from qrobust.quantization.recipe import layer_of
 from qrobust.quantization.walk import INTEGER_LAYERS, walk
 from qrobust.shifts.rendering import to_unit
 
@@ -153,4 +154,4 @@ def layer_effects(
 def worst_layers(effects: list[LayerEffect], count: int) -> tuple[str, ...]:
     """Names of the layers whose quantization alone moves the output most."""
     ranked = sorted(effects, key=lambda e: e.divergence, reverse=True)
-    return tuple(e.name for e in ranked[:count])
+    return tuple(dict.fromkeys(layer_of(e.name) for e in ranked))[:count]

@@ -20,7 +20,7 @@ from qrobust.errors import InputError
 from qrobust.quantization.rewrites.calls import called, note_origin, public_name
 
 # Between the name of a module and the number of its call, where it is called more than once.
-AGAIN = "_call_"
+AGAIN = "__call"
 # Hooks that compute a layer's weight before each call.
 WEIGHING = (BasePruningMethod, SpectralNorm, WeightNorm)
 IN_PLACE: dict[object, Callable[..., Any]] = {
