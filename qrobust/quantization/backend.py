@@ -27,8 +27,9 @@ with warnings.catch_warnings():
 
 from qrobust.classifier import Normalization
 from qrobust.integer import GlobalAveragePool, PaddedConv2d, SelfAttention
-from qrobust.quantization.graph import ADDITIONS, CLAMPS, PRODUCTS, RESHAPES, calls, drop_quantizers, set_module
+from qrobust.quantization.graph import ADDITIONS, CLAMPS, PRODUCTS, RESHAPES, calls, drop_quantizers
 from qrobust.quantization.observers import Observer
+from qrobust.quantization.rewrites.calls import set_module
 
 OWN_GRID = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
 SHARED_GRID = ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT

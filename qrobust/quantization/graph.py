@@ -144,12 +144,6 @@ def calls(graph: fx.GraphModule, kinds: type | tuple[type, ...]) -> Iterable[tup
             yield node, modules[str(node.target)]
 
 
-def set_module(graph: fx.GraphModule, target: str, module: nn.Module) -> None:
-    """Put a module under a dotted name."""
-    parent, _, name = target.rpartition(".")
-    setattr(graph.get_submodule(parent), name, module)
-
-
 def layer_names(graph: fx.GraphModule) -> list[str]:
     """Names of all convolutions and linear layers, in order of execution, as the network's author knows them."""
     return list(dict.fromkeys(public_name(str(node.target)) for node, _ in calls(graph, LAYERS)))

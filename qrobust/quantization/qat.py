@@ -20,7 +20,8 @@ from qrobust.data import Split
 from qrobust.errors import InputError
 from qrobust.fitting import Progress, fit
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, pass_inside, zero_padding
-from qrobust.quantization.graph import LAYERS, calls, set_module
+from qrobust.quantization.graph import LAYERS, calls
+from qrobust.quantization.rewrites.calls import set_module
 from qrobust.quantization.sensitivity import divergence, logits_on
 from qrobust.quantization.twin import integer_layer
 from qrobust.quantization.walk import INTEGER_LAYERS

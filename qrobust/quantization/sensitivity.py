@@ -11,8 +11,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.data import Split
-from qrobust.quantization.graph import calls, public_name, set_module
+from qrobust.quantization.graph import calls, public_name
 from qrobust.quantization.recipe import layer_of
+from qrobust.quantization.rewrites.calls import set_module
 from qrobust.quantization.walk import INTEGER_LAYERS, walk
 from qrobust.shifts.rendering import to_unit
 

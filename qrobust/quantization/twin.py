@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from qrobust.errors import InputError, RangeError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, zero_padding
-from qrobust.quantization.graph import CLAMPS, LAYERS, calls, described, public_name, set_module
+from qrobust.quantization.graph import CLAMPS, LAYERS, calls, described, public_name
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
-from qrobust.quantization.rewrites.calls import remove_call
+from qrobust.quantization.rewrites.calls import remove_call, set_module
 from qrobust.quantization.target import Target
 
 # Clipping of narrow weights: shares of the largest weight that are tried.

@@ -19,6 +19,12 @@ def called(graph: fx.GraphModule, node: object) -> nn.Module | None:
     return None
 
 
+def set_module(graph: fx.GraphModule, target: str, module: nn.Module) -> None:
+    """Put a module under a dotted name."""
+    parent, _, name = target.rpartition(".")
+    setattr(graph.get_submodule(parent), name, module)
+
+
 def replace(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> fx.Node:
     """Put a call of `module` where `node` was, on its first argument."""
     call = call_before(graph, node, module, node.args[0], f"{node.name}_explicit")

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.integer import PaddedConv2d, zero_padding
-from qrobust.quantization.rewrites.calls import argument, call_before, called, public_name, remove_call
+from qrobust.quantization.rewrites.calls import argument, call_before, called, public_name, remove_call, set_module
 from qrobust.quantization.rewrites.structure import numeric_padding
 
 
@@ -58,8 +58,7 @@ def absorb_padding(graph: fx.GraphModule, node: fx.Node, layer: nn.Conv2d) -> No
     if left == right and top == bottom and not isinstance(layer, PaddedConv2d):
         layer.padding = (top, left)
     else:
-        parent, _, name = str(node.target).rpartition(".")
-        setattr(graph.get_submodule(parent), name, PaddedConv2d(layer, (left, right, top, bottom)))
+        set_module(graph, str(node.target), PaddedConv2d(layer, (left, right, top, bottom)))
     remove_call(graph, source)
 
 

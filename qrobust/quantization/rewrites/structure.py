@@ -17,7 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qrobust.errors import InputError
-from qrobust.quantization.rewrites.calls import called, note_origin, public_name
+from qrobust.quantization.rewrites.calls import called, note_origin, public_name, set_module
 
 # Between the name of a module and the number of its call, where it is called more than once.
 AGAIN = "__call"
@@ -77,8 +77,7 @@ def own_weights(graph: fx.GraphModule) -> None:
                 hook(layer, ())
         plain = not parametrize.is_parametrized(layer) and isinstance(layer.weight, nn.Parameter)
         if not plain or seen.setdefault(id(layer.weight), layer) is not layer:
-            parent, _, name = str(node.target).rpartition(".")
-            setattr(graph.get_submodule(parent), name, _with_plain_weights(layer))
+            set_module(graph, str(node.target), _with_plain_weights(layer))
 
 
 @torch.no_grad()
