@@ -52,7 +52,7 @@ def fit(
     checkpoint: Path,
     checkpoint_every: int,
     progress: Progress,
-    keep_start: bool = True,
+    replaces_start: Callable[[tuple[float, ...], tuple[float, ...]], bool] | None = None,
 ) -> Outcome:
     """Train a module in place; a run that was killed goes on from its checkpoint and ends alike.
 
@@ -69,7 +69,8 @@ def fit(
         checkpoint: file to resume from.
         checkpoint_every: steps between checkpoints, which are also made whenever the module is judged.
         progress: called with steps done, all steps and a note, first of all with the step that it begins at.
-        keep_start: whether the start is among the candidates.
+        replaces_start: what `judge` found of a state, and of the start, to whether that state may take its place; by
+            default one of higher score does.
 
     Raises:
         InputError: the checkpoint is damaged.
@@ -107,7 +108,8 @@ def fit(
         if judged:
             found = judge()
             note = describe(found)
-            if score(found) > score(best) or (best_step == 0 and not keep_start):
+            better = replaces_start(found, start) if best_step == 0 and replaces_start else score(found) > score(best)
+            if better:
                 best, best_step, kept = found, step, copy.deepcopy(module.state_dict())
         if judged or step % checkpoint_every == 0:
             state = {

@@ -505,7 +505,7 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
     done = fit(
         module, torch.optim.SGD(module.parameters(), lr=0.1), steps=3, rates=lambda _: [0.1], loss=loss,
         judge=lambda: (0.0,), score=lambda found: found, judge_after=lambda _: True, describe=str,
-        checkpoint=tmp_path / "c.pt", checkpoint_every=9, progress=lambda *_: None, keep_start=False,
+        checkpoint=tmp_path / "c.pt", checkpoint_every=9, progress=lambda *_: None, replaces_start=lambda *_: True,
     )  # fmt: skip
     assert (done.diverged, done.steps, done.best_step) == (True, 0, 0)
     assert state_hash(module) == before

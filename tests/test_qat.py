@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qrobust import fitting
 from qrobust.classifier import NormalizedModel
 from qrobust.compensation.training import state_hash
 from qrobust.data import Data, open_data
@@ -13,7 +14,7 @@ from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization import ptq
 from qrobust.quantization.ptq import Observed, build, observe
-from qrobust.quantization.qat import QatFit, TrainableQuantizer, _LearnedStep, refreeze, thaw, train
+from qrobust.quantization.qat import QatFit, TrainableQuantizer, _beyond_luck, _LearnedStep, refreeze, thaw, train
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
 from qrobust.shifts.rendering import to_unit
@@ -99,6 +100,43 @@ def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
     layer = trained.get_submodule("network.blocks.0.conv1")
     assert isinstance(layer, IntegerConv2d)
     assert layer.weight_int.abs().max() <= 7
+
+
+@pytest.mark.parametrize(
+    ("found", "replaces"),
+    [
+        ((0.8945, 0.0039), False),  # 0.25 points of 2,000 images, at a standard error of 0.69
+        ((0.8991, 0.0039), True),
+        ((0.8920, 0.0000), True),
+        ((0.8920, 0.0001), False),
+        ((0.8915, 0.0000), False),
+    ],
+)
+def test_what_may_be_luck_does_not_replace_the_twin_as_it_was(found: tuple[float, float], replaces: bool) -> None:
+    assert _beyond_luck(found, (0.8920, 0.0001), 2000) is replaces
+
+
+def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
+    """Each state judged is a little more accurate than the start; none may take its place."""
+    module = torch.nn.Linear(1, 1)
+    before, judged = state_hash(module), iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
+    options = {
+        "steps": 4, "rates": lambda _: [0.1], "loss": lambda _: module.weight.sum(), "judge": lambda: next(judged),
+        "score": lambda found: (found[0], -found[1]), "judge_after": lambda _: True, "describe": str,
+        "checkpoint_every": 9, "progress": lambda *_: None,
+    }  # fmt: skip
+    done = fitting.fit(
+        module, torch.optim.SGD(module.parameters(), lr=0.1), checkpoint=tmp_path / "none.pt",
+        replaces_start=lambda found, start: _beyond_luck(found, start, 50), **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (done.best_step, done.best) == (0, (0.50, 0.1))
+    assert state_hash(module) == before
+    judged = iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
+    done = fitting.fit(
+        module, torch.optim.SGD(module.parameters(), lr=0.1), checkpoint=tmp_path / "some.pt",
+        replaces_start=lambda found, start: _beyond_luck(found, start, 500), **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (done.best_step, done.best) == (3, (0.55, 0.2))  # beyond a standard error of 2.2 points, then by score
 
 
 def test_frozen_ranges_stay(small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path) -> None:

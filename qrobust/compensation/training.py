@@ -175,7 +175,8 @@ def train_calibrator(
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
         checkpoint=checkpoint, checkpoint_every=every, progress=progress,
-        keep_start=not restore_steps,  # an identity proposes nothing that could be quantized; the gate can shut it
+        # An identity proposes nothing that could be quantized; the gate can shut what was trained.
+        replaces_start=(lambda *_: True) if restore_steps else None,
     )  # fmt: skip
     calibrator.eval()
     if done.diverged and restore_steps and not done.best_step:

@@ -174,6 +174,9 @@ def train_twin_in_stage(
         distillation: weight of the float model's view.
         cells: shifts to train on, or none.
         kind: names the checkpoint.
+
+    Returns:
+        The trained twin, or the one given where no state was better than it, and what training did.
     """
     folder, config = bench.place(), bench.config
     folder.checkpoints.mkdir(exist_ok=True)
@@ -193,6 +196,11 @@ def train_twin_in_stage(
         f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
         f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
     )
+    if not fit.best_step:
+        bench.reporter.say(
+            f"  training gained less than {len(judges):,} validation images can tell: the twin stays as it was"
+        )
+        return twin, fit
     return refreeze(trainable), fit
 
 

@@ -200,7 +200,10 @@ def train(
     The loss is cross-entropy to the labels and the KL divergence from the float teacher's probabilities.
     Images are moved by up to an eighth of their side; with `cells`, half of each batch is shifted. Adam,
     a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with `cells`, the
-    mean of that on clean and on shifted images), and of those the one nearest to the teacher.
+    mean of that on clean and on shifted images), and of those the one nearest to the teacher. What validation images
+    cannot tell from luck does not replace the twin as it was: a trained state does if it is more accurate by over one
+    standard error (Breiman et al., "Classification and Regression Trees", 1984), or no less accurate and nearer to
+    the teacher.
 
     Args:
         trainable: from `thaw`.
@@ -260,11 +263,18 @@ def train(
         score=lambda found: (found[0], -found[1]), judge_after=lambda step: step % every == 0,
         describe=lambda found: f"validation {100 * found[0]:.2f} %",
         checkpoint=checkpoint, checkpoint_every=every, progress=progress,
+        replaces_start=lambda found, start: _beyond_luck(found, start, len(validation)),
     )  # fmt: skip
     return QatFit(
         done.start[0], done.best[0], done.start[1], done.best[1], done.best_step, done.steps, done.diverged,
         done.earlier_s,
     )  # fmt: skip
+
+
+def _beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:
+    """Whether (accuracy, divergence) on `n` images is better by over a standard error, or nearer at no loss."""
+    error = math.sqrt(start[0] * (1 - start[0]) / n)
+    return found[0] > start[0] + error or (found[0] >= start[0] and found[1] < start[1])
 
 
 @torch.no_grad()
