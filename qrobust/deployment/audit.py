@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.deployment.diagnosis import GraphView, Reason, float_islands, label, misread_sums, why_float
+from qrobust.deployment.diagnosis import Reason, float_islands, misread_sums, why_float
 from qrobust.deployment.graph import Graph, Node, all_graphs, attributes, load
 from qrobust.deployment.runtime import Kernel, open_session, run_profiled
+from qrobust.deployment.view import GraphView, label
 from qrobust.errors import GateError, InputError
 
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
