@@ -95,6 +95,7 @@ class RunConfig:
     hold_out: tuple[str, ...] = ()
     mac_budget: float = 0.10
     latency_budget: float | None = None
+    clean_budget: float = 0.3
     branches: tuple[str, ...] = ()
     steps: int = 4000
     batch_size: int = 128
@@ -139,6 +140,8 @@ class RunConfig:
             mistakes.append(f"scene: expected real images as imagefolder:DIR, got {self.scene_images!r}")
         if self.latency_budget and not 1 < self.latency_budget < float("inf"):
             mistakes.append(f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}")
+        if not 0 <= self.clean_budget <= 100:
+            mistakes.append(f"clean_budget: expected points from 0 to 100, got {self.clean_budget}")
         if not 0 < self.learning_rate <= 1:
             mistakes.append(f"learning_rate: expected a number in (0, 1], got {self.learning_rate}")
         if not 0 < self.qat_learning_rate <= 1:

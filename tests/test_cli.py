@@ -458,6 +458,8 @@ def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
         (["--scene", "imagefolder:"], "scene: expected a folder after imagefolder:, got 'imagefolder:'"),
         (["--branches", "photometric,photometric"], "branches: expected some of"),
         (["--latency-budget", "0.5"], "latency_budget: expected a factor above 1, or 0 for none, got 0.5"),
+        (["--clean-budget", "-1"], "clean_budget: expected points from 0 to 100, got -1.0"),
+        (["--clean-budget", "nan"], "clean_budget: expected points from 0 to 100, got nan"),
     ],
 )
 def test_choices_that_cannot_be_met_leave_the_run_as_it_was(

@@ -436,6 +436,38 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
     assert OFFSETS[-1] <= found.offset <= OFFSETS[0]
 
 
+def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp_path: Path) -> None:
+    """Another budget asks for another gate, not for another training."""
+    from qrobust.pipeline.compensating import GIVEN_UP, fit_calibrator
+    from qrobust.workbench import Reporter, Workbench
+
+    class Told(Reporter):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    found = {}
+    for budget in (0.0, 100.0):
+        told, result = Told(), dict[str, Any]()
+        bench = Workbench.open(
+            run, told, threads=1, steps=20, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
+        )
+        fit_calibrator(bench, bench.twin, result)
+        measured, trained = result["validation"], result["training"]["int8"]
+        given_up = trained["shift_accuracy"] - measured["shift_accuracy"]
+        assert any("--clean-budget" in text for text in told.said) == (given_up > GIVEN_UP)
+        found[budget] = measured, trained, result["earlier_s"]
+    (strict, trained, fresh), (free, again, earlier) = found[0.0], found[100.0]
+    assert strict["clean_accuracy"] >= free["clean_accuracy"]
+    assert strict["shift_accuracy"] < free["shift_accuracy"]
+    assert fresh == 0 < earlier
+    assert trained | {"earlier_s": 0} == again | {"earlier_s": 0}
+
+
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
 def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
     from qrobust.pipeline.alternatives import MAKERS

@@ -298,6 +298,13 @@ training = options(
         "narrower calibrator is chosen until it fits; 0: any time.  [default: 0]",
     ),
     click.option(
+        "--clean-budget",
+        type=float,
+        metavar="POINTS",
+        help="Clean accuracy on validation images, in percentage points, that the calibrator may cost: its gate is "
+        "chosen by that after training.  [default: 0.3]",
+    ),
+    click.option(
         "--branches",
         help="Comma-separated corrections that the calibrator may make: residual, photometric, geometric.  "
         "[default: all that fit the budget]",

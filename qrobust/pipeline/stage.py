@@ -92,9 +92,15 @@ def kept(bench: Workbench, name: str) -> bool:
     return done is not None and done["choices"] == choices_key(bench, name)
 
 
-def choices_key(bench: Workbench, kind: str) -> str:
-    """Changes with every choice that training depends on, with the code of own shifts and with a scene's images."""
-    choices = {k: v for k, v in sorted(bench.config.as_json().items()) if k not in MEASURING}
+def choices_key(bench: Workbench, kind: str, without: tuple[str, ...] = ()) -> str:
+    """Changes with every choice that training depends on, with the code of own shifts and with a scene's images.
+
+    Args:
+        bench: of the run.
+        kind: what the key is for.
+        without: choices that this does not depend on.
+    """
+    choices = {k: v for k, v in sorted(bench.config.as_json().items()) if k not in (*MEASURING, *without)}
     own = {name: shift.version for name, _ in bench.cells if (shift := find_shift(name)).is_own}
     found = [part for part in (own, bench.scene and bench.scene.summary()) if part]
     return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]
