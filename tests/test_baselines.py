@@ -198,12 +198,15 @@ def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_pa
     """Not what the last command was asked for."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     learned = read_record(run / "record.json")["compensation"]["training_images"]
-    later = ("--method", "auto-contrast", "--few-shot", 20, "--no-labels", "--scene", "fog", "--severities", 5)
+    later = ("--method", "auto-contrast", "--few-shot", 20, "--no-labels", "--scene", "fog", "--severities", 5,
+             "--clean-budget", 2)  # fmt: skip
     assert qrobust("compensate", run, *later, "-q").exit_code == 0
     assert "Not measured yet" in (run / "auto-contrast.card.md").read_text()
     assert qrobust("evaluate", run, "-q", "--attacks", "none").exit_code == 0
     assert qrobust("report", run, "-q").exit_code == 0
-    assert f"on {learned} training images of `digits` with labels" in (run / "compensated.card.md").read_text()
+    card = (run / "compensated.card.md").read_text()
+    assert f"on {learned} training images of `digits` with labels" in card
+    assert "to cost at most 0.3 points of clean validation accuracy" in card
     assert "nothing, it is not trained" in (run / "auto-contrast.card.md").read_text()
     rows = {row["method"]: row for row in read_record(run / "record.json")["methods"]}
     assert rows["auto-contrast"]["lessons"] is None

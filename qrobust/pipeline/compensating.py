@@ -127,7 +127,8 @@ def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any
     result["earlier_s"] = floating.earlier_s + integer.earlier_s
     result["training"] = {"float": floating.__dict__, "int8": integer.__dict__}
     result["trained_on"] = lesson_names(bench)
-    result["training_images"], result["lessons"] = len(bench.lessons), lessons_told(bench)
+    result["training_images"] = len(bench.lessons)
+    result["lessons"] = lessons_told(bench) | {"clean_budget": config.clean_budget}
     result["classifier_hash"] = {"before": before, "after": state_hash(twin)}
     return frozen
 

@@ -14,6 +14,7 @@ from qrobust.workbench import Workbench
 # What must be equal between methods for their gains to be compared, where both know it.
 COMPARABLE = {
     "shifts", "severities", "severity_table", "images", "labels", "scene_images", "steps", "batch_size",
+    "clean_budget",
 }  # fmt: skip
 
 

@@ -91,10 +91,12 @@ def _lessons(method: dict[str, Any], data: str) -> str:
     scene = " and on the scene's own images" if lessons["scene_images"] else ""
     how_strong = lessons.get("severities")
     severities = f" at severity {', '.join(map(str, how_strong))}" if how_strong else ""
+    budget = lessons.get("clean_budget")
+    gate = "" if budget is None else f" Its gate was to cost at most {budget:g} points of clean validation accuracy."
     drawn = f"{lessons['drawn']} images drawn from " if "drawn" in lessons else ""
     return (
         f"{named}{', '.join(method['trained_on'])}{severities}; on {drawn}{lessons['images']} training images of "
-        f"`{data}` {labels}{scene}, disjoint from those below."
+        f"`{data}` {labels}{scene}, disjoint from those below.{gate}"
     )
 
 
