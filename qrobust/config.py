@@ -95,6 +95,7 @@ class RunConfig:
     hold_out: tuple[str, ...] = ()
     mac_budget: float = 0.10
     latency_budget: float | None = None
+    # One standard error of some thousand images below the half point beyond which the report does not recommend.
     clean_budget: float = 0.3
     branches: tuple[str, ...] = ()
     steps: int = 4000

@@ -605,6 +605,20 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
     assert qat["shifts"] == []
 
 
+def test_training_that_gains_nothing_leaves_the_twin_as_it_was(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qrobust.quantization import qat
+
+    plain, trained = tmp_path / "plain", tmp_path / "trained"
+    assert qrobust(*small_quantize(weights, plain)).exit_code == 0
+    monkeypatch.setattr(qat, "_beyond_luck", lambda *_: False)
+    result = qrobust(*[o for o in small_quantize(weights, trained, "--qat-epochs", "0.5") if o != "-q"])
+    assert "validation images can tell: the twin stays as it was" in result.output
+    assert json.loads((trained / "stages" / "quantize.json").read_text())["quantization"]["qat"]["best_step"] == 0
+    assert (plain / "twin.safetensors").read_bytes() == (trained / "twin.safetensors").read_bytes()
+
+
 def test_what_the_classifier_was_trained_on_cannot_be_held_out(weights: Path, tmp_path: Path) -> None:
     run, options = tmp_path / "run", ["--qat-epochs", "0.01", "--qat-shifts"]
     assert qrobust(*small_quantize(weights, run, *options)).exit_code == 0

@@ -196,12 +196,11 @@ def train_twin_in_stage(
         f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
         f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
     )
-    if not fit.best_step:
+    if not (fit.best_step or fit.diverged):
         bench.reporter.say(
             f"  training gained less than {len(judges):,} validation images can tell: the twin stays as it was"
         )
-        return twin, fit
-    return refreeze(trainable), fit
+    return refreeze(trainable) if fit.best_step else twin, fit
 
 
 def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
