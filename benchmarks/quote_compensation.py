@@ -50,11 +50,6 @@ def compensation_u13_small() -> str:
     return _u13(SMALL)
 
 
-def compensation_u13_again() -> str:
-    """The same in front of reference networks that were trained again."""
-    return _u13(AGAIN)
-
-
 def _u13(result: str) -> str:
     found = _jobs("u13", result)
     lines = [
@@ -266,7 +261,6 @@ def imagenet_size() -> str:
 
 
 COMPENSATION = (
-    compensation_u13, compensation_u13_small, compensation_u13_again, compensation_shifts, compensation_methods,
-    compensation_scenes,
+    compensation_u13, compensation_u13_small, compensation_shifts, compensation_methods, compensation_scenes,
     compensation_families, compensation_few, compensation_bits, compensation_risk, risk, streams, imagenet_size,
 )  # fmt: skip
