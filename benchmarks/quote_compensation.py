@@ -45,6 +45,11 @@ def compensation_u13() -> str:
     return _u13(REFERENCE)
 
 
+def compensation_u13_again() -> str:
+    """The same of another training of some of them."""
+    return _u13(AGAIN)
+
+
 def compensation_u13_small() -> str:
     """The same of the smaller network."""
     return _u13(SMALL)
@@ -261,6 +266,7 @@ def imagenet_size() -> str:
 
 
 COMPENSATION = (
-    compensation_u13, compensation_u13_small, compensation_shifts, compensation_methods, compensation_scenes,
-    compensation_families, compensation_few, compensation_bits, compensation_risk, risk, streams, imagenet_size,
+    compensation_u13, compensation_u13_again, compensation_u13_small, compensation_shifts, compensation_methods,
+    compensation_scenes, compensation_families, compensation_few, compensation_bits, compensation_risk, risk, streams,
+    imagenet_size,
 )  # fmt: skip
