@@ -197,10 +197,11 @@ def latency(graphs: dict[str, Path]) -> dict[str, dict[str, float]]:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where runs are kept.")
 @click.option("--networks", default=",".join(NETWORKS), show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def main(data: str, trainings: Path, out: Path, networks: str, threads: int) -> None:
-    """Quantize every network every way, beside its peers, and write results/quantization.json."""
+@click.option("--results", default="quantization", show_default=True, help="Name of the file in results/.")
+def main(data: str, trainings: Path, out: Path, networks: str, threads: int, results: str) -> None:
+    """Quantize every network every way, beside its peers, and write results/."""
     torch.set_num_threads(threads)
-    path = RESULTS / "quantization.json"
+    path = RESULTS / f"{results}.json"
     result = read_json(path) if path.exists() else {"networks": {}}
     for network in networks.split(","):
         started = time.monotonic()
@@ -211,7 +212,10 @@ def main(data: str, trainings: Path, out: Path, networks: str, threads: int) -> 
         result["networks"][network] = found
         result["variants"] = VARIANTS
         result["seed"] = 0
-        result["command"] = "python benchmarks/quantization.py --data imagefolder:DIR --trainings RUNS --out WORK"
+        result["command"] = (
+            "python benchmarks/quantization.py --data imagefolder:DIR --trainings RUNS --networks "
+            f"{','.join(result['networks'])} --results {results} --out WORK"
+        )
         result["versions"] = {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
         text = json.dumps(result, indent=1)
         for folder in (str(trainings.expanduser().absolute()), str(Path.home())):
