@@ -232,22 +232,12 @@ def _best_peer(found: dict[str, Any]) -> str:
 
 def quantization() -> str:
     """A line per network and variant: accuracy on onnxruntime and the drop from float, with intervals."""
-    return _accuracies("quantization")
-
-
-def quantization_again() -> str:
-    """The same, peers and times of another training of some of them."""
-    again = "quantization_again"
-    return "\n\n".join([_accuracies(again), _peers(again), _speed(again)])
-
-
-def _accuracies(results: str) -> str:
     lines = [
         "| network | variant | accuracy | drop, points | integer | file | agreement with twin "
         "| largest logit difference |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for network, found in record(results)["networks"].items():
+    for network, found in record("quantization")["networks"].items():
         for name, v in found["variants"].items():
             low, high = v.get("drop_interval_pp", (0, 0))
             drop = "" if name == "float" else f"{v['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -262,12 +252,8 @@ def _accuracies(results: str) -> str:
 
 def quantization_peers() -> str:
     """W8A8 against the best peer, in accuracy and in time."""
-    return _peers("quantization")
-
-
-def _peers(results: str) -> str:
     lines = []
-    for network, found in record(results)["networks"].items():
+    for network, found in record("quantization")["networks"].items():
         peer, times = found["best_peer"], found["latency_ms"]
         ratios = [t["w8a8"] / min(t[p] for p in found["peers"]) for t in times.values()]
         lines.append(
@@ -281,15 +267,11 @@ def _peers(results: str) -> str:
 
 def quantization_speed() -> str:
     """Milliseconds per batch and how many times faster than float."""
-    return _speed("quantization")
-
-
-def _speed(results: str) -> str:
     lines = [
         "| network | threads | batch | float | W8A8 | W4A8 | W4A4 | W8A8 over float |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for network, found in record(results)["networks"].items():
+    for network, found in record("quantization")["networks"].items():
         for key, t in found["latency_ms"].items():
             _, threads, _, batch = key.split("_")
             cells = " | ".join(f"{t[n]:.2f} ms" for n in ("float", "w8a8", "w4a8", "w4a4"))
@@ -442,7 +424,6 @@ EVALUATION = (attack_cost,)
 SATURATION = (saturation_operators, saturation_networks, saturation_risks)
 QUANTIZATION = (
     quantization,
-    quantization_again,
     quantization_peers,
     quantization_speed,
     efficientnet_lite0,
