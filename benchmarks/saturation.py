@@ -1,13 +1,15 @@
-"""Does the simulation of a CPU without VNNI say what onnxruntime does on one? Checked under emulation.
+"""Does the simulation of a CPU without VNNI say what onnxruntime does on one? Checked on one, or under emulation.
 
-    apt-get install qemu-user
+    apt-get install qemu-user  # on a CPU with VNNI
     python benchmarks/saturation.py --data imagefolder:~/data/cifar10 --training ~/runs/resnet20
 
-Single operators first, with weights made to overflow: the simulation must give the emulated integers exactly,
+Single operators first, with weights made to overflow: the simulation must give the saturated integers exactly,
 which fixes the order in which products are paired. Then whole networks, exported as `qrobust` exports them: the
 trained ones of `--training` (made by train_baselines.py) in 8 bits, in 7, and in 8 with only the worst layer in 7;
-torchvision's ResNet-18 and MobileNetV2 with random weights, for their shapes. Each graph runs natively and under
-`qemu-x86_64 -cpu Haswell`, on the same images.
+torchvision's ResNet-18 and MobileNetV2 with random weights, for their shapes. Each graph runs twice, on the same
+images: where the CPU has VNNI, natively and under `qemu-x86_64 -cpu Haswell`, which leaves results/saturation.json;
+where it has none, with the sums in 32 bits that onnxruntime offers on request and natively, which leaves
+results/saturation_native.json. In both, `native` is the run whose sums are exact, `emulated` the one that saturates.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from torch import fx, nn
 from qrobust.data import Data, open_data
 from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export, load
+from qrobust.deployment.runtime import sums_saturate
 from qrobust.integer import WIDENED, ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.models import find_model, load_model
 from qrobust.quantization.graph import calls, trace
@@ -47,6 +50,8 @@ from qrobust.results import hardware, versions
 RESULTS = Path(__file__).parent / "results"
 SESSION = Path(__file__).parent / "saturation_session.py"
 EMULATOR = ["qemu-x86_64", "-cpu", "Haswell"]
+HAS_VNNI = not sums_saturate()
+RESULT = RESULTS / ("saturation.json" if HAS_VNNI else "saturation_native.json")
 SEVEN_BITS = Target("x86-avx2", (0, 255), (-63, 63), "no pair of products leaves 16 bits")
 # Powers of two: with them every float is an exact integer times one.
 INPUT_SCALE, WEIGHT_SCALE = 2.0**-6, 2.0**-7
@@ -68,15 +73,16 @@ OPERATORS: dict[str, tuple[tuple[int, ...], int, int, int, int]] = {
 
 
 def run(
-    jobs: list[tuple[Path, np.ndarray]], *, emulated: bool
+    jobs: list[tuple[Path, np.ndarray]], *, saturated: bool
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, bool]]:
     """Outputs of each graph by name, and the instruction sets that the process was offered."""
+    before, options = (EMULATOR if saturated else [], []) if HAS_VNNI else ([], [] if saturated else ["--exact"])
     with tempfile.TemporaryDirectory() as folder:
-        arguments: list[str | Path] = []
+        arguments: list[str | Path] = [*options]
         for i, (model, images) in enumerate(jobs):
             np.save(f"{folder}/{i}.npy", images)
             arguments += [model, f"{folder}/{i}.npy", f"{folder}/{i}.npz"]
-        command = [*(EMULATOR if emulated else []), sys.executable, SESSION, *arguments]
+        command = [*before, sys.executable, SESSION, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise click.ClickException(f"{command[0]} failed: {done.stderr[-500:]}")
@@ -144,7 +150,7 @@ def operator_graph(layer: IntegerConv2d | IntegerLinear, zero_point: int, output
 
 
 def check_operators(folder: Path) -> list[dict[str, Any]]:
-    """Every operator natively, emulated, as the twin has it and as it is simulated."""
+    """Every operator exact, saturated, as the twin has it and as it is simulated."""
     generator = torch.Generator().manual_seed(0)
     cases: dict[str, tuple[IntegerConv2d | IntegerLinear, int, torch.Tensor]] = {}
     for channels, kernel in ((4, 3), (3, 3), (5, 2), (16, 1), (1, 3)):
@@ -175,7 +181,7 @@ def check_operators(folder: Path) -> list[dict[str, Any]]:
         simulated.append(both[1].numpy())
         operator_graph(layer, zero_point, output_scale, folder / f"{i}.onnx")
         jobs.append((folder / f"{i}.onnx", pixels.numpy().astype(np.uint8)))
-    native, emulated = ([r["output"] for r in run(jobs, emulated=e)[0]] for e in (False, True))
+    native, emulated = ([r["output"] for r in run(jobs, saturated=e)[0]] for e in (False, True))
     return [
         {
             "operator": name,
@@ -237,7 +243,7 @@ def check_network(
     inner: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """One graph natively, emulated, as the twin has it and as it is simulated."""
+    """One graph exact, saturated, as the twin has it and as it is simulated."""
     plain, open_graph = folder / "int8.onnx", folder / "activations.onnx"
     export(twin, plain, images.shape[-1])
     outputs = with_every_activation(plain, open_graph)
@@ -246,9 +252,9 @@ def check_network(
         torch.cat([m(part) for part in images.split(50)]).numpy() for m in (twin, simulated_twin)
     )
     jobs = [(plain, images.numpy()), (open_graph, images[:inner].numpy())]
-    (native, native_inside), native_flags = run(jobs, emulated=False)
+    (native, native_inside), native_flags = run(jobs, saturated=False)
     started = time.monotonic()
-    (emulated, emulated_inside), emulated_flags = run(jobs, emulated=True)
+    (emulated, emulated_inside), emulated_flags = run(jobs, saturated=True)
     seconds = time.monotonic() - started
     native_logits, emulated_logits = native["logits"], emulated["logits"]
     mine, twins = activations(simulated_twin, images[:inner]), activations(twin, images[:inner])
@@ -323,9 +329,12 @@ def worst_layer(risk: dict[str, Any]) -> str:
 @click.option("--inner", default=50, show_default=True, help="Images on which every activation is compared.")
 @click.option("--seed", default=0, show_default=True)
 def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -> None:
-    """Compare simulation, emulation and the native run; leave results/saturation.json."""
+    """Compare the simulation with a run whose sums saturate, and the twin with one whose sums are exact."""
     torch.set_num_threads(1)
-    emulator = subprocess.run([EMULATOR[0], "--version"], capture_output=True, text=True, check=True).stdout
+    emulator = None
+    if HAS_VNNI:
+        told = subprocess.run([EMULATOR[0], "--version"], capture_output=True, text=True, check=True).stdout
+        emulator = {"version": told.splitlines()[0], "command": " ".join(EMULATOR)}
     networks, trained = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -333,9 +342,9 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         for row in operators:
             click.echo(json.dumps(row))
         if not training:
-            kept = json.loads((RESULTS / "saturation.json").read_text())
+            kept = json.loads(RESULT.read_text())
             kept |= {"operators": operators, "operators_commit": git_commit()}
-            (RESULTS / "saturation.json").write_text(json.dumps(kept, indent=1) + "\n")
+            RESULT.write_text(json.dumps(kept, indent=1) + "\n")
             return
         data = open_data(spec, seed=seed, preferred_size=32)
         for where in training:
@@ -375,7 +384,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         + " ".join(f"--training {Path(w).name}" for w in training),
         "commit": git_commit(),
         "seed": seed,
-        "emulator": {"version": emulator.splitlines()[0], "command": " ".join(EMULATOR)},
+        "emulator": emulator,
         "versions": versions(),
         "hardware": hardware(1),
         "splits": data.summary(),
@@ -384,7 +393,7 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
         "operators_commit": git_commit(),
         "networks": networks,
     }
-    (RESULTS / "saturation.json").write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

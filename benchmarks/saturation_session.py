@@ -1,6 +1,8 @@
 """Run ONNX graphs on numpy arrays, with nothing but onnxruntime: the half of `saturation.py` that is emulated.
 
-    python benchmarks/saturation_session.py MODEL.onnx INPUT.npy OUTPUT.npz [MODEL INPUT OUTPUT ...]
+    python benchmarks/saturation_session.py [--exact] MODEL.onnx INPUT.npy OUTPUT.npz [MODEL INPUT OUTPUT ...]
+
+With `--exact` onnxruntime is asked for sums in 32 bits, whatever the CPU.
 
 Prints as JSON which of the instructions that matter this process is offered, asked of the processor itself:
 under user-mode emulation /proc/cpuinfo still shows the host.
@@ -47,7 +49,11 @@ def main() -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    for model, given, result in zip(*[iter(sys.argv[1:])] * 3, strict=True):
+    files = sys.argv[1:]
+    if files[0] == "--exact":
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        files = files[1:]
+    for model, given, result in zip(*[iter(files)] * 3, strict=True):
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         images, name = np.load(given), session.get_inputs()[0].name
         parts = np.array_split(images, -(-len(images) // 20))

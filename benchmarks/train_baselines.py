@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.data import Split, open_data
+from qrobust.fitting import fast_arithmetic, native_bfloat16
 from qrobust.models import BUILT_IN
 
 # Epochs, the first of them on small crops, peak learning rate and label smoothing of each network, where they differ
@@ -134,7 +135,8 @@ def main(
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)), train.labels
     model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)
-    without_strided_depthwise(model)
+    if native_bfloat16():
+        without_strided_depthwise(model)
     if init:
         model.load_state_dict(torch.load(init / "weights.pt", weights_only=True))
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -172,7 +174,7 @@ def main(
                 chosen = order[step * batch_size : (step + 1) * batch_size]
                 batch = augment(normalise(images[chosen]), side, padding, generator)
                 batch = batch.contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16):
+                with fast_arithmetic():
                     logits = forward(batch)
                 loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=smoothing)
                 optimizer.zero_grad()
@@ -204,7 +206,7 @@ def main(
             "weight_decay": weight_decay,
             "schedule": "one-cycle, 20 % warm-up",
             "augmentation": "crop with 4 px padding (small epochs: 3/4 as wide, no padding), mirror",
-            "precision": "bfloat16 autocast",
+            "precision": "bfloat16 autocast" if native_bfloat16() else "float32",
             "compiled": compiled,
             "seed": seed,
         },

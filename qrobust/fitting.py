@@ -17,6 +17,16 @@ from qrobust.files import whole
 Progress = Callable[[int, int, str], None]
 
 
+def native_bfloat16() -> bool:
+    """Whether torch has bfloat16 kernels for this CPU; without, bfloat16 takes 10 to 50 times as long as float32."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def fast_arithmetic(*, enabled: bool = True) -> torch.autocast:
+    """Autocast to bfloat16 where this CPU gains by it; else, and where it is not enabled, float32 as it is."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled and native_bfloat16())
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a training run came to; the module ends with the best state.

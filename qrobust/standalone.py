@@ -19,7 +19,8 @@ from qrobust.adversarial.trials import Graph
 from qrobust.config import DEFAULT_SEVERITIES, MOST_SEED, AttackChoices
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
-from qrobust.deployment.graph import files_of
+from qrobust.deployment.graph import files_of, is_quantized
+from qrobust.deployment.runtime import sums
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview, stored_figures
 from qrobust.files import give_back, holds_back, settle
@@ -152,6 +153,12 @@ def evaluate_files(
             f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
         )
     torch.set_num_threads(threads)
+    added = sums()
+    if added == "saturating" and (quantized := [name for name, path in paths.items() if is_quantized(path)]):
+        reporter.warn(
+            f"warning: this CPU has no VNNI, its integer sums saturate: what is told of {', '.join(quantized)} is of "
+            "such CPUs; on others it may be more accurate"
+        )
     for name, classifier in classifiers.items():
         classifier.examine(to_unit(split.read(slice(0, BATCH))), len(source.class_names))
         if classifier.probabilities:
@@ -173,7 +180,7 @@ def evaluate_files(
             )  # fmt: skip
             stored = [found.limited(len(split), choices.seed) for found in stored]
             write_json(folder / SUBSET, subset)
-        about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range)
+        about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range, added)
         graphs = {name: _content(path) for name, path in paths.items()}
         with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
             for cell in wanted:
@@ -185,7 +192,7 @@ def evaluate_files(
         for found in stored:
             with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
                 answers = stored_predictions(
-                    found, classifiers, graphs, folder, about=(source.image_size, choices.input_range),
+                    found, classifiers, graphs, folder, about=(source.image_size, choices.input_range, added),
                     seed=choices.seed, by=by, progress=bar.update,
                 )  # fmt: skip
             entries.append({"name": found.name, "predictions": found.folder_name} | stored_figures(
@@ -194,7 +201,7 @@ def evaluate_files(
         attacks = attacked(
             out / "attacks.npz",
             {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
-            split, choices.attack_choices, seed=choices.seed, about=(choices.data, choices.input_range),
+            split, choices.attack_choices, seed=choices.seed, about=(choices.data, choices.input_range, added),
             bar=reporter.bar,
         )  # fmt: skip
     labels = split.labels.numpy()
@@ -220,7 +227,7 @@ def evaluate_files(
         "skipped_images": list(source.skipped),
         "fingerprint": split.fingerprint(),
         "versions": versions(),
-        "hardware": hardware(threads),
+        "hardware": hardware(threads) | {"sums": added},
     }
     for name, text in csv_files(record).items():
         write_text(out / name, text)

@@ -360,8 +360,16 @@ class Workbench:
 
     def session(self, name: str) -> OnnxClassifier:
         """The exported graph as a classifier."""
-        path, signed = self.place().graph(name), self.target.signed or None
-        return OnnxClassifier(path, self.config.threads, signed_activations=signed)
+        return self.on_target(self.place().graph(name))
+
+    def on_target(self, path: Path) -> OnnxClassifier:
+        """A graph as the target runs it: with the integers that it has there, though not with the speed."""
+        return OnnxClassifier(path, self.config.threads, **self.session_options)
+
+    @property
+    def session_options(self) -> dict[str, Any]:
+        """How onnxruntime is to compute as on the target, whatever this CPU."""
+        return {"signed_activations": self.target.signed or None, "exact_sums": self.target.exact_sums}
 
     @cached_property
     def table(self) -> str:

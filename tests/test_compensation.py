@@ -28,7 +28,7 @@ from qrobust.deployment.audit import audit
 from qrobust.deployment.graph import export
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
-from qrobust.fitting import fit
+from qrobust.fitting import fast_arithmetic, fit
 from qrobust.integer import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
@@ -524,6 +524,16 @@ def test_validation_shares_its_limit() -> None:
     )
     zeros = (data.validation.labels[:60] == 0).float().mean().item()
     assert (clean, shifted) == (pytest.approx(zeros), pytest.approx(zeros))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_arithmetic_is_bfloat16_only_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qrobust.fitting.native_bfloat16", lambda: native)
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    with fast_arithmetic():
+        assert layer(x).dtype == (torch.bfloat16 if native else torch.float32)
+    with fast_arithmetic(enabled=False):
+        assert layer(x).dtype == torch.float32
 
 
 def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,30 @@ def test_a_damaged_stage_is_one_line(tmp_path: Path) -> None:
     result = qrobust("sensitivity", tmp_path / "out")
     assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
     assert "quantize.json is not what a stage left; remove it and run that stage again" in result.output
+
+
+@pytest.mark.parametrize("saturate", [True, False])
+def test_how_sums_were_added_is_told(
+    saturate: bool, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run, as on its target; of files, as on this CPU."""
+    monkeypatch.setattr("qrobust.deployment.runtime.sums_saturate", lambda: saturate)
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    result = qrobust("evaluate", out)
+    assert result.exit_code == 0, result.output
+    assert (
+        "warning: this CPU has no VNNI; onnxruntime is asked to add as x86-vnni does" in result.output
+    ) == saturate
+    assert qrobust("report", out).exit_code == 0
+    record = json.loads((out / "record.json").read_text())
+    assert record["hardware"]["sums"] == ("exact-by-request" if saturate else "exact")
+    assert ("This CPU has no VNNI" in (out / "report.html").read_text()) == saturate
+
+    for name, told in (("int8", saturate), ("float", False)):
+        files = ("--model", out / f"{name}.onnx", "--data", "digits", "--shifts", "inversion", "--severities", "5")
+        result = qrobust("evaluate", *files, "--test-images", "20", "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert (f"its integer sums saturate: what is told of {name} is of such CPUs" in result.output) == told
+        record = json.loads((tmp_path / name / "record.json").read_text())
+        assert record["hardware"]["sums"] == ("saturating" if saturate else "exact")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,16 @@ from torch import fx, nn
 
 from qrobust.classifier import Compensated, NormalizedModel, input_gradient
 from qrobust.compensation.training import state_hash
+from qrobust.deployment import runtime
+from qrobust.deployment.graph import export
+from qrobust.deployment.runtime import OnnxClassifier, sums, sums_saturate
 from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization import saturation
 from qrobust.quantization.graph import trace
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.saturation import cannot_saturate, layers, saturation_risk, without_vnni
-from qrobust.quantization.target import X86_VNNI, Target
+from qrobust.quantization.target import TARGETS, X86_VNNI, Target
 
 SEVEN_BITS = Target("x86-avx2", (0, 255), (-63, 63), "pairs of products fit into 16 bits")
 # Powers of two, so that every float is an integer times one of them and results must be equal, not close.
@@ -247,6 +252,48 @@ def test_gradient_is_straight_through(small_model: NormalizedModel, images: torc
     assert torch.equal(got, wanted)
     risky, _ = input_gradient(without_vnni(quantize(small_model, X86_VNNI, [images])), images, lambda z: z[:, 0])
     assert risky.abs().flatten(1).sum(1).min() > 0
+
+
+def overflowing() -> tuple[fx.GraphModule, torch.Tensor]:
+    """A twin of one convolution whose sums overflow 16 bits on the images beside it."""
+    weight = torch.randint(-127, 128, (16, 16, 3, 3), generator=torch.Generator().manual_seed(0))
+    weight[::2] = 127
+    layer = integer_layer(weight, padding=(1, 1))
+    given, taken = ActivationQuantizer(INPUT_SCALE, 0, 0, 255), ActivationQuantizer(4.0, 128, 0, 255)
+    twin = trace(nn.Sequential(given, layer, taken, nn.Flatten()).eval(), (ActivationQuantizer, IntegerConv2d))
+    return twin, torch.full((2, 16, 5, 5), 255 * INPUT_SCALE)
+
+
+def test_this_cpu_saturates_where_it_has_no_vnni() -> None:
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        pytest.skip("not Linux")
+    if platform.machine() != "x86_64":
+        assert not sums_saturate()
+    else:
+        assert sums_saturate() == flags.isdisjoint({"avx512_vnni", "avx_vnni"})
+
+
+def test_sums_are_exact_on_request_and_as_simulated_without(tmp_path: Path) -> None:
+    """On this CPU, whatever it is: by onnxruntime's kernels themselves, not by emulation."""
+    twin, images = overflowing()
+    export(twin, tmp_path / "g.onnx", 5, channels=16)
+    here, exact = (OnnxClassifier(tmp_path / "g.onnx", 1, exact_sums=e)(images) for e in (False, True))
+    expected = without_vnni(twin)(images)
+    assert not torch.equal(twin(images), expected)
+    assert torch.equal(exact, twin(images))
+    assert torch.equal(here, expected if sums_saturate() else exact)
+
+
+def test_how_products_are_added_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "sums_saturate", lambda: True)
+    options = {t.name: {"signed_activations": t.signed or None, "exact_sums": t.exact_sums} for t in TARGETS.values()}
+    assert {name: sums(**o) for name, o in options.items()} == {
+        "x86-vnni": "exact-by-request", "x86-avx2": "saturating", "arm64": "exact",
+    }  # fmt: skip
+    monkeypatch.setattr(runtime, "sums_saturate", lambda: False)
+    assert {sums(**o) for o in options.values()} == {"exact"}
 
 
 def test_what_is_not_a_twin_is_refused(small_model: NormalizedModel, images: torch.Tensor) -> None:

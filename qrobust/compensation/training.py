@@ -20,7 +20,7 @@ from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.validation import Validation, information
 from qrobust.data import Split
 from qrobust.errors import InputError
-from qrobust.fitting import Progress, fit
+from qrobust.fitting import Progress, fast_arithmetic, fit
 from qrobust.shifts.rendering import to_unit
 
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
@@ -217,7 +217,7 @@ def views(teacher: Classifier, training: Split, asked: int) -> View | None:
         asked: on how many images it would be asked otherwise.
 
     Returns:
-        In bfloat16, as it was computed. None where asking is as cheap, or where it takes more than `VIEWS_BYTES`.
+        In bfloat16, which halves its size. None where asking is as cheap, or where it takes more than `VIEWS_BYTES`.
     """
     one = _view(teacher, to_unit(training.first(1).read(slice(None))))
     values = one.logits.numel() + (0 if one.features is None else one.features.numel())
@@ -234,13 +234,13 @@ def _view(teacher: Classifier, images: torch.Tensor) -> View:
 
 
 def _seen(classifier: Classifier, images: torch.Tensor) -> View:
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_arithmetic():
         logits, features = logits_and_features(classifier, images.contiguous(memory_format=torch.channels_last))
     return View(logits.float(), None if features is None else features.float())
 
 
 def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_arithmetic():
         return statistics_distance(teacher, calibrated.contiguous(memory_format=torch.channels_last))
 
 
@@ -265,7 +265,7 @@ def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
 def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What the calibrator makes of the images, and what it proposed for each as a whole, the gate `(N, 1)` last.
 
-    Its convolutions run in bfloat16, what they propose is applied to the images in float.
+    Its convolutions run in fast arithmetic, what they propose is applied to the images in float.
     """
     proposals: list[torch.Tensor] = []
 
@@ -276,7 +276,7 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
 
     handle = calibrator.get_submodule("correction").register_forward_pre_hook(widen)
     try:
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_arithmetic():
             calibrated = calibrator(images.contiguous(memory_format=torch.channels_last))
         return calibrated.float(), proposals
     finally:
@@ -332,7 +332,7 @@ def _step_loss(
     if association_weight:
         loss = loss + association_weight * view.distance(seen.of(paired))
     if reverse_weight and batch.aligned.any():
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_arithmetic():
             easier = reverse_adversarial(
                 teacher, original[batch.aligned], targets[batch.aligned], ball=LinfBall(8 / 255), steps=2,
                 step_size=4 / 255,

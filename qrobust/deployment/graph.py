@@ -292,6 +292,20 @@ def _strip(proto: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
+def one_product() -> bytes:
+    """A graph of one matrix product: `activations` uint8 `(1, 2)` times two weights of 127, `sums` int32 `(1, 1)`."""
+    helper, types = onnx.helper, onnx.TensorProto
+    weights = onnx.numpy_helper.from_array(np.full((2, 1), 127, np.int8), "weights")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["activations", "weights"], ["sums"])], "one_product",
+        [helper.make_tensor_value_info("activations", types.UINT8, [1, 2])],
+        [helper.make_tensor_value_info("sums", types.INT32, [1, 1])],
+        [weights],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
 def load(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
@@ -330,6 +344,12 @@ def _external_data(proto: onnx.ModelProto) -> list[str]:
     """The files that hold weights for a graph, as it names them."""
     entries = (e for g in all_graphs(proto.graph) for tensor in g.initializer for e in tensor.external_data)
     return sorted({entry.value for entry in entries if entry.key == "location"})
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether a file has any operator of quantization or on integers."""
+    types = {node.op_type for part in all_graphs(load(path).graph) for node in part.node}
+    return any(kind in op_type for op_type in types for kind in ("Quantize", "QLinear", "Integer"))
 
 
 def files_of(path: Path) -> list[Path]:

@@ -36,6 +36,7 @@ def open_session(
     optimized: Path | None = None,
     *,
     signed_activations: bool | None = None,
+    exact_sums: bool = False,
     level: str = "all",
     without: tuple[str, ...] = (),
     profile: Path | None = None,
@@ -48,6 +49,8 @@ def open_session(
         optimized: where onnxruntime writes the graph it executes; its large constants lie beside it (.bin).
         signed_activations: True fuses int8 activations as onnxruntime does on ARM, False treats them as on
             x86, where it first tries to make them uint8; None is this CPU's own way.
+        exact_sums: where this CPU's kernels saturate (see `sums_saturate`), take slower ones that do not. Those for
+            `signed_activations` never do.
         level: how far onnxruntime optimises: `all`, `basic` (before integer operators are fused) or `none`.
         without: names of onnxruntime's graph transformers to leave out.
         profile: prefix of the file in which onnxruntime notes every kernel that ran.
@@ -66,6 +69,8 @@ def open_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if signed_activations is not None:
         options.add_session_config_entry("session.qdqisint8allowed", str(int(signed_activations)))
+    if exact_sums and not signed_activations:
+        options.add_session_config_entry("session.x64quantprecision", "1")  # of no effect on other CPUs
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
         # Otherwise it would point, from another folder, at the external data of the original.
@@ -97,15 +102,42 @@ def _plainly(error: Exception) -> str:
     return CODES.sub("", str(error).splitlines()[0])
 
 
+@functools.cache
+def sums_saturate() -> bool:
+    """Whether this CPU's integer kernels add pairs of products in 16 bits, as x86 ones without VNNI: one is tried."""
+    from qrobust.deployment.graph import one_product
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(one_product(), options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"activations": np.full((1, 2), 255, np.uint8)})
+    return int(found[0, 0]) != 2 * 255 * 127
+
+
+def sums(*, signed_activations: bool | None = None, exact_sums: bool = False) -> str:
+    """How a session of these options adds products: `exact`, `saturating`, or where it would, `exact-by-request`."""
+    if signed_activations or not sums_saturate():
+        return "exact"
+    return "exact-by-request" if exact_sums else "saturating"
+
+
 class OnnxClassifier:
     """A session as a classifier: images `(N, C, S, S)` in [0, 1] to logits `(N, K)`; no gradient.
 
     To another process it goes as its file, which is opened there once, with one thread.
+
+    Args:
+        path: the ONNX file.
+        threads: threads within an operator.
+        signed_activations: see `open_session`.
+        exact_sums: see `open_session`.
     """
 
-    def __init__(self, path: Path, threads: int, *, signed_activations: bool | None = None) -> None:
-        self.path, self.signed_activations = path, signed_activations
-        self.session = open_session(path, threads, signed_activations=signed_activations)
+    def __init__(
+        self, path: Path, threads: int, *, signed_activations: bool | None = None, exact_sums: bool = True
+    ) -> None:
+        self.path, self.signed_activations, self.exact_sums = path, signed_activations, exact_sums
+        self.session = open_session(path, threads, signed_activations=signed_activations, exact_sums=exact_sums)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(
@@ -119,12 +151,12 @@ class OnnxClassifier:
             return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_once, (self.path, self.signed_activations)
+        return _opened_once, (self.path, self.signed_activations, self.exact_sums)
 
 
 @functools.cache
-def _opened_once(path: Path, signed_activations: bool | None) -> OnnxClassifier:
-    return OnnxClassifier(path, 1, signed_activations=signed_activations)
+def _opened_once(path: Path, signed_activations: bool | None, exact_sums: bool) -> OnnxClassifier:
+    return OnnxClassifier(path, 1, signed_activations=signed_activations, exact_sums=exact_sums)
 
 
 # Calls before times count, and seconds of one classifier's turn.

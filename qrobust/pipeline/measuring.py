@@ -15,7 +15,7 @@ from qrobust.adversarial.trials import Graph
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
-from qrobust.deployment.runtime import latencies_ms
+from qrobust.deployment.runtime import latencies_ms, sums
 from qrobust.errors import InputError
 from qrobust.evaluation import method_rows, run_rows, scene_row, stored_figures, summarise
 from qrobust.folders import GRAPHS, TORCH_ONLY
@@ -76,6 +76,11 @@ def evaluate(
         wanted = ", ".join(config.shifts)
         raise InputError(f"severities: expected one that is defined for {wanted}, got {config.severities}")
     torch.set_num_threads(config.threads)
+    if sums(**bench.session_options) == "exact-by-request":
+        bench.reporter.warn(
+            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {config.target} does, so accuracies are "
+            "those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
+        )
     sessions = {name: bench.session(name) for name in names}
     cells, split, stored = [CLEAN, *bench.cells], bench.data.test, bench.stored
     with processes(workers) as by:
@@ -117,7 +122,7 @@ def _measure(
         result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["splits"] = bench.data.summary()
         result["severity_table"] = bench.table
-        result["hardware"] = hardware(config.threads)
+        result["hardware"] = hardware(config.threads) | {"sums": sums(**bench.session_options)}
         latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}

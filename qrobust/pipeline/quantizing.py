@@ -11,6 +11,7 @@ from torch import fx
 from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
+from qrobust.deployment.runtime import sums_saturate
 from qrobust.errors import GateError, InputError
 from qrobust.files import settle
 from qrobust.folders import discard_unfinished
@@ -142,6 +143,7 @@ def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None
     if lost > MATERIAL:
         bench.reporter.warn(
             f"warning: on an x86 CPU without VNNI expect {expected}; --target x86-avx2 is for such CPUs"
+            f"{', and this is one' if sums_saturate() else ''}"
         )
     else:
         bench.reporter.detail(

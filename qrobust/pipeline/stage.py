@@ -111,7 +111,7 @@ def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         export_graph(model, path, bench.data.image_size, channels=bench.model.channels)
-        return OnnxClassifier(path, bench.config.threads, signed_activations=bench.target.signed or None)
+        return bench.on_target(path)
 
 
 def export_gated(
@@ -135,8 +135,7 @@ def export_gated(
         audited = audit(part, signed_activations=bench.target.signed or None)
         split = bench.judges(PARITY_IMAGES)
         images = to_unit(split.read(slice(None)))
-        session = OnnxClassifier(part, bench.config.threads, signed_activations=bench.target.signed or None)
-        measured = parity(model, session, images, split.labels)
+        measured = parity(model, bench.on_target(part), images, split.labels)
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_gate(name, audited, measured, layers)
         undo(bench, MADE_BY.get(name, name))

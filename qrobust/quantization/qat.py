@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError
-from qrobust.fitting import Progress, fit
+from qrobust.fitting import Progress, fast_arithmetic, fit
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, pass_inside, zero_padding
 from qrobust.quantization.graph import LAYERS, calls
 from qrobust.quantization.rewrites.calls import set_module
@@ -251,9 +251,9 @@ def train(
 
     def loss(step: int) -> torch.Tensor:
         images, clean, labels = _batch(training, batch_size, cells, table, seed, step)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast_arithmetic():
             view = teacher(clean).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_arithmetic():
             logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
         away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
         return (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away

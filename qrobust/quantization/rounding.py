@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from qrobust.fitting import fast_arithmetic
 from qrobust.integer import IntegerConv2d
 from qrobust.quantization.walk import Visit, walk
 
@@ -71,7 +72,7 @@ def _learn(visit: Visit, steps: int, generator: torch.Generator) -> None:
         chosen = torch.randint(len(wanted), (min(BATCH, len(wanted)),), generator=generator)
         optimizer.zero_grad()
         weight = (floor + up()).clamp(-layer.qmax, layer.qmax) * scale
-        with torch.autocast("cpu", torch.bfloat16, enabled=not _depthwise(layer)):
+        with fast_arithmetic(enabled=not _depthwise(layer)):
             output = layer.apply_weight(visit.input[chosen], weight)
         error = (output.float().clamp(low, high) - wanted[chosen]).square().mean() / spread
         warm = WARM_UP * steps

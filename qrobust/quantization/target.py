@@ -14,12 +14,14 @@ class Target:
         activation_range: smallest and largest integer of an activation; unsigned starts at 0.
         weight_range: smallest and largest integer of a weight; zero point 0, one scale per output channel.
         why: what makes this the fast and exact form there.
+        exact_sums: whether its kernels add products in 32 bits; else pairs are added in 16, with saturation.
     """
 
     name: str
     activation_range: tuple[int, int]
     weight_range: tuple[int, int]
     why: str
+    exact_sums: bool = True
 
     @property
     def signed(self) -> bool:
@@ -50,6 +52,7 @@ X86_AVX2 = Target(
     weight_range=(-63, 63),
     why="without VNNI the same kernels add pairs of products in int16 with saturation; weights of 7 bits keep "
     "every pair within it: 255 * (63 + 63) = 32130 < 32767",
+    exact_sums=False,
 )
 ARM64 = Target(
     name="arm64",
