@@ -84,15 +84,23 @@ def facts() -> str:
 
 
 def saturation_operators() -> str:
-    """One sentence on the single operators."""
-    r = record("saturation")
+    """One sentence on the single operators, under emulation."""
+    return _operators(record("saturation"), "emulation")
+
+
+def saturation_native_operators() -> str:
+    """The same on a CPU without VNNI."""
+    return _operators(record("saturation_native"), "this CPU")
+
+
+def _operators(r: dict[str, Any], where: str) -> str:
     rows = r["operators"]
     total, changed, wrong = (
         sum(row[k] for row in rows) for k in ("outputs", "changed_by_saturation", "emulated_unlike_simulation")
     )
     return (
         f"{len(rows)} single operators with {total:,} integer outputs, of which saturation changes {changed:,}: "
-        f"{wrong} differ between simulation and emulation."
+        f"{wrong} differ between simulation and {where}."
     )
 
 
@@ -104,9 +112,25 @@ def _by_author(name: str) -> str:
 def saturation_networks() -> str:
     """A line per network and bit-width: logits, correlation, agreement, accuracy on the emulated images."""
     r = record("saturation")
+    about = (
+        f"natively on {r['hardware']['processor']} with AVX512-VNNI, without VNNI on {r['emulator']['version']}, "
+        f"`{r['emulator']['command']}`."
+    )
+    return _networks(r, "emulated", about)
+
+
+def saturation_native_networks() -> str:
+    """The same on a CPU without VNNI, where the sums of one that has it were asked for."""
+    r = record("saturation_native")
+    flags = ", ".join(r["hardware"]["flags"])
+    about = f"all on {r['hardware']['processor']} ({flags}), with VNNI by `session.x64quantprecision`."
+    return _networks(r, "measured", about)
+
+
+def _networks(r: dict[str, Any], how: str, about: str) -> str:
     lines = [
         "| network | weights | n | error without VNNI | left after simulation | twin to session, with VNNI "
-        "| correlation | accuracy with VNNI | without, emulated | without, simulated |",
+        f"| correlation | accuracy with VNNI | without, {how} | without, simulated |",
         "|---|---|" + "---:|" * 8,
     ]
     for row in r["networks"]:
@@ -123,11 +147,30 @@ def saturation_networks() -> str:
         )
     lines += [
         "",
-        f"Differences are means over all logits. onnxruntime {r['versions']['onnxruntime']}; natively on "
-        f"{r['hardware']['processor']} with AVX512-VNNI, without VNNI on {r['emulator']['version']}, "
-        f"`{r['emulator']['command']}`.",
+        f"Differences are means over all logits. onnxruntime {r['versions']['onnxruntime']}; {about}",
     ]
     return "\n".join(lines)
+
+
+def without_vnni() -> str:
+    """Milliseconds of each form in which INT8 runs on a CPU without VNNI, and how many times faster than float."""
+    r = record("without_vnni")
+    forms = ("saturating", "seven_bits", "by_request", "signed")
+    lines = [
+        "| network | px | threads | batch | float | 8 bit, saturating | 7 bit | 8 bit, exact by request "
+        "| signed activations |",
+        "|---|" + "---:|" * 8,
+    ]
+    for row in r["rows"]:
+        ms = row["latency_ms"]
+        cells = " | ".join(f"{ms[form]:.1f} ms ({ms['float'] / ms[form]:.2f}x)" for form in forms)
+        lines.append(
+            f"| {row['network'].removeprefix('torchvision:')} | {row['image_size']} | {row['threads']} "
+            f"| {row['batch']} | {ms['float']:.1f} ms | {cells} |"
+        )
+    flags = ", ".join(r["hardware"]["flags"])
+    about = f"Random weights; {r['hardware']['processor']} ({flags}), onnxruntime {r['versions']['onnxruntime']}."
+    return "\n".join([*lines, "", f"In brackets how many times as fast as float. {about}"])
 
 
 def saturation_risks() -> str:
@@ -421,7 +464,14 @@ MAIN = (headline, shifts, facts)
 ZOO = (zoo, zoo_summary)
 SHIFTS = (corruption_fidelity, corruption_speed, corruption_processes)
 EVALUATION = (attack_cost,)
-SATURATION = (saturation_operators, saturation_networks, saturation_risks)
+SATURATION = (
+    saturation_operators,
+    saturation_networks,
+    saturation_risks,
+    saturation_native_operators,
+    saturation_native_networks,
+    without_vnni,
+)
 QUANTIZATION = (
     quantization,
     quantization_peers,

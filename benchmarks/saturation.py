@@ -325,10 +325,22 @@ def worst_layer(risk: dict[str, Any]) -> str:
     help="Folder that train_baselines.py made; may be repeated. Without any, only the single operators are checked "
     "again, and the networks stay as recorded.",
 )  # fmt: skip
+@click.option(
+    "--photographs", help="imagefolder:DIR of ImageNet's classes: EfficientNet-Lite0 is checked on them, too."
+)
+@click.option("--class-names", type=click.Path(path_type=Path), help="File of all 1,000 class names, for these.")
 @click.option("--images", "n", default=1000, show_default=True, help="Test images of a trained network, emulated.")
 @click.option("--inner", default=50, show_default=True, help="Images on which every activation is compared.")
 @click.option("--seed", default=0, show_default=True)
-def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -> None:
+def main(
+    spec: str,
+    training: tuple[Path, ...],
+    photographs: str | None,
+    class_names: Path | None,
+    n: int,
+    inner: int,
+    seed: int,
+) -> None:
     """Compare the simulation with a run whose sums saturate, and the twin with one whose sums are exact."""
     torch.set_num_threads(1)
     emulator = None
@@ -378,10 +390,27 @@ def main(spec: str, training: tuple[Path, ...], n: int, inner: int, seed: int) -
             row = check_network(spec_name, "8 bit", twin, pixels(larger, "test", 16), None, 8, folder)
             networks.append(row)
             click.echo(json.dumps({k: v for k, v in row.items() if k != "activations"}))
+        if photographs:
+            found = open_data(
+                photographs, seed=seed, image_size=224, class_names_file=class_names, calibration_images=64
+            )  # fmt: skip
+            model = load_model(
+                find_model(f"{Path(__file__).parent / 'efficientnet_lite0.py'}:make"), classes=1000, image_size=224,
+                weights=None, pretrained=False, normalization="0.498,0.498,0.498/0.502,0.502,0.502", seed=seed,
+            )  # fmt: skip
+            rest = (found.training, found.validation, found.test)
+            images = torch.cat([part.read(slice(None)).float() / 255 for part in rest])
+            labels = torch.cat([part.labels for part in rest])
+            for weights, target in (("8 bit", X86_VNNI), ("7 bit", SEVEN_BITS)):
+                twin = quantize(model, target, pixels(found, "calibration", 64).split(16))
+                row = check_network("efficientnet_lite0", weights, twin, images, labels, 8, folder)
+                networks.append(row)
+                click.echo(json.dumps({k: v for k, v in row.items() if k != "activations"}))
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/saturation.py --data imagefolder:DIR "
-        + " ".join(f"--training {Path(w).name}" for w in training),
+        + " ".join(f"--training {Path(w).name}" for w in training)
+        + (" --photographs imagefolder:DIR/images --class-names DIR/classes.txt" if photographs else ""),
         "commit": git_commit(),
         "seed": seed,
         "emulator": emulator,
