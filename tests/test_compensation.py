@@ -454,7 +454,7 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     for budget in (0.0, 100.0):
         told, result = Told(), dict[str, Any]()
         bench = Workbench.open(
-            run, told, threads=1, steps=20, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
+            run, told, threads=1, steps=60, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
         )
         fit_calibrator(bench, bench.twin, result)
         measured, trained = result["validation"], result["training"]["int8"]

@@ -82,12 +82,19 @@ def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Modu
     assert (wanted - got).abs().mean() <= 0.1 * one_step
     # Eight bits, calibrated on these very images.
     assert (wanted - model(pixels)).abs().mean() < 0.15 * model(pixels).std(0).mean() + 0.01
+    graph = load(folder / "int8.onnx").graph
+    constants = {i.name for i in graph.initializer}
+    read = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    own = [n.input[i] for n in read for i in (0, 2)] + [
+        i for n in graph.node for i in n.input for r in read if i == r.output[0]
+    ]
+    assert len(own) == len(set(own)) == 3 * len(read)  # `session.x64quantprecision` refuses what is shared
     counted = audit(folder / "int8.onnx")
     others = Counter(
         {k: n for k, n in counted["other_ops"].items() if k not in MOVING and not k.startswith("QLinear")}
     )
     # That of a first convolution's fourth channel.
-    others -= Counter(n.op_type for n in load(folder / "int8.onnx").graph.node if n.name.endswith("_wide_pad"))
+    others -= Counter(n.op_type for n in graph.node if n.name.endswith("_wide_pad"))
     return twin, counted["float_compute"], dict(others)
 
 
@@ -240,6 +247,19 @@ def test_shared_convolution_is_folded_per_call(pixels: torch.Tensor, tmp_path: P
 
     twin, compute, _ = check(network(Twice()), pixels, tmp_path)
     assert (count(twin, IntegerConv2d), compute) == (4, {})
+
+
+def test_layer_that_is_called_twice_has_constants_of_its_own(pixels: torch.Tensor, tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(F.relu(self.conv(x)))
+
+    _, compute, _ = check(network(Twice()), pixels, tmp_path)
+    assert compute == {}
 
 
 def test_pixel_arithmetic_stays_in_float(pixels: torch.Tensor, tmp_path: Path) -> None:

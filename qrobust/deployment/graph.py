@@ -191,9 +191,9 @@ def export(
     proto = program.model_proto
     _strip(proto)
     _widen(proto)
+    _unshare_constants(proto)
     if storage == "int4":
         _pack_weights(proto)
-    _unshare_zero_points(proto)
     for key, value in (metadata or {}).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -262,22 +262,32 @@ def _pack_weights(proto: onnx.ModelProto) -> None:
     proto.graph.node.extend([*casts, *rest])
 
 
-def _unshare_zero_points(proto: onnx.ModelProto) -> None:
-    """Give every DequantizeLinear a zero point of its own.
+def _unshare_constants(proto: onnx.ModelProto) -> None:
+    """Give every reader of a dequantized constant a DequantizeLinear, integers and a zero point of its own.
 
-    onnxruntime's `session.x64quantprecision`, for x86 CPUs without VNNI, rewrites each in place and refuses a
-    graph in which two are one.
+    onnxruntime's `session.x64quantprecision`, for x86 CPUs without VNNI, rewrites constants in place and refuses a
+    graph in which two are one, as those of a layer that is called twice.
     """
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
-    taken: set[str] = set()
-    for node in proto.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in initializers:
-            shared = node.input[2]
-            if shared in taken:
-                copied = proto.graph.initializer.add()
-                copied.CopyFrom(initializers[shared])
-                copied.name = node.input[2] = f"{node.output[0]}_zero_point"
-            taken.add(node.input[2])
+    nodes, taken = list(proto.graph.node), set[str]()
+    del proto.graph.node[:]
+    for node in nodes:
+        proto.graph.node.append(node)
+        if node.op_type != "DequantizeLinear" or node.input[0] not in initializers:
+            continue
+        shared, readers = node.output[0], [n for n in nodes if node.output[0] in n.input]
+        for number, reader in enumerate(readers):
+            own = proto.graph.node[-1] if number == 0 else proto.graph.node.add()
+            if number:
+                own.CopyFrom(node)
+                own.name, own.output[0] = f"{node.name}_{number}", f"{shared}_{number}"
+                reader.input[list(reader.input).index(shared)] = own.output[0]
+            for index, what in ((0, "integers"), (2, "zero_point")):
+                if own.input[index] in taken:
+                    copied = proto.graph.initializer.add()
+                    copied.CopyFrom(initializers[own.input[index]])
+                    copied.name = own.input[index] = f"{own.output[0]}_{what}"
+                taken.add(own.input[index])
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -347,9 +357,9 @@ def _external_data(proto: onnx.ModelProto) -> list[str]:
 
 
 def is_quantized(path: Path) -> bool:
-    """Whether a file has any operator of quantization or on integers."""
-    types = {node.op_type for part in all_graphs(load(path).graph) for node in part.node}
-    return any(kind in op_type for op_type in types for kind in ("Quantize", "QLinear", "Integer"))
+    """Whether operators of quantization or on integers are named in a file, an ONNX or an ORT one."""
+    content = path.read_bytes()
+    return any(kind in content for kind in (b"QuantizeLinear", b"QLinear", b"MatMulInteger", b"ConvInteger"))
 
 
 def files_of(path: Path) -> list[Path]:
