@@ -123,7 +123,11 @@ def saturation_native_networks() -> str:
     """The same on a CPU without VNNI, where the sums of one that has it were asked for."""
     r = record("saturation_native")
     flags = ", ".join(r["hardware"]["flags"])
-    about = f"all on {r['hardware']['processor']} ({flags}), with VNNI by `session.x64quantprecision`."
+    agreed = [row["simulated_and_emulated"]["agreement"] for row in r["networks"] if "accuracy" in row]
+    about = (
+        f"all on {r['hardware']['processor']} ({flags}), with VNNI by `session.x64quantprecision`. Simulation and "
+        f"this CPU agree on {percent(min(agreed))} or more of the predictions of each trained network."
+    )
     return _networks(r, "measured", about)
 
 
