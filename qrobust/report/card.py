@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.report.markdown import table
-from qrobust.report.verdict import NAMES, float_operators, percent, points
+from qrobust.report.verdict import NAMES, float_operators, percent, points, times_elsewhere
 
 WORST = 5
 
@@ -41,6 +41,7 @@ def model_card(record: dict[str, Any], graph: str) -> str:
         f"- clean: {percent(s['clean_accuracy'][graph])} [{100 * low:.1f}, {100 * high:.1f}]",
         *_under_shift(record, graph),
         f"- batch 1 in {s['latency_ms'][graph]['batch_1']:.2f} ms, {s['size_bytes'][graph] / 1024:.0f} KiB",
+        *(f"- {sentence}" for sentence in times_elsewhere(record)),
     ]  # fmt: skip
     if method:
         lines.append(f"- {float_operators(record['audit'][graph])}")

@@ -68,6 +68,16 @@ def significance(record: dict[str, Any], key: str, what: str) -> str:
     )
 
 
+def times_elsewhere(record: dict[str, Any]) -> list[str]:
+    """That times are not the target's, where this CPU took slower kernels to add as the target does."""
+    if record["hardware"].get("sums") != "exact-by-request":
+        return []
+    return [
+        "Times are of a CPU without VNNI, which adds as the target does by slower kernels: on the device they and "
+        "their ratios are others."
+    ]
+
+
 def verdict(record: dict[str, Any]) -> list[str]:
     """The verdict, most important sentence first."""
     s = record["summary"]
@@ -99,6 +109,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
             f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
             f"(float {latency['float']['batch_1']:.2f} ms). {float_operators(record['audit']['compensated'])}"
         )
+    sentences += times_elsewhere(record)
     diverged = [NAMES[row["method"]] for row in record["methods"] if row["diverged"]]
     if diverged:
         sentences.append(
