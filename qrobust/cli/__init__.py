@@ -448,7 +448,7 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     """The whole job on scikit-learn's handwritten digits: offline, with no files of your own.
 
     Trains a small residual network on the spot, quantizes it, compensates it, and leaves a report. Takes
-    less than four minutes on two cores.
+    two to five minutes on two cores.
     """
     from qrobust import demo as example
     from qrobust import pipeline
