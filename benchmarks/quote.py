@@ -123,10 +123,13 @@ def saturation_native_networks() -> str:
     """The same on a CPU without VNNI, where the sums of one that has it were asked for."""
     r = record("saturation_native")
     flags = ", ".join(r["hardware"]["flags"])
-    agreed = [row["simulated_and_emulated"]["agreement"] for row in r["networks"] if "accuracy" in row]
+    trained = [row for row in r["networks"] if "accuracy" in row]
+    agreed = [row["simulated_and_emulated"]["agreement"] for row in trained]
+    twins = ", ".join(f"{percent(row['accuracy']['twin'])} ({row['network']}, {row['weights']})" for row in trained)
     about = (
         f"all on {r['hardware']['processor']} ({flags}), with VNNI by `session.x64quantprecision`. Simulation and "
-        f"this CPU agree on {percent(min(agreed))} or more of the predictions of each trained network."
+        f"this CPU agree on {percent(min(agreed))} or more of the predictions of each trained network. "
+        f"Accuracy of the twin itself, where nothing saturates either: {twins}."
     )
     return _networks(r, "measured", about)
 

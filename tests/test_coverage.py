@@ -88,7 +88,7 @@ def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Modu
     own = [n.input[i] for n in read for i in (0, 2)] + [
         i for n in graph.node for i in n.input for r in read if i == r.output[0]
     ]
-    assert len(own) == len(set(own)) == 3 * len(read)  # `session.x64quantprecision` refuses what is shared
+    assert len(own) == len(set(own)) == 3 * len(read) > 0  # `session.x64quantprecision` refuses what is shared
     counted = audit(folder / "int8.onnx")
     others = Counter(
         {k: n for k, n in counted["other_ops"].items() if k not in MOVING and not k.startswith("QLinear")}
