@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -48,6 +49,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     from qrobust.predictions import CLEAN, predict
     from qrobust.results import hardware, read_json, versions, write_json
     from qrobust.statistics import wilson_interval
+    from qrobust.workbench import Reporter, Workbench
 
     torch.set_num_threads(threads)
     command = [str(Path(sys.executable).parent / "qrobust"), "quantize", "--model", f"{__file__}:make"]
@@ -69,6 +71,22 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     everywhere = {name: np.concatenate([part[name].prediction for part in found]) for name in sessions}
     labels = np.concatenate([split.labels.numpy() for split in splits[:2]])
     said = {name: predictions[: len(labels)] for name, predictions in everywhere.items()}
+
+    def logits(classifier: Callable[[torch.Tensor], torch.Tensor], batch: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.cat([classifier(x.float() / 255) for split in splits for x, _ in split.batches(batch)])
+
+    def distance(ours: torch.Tensor, other: torch.Tensor) -> dict[str, float | int]:
+        difference, unlike = (ours - other).abs(), ours.argmax(1) != other.argmax(1)
+        best = ours.topk(2, 1).values
+        return {
+            "agreement": 1 - float(unlike.double().mean()), "unlike": int(unlike.sum()),
+            "mean_difference": float(difference.mean()), "largest_difference": float(difference.max()),
+            "largest_lead_where_unlike": float((best[:, 0] - best[:, 1])[unlike].max()) if unlike.any() else 0.0,
+        }  # fmt: skip
+
+    twin = Workbench.open(out / "default", Reporter(), threads=threads).twin
+    together = logits(twin, 32)
     times = {f"batch_{b}": latencies_ms(sessions, SIZE, b) for b in (1, 8)}
     variants = {}
     for name, stage in stages.items():
@@ -86,6 +104,10 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
         "accuracy": float((said["float"] == labels).mean()), "variants": variants, "latency_ms": times,
         "default_with_validation": {
             "n": len(everywhere["float"]), "agreement": float((everywhere["default"] == everywhere["float"]).mean()),
+        },
+        "twin_of_default": {
+            "n": len(together), "session": distance(together, logits(sessions["default"], 32)),
+            "itself_one_by_one": distance(together, logits(twin, 1)),
         },
         "size_bytes": {name: path.stat().st_size for name, path in graphs.items()},
         "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,

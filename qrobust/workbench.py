@@ -46,15 +46,17 @@ JUDGE_PIXELS, FEWEST_JUDGES = 2**24, 16
 
 
 class Bar(Protocol):
-    """What a progress bar can do; its length may change until its first step."""
+    """What a progress bar can do; its length and when it began (`time.time()`) may change until its first step."""
 
     length: Any
+    start: float
 
     def update(self, n_steps: int, current_item: str | None = None) -> None: ...
 
 
 class _NoBar:
     length = 0
+    start = 0.0
 
     def update(self, n_steps: int, current_item: str | None = None) -> None:
         return None

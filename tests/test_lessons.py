@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,10 +225,13 @@ def test_without_compensation_nothing_of_it_is_left(finished_run: Path, tmp_path
 
 
 def test_the_time_left_is_of_the_steps_that_are_made_here() -> None:
-    """Not of those that a checkpoint had."""
+    """Not of those that a checkpoint had, nor of what came before the first."""
     bar = _LogBar("train", 4000)
+    bar.start = 0.0
     progress = told(bar)
+    before = time.time()
     progress(3000, 4000, "")
+    assert bar.start >= before
     for step in range(3001, 3101):
         progress(step, 4000, "")
     assert (bar.done, bar.length) == (100, 1000)

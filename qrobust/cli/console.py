@@ -20,7 +20,7 @@ class _LogBar:
 
     def __init__(self, label: str, length: int) -> None:
         self.label, self.length, self.done = label, length, 0
-        self.started = self.told = time.monotonic()
+        self.start = self.told = time.time()
 
     def __enter__(self) -> _LogBar:
         return self
@@ -30,10 +30,10 @@ class _LogBar:
 
     def update(self, n_steps: int, current_item: str | None = None) -> None:
         self.done += n_steps
-        now = time.monotonic()
+        now = time.time()
         if now - self.told >= LOG_SECONDS:
             self.told = now
-            left = (now - self.started) * (self.length - self.done) / max(1, self.done)
+            left = (now - self.start) * (self.length - self.done) / max(1, self.done)
             click.echo(
                 f"  {self.label}: {self.done}/{self.length}, {left:.0f} s left  {current_item or ''}".rstrip(),
                 err=True,

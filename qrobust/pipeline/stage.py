@@ -65,7 +65,7 @@ def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[st
 def told(bar: Bar) -> Progress:
     """What a training loop calls with the steps done so far, for a bar of those that it makes itself.
 
-    A training that goes on from a checkpoint calls with that step first: its pace is that of the steps from there on.
+    A training first calls with where it begins: its pace is that of the steps from there on, not of what came before.
     """
     before = None
 
@@ -73,6 +73,7 @@ def told(bar: Bar) -> Progress:
         nonlocal before
         if before is None:
             bar.length -= step
+            bar.start = time.time()
         else:
             bar.update(step - before, note)
         before = step
