@@ -30,6 +30,7 @@ class RunFolder:
         self.twin = path / "twin.safetensors"
         self.calibrator = path / "calibrator.safetensors"
         self.checkpoints = path / "checkpoints"
+        self.finished = self.checkpoints / "finished"
         self.predictions = path / "predictions"
         self.attacks = path / "attacks.npz"
         self.stages = path / "stages"
@@ -74,12 +75,22 @@ class RunFolder:
         self.stages.mkdir(exist_ok=True)
         write_json(self.stages / f"{name}.json", result)
 
+    def keep_finished(self, paths: Iterable[Path]) -> None:
+        """Keep the checkpoints of a calibrator's training that is done, in place of those of the one before."""
+        kept = [path for path in paths if path.exists()]
+        for path in set(self.finished.glob("*")) - {self.finished / path.name for path in kept}:
+            path.unlink()
+        self.finished.mkdir(parents=True, exist_ok=True)
+        for path in kept:
+            path.replace(self.finished / path.name)
+
     def drop_checkpoints(self, paths: Iterable[Path]) -> None:
         """Training is done and its result kept; what others left there stays."""
         for path in list(paths):
             path.unlink(missing_ok=True)
-        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
-            self.checkpoints.rmdir()
+        for folder in (self.finished, self.checkpoints):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def forget(self, *names: str) -> None:
         """Stages whose inputs changed are not done any more."""

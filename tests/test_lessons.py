@@ -165,6 +165,36 @@ def test_a_training_that_is_killed_leaves_what_was_there(
     assert qrobust("report", run, "-q").exit_code == 0
 
 
+def test_what_is_chosen_after_training_asks_for_no_other_training(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One calibrator's training is kept, and goes with the calibrator."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    def compensate(*options: object) -> str:
+        result = qrobust("compensate", run, "--threads", 1, *options)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    finished = run / "checkpoints" / "finished"
+    first, kept = (run / "calibrator.safetensors").read_bytes(), sorted(finished.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step_loss", refuse)
+        assert "only what comes after training is done" in compensate("--clean-budget", 0)
+        stage = json.loads((run / "stages" / "compensate.json").read_text())
+        assert stage["lessons"]["clean_budget"] == 0
+        compensate("--clean-budget", 0.3)
+    assert (run / "calibrator.safetensors").read_bytes() == first
+    assert "only what comes after" not in compensate("--steps", 10)
+    assert len(kept) == len(sorted(finished.iterdir()))
+    assert not set(kept) & set(finished.iterdir())
+    compensate("--method", "none")
+    assert not (run / "checkpoints").exists()
+
+
 def test_a_training_that_leaves_nothing_to_quantize_names_the_rate_and_can_be_done_again(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +210,7 @@ def test_a_training_that_leaves_nothing_to_quantize_names_the_rate_and_can_be_do
     assert "learning_rate: training left the calibrator without a usable range" in result.output
     assert "expected a rate smaller than 0.004" in result.output
     assert contents(run) == before
-    assert not (run / "checkpoints").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished"]
 
 
 def test_a_training_that_ends_below_its_start_is_told(
@@ -335,7 +365,7 @@ def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_it
         assert qrobust(*finetune).exit_code == 3
         assert len(list((run / "checkpoints").glob("finetune-*.pt"))) == 1
     assert qrobust(*finetune).exit_code == 0
-    assert not (run / "checkpoints").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished"]
     monkeypatch.setattr(qat.F, "cross_entropy", lambda *_, **__: torch.tensor(torch.nan))
     result = qrobust(*finetune, "--learning-rate", "0.5")
     assert result.exit_code == 2, result.output

@@ -121,6 +121,7 @@ def forget_compensation(bench: Workbench) -> None:
     made = [path(name) for name in ("compensated", *ALTERNATIVES) for path in (folder.graph, folder.card)]
     for path in (*made, folder.calibrator, folder.pictures):
         path.unlink(missing_ok=True)
+    folder.drop_checkpoints(folder.finished.glob("*"))
 
 
 def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:

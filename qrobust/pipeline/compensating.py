@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+import qrobust
 from qrobust.classifier import Classifier, Compensated, count_macs
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Calibrator, Correction
 from qrobust.compensation.gate import MOST_TRIED, set_gate
@@ -48,17 +49,23 @@ def compensate(bench: Workbench) -> None:
     _ = bench.lessons, bench.training_cells, bench.scene, choose_calibrator(bench, bench.twin)
     folder.checkpoints.mkdir(exist_ok=True)
     with stage(bench, "compensate") as result:
+        if checkpoints_of(bench, bench.twin)["int8"].parent == folder.finished:
+            bench.reporter.say("  trained before with these choices: only what comes after training is done")
         calibrator = fit_calibrator(bench, bench.twin, result)
         undo(bench, "compensate")
         bench.save_calibrator(calibrator)
-        folder.drop_checkpoints(checkpoints_of(bench, bench.twin).values())
+        folder.keep_finished(checkpoints_of(bench, bench.twin).values())
 
 
 def checkpoints_of(bench: Workbench, twin: torch.nn.Module) -> dict[str, Path]:
     """Where the training of a calibrator in front of this twin keeps what it goes on from, by phase."""
-    folder, twin_hash = bench.place().checkpoints, state_hash(twin)
-    keys = {kind: choices_key(bench, kind + twin_hash, AFTER_TRAINING) for kind in ("float", "int8", "chosen")}
-    return {kind: folder / f"{kind}-{key}.{'json' if kind == 'chosen' else 'pt'}" for kind, key in keys.items()}
+    folder, about = bench.place(), state_hash(twin) + qrobust.__version__
+    found = {}
+    for kind in ("float", "int8", "chosen"):
+        name = f"{kind}-{choices_key(bench, kind + about, AFTER_TRAINING)}.{'json' if kind == 'chosen' else 'pt'}"
+        done = folder.finished / name
+        found[kind] = done if done.exists() else folder.checkpoints / name
+    return found
 
 
 def fit_calibrator(bench: Workbench, twin: fx.GraphModule, result: dict[str, Any]) -> fx.GraphModule:
