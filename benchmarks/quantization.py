@@ -111,14 +111,16 @@ def measured(path: Path, data: Data, threads: int, cache: Path) -> dict[str, Any
     return {"prediction": np.load(cache)}
 
 
-def network_result(network: str, data_spec: str, training: Path, out: Path, threads: int) -> dict[str, Any]:
+def network_result(
+    network: str, wanted: dict[str, list[str]], data_spec: str, training: Path, out: Path, threads: int
+) -> dict[str, Any]:
     """Everything about one network."""
     out.mkdir(parents=True, exist_ok=True)
     data = open_data(data_spec, seed=0, preferred_size=32)
     labels = data.test.labels.numpy()
     graphs: dict[str, Path] = {}
     stages: dict[str, Any] = {}
-    for name, options in VARIANTS.items():
+    for name, options in wanted.items():
         quantize(network, name, options, data_spec, training / "weights.pt", out / name, threads)
         graphs[name] = out / name / "int8.onnx"
         stages[name] = read_json(out / name / "stages" / "quantize.json")
@@ -159,7 +161,7 @@ def network_result(network: str, data_spec: str, training: Path, out: Path, thre
             low, high = paired_bootstrap(lost, 0)
             entry |= {"drop_pp": 100 * lost.mean(), "drop_interval_pp": [100 * low, 100 * high]}
         if name in stages:
-            entry["options"] = VARIANTS[name]
+            entry["options"] = wanted[name]
             entry["quantize_s"] = stages[name]["duration_s"]
             entry["parity"] = stages[name]["parity"]["int8"]
             entry["quantization"] = {k: stages[name]["quantization"][k] for k in ("recipe", "trials", "qat")}
@@ -196,25 +198,31 @@ def latency(graphs: dict[str, Path]) -> dict[str, dict[str, float]]:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where runs are kept.")
 @click.option("--networks", default=",".join(NETWORKS), show_default=True)
+@click.option(
+    "--variants", default=",".join(VARIANTS), show_default=True, help="w8a8, which peers stand beside, and others."
+)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--results", default="quantization", show_default=True, help="Name of the file in results/.")
-def main(data: str, trainings: Path, out: Path, networks: str, threads: int, results: str) -> None:
+def main(data: str, trainings: Path, out: Path, networks: str, variants: str, threads: int, results: str) -> None:
     """Quantize every network every way, beside its peers, and write results/."""
+    if "w8a8" not in variants.split(",") or set(variants.split(",")) - set(VARIANTS):
+        raise click.ClickException(f"variants: expected w8a8 and others of {', '.join(VARIANTS)}, got {variants}")
+    wanted = {name: VARIANTS[name] for name in variants.split(",")}
     torch.set_num_threads(threads)
     path = RESULTS / f"{results}.json"
     result = read_json(path) if path.exists() else {"networks": {}}
     for network in networks.split(","):
         started = time.monotonic()
-        found = network_result(network, data, trainings / network, out / network, threads)
+        found = network_result(network, wanted, data, trainings / network, out / network, threads)
         found["duration_s"] = round(time.monotonic() - started)
         found["commit"] = git_commit()
         found["hardware"] = hardware(threads)
         result["networks"][network] = found
-        result["variants"] = VARIANTS
+        result["variants"] = wanted
         result["seed"] = 0
         result["command"] = (
             "python benchmarks/quantization.py --data imagefolder:DIR --trainings RUNS --networks "
-            f"{','.join(result['networks'])} --results {results} --out WORK"
+            f"{','.join(result['networks'])} --variants {variants} --results {results} --out WORK"
         )
         result["versions"] = {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
         text = json.dumps(result, indent=1)
