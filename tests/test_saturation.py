@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import fx, nn
@@ -284,6 +285,29 @@ def test_sums_are_exact_on_request_and_as_simulated_without(tmp_path: Path) -> N
     assert not torch.equal(twin(images), expected)
     assert torch.equal(exact, twin(images))
     assert torch.equal(here, expected if sums_saturate() else exact)
+
+
+@pytest.mark.parametrize(
+    ("saturates", "wanted", "signed", "asked"),
+    [(True, True, None, True), (False, True, None, False), (True, False, None, False), (True, True, True, False)],
+)
+def test_exact_sums_are_asked_for_only_where_they_would_saturate(
+    saturates: bool, wanted: bool, signed: bool | None, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the option changes no result and takes time."""
+    asked_for: list[str] = []
+
+    class Options(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            asked_for.append(key)
+            super().add_session_config_entry(key, value)
+
+    twin, _ = overflowing()
+    export(twin, tmp_path / "g.onnx", 5, channels=16)
+    monkeypatch.setattr(runtime, "sums_saturate", lambda: saturates)
+    monkeypatch.setattr(runtime.onnxruntime, "SessionOptions", Options)
+    runtime.open_session(tmp_path / "g.onnx", 1, signed_activations=signed, exact_sums=wanted)
+    assert ("session.x64quantprecision" in asked_for) == asked
 
 
 def test_how_products_are_added_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,9 @@ def open_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if signed_activations is not None:
         options.add_session_config_entry("session.qdqisint8allowed", str(int(signed_activations)))
-    if exact_sums and not signed_activations:
-        options.add_session_config_entry("session.x64quantprecision", "1")  # of no effect on other CPUs
+    if exact_sums and not signed_activations and sums_saturate():
+        # Only there: with VNNI it changes no sum, but kernels that take longer are chosen.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
         # Otherwise it would point, from another folder, at the external data of the original.
