@@ -282,12 +282,22 @@ def _best_peer(found: dict[str, Any]) -> str:
 
 def quantization() -> str:
     """A line per network and variant: accuracy on onnxruntime and the drop from float, with intervals."""
+    return _accuracies("quantization")
+
+
+def quantization_again() -> str:
+    """The same, peers and times of another training of some of them."""
+    again = "quantization_again"
+    return "\n\n".join([_accuracies(again), _peers(again), _speed(again, ("float", "w8a8"))])
+
+
+def _accuracies(results: str) -> str:
     lines = [
         "| network | variant | accuracy | drop, points | integer | file | agreement with twin "
         "| largest logit difference |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for network, found in record("quantization")["networks"].items():
+    for network, found in record(results)["networks"].items():
         for name, v in found["variants"].items():
             low, high = v.get("drop_interval_pp", (0, 0))
             drop = "" if name == "float" else f"{v['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -302,8 +312,12 @@ def quantization() -> str:
 
 def quantization_peers() -> str:
     """W8A8 against the best peer, in accuracy and in time."""
+    return _peers("quantization")
+
+
+def _peers(results: str) -> str:
     lines = []
-    for network, found in record("quantization")["networks"].items():
+    for network, found in record(results)["networks"].items():
         peer, times = found["best_peer"], found["latency_ms"]
         ratios = [t["w8a8"] / min(t[p] for p in found["peers"]) for t in times.values()]
         lines.append(
@@ -317,14 +331,18 @@ def quantization_peers() -> str:
 
 def quantization_speed() -> str:
     """Milliseconds per batch and how many times faster than float."""
+    return _speed("quantization", ("float", "w8a8", "w4a8", "w4a4"))
+
+
+def _speed(results: str, graphs: tuple[str, ...]) -> str:
+    names = " | ".join(name.upper() if name != "float" else name for name in graphs)
     lines = [
-        "| network | threads | batch | float | W8A8 | W4A8 | W4A4 | W8A8 over float |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for network, found in record("quantization")["networks"].items():
+        f"| network | threads | batch | {names} | W8A8 over float |", "|---|---:|---:|" + "---:|" * (len(graphs) + 1),
+    ]  # fmt: skip
+    for network, found in record(results)["networks"].items():
         for key, t in found["latency_ms"].items():
             _, threads, _, batch = key.split("_")
-            cells = " | ".join(f"{t[n]:.2f} ms" for n in ("float", "w8a8", "w4a8", "w4a4"))
+            cells = " | ".join(f"{t[n]:.2f} ms" for n in graphs)
             lines.append(f"| {network} | {threads} | {batch} | {cells} | {t['float'] / t['w8a8']:.2f} |")
     return "\n".join(lines)
 
@@ -481,6 +499,7 @@ SATURATION = (
 )
 QUANTIZATION = (
     quantization,
+    quantization_again,
     quantization_peers,
     quantization_speed,
     efficientnet_lite0,
