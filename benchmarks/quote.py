@@ -364,7 +364,15 @@ def efficientnet_lite0() -> str:
         f"chosen. `auto` is `--ptq auto`. With the images on which that chooses, `default` agrees on "
         f"{percent(more['agreement'])} of {more['n']}."
     )
-    return "\n".join([*lines, "", about])
+    twin, lead = r["twin_of_default"], "largest_lead_where_unlike"
+    itself, session = twin["itself_one_by_one"], twin["session"]
+    beside = (
+        f"On {session['unlike']} of these {twin['n']} the twin of `default` says another class than its session; "
+        f"asked one by one instead of in batches of 32, it says another than itself on {itself['unlike']}. Logits "
+        f"differ by {session['mean_difference']:.3f} and {itself['mean_difference']:.3f} on average; where classes "
+        f"differ, the first leads by at most {max(session[lead], itself[lead]):.2f}."
+    )
+    return "\n".join([*lines, "", about, "", beside])
 
 
 def first_convolution() -> str:
