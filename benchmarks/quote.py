@@ -288,7 +288,9 @@ def quantization() -> str:
 def quantization_again() -> str:
     """The same, peers and times of another training of some of them."""
     again = "quantization_again"
-    return "\n\n".join([_accuracies(again), _peers(again), _speed(again, ("float", "w8a8"))])
+    machines = {found["hardware"]["processor"] for found in record(again)["networks"].values()}
+    where = f"Times on {' and '.join(sorted(machines))}."
+    return "\n\n".join([_accuracies(again), _peers(again), _speed(again, ("float", "w8a8")), where])
 
 
 def _accuracies(results: str) -> str:
