@@ -449,7 +449,7 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
             self.said.append(text)
 
     run = shutil.copytree(finished_run, tmp_path / "run")
-    (run / "checkpoints").mkdir()
+    (run / "checkpoints").mkdir(exist_ok=True)
     found = {}
     for budget in (0.0, 100.0):
         told, result = Told(), dict[str, Any]()
