@@ -19,6 +19,9 @@ from figures import ROOT, change, percent, record
 from quote_compensation import COMPENSATION
 from quote_robustness import ROBUSTNESS
 
+from qrobust.pipeline.quantizing import QAT_VALIDATION_IMAGES
+from qrobust.quantization.qat import beyond_luck
+
 PLOT = ROOT / "docs" / "report.svg"
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
@@ -301,8 +304,7 @@ def _accuracies(results: str) -> str:
     ]
     for network, found in record(results)["networks"].items():
         for name, v in found["variants"].items():
-            low, high = v.get("drop_interval_pp", (0, 0))
-            drop = "" if name == "float" else f"{v['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            drop = "" if name == "float" else _drop(v)
             parity = v.get("parity")
             own = f"{percent(parity['agreement'], 2)} | {parity['max_logit_difference']:.2f}" if parity else " | "
             lines.append(
@@ -310,6 +312,33 @@ def _accuracies(results: str) -> str:
                 f"{v['quantizable_ops']} | {v['size_bytes'] / 2**20:.2f} MiB | {own} |"
             )
     return "\n".join(lines)
+
+
+def quantization_luck() -> str:
+    """Today's rule of training on the figures of trainings of before it: which network each would leave."""
+    n = QAT_VALIDATION_IMAGES
+    lines = [
+        "| network | at the start | best, trained | divergence | standard error | kept today | drop then | drop |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for network, found in record("quantization")["networks"].items():
+        trained = found["variants"]["w8a8-qat"]
+        qat = trained["quantization"]["qat"]
+        start, best = ((qat[f"{when}accuracy"], qat[f"{when}divergence"]) for when in ("start_", ""))
+        won = beyond_luck(best, start, n)
+        kept = trained if won else found["variants"]["w8a8"]
+        error = (start[0] * (1 - start[0]) / n) ** 0.5
+        lines.append(
+            f"| {network} | {percent(start[0], 2)} | {percent(best[0], 2)} | {start[1]:.5f} to {best[1]:.5f} "
+            f"| {100 * error:.2f} points | {'the trained one' if won else 'as it was: `w8a8`'} "
+            f"| {_drop(trained)} | {_drop(kept)} |"
+        )
+    return "\n".join(lines)
+
+
+def _drop(variant: dict[str, Any]) -> str:
+    low, high = variant["drop_interval_pp"]
+    return f"{variant['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def quantization_peers() -> str:
@@ -510,6 +539,7 @@ SATURATION = (
 QUANTIZATION = (
     quantization,
     quantization_again,
+    quantization_luck,
     quantization_peers,
     quantization_speed,
     efficientnet_lite0,

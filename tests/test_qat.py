@@ -14,7 +14,7 @@ from qrobust.errors import InputError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization import ptq
 from qrobust.quantization.ptq import Observed, build, observe
-from qrobust.quantization.qat import QatFit, TrainableQuantizer, _beyond_luck, _LearnedStep, refreeze, thaw, train
+from qrobust.quantization.qat import QatFit, TrainableQuantizer, _LearnedStep, beyond_luck, refreeze, thaw, train
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
 from qrobust.shifts.rendering import to_unit
@@ -113,7 +113,7 @@ def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
     ],
 )
 def test_what_may_be_luck_does_not_replace_the_twin_as_it_was(found: tuple[float, float], replaces: bool) -> None:
-    assert _beyond_luck(found, (0.8920, 0.0001), 2000) is replaces
+    assert beyond_luck(found, (0.8920, 0.0001), 2000) is replaces
 
 
 def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
     }  # fmt: skip
     done = fitting.fit(
         module, torch.optim.SGD(module.parameters(), lr=0.1), checkpoint=tmp_path / "none.pt",
-        replaces_start=lambda found, start: _beyond_luck(found, start, 50), **options,  # type: ignore[arg-type]
+        replaces_start=lambda found, start: beyond_luck(found, start, 50), **options,  # type: ignore[arg-type]
     )  # fmt: skip
     assert (done.best_step, done.best) == (0, (0.50, 0.1))
     assert state_hash(module) == before
     judged = iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
     done = fitting.fit(
         module, torch.optim.SGD(module.parameters(), lr=0.1), checkpoint=tmp_path / "some.pt",
-        replaces_start=lambda found, start: _beyond_luck(found, start, 500), **options,  # type: ignore[arg-type]
+        replaces_start=lambda found, start: beyond_luck(found, start, 500), **options,  # type: ignore[arg-type]
     )  # fmt: skip
     assert (done.best_step, done.best) == (3, (0.55, 0.2))  # beyond a standard error of 2.2 points, then by score
 

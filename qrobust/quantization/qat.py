@@ -263,7 +263,7 @@ def train(
         score=lambda found: (found[0], -found[1]), judge_after=lambda step: step % every == 0,
         describe=lambda found: f"validation {100 * found[0]:.2f} %",
         checkpoint=checkpoint, checkpoint_every=every, progress=progress,
-        replaces_start=lambda found, start: _beyond_luck(found, start, len(validation)),
+        replaces_start=lambda found, start: beyond_luck(found, start, len(validation)),
     )  # fmt: skip
     return QatFit(
         done.start[0], done.best[0], done.start[1], done.best[1], done.best_step, done.steps, done.diverged,
@@ -271,7 +271,7 @@ def train(
     )  # fmt: skip
 
 
-def _beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:
+def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:
     """Whether (accuracy, divergence) on `n` images is better by over a standard error, or nearer at no loss."""
     error = math.sqrt(start[0] * (1 - start[0]) / n)
     return found[0] > start[0] + error or (found[0] >= start[0] and found[1] < start[1])
