@@ -79,11 +79,12 @@ def test_class_names_that_are_no_text_and_labels_beyond_reason(tmp_path: Path) -
         open_data(f"npz:{tmp_path / 'far.npz'}", seed=0)
 
 
-def test_class_names_file_keeps_indices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+def test_class_names_file_keeps_indices(kind: type, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("ant\ncat\nbee\ndog\n")
     folder = make_folder(tmp_path / "data")
-    data = open_data(f"imagefolder:{folder}", seed=0, calibration_images=8, class_names_file=names)
+    data = open_data(f"imagefolder:{folder}", seed=0, calibration_images=8, class_names_file=kind(names))
     assert data.class_names == ("ant", "cat", "bee", "dog")
     assert set(data.test.labels.tolist()) == {1, 3}
 

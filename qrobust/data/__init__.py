@@ -104,8 +104,8 @@ def open_data(
     calibration_images: int = 512,
     train_images: int | None = None,
     test_images: int | None = None,
-    class_names_file: Path | None = None,
-    root: Path | None = None,
+    class_names_file: str | Path | None = None,
+    root: str | Path | None = None,
     skip_bad_images: bool = False,
 ) -> Data:
     """Open a data set and split it.
@@ -181,8 +181,8 @@ def open_test(
     image_size: int | None = None,
     channels: int = 3,
     test_images: int | None = None,
-    class_names_file: Path | None = None,
-    root: Path | None = None,
+    class_names_file: str | Path | None = None,
+    root: str | Path | None = None,
     skip_bad_images: bool = False,
 ) -> Split:
     """Open what a data set has to test on: its `test` part, else `val`, else all of it.
@@ -213,10 +213,10 @@ def _shuffled(count: int, seed: int) -> torch.Tensor:
 
 
 def _open_pools(
-    spec: str, class_names_file: Path | None, root: Path | None, skip_bad: bool, *, test_only: bool = False
+    spec: str, names_file: str | Path | None, root: str | Path | None, skip_bad: bool, *, test_only: bool = False
 ) -> tuple[Images, Images | None, Images | None]:
     scheme, _, value = spec.partition(":")
-    names = None if class_names_file is None else _read_names(class_names_file)
+    names = None if names_file is None else _read_names(Path(names_file).expanduser())
     if scheme == "imagefolder" and value:
         return _open_folder(Path(value).expanduser(), names, skip_bad, test_only)
     if skip_bad:
@@ -227,7 +227,7 @@ def _open_pools(
             raise InputError(f"data: no file {path}")
         return npz_images(path, names), None, None
     if scheme == "torchvision" and value:
-        folder = (root or Path("~/.cache/torchvision")).expanduser()
+        folder = Path(root or "~/.cache/torchvision").expanduser()
         train, test = (torchvision_images(value, folder, part, names) for part in (True, False))
         return train, None, test
     if spec == "digits":
