@@ -259,7 +259,7 @@ def main(
         for job in jobs(base, steps, tuple(kinds.split(",")), latency_budget):
             click.echo(f"{model}: {job.name}", err=True)
             run_job(job, base, quantize, common)
-            write(out, trainings, threads, results, latency_budget)
+            write(out, trainings, threads, results, steps, latency_budget)
 
 
 def kinds_of(jobs: dict[str, Any]) -> set[str]:
@@ -270,7 +270,7 @@ def kinds_of(jobs: dict[str, Any]) -> set[str]:
     return found | ({"methods"} if others else set())
 
 
-def write(out: Path, trainings: Path, threads: int, results: str, latency_budget: float) -> None:
+def write(out: Path, trainings: Path, threads: int, results: str, steps: int, latency_budget: float) -> None:
     """Gather every finished job under `out`, of earlier commands too."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*/*/record.json")):
@@ -281,7 +281,8 @@ def write(out: Path, trainings: Path, threads: int, results: str, latency_budget
     kinds = ",".join(kind for kind in KINDS if any(kind in kinds_of(entry["jobs"]) for entry in found.values()))
     result = {
         "command": f"python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --models "
-        f"{','.join(found)} --jobs {kinds} --latency-budget {latency_budget:g} --results {results} --out OUT",
+        f"{','.join(found)} --jobs {kinds} --steps {steps} --latency-budget {latency_budget:g} --results {results} "
+        f"--out OUT",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
         "means": means(out, found), "versions": versions(), "hardware": hardware(threads),
     }  # fmt: skip
