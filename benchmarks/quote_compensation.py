@@ -6,9 +6,9 @@ from typing import Any
 
 from figures import change, percent, record
 
-# Of the reference networks, of another training of some of them, and of a smaller one that was asked everything.
+# Of the reference networks, of other trainings of two of them, and of a smaller one that was asked everything.
 REFERENCE, AGAIN, SMALL = "compensation", "compensation_scenes", "compensation_resnet20"
-RESULTS = (REFERENCE, AGAIN, SMALL)
+RESULTS = (REFERENCE, AGAIN, "compensation_mobilenet_v2", SMALL)
 
 
 def _jobs(prefix: str, *results: str) -> list[tuple[str, str, dict[str, Any]]]:
@@ -38,6 +38,16 @@ def _costs(job: dict[str, Any]) -> str:
 
 
 COSTS = "| multiply-accumulates added | time over INT8, batch 1 | faster than float, batch 1 / 32 |"
+
+
+def _machines(jobs: list[tuple[str, str, dict[str, Any]]]) -> str:
+    """What their times were measured on."""
+    found = set()
+    for _, _, job in jobs:
+        h = job["hardware"]
+        without = "" if {"avx512_vnni", "avx_vnni"} & set(h["flags"]) else " without VNNI"
+        found.add(f"{h['threads']} thread(s) of {h['processor']}{without}")
+    return " and ".join(sorted(found))
 
 
 def compensation_u13() -> str:
@@ -72,12 +82,10 @@ def _u13(result: str) -> str:
         )
     n = found[0][2]["summary"]["n_test"]
     minutes = ", ".join(f"{job['stages']['compensate']['duration_s'] / 60:.0f}" for _, _, job in found)
-    machines = {f"{h['threads']} thread(s) of {h['processor']}" for h in (job["hardware"] for _, _, job in found)}
-    where = " and ".join(sorted(machines))
     lines += [
         "",
         f"Mean gain over {len(found)} network(s): {_mean('u13', result)}; n = {n:,} each. Minutes of training, by "
-        f"network: {minutes}. Times with {where}.",
+        f"network: {minutes}. Times with {_machines(found)}.",
     ]
     return "\n".join(lines)
 
@@ -129,12 +137,16 @@ def _narrow(prefix: str, title: str, key: str) -> list[str]:
     kind = prefix.removesuffix("-")
     lines.append("")
     for result in RESULTS:
-        networks = dict.fromkeys(network for network, _, _ in _jobs(prefix, result))
+        jobs = _jobs(prefix, result)
+        networks = dict.fromkeys(network for network, _, _ in jobs)
         for network in networks:
             floating = percent(record(result)["networks"][network]["training"]["test_accuracy"])
             name = f"{kind} {network}"
             runs = record(result)["means"][name]["runs"]
-            lines.append(f"{network} ({floating} in float): mean gain over {runs}, {_mean(name, result)}.")
+            lines.append(
+                f"{network} ({floating} in float): mean gain over {runs}, {_mean(name, result)}. "
+                f"Times with {_machines(jobs)}."
+            )
         if len(networks) > 1:
             lines.append(f"Over these {len(networks)}: {_mean(kind, result)}.")
     return lines
