@@ -30,16 +30,17 @@ from art.estimators.classification import PyTorchClassifier
 from figures import git_commit
 from torch import nn
 
-from qrobust.attacks.balls import Ball, L2Ball, LinfBall
-from qrobust.attacks.gradient import apgd, pgd
+from qrobust.attacks.base import Attack
 from qrobust.attacks.losses import dlr
+from qrobust.attacks.norms import Ball, L2Ball, LinfBall
+from qrobust.attacks.pgd import apgd, pgd
 from qrobust.attacks.queries import is_right
-from qrobust.attacks.risk import Attack
 from qrobust.attacks.square import square
-from qrobust.data import open_data
-from qrobust.models import find_model, load_model
-from qrobust.results import hardware, versions
-from qrobust.statistics import wilson_interval
+from qrobust.data.loading import open_data
+from qrobust.evaluation.statistics import wilson_interval
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
+from qrobust.record import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 # Where an undefended network is neither untouched nor at zero; without gradients that takes a larger budget.
@@ -69,9 +70,7 @@ def foolbox_pgd(model: nn.Module, steps: int) -> Other:
 def art_attack(
     model: nn.Module, make: Callable[[PyTorchClassifier, float, Ball], Any], shape: tuple[int, ...]
 ) -> Other:
-    estimator = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type="cpu"
-    )  # fmt: skip
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type="cpu")
 
     def run(images: torch.Tensor, labels: torch.Tensor, ball: Ball) -> torch.Tensor:
         norm = np.inf if isinstance(ball, LinfBall) else 2
@@ -89,20 +88,33 @@ def contests(
         return art_attack(
             model,
             lambda e, norm, ball: AutoProjectedGradientDescent(
-                e, norm=norm, eps=ball.epsilon, eps_step=2 * ball.epsilon, max_iter=apgd_steps,
-                nb_random_init=1, batch_size=BATCH, loss_type=loss, verbose=False,
+                e,
+                norm=norm,
+                eps=ball.epsilon,
+                eps_step=2 * ball.epsilon,
+                max_iter=apgd_steps,
+                nb_random_init=1,
+                batch_size=BATCH,
+                loss_type=loss,
+                verbose=False,
             ),
             shape,
-        )  # fmt: skip
+        )
 
     their_square = art_attack(
         model,
         lambda e, norm, ball: SquareAttack(
-            e, norm=norm, eps=ball.epsilon, max_iter=queries, p_init=0.8, nb_restarts=1, batch_size=BATCH,
+            e,
+            norm=norm,
+            eps=ball.epsilon,
+            max_iter=queries,
+            p_init=0.8,
+            nb_restarts=1,
+            batch_size=BATCH,
             verbose=False,
         ),
         shape,
-    )  # fmt: skip
+    )
     ours = partial(apgd, steps=apgd_steps, batch_size=BATCH)
     return {
         "pgd": ("foolbox", partial(pgd, steps=pgd_steps, batch_size=BATCH), foolbox_pgd(model, pgd_steps)),
@@ -141,9 +153,14 @@ def main(
     data = open_data(spec, seed=seed, preferred_size=32)
     recipe = json.loads((training / "training.json").read_text())
     model = load_model(
-        find_model(recipe["model"]), classes=len(data.class_names), image_size=32,
-        weights=training / "weights.pt", pretrained=False, normalization="cifar10", seed=seed,
-    )  # fmt: skip
+        find_model(recipe["model"]),
+        classes=len(data.class_names),
+        image_size=32,
+        weights=training / "weights.pt",
+        pretrained=False,
+        normalization="cifar10",
+        seed=seed,
+    )
     model.eval().requires_grad_(False)
     images, labels = data.test.read(slice(0, n)).float() / 255, data.test.labels[:n]
     rows: list[dict[str, Any]] = []
@@ -160,20 +177,27 @@ def main(
             adversarial = ours(model, images, labels, ball=ball, generator=torch.Generator().manual_seed(seed))
             own_seconds = time.monotonic() - started
             own = judge(model, adversarial, images, labels, ball)
-            rows.append({
-                "attack": name, "library": library, "norm": "Linf" if isinstance(ball, LinfBall) else "L2",
-                "epsilon": ball.epsilon, "n": len(labels),
-                "robust_accuracy": {
-                    "qrobust": int(own.sum()) / len(labels), "library": int(other.sum()) / len(labels),
-                },
-                "interval": {
-                    "qrobust": list(wilson_interval(int(own.sum()), len(labels))),
-                    "library": list(wilson_interval(int(other.sum()), len(labels))),
-                },
-                "above_library_pp": 100 * (int(own.sum()) - int(other.sum())) / len(labels),
-                "only_ours_fools": int((other & ~own).sum()), "only_theirs_fools": int((own & ~other).sum()),
-                "seconds": {"qrobust": round(own_seconds, 1), "library": round(their_seconds, 1)},
-            })  # fmt: skip
+            rows.append(
+                {
+                    "attack": name,
+                    "library": library,
+                    "norm": "Linf" if isinstance(ball, LinfBall) else "L2",
+                    "epsilon": ball.epsilon,
+                    "n": len(labels),
+                    "robust_accuracy": {
+                        "qrobust": int(own.sum()) / len(labels),
+                        "library": int(other.sum()) / len(labels),
+                    },
+                    "interval": {
+                        "qrobust": list(wilson_interval(int(own.sum()), len(labels))),
+                        "library": list(wilson_interval(int(other.sum()), len(labels))),
+                    },
+                    "above_library_pp": 100 * (int(own.sum()) - int(other.sum())) / len(labels),
+                    "only_ours_fools": int((other & ~own).sum()),
+                    "only_theirs_fools": int((own & ~other).sum()),
+                    "seconds": {"qrobust": round(own_seconds, 1), "library": round(their_seconds, 1)},
+                }
+            )
             click.echo(json.dumps(rows[-1]))
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

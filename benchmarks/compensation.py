@@ -31,12 +31,13 @@ import click
 import numpy as np
 from figures import git_commit, record
 
-from qrobust.folders import ALTERNATIVES, TORCH_ONLY
-from qrobust.predictions import Cell, predict, read_predictions
-from qrobust.results import hardware, versions
-from qrobust.shifts.severities import SUITES, cells, find_shift
-from qrobust.statistics import paired_bootstrap
-from qrobust.workbench import Reporter, Workbench
+from qrobust.evaluation.predictions import Cell, predict, read_predictions
+from qrobust.evaluation.statistics import paired_bootstrap
+from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run_folder import ALTERNATIVES, TORCH_ONLY
+from qrobust.progress import Reporter
+from qrobust.record import hardware, versions
+from qrobust.shifts.registry import SUITES, cells, find_shift
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
@@ -283,9 +284,12 @@ def write(out: Path, trainings: Path, threads: int, results: str, steps: int, la
         "command": f"python benchmarks/compensation.py --data imagefolder:DIR --trainings RUNS --models "
         f"{','.join(found)} --jobs {kinds} --steps {steps} --latency-budget {latency_budget:g} --results {results} "
         f"--out OUT",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": found,
-        "means": means(out, found), "versions": versions(), "hardware": hardware(threads),
-    }  # fmt: skip
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "networks": found,
+        "means": means(out, found),
+        "versions": versions(),
+        "hardware": hardware(threads),
+    }
     text = json.dumps(result, indent=1)
     for folder, name in ((str(out), "OUT"), (str(trainings), "RUNS"), (str(Path.home()), "~")):
         text = text.replace(folder, name)

@@ -30,14 +30,20 @@ import numpy as np
 import torch
 from figures import git_commit
 
-from qrobust.data import Split
-from qrobust.data.sources import IMAGE_SUFFIXES, array_images, decode_file, fit_square
-from qrobust.predictions import predict
-from qrobust.processes import processes
-from qrobust.results import hardware
+from qrobust.data.sources import (
+    IMAGE_SUFFIXES,
+    array_images,
+    decode_file,
+    fit_square,
+)
+from qrobust.data.splits import Split
+from qrobust.evaluation.predictions import predict
+from qrobust.evaluation.workers import processes
+from qrobust.record import hardware
 from qrobust.shifts import corruptions
-from qrobust.shifts.rendering import generators_for, render, to_uint8, to_unit
-from qrobust.shifts.severities import SHIFTS, SUITES
+from qrobust.shifts.filters import to_uint8, to_unit
+from qrobust.shifts.registry import SHIFTS, SUITES
+from qrobust.shifts.rendering import generators_for, render
 
 RESULTS = Path(__file__).parent / "results" / "corruptions.json"
 NAMES, COMMON = SUITES["corruptions-19"], SUITES["corruptions-15"]
@@ -99,18 +105,22 @@ def faithful(folder: Path, names: tuple[str, ...], count: int, size: int, repeat
                 )
                 mine = shifted.permute(0, 2, 3, 1).contiguous().numpy()
                 other = np.stack([reference(a, plain, severity, run * count + i) for i, a in enumerate(arrays)])
-                difference = [np.abs(a.astype(int) - b).mean(axis=(1, 2, 3)) for a, b in
-                              ((mine, arrays), (other, arrays), (mine, other))]  # fmt: skip
+                difference = [
+                    np.abs(a.astype(int) - b).mean(axis=(1, 2, 3))
+                    for a, b in ((mine, arrays), (other, arrays), (mine, other))
+                ]
                 ours.append(difference[0])
                 theirs.append(difference[1])
                 differences.append(difference[2])
             a, b = np.concatenate(ours), np.concatenate(theirs)
-            rows.append({
-                "severity": severity,
-                "distortion": {"ours": float(a.mean()), "reference": float(b.mean())},
-                "spread": {"ours": float(a.std()), "reference": float(b.std())},
-                "pixel_difference": float(np.mean(differences)),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "severity": severity,
+                    "distortion": {"ours": float(a.mean()), "reference": float(b.mean())},
+                    "spread": {"ours": float(a.std()), "reference": float(b.std())},
+                    "pixel_difference": float(np.mean(differences)),
+                }
+            )
         found[name] = verdict(name, SHIFTS[plain].random, rows) | {"commit": git_commit()}
         click.echo(f"{name}: {json.dumps({k: v for k, v in found[name].items() if k != 'rows'})}", err=True)
     return {"n": count, "size": size, "repeats": repeats, "table": "imagenet-c", "corruptions": found}
@@ -224,24 +234,34 @@ def workers(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
                 taken.append(time.perf_counter() - start)
     ratios = [one / two for one, two in zip(seconds[1][1:], seconds[2][1:], strict=True)]
     return {
-        "n": 5 * count, "size": size, "rounds": rounds, "ratios": ratios, "ratio": statistics.median(ratios),
+        "n": 5 * count,
+        "size": size,
+        "rounds": rounds,
+        "ratios": ratios,
+        "ratio": statistics.median(ratios),
         "seconds": {k: statistics.median(v[1:]) for k, v in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def inference(folder: Path, size: int, count: int) -> dict[str, Any]:
     """Rendering against INT8 inference of ResNet18, random weights: milliseconds per image on one thread."""
-    from qrobust.deployment.graph import export
-    from qrobust.deployment.runtime import OnnxClassifier
-    from qrobust.models import find_model, load_model
+    from qrobust.deployment.classifiers import OnnxClassifier
+    from qrobust.deployment.export import export
+    from qrobust.models.loading import load_model
+    from qrobust.models.registry import find_model
     from qrobust.quantization.ptq import quantize
     from qrobust.quantization.target import X86_VNNI
 
     images = photographs(folder, count, size)
     model = load_model(
-        find_model("torchvision:resnet18"), classes=1000, image_size=size, weights=None, pretrained=False,
-        normalization=None, seed=0,
-    )  # fmt: skip
+        find_model("torchvision:resnet18"),
+        classes=1000,
+        image_size=size,
+        weights=None,
+        pretrained=False,
+        normalization=None,
+        seed=0,
+    )
     with tempfile.TemporaryDirectory() as kept:
         path = Path(kept) / "int8.onnx"
         export(quantize(model, X86_VNNI, iter([to_unit(images)])), path, size)

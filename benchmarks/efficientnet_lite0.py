@@ -44,12 +44,15 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     import torch
     from figures import git_commit
 
-    from qrobust.data import open_data
-    from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-    from qrobust.predictions import CLEAN, predict
-    from qrobust.results import hardware, read_json, versions, write_json
-    from qrobust.statistics import wilson_interval
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.data.loading import open_data
+    from qrobust.deployment.classifiers import OnnxClassifier
+    from qrobust.deployment.profiling import latencies_ms
+    from qrobust.evaluation.predictions import CLEAN, predict
+    from qrobust.evaluation.statistics import wilson_interval
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
+    from qrobust.record import hardware, versions
+    from qrobust.storage import read_json, write_json
 
     torch.set_num_threads(threads)
     command = [str(Path(sys.executable).parent / "qrobust"), "quantize", "--model", f"{__file__}:make"]
@@ -80,10 +83,12 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
         difference, unlike = (ours - other).abs(), ours.argmax(1) != other.argmax(1)
         best = ours.topk(2, 1).values
         return {
-            "agreement": 1 - float(unlike.double().mean()), "unlike": int(unlike.sum()),
-            "mean_difference": float(difference.mean()), "largest_difference": float(difference.max()),
+            "agreement": 1 - float(unlike.double().mean()),
+            "unlike": int(unlike.sum()),
+            "mean_difference": float(difference.mean()),
+            "largest_difference": float(difference.max()),
             "largest_lead_where_unlike": float((best[:, 0] - best[:, 1])[unlike].max()) if unlike.any() else 0.0,
-        }  # fmt: skip
+        }
 
     twin = Workbench.open(out / "default", Reporter(), threads=threads).twin
     together = logits(twin, 32)
@@ -92,28 +97,43 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     for name, stage in stages.items():
         same = said[name] == said["float"]
         variants[name] = {
-            "options": VARIANTS[name], "agreement": float(same.mean()),
+            "options": VARIANTS[name],
+            "agreement": float(same.mean()),
             "agreement_interval": wilson_interval(int(same.sum()), len(same)),
-            "accuracy": float((said[name] == labels).mean()), "recipe": stage["quantization"]["recipe"],
+            "accuracy": float((said[name] == labels).mean()),
+            "recipe": stage["quantization"]["recipe"],
             **{key: stage["audit"]["int8"][key] for key in ("integer_ops", "quantizable_ops", "integer_mac_share")},
-            "parity": stage["parity"]["int8"], "quantize_s": stage["duration_s"],
-        }  # fmt: skip
+            "parity": stage["parity"]["int8"],
+            "quantize_s": stage["duration_s"],
+        }
         click.echo(json.dumps({"variant": name} | variants[name]))
-    write_json(RESULTS / "efficientnet_lite0.json", {
-        "network": "EfficientNet-Lite0", "n": len(labels), "calibration_images": len(opened.calibration),
-        "accuracy": float((said["float"] == labels).mean()), "variants": variants, "latency_ms": times,
-        "default_with_validation": {
-            "n": len(everywhere["float"]), "agreement": float((everywhere["default"] == everywhere["float"]).mean()),
+    write_json(
+        RESULTS / "efficientnet_lite0.json",
+        {
+            "network": "EfficientNet-Lite0",
+            "n": len(labels),
+            "calibration_images": len(opened.calibration),
+            "accuracy": float((said["float"] == labels).mean()),
+            "variants": variants,
+            "latency_ms": times,
+            "default_with_validation": {
+                "n": len(everywhere["float"]),
+                "agreement": float((everywhere["default"] == everywhere["float"]).mean()),
+            },
+            "twin_of_default": {
+                "n": len(together),
+                "session": distance(together, logits(sessions["default"], 32)),
+                "itself_one_by_one": distance(together, logits(twin, 1)),
+            },
+            "size_bytes": {name: path.stat().st_size for name, path in graphs.items()},
+            "hardware": hardware(threads),
+            "versions": versions(),
+            "commit": git_commit(),
+            "seed": 0,
+            "command": "python benchmarks/efficientnet_lite0.py --data imagefolder:DIR/images "
+            "--class-names DIR/classes.txt --out WORK",
         },
-        "twin_of_default": {
-            "n": len(together), "session": distance(together, logits(sessions["default"], 32)),
-            "itself_one_by_one": distance(together, logits(twin, 1)),
-        },
-        "size_bytes": {name: path.stat().st_size for name, path in graphs.items()},
-        "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
-        "command": "python benchmarks/efficientnet_lite0.py --data imagefolder:DIR/images "
-        "--class-names DIR/classes.txt --out WORK",
-    })  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from typing import Any
 import click
 from figures import git_commit
 
-from qrobust.results import hardware, versions, write_json
+from qrobust.record import hardware, versions
+from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 GRAPHS = ("float", "int8", "compensated")
@@ -81,9 +82,13 @@ def measure(
     seconds, peak = watched(command)
     record = json.loads((out / "record.json").read_text())
     return {
-        "shifts": shifts, "severities": severities, "images": images, "cells": record["summary"]["n_cells"],
-        "seconds": seconds, "peak_mib": peak,
-    }  # fmt: skip
+        "shifts": shifts,
+        "severities": severities,
+        "images": images,
+        "cells": record["summary"]["n_cells"],
+        "seconds": seconds,
+        "peak_mib": peak,
+    }
 
 
 def attack_cost(run: Path, out: Path, threads: int) -> list[dict[str, Any]]:
@@ -116,13 +121,22 @@ def main(data: str, run: Path, out: Path, workers: int, threads: int) -> None:
         rows.append(measure(data, run, out / str(index), what, workers, threads))
         click.echo(rows[-1])
     attacks = attack_cost(run, out, threads)
-    write_json(RESULTS / "evaluation_cost.json", {
-        "graphs": list(GRAPHS), "imports_mib": imports, "rows": rows, "attacks": attacks,
-        "training_steps": json.loads((run / "config.json").read_text())["steps"],
-        "workers": workers,
-        "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
-        "command": "python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK",
-    })  # fmt: skip
+    write_json(
+        RESULTS / "evaluation_cost.json",
+        {
+            "graphs": list(GRAPHS),
+            "imports_mib": imports,
+            "rows": rows,
+            "attacks": attacks,
+            "training_steps": json.loads((run / "config.json").read_text())["steps"],
+            "workers": workers,
+            "hardware": hardware(threads),
+            "versions": versions(),
+            "commit": git_commit(),
+            "seed": 0,
+            "command": "python benchmarks/evaluation_cost.py --data imagefolder:DIR --run runs/main --out WORK",
+        },
+    )
 
 
 if __name__ == "__main__":

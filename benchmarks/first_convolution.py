@@ -19,17 +19,23 @@ import torch
 from figures import git_commit
 from torch import nn
 
-from qrobust.deployment import graph
-from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.models import find_model, load_model
+from qrobust.deployment import export as graph
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.profiling import latencies_ms
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
-from qrobust.results import hardware, versions, write_json
+from qrobust.record import hardware, versions
+from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {
-    "cifar_mobilenet_v2": 32, "cifar_resnet18": 32, "cifar_vgg16_bn": 32, "torchvision:mobilenet_v2": 224,
-}  # fmt: skip
+    "cifar_mobilenet_v2": 32,
+    "cifar_resnet18": 32,
+    "cifar_vgg16_bn": 32,
+    "torchvision:mobilenet_v2": 224,
+}
 # Kernel, stride, filters and size of the image.
 KERNELS = ((3, 2, 32, 224), (5, 2, 32, 224), (7, 2, 64, 224), (11, 4, 96, 224))
 BATCHES, ROUNDS = (1, 32), 31
@@ -61,9 +67,14 @@ def main(threads: int) -> None:
     with tempfile.TemporaryDirectory() as kept:
         for name, size in NETWORKS.items():
             model = load_model(
-                find_model(name), classes=10, image_size=size, weights=None, pretrained=False, normalization=None,
+                find_model(name),
+                classes=10,
+                image_size=size,
+                weights=None,
+                pretrained=False,
+                normalization=None,
                 seed=0,
-            )  # fmt: skip
+            )
             rows.append({"network": name, "size": size} | both(model, size, graph.WIDENED, threads, Path(kept)))
             click.echo(rows[-1])
         for kernel, stride, filters, size in KERNELS:
@@ -75,10 +86,17 @@ def main(threads: int) -> None:
                 {"network": name, "size": size} | both(single, size, (3, kernel, kernel), threads, Path(kept))
             )
             click.echo(rows[-1])
-    write_json(RESULTS / "first_convolution.json", {
-        "rows": rows, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
-        "command": "python benchmarks/first_convolution.py",
-    })  # fmt: skip
+    write_json(
+        RESULTS / "first_convolution.json",
+        {
+            "rows": rows,
+            "hardware": hardware(threads),
+            "versions": versions(),
+            "commit": git_commit(),
+            "seed": 0,
+            "command": "python benchmarks/first_convolution.py",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -22,9 +22,17 @@ from figures import git_commit
 RESULTS = Path(__file__).parent / "results"
 TRAINING, VALIDATION = 70, 30
 KEYS = (
-    "summary", "rows", "methods", "compensation", "severity_table", "splits", "config", "versions", "hardware",
+    "summary",
+    "rows",
+    "methods",
+    "compensation",
+    "severity_table",
+    "splits",
+    "config",
+    "versions",
+    "hardware",
     "stages",
-)  # fmt: skip
+)
 
 
 def halves(images: Path, folder: Path, seed: int) -> None:

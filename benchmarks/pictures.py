@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from qrobust.compensation.calibrator import RESIDUAL_BOUND, Correction
-from qrobust.shifts.rendering import render, to_unit
-from qrobust.workbench import Reporter, Workbench
+from qrobust.pipeline.run import Workbench
+from qrobust.progress import Reporter
+from qrobust.shifts.filters import to_unit
+from qrobust.shifts.rendering import render
 
 SHIFTS = ("gaussian_noise", "impulse_noise", "motion_blur", "contrast", "rotation", "translation", "inversion")
 COLUMNS = ("clean", "as the camera sees it", "what the residual adds", "attention", "handed to the classifier")

@@ -29,12 +29,15 @@ import numpy as np
 import torch
 from figures import git_commit
 
-from qrobust.data import Data, open_data
+from qrobust.data.loading import open_data
+from qrobust.data.splits import Data
 from qrobust.deployment.audit import audit
-from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.predictions import CLEAN, predict
-from qrobust.results import hardware, read_json, write_json
-from qrobust.statistics import paired_bootstrap, wilson_interval
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.profiling import latencies_ms
+from qrobust.evaluation.predictions import CLEAN, predict
+from qrobust.evaluation.statistics import paired_bootstrap, wilson_interval
+from qrobust.record import hardware
+from qrobust.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
@@ -75,10 +78,15 @@ def static_peer(source: Path, target: Path, data: Data, method: str) -> None:
     prepared = target.with_name(f"{target.stem}.prepared.onnx")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     quantize_static(
-        prepared, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        prepared,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
         calibrate_method=getattr(CalibrationMethod, method),
-    )  # fmt: skip
+    )
     prepared.unlink()
 
 

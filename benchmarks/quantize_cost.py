@@ -35,12 +35,13 @@ def measure(data: str, class_names: str, count: int, threads: int) -> dict[str, 
 
     import torch
 
-    from qrobust.data import open_data
-    from qrobust.deployment.graph import export
-    from qrobust.models import find_model, load_model
+    from qrobust.data.loading import open_data
+    from qrobust.deployment.export import export
+    from qrobust.models.loading import load_model
+    from qrobust.models.registry import find_model
     from qrobust.quantization.ptq import quantize
     from qrobust.quantization.target import X86_VNNI
-    from qrobust.shifts.rendering import to_unit
+    from qrobust.shifts.filters import to_unit
 
     torch.set_num_threads(threads)
     found = find_model("torchvision:mobilenet_v2")
@@ -63,9 +64,12 @@ def measure(data: str, class_names: str, count: int, threads: int) -> dict[str, 
         export(twin, Path(folder) / "int8.onnx", SIZE)
     exported = time.perf_counter() - started - quantized
     return {
-        "images": count, "quantize_s": quantized, "export_s": exported, "peak_above_imports_mib": above,
+        "images": count,
+        "quantize_s": quantized,
+        "export_s": exported,
+        "peak_above_imports_mib": above,
         "peak_with_export_above_imports_mib": peak_mib() - imported,
-    }  # fmt: skip
+    }
 
 
 @click.command()
@@ -78,7 +82,8 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
     if count:
         click.echo(json.dumps(measure(data, class_names, count, threads)))
         return
-    from qrobust.results import hardware, write_json
+    from qrobust.record import hardware
+    from qrobust.storage import write_json
 
     rows = []
     for n in COUNTS:
@@ -86,11 +91,20 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
         done = subprocess.run([*command, "--count", str(n)], capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         click.echo(rows[-1])
-    write_json(RESULTS / "quantize_cost.json", {
-        "network": "torchvision:mobilenet_v2, random weights", "image_size": SIZE, "batch": BATCH, "rows": rows,
-        "hardware": hardware(threads), "commit": git_commit(), "seed": 0,
-        "command": "python benchmarks/quantize_cost.py --data imagefolder:DIR/images --class-names DIR/classes.txt",
-    })  # fmt: skip
+    write_json(
+        RESULTS / "quantize_cost.json",
+        {
+            "network": "torchvision:mobilenet_v2, random weights",
+            "image_size": SIZE,
+            "batch": BATCH,
+            "rows": rows,
+            "hardware": hardware(threads),
+            "commit": git_commit(),
+            "seed": 0,
+            "command": "python benchmarks/quantize_cost.py --data imagefolder:DIR/images "
+            "--class-names DIR/classes.txt",
+        },
+    )
 
 
 if __name__ == "__main__":

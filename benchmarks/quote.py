@@ -19,7 +19,7 @@ from figures import ROOT, change, percent, record
 from quote_compensation import COMPENSATION
 from quote_robustness import ROBUSTNESS
 
-from qrobust.pipeline.quantizing import QAT_VALIDATION_IMAGES
+from qrobust.pipeline.quantize import QAT_VALIDATION_IMAGES
 from qrobust.quantization.qat import beyond_luck
 
 PLOT = ROOT / "docs" / "report.svg"
@@ -368,8 +368,9 @@ def quantization_speed() -> str:
 def _speed(results: str, graphs: tuple[str, ...]) -> str:
     names = " | ".join(name.upper() if name != "float" else name for name in graphs)
     lines = [
-        f"| network | threads | batch | {names} | W8A8 over float |", "|---|---:|---:|" + "---:|" * (len(graphs) + 1),
-    ]  # fmt: skip
+        f"| network | threads | batch | {names} | W8A8 over float |",
+        "|---|---:|---:|" + "---:|" * (len(graphs) + 1),
+    ]
     for network, found in record(results)["networks"].items():
         for key, t in found["latency_ms"].items():
             _, threads, _, batch = key.split("_")
@@ -489,9 +490,11 @@ def corruption_speed() -> str:
         figures = (f"{c['reference_ms']:.3f} ms | {c['ours_ms']:.3f} ms | {c['ratio']:.1f}" for c in cells)
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(figures)} |")
     tables = {part[s]["table"] for s in sizes}
-    named = f"table `{tables.pop()}`" if len(tables) == 1 else (
-        "tables " + " and ".join(f"`{part[s]['table']}` ({s} px)" for s in sizes)
-    )  # fmt: skip
+    named = (
+        f"table `{tables.pop()}`"
+        if len(tables) == 1
+        else ("tables " + " and ".join(f"`{part[s]['table']}` ({s} px)" for s in sizes))
+    )
     about = (
         f"Processor time per image and severity on one thread of {part['hardware']['processor']}, mean of five "
         f"severities of the {named}, medians of {part[sizes[0]]['rounds']} rounds."

@@ -189,15 +189,19 @@ def compensation_few() -> str:
 def compensation_bits() -> str:
     """W4A4 with a calibrator beside W8A8 without and float."""
     lines = [
-        "| network | | clean | under shift |", "|---|---|---:|---:|",
-    ]  # fmt: skip
+        "| network | | clean | under shift |",
+        "|---|---|---:|---:|",
+    ]
     for result in RESULTS:
         for network, _, low in _jobs("w4a4", result):
             wide, narrow = record(result)["networks"][network]["jobs"]["u13"]["summary"], low["summary"]
             for label, s, graph in (
-                ("float", wide, "float"), ("W8A8", wide, "int8"), ("W8A8 + calibrator", wide, "compensated"),
-                ("W4A4", narrow, "int8"), ("W4A4 + calibrator", narrow, "compensated"),
-            ):  # fmt: skip
+                ("float", wide, "float"),
+                ("W8A8", wide, "int8"),
+                ("W8A8 + calibrator", wide, "compensated"),
+                ("W4A4", narrow, "int8"),
+                ("W4A4 + calibrator", narrow, "compensated"),
+            ):
                 accuracies = f"{percent(s['clean_accuracy'][graph])} | {percent(s['shift_accuracy'][graph])}"
                 lines.append(f"| {network} | {label} | {accuracies} |")
     for result in RESULTS:
@@ -294,7 +298,17 @@ def imagenet_size() -> str:
 
 
 COMPENSATION = (
-    compensation_u13, compensation_u13_again, compensation_u13_small, compensation_shifts, compensation_methods,
-    compensation_scenes, compensation_families, compensation_few, compensation_bits, compensation_risk, risk, streams,
+    compensation_u13,
+    compensation_u13_again,
+    compensation_u13_small,
+    compensation_shifts,
+    compensation_methods,
+    compensation_scenes,
+    compensation_families,
+    compensation_few,
+    compensation_bits,
+    compensation_risk,
+    risk,
+    streams,
     imagenet_size,
-)  # fmt: skip
+)

@@ -19,13 +19,15 @@ import numpy as np
 from compensation import ADAPTIVE, MODELS, finished
 from figures import git_commit
 
-from qrobust.adversarial.figures import figures
-from qrobust.adversarial.outcomes import Outcomes, kept_or_tried
-from qrobust.adversarial.trials import Graph, balls, plan
-from qrobust.folders import GRAPHS
-from qrobust.results import hardware, versions, write_json
-from qrobust.statistics import paired_bootstrap
-from qrobust.workbench import Reporter, Workbench
+from qrobust.evaluation.attack_outcomes import Outcomes, kept_or_tried
+from qrobust.evaluation.attack_plan import Graph, balls, plan
+from qrobust.evaluation.attack_summary import figures
+from qrobust.evaluation.statistics import paired_bootstrap
+from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run_folder import GRAPHS
+from qrobust.progress import Reporter
+from qrobust.record import hardware, versions
+from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 # Of `full`: what looks at gradients. What only asks finds less where there are any, at many times the cost.
@@ -58,9 +60,13 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
     trials = [t for t in planned if t.kind in ("clean", "gradient", "noise") or t.attack in ATTACKS]
     with click.progressbar(length=len(some) * len(trials), label=run.parent.name, file=sys.stderr) as bar:
         outcomes = kept_or_tried(
-            run.parent / "risk.npz", graphs, some, trials, about=(some.identity(), config.data, config.seed),
+            run.parent / "risk.npz",
+            graphs,
+            some,
+            trials,
+            about=(some.identity(), config.data, config.seed),
             progress=lambda done, _: bar.update(done),
-        )  # fmt: skip
+        )
     differences = []
     for epsilon in sorted(ball.epsilon for _, ball in budgets):
         each = left(outcomes, "compensated", epsilon).astype(float) - left(outcomes, "int8", epsilon)
@@ -80,10 +86,16 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
 def main(runs: Path, models: str, images: int, threads: int) -> None:
     """Attack every finished run and write results/risk.json."""
     found = {model: measure(run, images, threads) for model, run in finished(runs, models, ADAPTIVE).items()}
-    write_json(RESULTS / "risk.json", {
-        "networks": found, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(),
-        "command": f"python benchmarks/risk.py --runs OUT --models {models} --images {images}",
-    })  # fmt: skip
+    write_json(
+        RESULTS / "risk.json",
+        {
+            "networks": found,
+            "hardware": hardware(threads),
+            "versions": versions(),
+            "commit": git_commit(),
+            "command": f"python benchmarks/risk.py --runs OUT --models {models} --images {images}",
+        },
+    )
 
 
 if __name__ == "__main__":

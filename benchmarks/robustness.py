@@ -24,8 +24,11 @@ RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
 # What a graph is called here, and where quantization.py left it.
 GRAPHS = {
-    "float": "w8a8/float.onnx", "w8a8": "w8a8/int8.onnx", "w4a8": "w4a8/int8.onnx", "w4a4": "w4a4-qat/int8.onnx",
-}  # fmt: skip
+    "float": "w8a8/float.onnx",
+    "w8a8": "w8a8/int8.onnx",
+    "w4a8": "w4a8/int8.onnx",
+    "w4a4": "w4a4-qat/int8.onnx",
+}
 
 
 def evaluate(data: str, graphs: Path, out: Path, images: int, threads: int) -> dict[str, Any]:

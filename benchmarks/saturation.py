@@ -35,17 +35,25 @@ from figures import git_commit
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
-from qrobust.data import Data, open_data
+from qrobust.data.loading import open_data
+from qrobust.data.splits import Data
 from qrobust.deployment.audit import audit
-from qrobust.deployment.graph import export, load
-from qrobust.deployment.runtime import sums_saturate
-from qrobust.integer import WIDENED, ActivationQuantizer, IntegerConv2d, IntegerLinear
-from qrobust.models import find_model, load_model
-from qrobust.quantization.graph import calls, trace
+from qrobust.deployment.export import export
+from qrobust.deployment.onnx_graph import load
+from qrobust.deployment.session import sums_saturate
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
+from qrobust.quantization.integer_layers import (
+    WIDENED,
+    ActivationQuantizer,
+    IntegerConv2d,
+    IntegerLinear,
+)
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.saturation import saturation_risk, without_vnni
 from qrobust.quantization.target import X86_VNNI, Target
-from qrobust.results import hardware, versions
+from qrobust.quantization.tracing import calls, trace
+from qrobust.record import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 SESSION = Path(__file__).parent / "saturation_session.py"
@@ -107,19 +115,30 @@ def operator_layer(weight: torch.Tensor, stride: int, padding: int, groups: int)
     if weight.ndim == 2:
         return IntegerLinear(weight, scale, bias, torch.tensor(INPUT_SCALE))
     return IntegerConv2d(
-        weight, scale, bias, torch.tensor(INPUT_SCALE),
-        stride=(stride,) * 2, padding=(padding,) * 4, dilation=(1, 1), groups=groups,
-    )  # fmt: skip
+        weight,
+        scale,
+        bias,
+        torch.tensor(INPUT_SCALE),
+        stride=(stride,) * 2,
+        padding=(padding,) * 4,
+        dilation=(1, 1),
+        groups=groups,
+    )
 
 
 def operator_graph(layer: IntegerConv2d | IntegerLinear, zero_point: int, output_scale: float, path: Path) -> None:
     """One QLinearConv (uint8 out, zero point 128) or QGemm (float out) on its own."""
     out, weight = len(layer.weight_int), layer.weight_int.numpy()
     constants = {
-        "input_scale": np.float32(INPUT_SCALE), "input_zero": np.uint8(zero_point), "weight": weight,
-        "weight_scale": layer.weight_scale.numpy(), "weight_zero": np.zeros(out, np.int8),
-        "output_scale": np.float32(output_scale), "output_zero": np.uint8(128), "bias": layer.bias_int.numpy(),
-    }  # fmt: skip
+        "input_scale": np.float32(INPUT_SCALE),
+        "input_zero": np.uint8(zero_point),
+        "weight": weight,
+        "weight_scale": layer.weight_scale.numpy(),
+        "weight_zero": np.zeros(out, np.int8),
+        "output_scale": np.float32(output_scale),
+        "output_zero": np.uint8(128),
+        "bias": layer.bias_int.numpy(),
+    }
     wide = weight.shape[1:] == WIDENED and isinstance(layer, IntegerConv2d) and layer.groups == 1
     if wide:  # as `export` writes it
         constants |= {
@@ -132,19 +151,24 @@ def operator_graph(layer: IntegerConv2d | IntegerLinear, zero_point: int, output
         inputs += ["output_scale", "output_zero", "bias"]
         left, right, top, bottom = layer.padding
         node = helper.make_node(
-            "QLinearConv", inputs, ["output"],
-            strides=list(layer.stride), pads=[top, left, bottom, right], group=layer.groups,
-        )  # fmt: skip
+            "QLinearConv",
+            inputs,
+            ["output"],
+            strides=list(layer.stride),
+            pads=[top, left, bottom, right],
+            group=layer.groups,
+        )
         shape, kind = [None, weight.shape[1] * layer.groups, None, None], TensorProto.UINT8
     else:
         node = helper.make_node("QGemm", [*inputs, "bias"], ["output"], transB=1, domain="com.microsoft")
         shape, kind = [None, weight.shape[1]], TensorProto.FLOAT
     graph = helper.make_graph(
-        [*pad, node], "operator",
+        [*pad, node],
+        "operator",
         [helper.make_tensor_value_info("input", TensorProto.UINT8, shape)],
         [helper.make_tensor_value_info("output", kind, [None] * len(shape))],
         [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in {*node.input, "ends"}],
-    )  # fmt: skip
+    )
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), path)
 
@@ -158,8 +182,10 @@ def check_operators(folder: Path) -> list[dict[str, Any]]:
         pixels = torch.full((1, channels, kernel, kernel), 255)
         cases[f"every pair of a {kernel}x{kernel} filter of {channels} channels"] = (layer, 0, pixels)
     cases["every pair of a linear layer of 18 inputs"] = (
-        operator_layer(every_pair(18, 1).flatten(1), 1, 0, 1), 0, torch.full((1, 18), 255)
-    )  # fmt: skip
+        operator_layer(every_pair(18, 1).flatten(1), 1, 0, 1),
+        0,
+        torch.full((1, 18), 255),
+    )
     for name, (shape, stride, padding, groups, zero_point) in OPERATORS.items():
         weight = torch.randint(-128, 128, shape, generator=generator)
         weight[::3] = weight[::3].abs().clamp(max=127)  # a third of the filters adds up
@@ -321,10 +347,12 @@ def worst_layer(risk: dict[str, Any]) -> str:
 @click.command()
 @click.option("--data", "spec", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
 @click.option(
-    "--training", type=click.Path(path_type=Path), multiple=True,
+    "--training",
+    type=click.Path(path_type=Path),
+    multiple=True,
     help="Folder that train_baselines.py made; may be repeated. Without any, only the single operators are checked "
     "again, and the networks stay as recorded.",
-)  # fmt: skip
+)
 @click.option(
     "--photographs", help="imagefolder:DIR of ImageNet's classes: EfficientNet-Lite0 is checked on them, too."
 )
@@ -363,9 +391,14 @@ def main(
             recipe = json.loads((where / "training.json").read_text())
             trained[recipe["model"]] = recipe
             model = load_model(
-                find_model(recipe["model"]), classes=len(data.class_names), image_size=32,
-                weights=where / "weights.pt", pretrained=False, normalization="cifar10", seed=seed,
-            )  # fmt: skip
+                find_model(recipe["model"]),
+                classes=len(data.class_names),
+                image_size=32,
+                weights=where / "weights.pt",
+                pretrained=False,
+                normalization="cifar10",
+                seed=seed,
+            )
             calibration = pixels(data, "calibration", len(data.calibration)).split(64)
             eight, seven = (quantize(model, target, calibration) for target in (X86_VNNI, SEVEN_BITS))
             worst = worst_layer(saturation_risk(eight, validation(data)))
@@ -382,9 +415,14 @@ def main(
         larger = open_data(spec, seed=seed, image_size=64)
         for spec_name in ("torchvision:resnet18", "torchvision:mobilenet_v2"):
             model = load_model(
-                find_model(spec_name), classes=10, image_size=64,
-                weights=None, pretrained=False, normalization="cifar10", seed=seed,
-            )  # fmt: skip
+                find_model(spec_name),
+                classes=10,
+                image_size=64,
+                weights=None,
+                pretrained=False,
+                normalization="cifar10",
+                seed=seed,
+            )
             settle(model, pixels(larger, "calibration", 32))
             twin = quantize(model, X86_VNNI, pixels(larger, "calibration", 32).split(16))
             row = check_network(spec_name, "8 bit", twin, pixels(larger, "test", 16), None, 8, folder)
@@ -393,11 +431,16 @@ def main(
         if photographs:
             found = open_data(
                 photographs, seed=seed, image_size=224, class_names_file=class_names, calibration_images=64
-            )  # fmt: skip
+            )
             model = load_model(
-                find_model(f"{Path(__file__).parent / 'efficientnet_lite0.py'}:make"), classes=1000, image_size=224,
-                weights=None, pretrained=False, normalization="0.498,0.498,0.498/0.502,0.502,0.502", seed=seed,
-            )  # fmt: skip
+                find_model(f"{Path(__file__).parent / 'efficientnet_lite0.py'}:make"),
+                classes=1000,
+                image_size=224,
+                weights=None,
+                pretrained=False,
+                normalization="0.498,0.498,0.498/0.502,0.502,0.502",
+                seed=seed,
+            )
             rest = (found.training, found.validation, found.test)
             images = torch.cat([part.read(slice(None)).float() / 255 for part in rest])
             labels = torch.cat([part.labels for part in rest])

@@ -18,13 +18,16 @@ import click
 import torch
 from figures import git_commit
 
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
-from qrobust.models import find_model, load_model
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
+from qrobust.deployment.profiling import latencies_ms
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
-from qrobust.results import hardware, versions, write_json
+from qrobust.record import hardware, versions
+from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"cifar_resnet18": 32, "cifar_mobilenet_v2": 32, "torchvision:mobilenet_v2": 224}
@@ -71,10 +74,17 @@ def main(threads: int) -> None:
         for name, size in NETWORKS.items():
             rows.append({"network": name, "size": size} | measure(name, size, threads, Path(kept)))
             click.echo(rows[-1])
-    write_json(RESULTS / "storage.json", {
-        "rows": rows, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(), "seed": 0,
-        "command": "python benchmarks/storage.py",
-    })  # fmt: skip
+    write_json(
+        RESULTS / "storage.json",
+        {
+            "rows": rows,
+            "hardware": hardware(threads),
+            "versions": versions(),
+            "commit": git_commit(),
+            "seed": 0,
+            "command": "python benchmarks/storage.py",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -23,10 +23,13 @@ from figures import git_commit
 from torch import nn
 
 from qrobust.compensation.baselines import adapt_batch_norm
-from qrobust.predictions import BATCH, Cell, read_predictions
-from qrobust.results import hardware, versions, write_json
-from qrobust.shifts.rendering import render, to_unit
-from qrobust.workbench import Reporter, Workbench
+from qrobust.evaluation.predictions import BATCH, Cell, read_predictions
+from qrobust.pipeline.run import Workbench
+from qrobust.progress import Reporter
+from qrobust.record import hardware, versions
+from qrobust.shifts.filters import to_unit
+from qrobust.shifts.rendering import render
+from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 JOB, SIZES, PRIOR = "u13", (1, 128), 16
@@ -90,11 +93,18 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
 def main(runs: Path, models: str, images: int, threads: int) -> None:
     """Measure the streams of every finished run."""
     found = {model: measure(run, images, threads) for model, run in finished(runs, models, JOB).items()}
-    write_json(RESULTS / "streams.json", {
-        "networks": found, "prior": PRIOR, "hardware": hardware(threads), "versions": versions(), "seed": 0,
-        "commit": git_commit(),
-        "command": f"python benchmarks/streams.py --runs OUT --models {models} --images {images}",
-    })  # fmt: skip
+    write_json(
+        RESULTS / "streams.json",
+        {
+            "networks": found,
+            "prior": PRIOR,
+            "hardware": hardware(threads),
+            "versions": versions(),
+            "seed": 0,
+            "commit": git_commit(),
+            "command": f"python benchmarks/streams.py --runs OUT --models {models} --images {images}",
+        },
+    )
 
 
 if __name__ == "__main__":

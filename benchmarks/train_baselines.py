@@ -27,9 +27,10 @@ from figures import git_commit
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.data import Split, open_data
-from qrobust.fitting import fast_arithmetic, native_bfloat16
-from qrobust.models import BUILT_IN
+from qrobust.data.loading import open_data
+from qrobust.data.splits import Split
+from qrobust.models.registry import BUILT_IN
+from qrobust.training_loop import fast_arithmetic, native_bfloat16
 
 # Epochs, the first of them on small crops, peak learning rate and label smoothing of each network, where they differ
 # from the defaults.

@@ -18,12 +18,16 @@ import click
 import torch
 from figures import git_commit
 
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier, latencies_ms, sums_saturate
-from qrobust.models import find_model, load_model
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
+from qrobust.deployment.profiling import latencies_ms
+from qrobust.deployment.session import sums_saturate
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import ARM64, X86_AVX2, X86_VNNI
-from qrobust.results import hardware, versions, write_json
+from qrobust.record import hardware, versions
+from qrobust.storage import write_json
 
 RESULT = Path(__file__).parent / "results" / "without_vnni.json"
 NETWORKS = {"cifar_resnet18": 32, "cifar_vgg16_bn": 32, "cifar_mobilenet_v2": 32, "torchvision:mobilenet_v2": 224}
@@ -40,9 +44,14 @@ def main(seed: int) -> None:
     rows = []
     for name, size in NETWORKS.items():
         model = load_model(
-            find_model(name), classes=10, image_size=size,
-            weights=None, pretrained=False, normalization="cifar10", seed=seed,
-        )  # fmt: skip
+            find_model(name),
+            classes=10,
+            image_size=size,
+            weights=None,
+            pretrained=False,
+            normalization="cifar10",
+            seed=seed,
+        )
         images = torch.rand(32, 3, size, size, generator=torch.Generator().manual_seed(seed))
         with tempfile.TemporaryDirectory() as folder:
             paths = {form: Path(folder) / f"{form}.onnx" for form in ("float", "x86-vnni", "x86-avx2", "arm64")}
@@ -62,10 +71,17 @@ def main(seed: int) -> None:
                     row = {"network": name, "image_size": size, "threads": threads, "batch": batch}
                     rows.append(row | {"latency_ms": found})
                     click.echo(rows[-1])
-    write_json(RESULT, {
-        "rows": rows, "hardware": hardware(2), "versions": versions(), "commit": git_commit(), "seed": seed,
-        "command": " ".join(["python", *sys.argv]),
-    })  # fmt: skip
+    write_json(
+        RESULT,
+        {
+            "rows": rows,
+            "hardware": hardware(2),
+            "versions": versions(),
+            "commit": git_commit(),
+            "seed": seed,
+            "command": " ".join(["python", *sys.argv]),
+        },
+    )
 
 
 if __name__ == "__main__":

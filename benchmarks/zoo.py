@@ -35,9 +35,31 @@ FIXED_SIZE = ("vit", "maxvit", "swin", "vgg", "alexnet")
 # Beyond the limit, but the smallest of their kind.
 ALSO = ("vit_b_32", "vgg11", "vgg11_bn")
 # They move or choose numbers, on whatever type these are.
-MOVING = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather", "Expand",
-          "Shape", "Pad", "Identity", "Cast", "MaxPool", "Resize", "ConstantOfShape", "Where", "Range", "Tile",
-          "ReorderInput", "ReorderOutput", "Constant")  # fmt: skip
+MOVING = (
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Concat",
+    "Split",
+    "Slice",
+    "Gather",
+    "Expand",
+    "Shape",
+    "Pad",
+    "Identity",
+    "Cast",
+    "MaxPool",
+    "Resize",
+    "ConstantOfShape",
+    "Where",
+    "Range",
+    "Tile",
+    "ReorderInput",
+    "ReorderOutput",
+    "Constant",
+)
 
 
 def networks() -> tuple[list[str], list[str]]:
@@ -120,24 +142,31 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     """Take one network as far as it goes."""
     import torch
 
-    from qrobust.deployment.audit import audit, parity
-    from qrobust.deployment.graph import export
-    from qrobust.deployment.runtime import OnnxClassifier
+    from qrobust.deployment.audit import audit
+    from qrobust.deployment.classifiers import OnnxClassifier
+    from qrobust.deployment.export import export
+    from qrobust.deployment.parity import parity
     from qrobust.errors import QRobustError
-    from qrobust.models import find_model, load_model
-    from qrobust.quantization.graph import folded
+    from qrobust.models.loading import load_model
+    from qrobust.models.registry import find_model
     from qrobust.quantization.ptq import quantize
     from qrobust.quantization.recipe import Recipe
     from qrobust.quantization.target import X86_VNNI
+    from qrobust.quantization.tracing import folded
 
     torch.set_num_threads(1)
     found = find_model(f"torchvision:{name}")
     started = time.monotonic()
     assert found.preferred_size is not None
     model = load_model(
-        found, classes=CLASSES, image_size=found.preferred_size, weights=None, pretrained=False, normalization=None,
+        found,
+        classes=CLASSES,
+        image_size=found.preferred_size,
+        weights=None,
+        pretrained=False,
+        normalization=None,
         seed=SEED,
-    )  # fmt: skip
+    )
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     preferred = found.preferred_size
     if side is None:
@@ -195,9 +224,13 @@ def in_a_process(name: str, side: int | None, timeout: float, memory_gib: float)
     started = time.monotonic()
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=False,
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
         steps = (error.stderr or b"").decode().split() or ["start"]
         return {"step": steps[-1], "reason": f"took more than {timeout:g} s in all", "seconds": timeout}

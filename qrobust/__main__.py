@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qrobust.cli import main
+from qrobust.cli.main import main
 
 main(prog_name="qrobust")

@@ -8,6 +8,7 @@ shape, so whatever measures one measures all.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -116,3 +117,58 @@ def input_gradient(
             )
         (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient, losses.detach()
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over every parameter and buffer, with its name: equal hashes mean an untouched module."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Only float networks are quantized.
+
+    Raises:
+        InputError: a module is an integer layer, ours or torch.ao's, or prepared to become one.
+    """
+    for name, module in model.named_modules():
+        kind = type(module)
+        if getattr(module, "holds_integers", False) or kind.__module__.startswith(("torch.ao.", "torchao.")):
+            raise InputError(
+                f"model: expected a float network, got one quantized already ({name!r}: {kind.__name__})"
+            )
+
+
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+
+
+def parse_normalization(text: str, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and standard deviations per channel.
+
+    Args:
+        text: `none`; a key of `NORMALIZATIONS`, which are of three channels; or `m,m,m/s,s,s`, of one `m/s`.
+        channels: how many the network reads.
+
+    Raises:
+        InputError: none of these, or for another number of channels.
+    """
+    if text == "none":
+        return (0.0,) * channels, (1.0,) * channels
+    try:
+        mean, std = NORMALIZATIONS.get(text) or (tuple(map(float, part.split(","))) for part in text.split("/"))
+    except ValueError:
+        mean, std = (), ()
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        presets = [name for name, (known, _) in NORMALIZATIONS.items() if len(known) == channels]
+        form = "/".join(",".join(letter * channels) for letter in "ms")
+        raise InputError(
+            f"normalization: expected {', '.join([*presets, 'none'])} or {form!r} with positive s for images of "
+            f"{channels} channel{'s' * (channels > 1)}, got {text!r}"
+        )
+    return mean, std

@@ -9,20 +9,45 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from qrobust import demo
 from qrobust.classifier import Normalization, NormalizedModel
-from qrobust.cli import main
+from qrobust.cli.main import main
 from qrobust.models.resnet import SmallResNet
-from qrobust.workbench import Reporter
+from qrobust.pipeline import demo
+from qrobust.progress import Reporter
 
 torch.set_num_threads(1)
 # A whole run, small enough for a test.
 SMALL = [
-    "--data", "digits", "--normalization", "cifar10", "--calibration-images", "64", "--train-images", "256",
-    "--test-images", "80", "--shifts", "contrast,gaussian_noise,rotation,inversion", "--severities", "5",
-    "--hold-out", "rotation", "--steps", "200", "--learning-rate", "0.004", "--batch-size", "32",
-    "--attack-images", "20", "--epsilons", "2/255,8/255", "--threads", "1", "-q",
-]  # fmt: skip
+    "--data",
+    "digits",
+    "--normalization",
+    "cifar10",
+    "--calibration-images",
+    "64",
+    "--train-images",
+    "256",
+    "--test-images",
+    "80",
+    "--shifts",
+    "contrast,gaussian_noise,rotation,inversion",
+    "--severities",
+    "5",
+    "--hold-out",
+    "rotation",
+    "--steps",
+    "200",
+    "--learning-rate",
+    "0.004",
+    "--batch-size",
+    "32",
+    "--attack-images",
+    "20",
+    "--epsilons",
+    "2/255,8/255",
+    "--threads",
+    "1",
+    "-q",
+]
 
 
 def qrobust(*arguments: object) -> Result:
@@ -80,7 +105,7 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def digit_pixels() -> torch.Tensor:
     """Real digits, uint8 `(16, 3, 32, 32)`."""
-    from qrobust.data import open_data
+    from qrobust.data.loading import open_data
 
     return open_data("digits", seed=0).test.read(slice(0, 16))
 

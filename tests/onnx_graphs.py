@@ -111,15 +111,21 @@ def classifier_graph(
     channels = shape[-1] if shape[-1] in (1, 3) else shape[1]
     shape_of = (1, 1, 1, channels) if channels == shape[-1] else (1, channels, 1, 1)
     scale, offset = {
-        "unit": (np.ones(channels), np.zeros(channels)), "byte": (np.full(channels, 1 / 255), np.zeros(channels)),
-        "imagenet": (STD, MEAN), "grey": (np.array([0.25]), np.array([0.5])),
-    }[wants]  # fmt: skip
+        "unit": (np.ones(channels), np.zeros(channels)),
+        "byte": (np.full(channels, 1 / 255), np.zeros(channels)),
+        "imagenet": (STD, MEAN),
+        "grey": (np.array([0.25]), np.array([0.5])),
+    }[wants]
     # |x - c|^2 up to what all classes share: 2 c x - c^2, sharpened.
     centres = np.resize(CENTRES, classes) + noise * np.array([1, -1, 1])[:classes]
     constants = {
-        "scale": scale.reshape(shape_of), "offset": offset.reshape(shape_of), "axes": np.array([1, 2, 3]),
-        "w": 200 * 2 * centres[None], "b": -200 * centres[None] ** 2, "shape": np.array([-1, 1]),
-    }  # fmt: skip
+        "scale": scale.reshape(shape_of),
+        "offset": offset.reshape(shape_of),
+        "axes": np.array([1, 2, 3]),
+        "w": 200 * 2 * centres[None],
+        "b": -200 * centres[None] ** 2,
+        "shape": np.array([-1, 1]),
+    }
     tensors = [
         numpy_helper.from_array(v.astype(np.int64 if v.dtype.kind == "i" else np.float32), k)
         for k, v in constants.items()
@@ -138,7 +144,8 @@ def classifier_graph(
     images = helper.make_tensor_value_info("images", dtype, list(shape))
     model = helper.make_model(
         helper.make_graph(nodes, "g", [images], [result], tensors),
-        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
     onnx.save(model, path)
     return path

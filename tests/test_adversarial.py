@@ -11,18 +11,23 @@ import pytest
 import torch
 from conftest import qrobust
 
-from qrobust.adversarial import trials as suite
-from qrobust.adversarial.figures import figures
-from qrobust.adversarial.outcomes import Outcomes, kept_or_tried, read_outcomes
-from qrobust.adversarial.trials import Graph, Trial, balls, plan
-from qrobust.attacks.balls import L2Ball, LinfBall
-from qrobust.config import RunConfig
-from qrobust.data import Split
+from qrobust.attacks.norms import L2Ball, LinfBall
 from qrobust.data.sources import array_images
+from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.evaluation import attack_plan as suite
+from qrobust.evaluation.attack_outcomes import Outcomes, kept_or_tried, read_outcomes
+from qrobust.evaluation.attack_plan import (
+    Graph,
+    Trial,
+    balls,
+    plan,
+)
+from qrobust.evaluation.attack_summary import figures
+from qrobust.evaluation.statistics import wilson_interval
+from qrobust.pipeline.config import RunConfig
+from qrobust.record import read_record
 from qrobust.report.attacks import attack_table, flag_sentences, pose_table
-from qrobust.results import read_record
-from qrobust.statistics import wilson_interval
 
 SIDE, N = 8, 30
 WEIGHT = torch.randn((3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
@@ -106,8 +111,18 @@ def test_epsilon_zero_is_clean_accuracy_for_every_attack(
         assert row["interval"] == list(wilson_interval(round(row["robust_accuracy"] * N), N))
     attacks = {r["attack"] for r in rows}
     quick = {"none", "random-noise", "pgd-5"}
-    full = {"none", "random-noise", "pgd-5x2", "fgsm", "apgd-ce-5", "apgd-dlr-5", "square-120",
-            "hop-skip-jump-120", "rotations-11", "translations-25"}  # fmt: skip
+    full = {
+        "none",
+        "random-noise",
+        "pgd-5x2",
+        "fgsm",
+        "apgd-ce-5",
+        "apgd-dlr-5",
+        "square-120",
+        "hop-skip-jump-120",
+        "rotations-11",
+        "translations-25",
+    }
     assert attacks == (full if level == "full" else quick)
 
 
@@ -134,10 +149,15 @@ def test_float_and_int8_are_compared_on_the_same_pixels(
     assert {r["differential_risk"] for r in rows if r["classifier"] == "float"} == {None}
     for row in rows:
         if row["classifier"] == "int8" and row["kind"] == "white-box":
-            (other,) = [r for label, r in outcomes.of("transfer", classifier="float", source="int8",
-                                                      norm=row["norm"], epsilon=row["epsilon"])]  # fmt: skip
-            (own,) = [r for _, r in outcomes.of("white-box", classifier="int8", norm=row["norm"],
-                                                epsilon=row["epsilon"])]  # fmt: skip
+            (other,) = [
+                r
+                for label, r in outcomes.of(
+                    "transfer", classifier="float", source="int8", norm=row["norm"], epsilon=row["epsilon"]
+                )
+            ]
+            (own,) = [
+                r for _, r in outcomes.of("white-box", classifier="int8", norm=row["norm"], epsilon=row["epsilon"])
+            ]
             assert row["differential_risk"] == pytest.approx(float((other & ~own).mean()))
     clean = next(r for r in rows if r["kind"] == "clean" and r["classifier"] == "int8")
     assert clean["differential_risk"] == pytest.approx(1 - clean["robust_accuracy"])  # float is right on all
@@ -161,8 +181,9 @@ def test_worst_case_is_no_better_than_any_attack_and_falls(
     assert len(table) == 1 + 2 + len(attacks["worst"])
     assert {len(row) for row in table} == {9}
     assert [row[:2] for row in pose_table(attacks, NAMES)[1:3]] == [
-        ["Float", "rotations, 11"], ["INT8", "rotations, 11"]
-    ]  # fmt: skip
+        ["Float", "rotations, 11"],
+        ["INT8", "rotations, 11"],
+    ]
 
 
 def test_a_killed_suite_goes_on_where_it_stopped(tmp_path: Path, graphs: dict[str, Graph], split: Split) -> None:

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from qrobust.attacks.balls import Ball, L2Ball, LinfBall
-from qrobust.attacks.gradient import apgd, fgsm, pgd
-from qrobust.attacks.hard_label import hop_skip_jump
+from qrobust.attacks.base import Attack
+from qrobust.attacks.hop_skip_jump import hop_skip_jump
 from qrobust.attacks.losses import cross_entropy, dlr, margin
 from qrobust.attacks.noise import random_noise, worst_of
+from qrobust.attacks.norms import Ball, L2Ball, LinfBall
+from qrobust.attacks.pgd import apgd, fgsm, pgd
 from qrobust.attacks.queries import is_right, margins
-from qrobust.attacks.risk import Attack
 from qrobust.attacks.square import _bump, square
 from qrobust.classifier import Classifier
 from qrobust.errors import InputError
@@ -64,9 +64,14 @@ def network() -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(),
-            torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(32, 4),
-        )  # fmt: skip
+            torch.nn.Conv2d(3, 8, 3),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 8, 3),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Linear(32, 4),
+        )
 
 
 def photos(model: Classifier, n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,10 +154,11 @@ def test_restarts_never_lose_what_was_found(attack: Attack) -> None:
     model = network()
     images, labels = photos(model)
     found = [
-        margins(model, partial(attack, restarts=r)(model, images, labels, ball=LinfBall(0.02), generator=seeded()),
-                labels)
+        margins(
+            model, partial(attack, restarts=r)(model, images, labels, ball=LinfBall(0.02), generator=seeded()), labels
+        )
         for r in (1, 3)
-    ]  # fmt: skip
+    ]
     assert (found[1] >= found[0]).all()
     assert (found[0] >= margins(model, images, labels)).all()
 

@@ -15,7 +15,8 @@ from conftest import qrobust
 from onnx_graphs import GraphBuilder, conv_graph, gemm_graph, s8
 
 from qrobust.deployment.audit import audit, check_share
-from qrobust.deployment.runtime import OnnxClassifier, open_session
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.session import open_session
 from qrobust.errors import GateError, InputError
 
 
@@ -46,21 +47,25 @@ def looped(g: GraphBuilder) -> str:
 MACS: dict[str, tuple[Callable[[GraphBuilder], str], int, str]] = {
     "convolution": (lambda g: g.op("Conv", "images", floats(g, 20, 3, 3, 3)), 36 * 20 * 27, "Conv"),
     "strided": (
-        lambda g: g.op("Conv", "images", floats(g, 20, 3, 3, 3), strides=[2, 2], pads=[1] * 4), 16 * 20 * 27, "Conv"
+        lambda g: g.op("Conv", "images", floats(g, 20, 3, 3, 3), strides=[2, 2], pads=[1] * 4),
+        16 * 20 * 27,
+        "Conv",
     ),
     "depthwise": (lambda g: g.op("Conv", "images", floats(g, 6, 1, 3, 3), group=3), 36 * 6 * 9, "Conv"),
     "with relu": (lambda g: g.op("Relu", g.op("Conv", "images", floats(g, 20, 3, 1, 1))), 64 * 20 * 3, "FusedConv"),
     "transposed": (lambda g: g.op("ConvTranspose", "images", floats(g, 3, 5, 3, 3)), 64 * 3 * 5 * 9, "ConvTranspose"),
     "Gemm": (lambda g: g.op("Gemm", flat(g), floats(g, 192, 10)), 1920, "Gemm"),
     "Gemm of columns": (
-        lambda g: g.op("Gemm", floats(g, 192, 4), g.op("Transpose", flat(g), perm=[1, 0]), transA=1), 768, "Gemm"
+        lambda g: g.op("Gemm", floats(g, 192, 4), g.op("Transpose", flat(g), perm=[1, 0]), transA=1),
+        768,
+        "Gemm",
     ),
     "MatMul per channel": (lambda g: g.op("MatMul", "images", floats(g, 8, 5)), 3 * 8 * 8 * 5, "MatMul"),
     "MatMul of two": (lambda g: g.op("MatMul", "images", g.op("Relu", "images")), 3 * 8 * 8 * 8, "MatMul"),
     "Einsum": (lambda g: g.op("Einsum", "images", floats(g, 8, 5), equation="nchw, wk -> nchk"), 960, "Einsum"),
     "dynamic": (dynamic, 36 * 8 * 27, ""),
     "inside If": (looped, 36 * 8 * 27, "Conv"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("batch", ["n", 4])

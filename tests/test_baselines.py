@@ -14,7 +14,7 @@ from conftest import qrobust
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.classifier import NormalizedModel
+from qrobust.classifier import NormalizedModel, state_hash
 from qrobust.compensation.baselines import (
     AntiAdversary,
     AutoContrast,
@@ -22,15 +22,15 @@ from qrobust.compensation.baselines import (
     adapt_batch_norm,
     reestimate_batch_norm,
 )
-from qrobust.compensation.training import state_hash
 from qrobust.errors import GateError, InputError
-from qrobust.pipeline import alternatives
-from qrobust.pipeline.alternatives import make_alternative
+from qrobust.pipeline import baselines as alternatives
+from qrobust.pipeline.baselines import make_alternative
+from qrobust.pipeline.run import Workbench
 from qrobust.pipeline.stage import stage
-from qrobust.report.card import model_card
+from qrobust.progress import Reporter
+from qrobust.record import read_record
+from qrobust.report.model_card import model_card
 from qrobust.report.verdict import float_operators
-from qrobust.results import read_record
-from qrobust.workbench import Reporter, Workbench
 
 
 def test_reestimated_statistics_are_those_of_the_images(images: torch.Tensor) -> None:
@@ -143,8 +143,15 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
     assert "Ship " in result.output
     record = json.loads((run / "record.json").read_text())
     rows = {row["method"]: row for row in record["methods"]}
-    assert set(rows) == {"compensated", "bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast",
-                         "denoise", "anti-adversary"}  # fmt: skip
+    assert set(rows) == {
+        "compensated",
+        "bn-reestimate",
+        "calibrator+bn-reestimate",
+        "finetune",
+        "auto-contrast",
+        "denoise",
+        "anti-adversary",
+    }
     # The calibrator that was there is the one that is compared.
     before = json.loads((finished_run / "record.json").read_text())
     assert rows["compensated"]["gain_pp"] == before["summary"]["compensation_gain_pp"]
@@ -198,8 +205,19 @@ def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_pa
     """Not what the last command was asked for."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     learned = read_record(run / "record.json")["compensation"]["training_images"]
-    later = ("--method", "auto-contrast", "--few-shot", 20, "--no-labels", "--scene", "fog", "--severities", 5,
-             "--clean-budget", 2)  # fmt: skip
+    later = (
+        "--method",
+        "auto-contrast",
+        "--few-shot",
+        20,
+        "--no-labels",
+        "--scene",
+        "fog",
+        "--severities",
+        5,
+        "--clean-budget",
+        2,
+    )
     assert qrobust("compensate", run, *later, "-q").exit_code == 0
     assert "Not measured yet" in (run / "auto-contrast.card.md").read_text()
     assert qrobust("evaluate", run, "-q", "--attacks", "none").exit_code == 0
@@ -225,11 +243,16 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
 
     def row(method: str, gain: float, cost: float, faster: float) -> dict[str, object]:
         return {
-            "method": method, "gain_pp": gain, "gain_interval_pp": [gain - 1, gain + 1], "clean_cost_pp": cost,
-            "clean_cost_interval_pp": [cost - 0.1, cost + 0.1], "runtime": "onnxruntime",
-            "latency_ratio": {"batch_1": 1.2}, "float_latency_ratio": {"batch_1": faster},
+            "method": method,
+            "gain_pp": gain,
+            "gain_interval_pp": [gain - 1, gain + 1],
+            "clean_cost_pp": cost,
+            "clean_cost_interval_pp": [cost - 0.1, cost + 0.1],
+            "runtime": "onnxruntime",
+            "latency_ratio": {"batch_1": 1.2},
+            "float_latency_ratio": {"batch_1": faster},
             "lessons": {"scene_alone": True},
-        }  # fmt: skip
+        }
 
     rows = [row("finetune", 30, 2.0, 2.0), row("compensated", 20, 0.2, 0.8), row("auto-contrast", 5, 0, 1.5)]
     record: dict[str, Any] = {"methods": rows, "scene": None}
@@ -244,10 +267,13 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
     none = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
     assert recommendation(record | {"methods": none}).startswith("Ship the INT8 graph as it is")
     # What learned from a scene is judged on the scene, whatever it does to rendered shifts.
-    scene = {"labelled": True, "gain": {
-        "compensated": {"gain_pp": -3.0, "gain_interval_pp": [-5.0, -1.0]},
-        "auto-contrast": {"gain_pp": 9.0, "gain_interval_pp": [7.0, 11.0]},
-    }}  # fmt: skip
+    scene = {
+        "labelled": True,
+        "gain": {
+            "compensated": {"gain_pp": -3.0, "gain_interval_pp": [-5.0, -1.0]},
+            "auto-contrast": {"gain_pp": 9.0, "gain_interval_pp": [7.0, 11.0]},
+        },
+    }
     text = recommendation(record | {"scene": scene})
     assert text.startswith("Ship auto-contrast + INT8 (+9.0 points [+7.0, +11.0] on the scene")
     assert "calibrator" not in text
@@ -269,7 +295,7 @@ def test_float_operators_are_listed_with_their_share_of_the_time(finished_run: P
         "float_compute": {},
         "other_ops": {"GridSample": 1, "Mul": 3, "Reshape": 9, "QLinearAdd": 2, "DequantizeLinear": 1},
         "time_share": {"QLinearConv": 0.8, "Mul": 0.03, "GridSample": 0.05, "Reshape": 0.07, "QLinearAdd": 0.05},
-    }  # fmt: skip
+    }
     sentence = float_operators(audited)
     assert sentence == (
         "4 operators in float take 8.0 % of its time on one thread (1 GridSample 5.0 %, 3 Mul 3.0 %)."
@@ -312,14 +338,14 @@ def test_methods_that_learned_from_other_shifts_are_left_out_and_said(finished_r
 def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrobust import pipeline
+    from qrobust.pipeline import stages
 
     def make(bench: Workbench, method: str) -> None:
         if method != "denoise":
             raise GateError(f"parity: {method} no")
         make_alternative(bench, method)
 
-    monkeypatch.setattr(pipeline, "make_alternative", make)
+    monkeypatch.setattr(stages, "make_alternative", make)
     run = shutil.copytree(finished_run, tmp_path / "run")
     result = qrobust("compensate", run, "--compare", "-q", "--threads", 1)
     assert result.exit_code == 0, result.output

@@ -16,12 +16,13 @@ from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
 from qrobust.errors import GateError, InputError
-from qrobust.evaluation import run_rows
-from qrobust.predictions import read_predictions
+from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.summary import run_rows
+from qrobust.pipeline.run import Workbench
+from qrobust.progress import Reporter
+from qrobust.record import read_record, without_timings
 from qrobust.report.plots import layers_plot
-from qrobust.results import read_record, without_timings
-from qrobust.shifts.severities import SUITES
-from qrobust.workbench import Reporter, Workbench
+from qrobust.shifts.registry import SUITES
 
 COMMANDS = (
     "quantize-and-compensate",
@@ -330,11 +331,34 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
 
 
 KINDS = (
-    "model", "data", "missing weights", "corrupt weights", "pickle", "shapes", "nan", "empty class",
-    "truncated image", "classes", "softmax", "too few", "untraceable", "shift", "hold-out", "all held out",
-    "severity", "severity text", "epsilon text", "only stored", "undefined severity", "budget", "several at once",
-    "batch", "target", "threads", "pretrained",
-)  # fmt: skip
+    "model",
+    "data",
+    "missing weights",
+    "corrupt weights",
+    "pickle",
+    "shapes",
+    "nan",
+    "empty class",
+    "truncated image",
+    "classes",
+    "softmax",
+    "too few",
+    "untraceable",
+    "shift",
+    "hold-out",
+    "all held out",
+    "severity",
+    "severity text",
+    "epsilon text",
+    "only stored",
+    "undefined severity",
+    "budget",
+    "several at once",
+    "batch",
+    "target",
+    "threads",
+    "pretrained",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -348,7 +372,7 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object, **__: object) -> None:
         raise GateError("parity: no")
 
-    monkeypatch.setattr("qrobust.pipeline.stage.check_gate", refuse)
+    monkeypatch.setattr("qrobust.deployment.parity.check_gate", refuse)
     arguments, _ = bad_case("none", tmp_path)
     result = qrobust(*arguments, "--out", tmp_path / "out", "-q")
     assert result.exit_code == 3
@@ -371,7 +395,7 @@ def test_a_refused_evaluation_keeps_the_finished_one(
     def too_short(*_: object, **__: object) -> None:
         raise InputError("budget: 1 s are too short for 10 images")
 
-    monkeypatch.setattr("qrobust.pipeline.measuring.within_budget", too_short)
+    monkeypatch.setattr("qrobust.evaluation.predictions.within_budget", too_short)
     stages = finished_run / "stages"
     before = (stages / "evaluate.json").read_bytes()
     one_line_error(["evaluate", finished_run, *options], None, str(options[0]).removeprefix("--"))
@@ -387,8 +411,11 @@ def test_errors_are_one_line_whatever_they_quote(tmp_path: Path) -> None:
     assert (result.exit_code, "first second" in result.output) == (2, True)
     for words in (
         ["run", "--ptq", "best", "--model", "resnet8", "--data", data, "--out", tmp_path / "out"],
-        ["run"], ["runn"], ["audit"], ["report", tmp_path, "--loud"],
-    ):  # fmt: skip
+        ["run"],
+        ["runn"],
+        ["audit"],
+        ["report", tmp_path, "--loud"],
+    ):
         result = qrobust(*words)
         lines = result.output.strip().splitlines()
         assert (result.exit_code, len(lines)) == (2, 1), result.output
@@ -517,10 +544,28 @@ def test_random_weights_are_announced(tmp_path: Path) -> None:
 
 def small_quantize(weights: Path, out: Path, *options: object) -> list[object]:
     return [
-        "quantize", "--model", "resnet8", "--weights", weights, "--data", "digits", "--normalization", "cifar10",
-        "--calibration-images", "48", "--train-images", "96", "--test-images", "48", "--out", out, "--threads", "1",
-        "-q", *options,
-    ]  # fmt: skip
+        "quantize",
+        "--model",
+        "resnet8",
+        "--weights",
+        weights,
+        "--data",
+        "digits",
+        "--normalization",
+        "cifar10",
+        "--calibration-images",
+        "48",
+        "--train-images",
+        "96",
+        "--test-images",
+        "48",
+        "--out",
+        out,
+        "--threads",
+        "1",
+        "-q",
+        *options,
+    ]
 
 
 def test_narrow_bits_stay_integer_and_int4_is_smaller(weights: Path, tmp_path: Path) -> None:
@@ -632,8 +677,11 @@ def test_what_the_classifier_was_trained_on_cannot_be_held_out(weights: Path, tm
 
 def test_a_scene_alone_has_no_shifts_to_train_the_twin_on(tmp_path: Path) -> None:
     scene = ["--scene", f"imagefolder:{tmp_path}", "--qat-epochs", 1, "--qat-shifts"]
-    one_line_error(["run", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "o", *scene], tmp_path / "o",
-                   "qat_shifts: expected shifts that can be rendered")  # fmt: skip
+    one_line_error(
+        ["run", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "o", *scene],
+        tmp_path / "o",
+        "qat_shifts: expected shifts that can be rendered",
+    )
 
 
 @pytest.mark.parametrize(

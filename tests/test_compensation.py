@@ -13,25 +13,38 @@ import torch
 from conftest import qrobust, random_model
 from torch.nn import functional as F
 
-from qrobust.attacks.balls import Ball, L2Ball, LinfBall
-from qrobust.classifier import Compensated, NormalizedModel, count_macs
+from qrobust.attacks.norms import Ball, L2Ball, LinfBall
+from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation import training
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
-from qrobust.compensation.calibrator import BRANCHES, FRUGAL, WIDTHS, Calibrator, Correction, within_budget
-from qrobust.compensation.gate import GAINS, MOST_TRIED, OFFSETS, Gate, set_gate
+from qrobust.compensation.calibrator import (
+    BRANCHES,
+    FRUGAL,
+    WIDTHS,
+    Calibrator,
+    Correction,
+    within_budget,
+)
+from qrobust.compensation.gate import (
+    GAINS,
+    MOST_TRIED,
+    OFFSETS,
+    Gate,
+    set_gate,
+)
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.training import state_hash, train_calibrator
+from qrobust.compensation.training import train_calibrator
 from qrobust.compensation.validation import Validation
-from qrobust.data import open_data
+from qrobust.data.loading import open_data
 from qrobust.deployment.audit import audit
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
 from qrobust.errors import InputError
-from qrobust.fitting import fast_arithmetic, fit
-from qrobust.integer import IntegerLinear
+from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.training_loop import fast_arithmetic, fit
 
 
 @pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])
@@ -59,16 +72,34 @@ def test_loss_falls_with_steps_and_the_budget_holds(
 def test_reverse_refuses_nonsense(small_model: NormalizedModel, images: torch.Tensor) -> None:
     targets = torch.zeros(len(images), dtype=torch.long)
     usual = {
-        "classifier": small_model, "images": images, "targets": targets, "ball": LinfBall(0.1), "steps": 1,
+        "classifier": small_model,
+        "images": images,
+        "targets": targets,
+        "ball": LinfBall(0.1),
+        "steps": 1,
         "step_size": 0.1,
-    }  # fmt: skip
+    }
     for name, value in (
-        ("steps", 0), ("steps", 1.5), ("step_size", -0.01), ("step_size", float("nan")), ("momentum", 1.0),
-        ("ball", 8 / 255), ("images", 255 * images), ("images", images.to(torch.uint8)), ("images", images.double()),
-        ("targets", targets + 10), ("targets", targets - 1), ("targets", targets[1:]), ("targets", targets.float()),
-        ("targets", targets.bool()), ("targets", targets.tolist()), ("images", images.numpy()), ("steps", True),
-        ("step_size", "0.1"), ("momentum", None),
-    ):  # fmt: skip
+        ("steps", 0),
+        ("steps", 1.5),
+        ("step_size", -0.01),
+        ("step_size", float("nan")),
+        ("momentum", 1.0),
+        ("ball", 8 / 255),
+        ("images", 255 * images),
+        ("images", images.to(torch.uint8)),
+        ("images", images.double()),
+        ("targets", targets + 10),
+        ("targets", targets - 1),
+        ("targets", targets[1:]),
+        ("targets", targets.float()),
+        ("targets", targets.bool()),
+        ("targets", targets.tolist()),
+        ("images", images.numpy()),
+        ("steps", True),
+        ("step_size", "0.1"),
+        ("momentum", None),
+    ):
         with pytest.raises(InputError, match=f"^{name}: expected"):
             reverse_adversarial(**(usual | {name: value}))
 
@@ -231,7 +262,8 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
 def test_training_helps_resumes_and_leaves_the_classifier_alone(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
 
     bench = Workbench.open(finished_run, Reporter(), threads=1)
     cells = [("contrast", 5)]
@@ -241,10 +273,17 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     def train(name: str, steps: int = 60, **options: object) -> tuple[torch.nn.Module, object]:
         calibrator = bench.new_calibrator(*bench.calibrators_within_budget()[0])
         choices = {
-            "table": "cifar-c", "steps": steps, "restore_steps": 40, "batch_size": 16, "learning_rate": 4e-3,
-            "use_labels": False, "association_weight": 1.0, "reverse_weight": 0.0, "seed": 0,
+            "table": "cifar-c",
+            "steps": steps,
+            "restore_steps": 40,
+            "batch_size": 16,
+            "learning_rate": 4e-3,
+            "use_labels": False,
+            "association_weight": 1.0,
+            "reverse_weight": 0.0,
+            "seed": 0,
             "checkpoint": tmp_path / name,
-        } | options  # fmt: skip
+        } | options
         fit = train_calibrator(calibrator, bench.twin, bench.model, bench.data.training, validation, cells, **choices)
         return calibrator, fit
 
@@ -339,16 +378,30 @@ def test_a_classifier_without_gradient_is_refused(tmp_path: Path) -> None:
     torch.nn.init.zeros_(flat[1].weight)
     with pytest.raises(InputError, match="gradient vanishes on 32 of 32 images"):
         train_calibrator(
-            Calibrator(32, 4), flat, flat, data.training, validation, [("fog", 5)], table="cifar-c", steps=1,
-            restore_steps=0, batch_size=16, learning_rate=1e-3, use_labels=True, association_weight=1.0,
-            reverse_weight=0.0, seed=0, checkpoint=tmp_path / "none.pt",
-        )  # fmt: skip
+            Calibrator(32, 4),
+            flat,
+            flat,
+            data.training,
+            validation,
+            [("fog", 5)],
+            table="cifar-c",
+            steps=1,
+            restore_steps=0,
+            batch_size=16,
+            learning_rate=1e-3,
+            use_labels=True,
+            association_weight=1.0,
+            reverse_weight=0.0,
+            seed=0,
+            checkpoint=tmp_path / "none.pt",
+        )
 
 
 @pytest.fixture
 def few_steps(finished_run: Path, tmp_path: Path) -> Callable[..., Calibrator]:
     """Sixteen steps of a calibrator with a photometric branch alone, begun at an offset and with other options."""
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
 
     bench = Workbench.open(finished_run, Reporter(), threads=1)
     cells = [("contrast", 5), ("inversion", 5)]
@@ -358,10 +411,24 @@ def few_steps(finished_run: Path, tmp_path: Path) -> Callable[..., Calibrator]:
         calibrator = bench.new_calibrator(4, ("photometric",)).train()
         torch.nn.init.constant_(calibrator.photometric.bias, proposed)
         train_calibrator(
-            calibrator, bench.twin, bench.model, bench.data.training, validation, cells, table="cifar-c", steps=16,
-            restore_steps=12, batch_size=16, learning_rate=4e-3, use_labels=True, association_weight=1.0,
-            reverse_weight=0.0, seed=0, checkpoint=tmp_path / name, **options,
-        )  # fmt: skip
+            calibrator,
+            bench.twin,
+            bench.model,
+            bench.data.training,
+            validation,
+            cells,
+            table="cifar-c",
+            steps=16,
+            restore_steps=12,
+            batch_size=16,
+            learning_rate=4e-3,
+            use_labels=True,
+            association_weight=1.0,
+            reverse_weight=0.0,
+            seed=0,
+            checkpoint=tmp_path / name,
+            **options,
+        )
         return calibrator
 
     return train
@@ -438,8 +505,9 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
 
 def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp_path: Path) -> None:
     """Another budget asks for another gate, not for another training."""
-    from qrobust.pipeline.compensating import GIVEN_UP, fit_calibrator
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.pipeline.compensate import GIVEN_UP, fit_calibrator
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
 
     class Told(Reporter):
         def __init__(self) -> None:
@@ -470,9 +538,10 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
 
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
 def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
-    from qrobust.pipeline.alternatives import MAKERS
-    from qrobust.pipeline.compensating import fit_calibrator
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.pipeline.baselines import MAKERS
+    from qrobust.pipeline.compensate import fit_calibrator
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
 
     def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
         run = shutil.copytree(finished_run, tmp_path / name)
@@ -498,7 +567,8 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
 
 def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:
     from qrobust.pipeline.polishing import polish
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
 
     bench = Workbench.open(finished_run, Reporter(), threads=1)
     validation = Validation(bench.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
@@ -528,7 +598,7 @@ def test_validation_shares_its_limit() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_arithmetic_is_bfloat16_only_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qrobust.fitting.native_bfloat16", lambda: native)
+    monkeypatch.setattr("qrobust.training_loop.native_bfloat16", lambda: native)
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     with fast_arithmetic():
         assert layer(x).dtype == (torch.bfloat16 if native else torch.float32)
@@ -545,10 +615,20 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
         return module.weight.sum() + (0 * module.weight.sum()).abs().sqrt()  # the root's slope at 0 is infinite
 
     done = fit(
-        module, torch.optim.SGD(module.parameters(), lr=0.1), steps=3, rates=lambda _: [0.1], loss=loss,
-        judge=lambda: (0.0,), score=lambda found: found, judge_after=lambda _: True, describe=str,
-        checkpoint=tmp_path / "c.pt", checkpoint_every=9, progress=lambda *_: None, replaces_start=lambda *_: True,
-    )  # fmt: skip
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1),
+        steps=3,
+        rates=lambda _: [0.1],
+        loss=loss,
+        judge=lambda: (0.0,),
+        score=lambda found: found,
+        judge_after=lambda _: True,
+        describe=str,
+        checkpoint=tmp_path / "c.pt",
+        checkpoint_every=9,
+        progress=lambda *_: None,
+        replaces_start=lambda *_: True,
+    )
     assert (done.diverged, done.steps, done.best_step) == (True, 0, 0)
     assert state_hash(module) == before
 
@@ -574,8 +654,9 @@ def test_sampling_favours_what_hurts() -> None:
 def test_latency_budget_narrows_the_calibrator(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrobust.pipeline import compensating
-    from qrobust.workbench import Reporter, Workbench
+    from qrobust.pipeline import compensate as compensating
+    from qrobust.pipeline.run import Workbench
+    from qrobust.progress import Reporter
 
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

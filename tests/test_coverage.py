@@ -18,18 +18,34 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from qrobust.deployment.audit import audit
-from qrobust.deployment.graph import export, load
-from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
+from qrobust.deployment.onnx_graph import load
 from qrobust.errors import InputError
-from qrobust.integer import IntegerConv2d, IntegerLinear
-from qrobust.quantization.graph import folded
+from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
+from qrobust.quantization.tracing import folded
 
 # They move numbers, whatever their type; the rest of a session's operators computes.
-MOVING = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Flatten", "Split", "Unsqueeze", "Squeeze",
-          "Shape", "Gather", "Concat", "Slice", "Expand", "MaxPool", "NhwcMaxPool"}  # fmt: skip
+MOVING = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Split",
+    "Unsqueeze",
+    "Squeeze",
+    "Shape",
+    "Gather",
+    "Concat",
+    "Slice",
+    "Expand",
+    "MaxPool",
+    "NhwcMaxPool",
+}
 
 
 class Says(nn.Module):
@@ -61,10 +77,16 @@ def network(*middle: nn.Module | Callable[[torch.Tensor], torch.Tensor], channel
     layers = [m if isinstance(m, nn.Module) else Says(m) for m in middle]
     return settled(
         nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), *layers, nn.Conv2d(channels, 12, 3),
-            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            *layers,
+            nn.Conv2d(channels, 12, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 5),
         )
-    )  # fmt: skip
+    )
 
 
 def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Module, dict[str, int], dict[str, int]]:
@@ -173,8 +195,12 @@ FORMS: dict[str, tuple[object, ...]] = {
     "in place, result unused": (unused_result,),
     "in place, argument read again": (with_alias,),
     "batch norm first": (nn.ReLU(), nn.BatchNorm2d(8), nn.ReLU()),
-    "batch norm after cat": (lambda x: torch.cat([x, F.relu(x)], 1), nn.BatchNorm2d(16), nn.ReLU(),
-                             nn.Conv2d(16, 8, 1)),
+    "batch norm after cat": (
+        lambda x: torch.cat([x, F.relu(x)], 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 1),
+    ),
     "batch norm after sum": (lambda x: x + F.relu(x), nn.BatchNorm2d(8)),
     "factors and offsets": (nn.ReLU(), lambda x: 1 - (2 * x - 0.5) / 3, nn.ReLU()),
     "leaky relu": (nn.LeakyReLU(0.1),),
@@ -206,7 +232,7 @@ FORMS: dict[str, tuple[object, ...]] = {
     "zeros by function": (lambda x: F.pad(x, (2, 0, 1, 0)), nn.Conv2d(8, 8, 3, 1, 1, groups=8)),
     "same as TensorFlow": (_SamePadding(8, 8, 3, 2, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
     "functional layers": (_Functional(),),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORMS)

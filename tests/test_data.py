@@ -9,8 +9,9 @@ import torch
 from conftest import save_npz
 from PIL import Image
 
-from qrobust.data import SPLIT_NAMES, open_data, open_test
+from qrobust.data.loading import open_data, open_test
 from qrobust.data.sources import decode_file, fit_square
+from qrobust.data.splits import SPLIT_NAMES
 from qrobust.errors import InputError
 
 

@@ -10,13 +10,21 @@ import torch
 from torch import nn
 
 from qrobust.classifier import NormalizedModel, count_macs
-from qrobust.deployment.audit import audit, check_gate, parity
-from qrobust.deployment.graph import export, load
-from qrobust.deployment.runtime import OnnxClassifier, latencies_ms
+from qrobust.deployment.audit import audit
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
+from qrobust.deployment.onnx_graph import load
+from qrobust.deployment.parity import check_gate, parity
+from qrobust.deployment.profiling import latencies_ms
 from qrobust.errors import GateError, InputError
 from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
-from qrobust.quantization.target import ARM64, X86_AVX2, X86_VNNI, Target
+from qrobust.quantization.target import (
+    ARM64,
+    X86_AVX2,
+    X86_VNNI,
+    Target,
+)
 
 
 @pytest.fixture
@@ -102,7 +110,7 @@ def test_a_fourth_channel_of_zeros_changes_no_bit(
     export(twin, tmp_path / "wide.onnx", 32)
     stored = [tuple(i.dims) for i in load(tmp_path / "wide.onnx").graph.initializer if len(i.dims) == 4]
     assert sorted(stored) == [(3, channels, kernel, kernel), (5, 3, 1, 1)]
-    monkeypatch.setattr("qrobust.deployment.graph._widen", lambda proto: None)
+    monkeypatch.setattr("qrobust.deployment.export._widen", lambda proto: None)
     export(twin, tmp_path / "plain.onnx", 32)
     wide, plain = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("wide", "plain"))
     assert torch.equal(wide(images), plain(images))
@@ -193,9 +201,11 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_session_with_two_inputs_is_refused(tmp_path: Path) -> None:
     tensor = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Add", ["a", "b"], ["c"])], "g",
-        [tensor("a", 1, [1, 2]), tensor("b", 1, [1, 2])], [tensor("c", 1, [1, 2])],
-    )  # fmt: skip
+        [onnx.helper.make_node("Add", ["a", "b"], ["c"])],
+        "g",
+        [tensor("a", 1, [1, 2]), tensor("b", 1, [1, 2])],
+        [tensor("c", 1, [1, 2])],
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "two.onnx")
     with pytest.raises(InputError, match="one image input"):
@@ -212,12 +222,18 @@ def test_latencies_are_measured_for_each(exported: tuple[Path, nn.Module]) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 20), ("mobilenet_v2", 52), ("vgg16_bn", 13)])
 def test_torchvision_networks_come_out_integer(name: str, convolutions: int, tmp_path: Path) -> None:
-    from qrobust.models import find_model, load_model
+    from qrobust.models.loading import load_model
+    from qrobust.models.registry import find_model
 
     model = load_model(
-        find_model(f"torchvision:{name}"), classes=10, image_size=64, weights=None, pretrained=False,
-        normalization=None, seed=0,
-    )  # fmt: skip
+        find_model(f"torchvision:{name}"),
+        classes=10,
+        image_size=64,
+        weights=None,
+        pretrained=False,
+        normalization=None,
+        seed=0,
+    )
     pixels = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     export(quantize(model, X86_VNNI, [pixels]), tmp_path / "int8.onnx", 64)
     counted = audit(tmp_path / "int8.onnx")

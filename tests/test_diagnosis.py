@@ -65,7 +65,9 @@ def uint8_weight(g: GraphBuilder, _: str) -> str:
 CONV: dict[str, tuple[str, dict[str, Values], dict[str, Values]]] = {
     # what is wrong: (the code and a part of the sentence, the changed parts, the parts that repair it)
     "graph input": (
-        "input-not-quantized: its input images is the graph's float input", {"before": lambda g, x: x}, {}
+        "input-not-quantized: its input images is the graph's float input",
+        {"before": lambda g, x: x},
+        {},
     ),
     "float producer": (
         "input-not-quantized: its input tanh_out comes in float from tanh (Tanh)",
@@ -79,37 +81,62 @@ CONV: dict[str, tuple[str, dict[str, Values], dict[str, Values]]] = {
         {},
     ),
     "16-bit output": (
-        "input-type: its activations are uint16", {"after": lambda g, y: g.qdq(y, dtype=np.uint16)}, {}
+        "input-type: its activations are uint16",
+        {"after": lambda g, y: g.qdq(y, dtype=np.uint16)},
+        {},
     ),
     "weight computed": (
         "weight-not-quantized: its weight abs_out comes in float from abs (Abs)",
-        {"weight": lambda g, x: g.op("Abs", g.op("Mul", g.int8((8, 3, 3, 3)), g.op("ReduceMax", x, keepdims=0)),
-                                     name="abs"), "bias": None},
-        {"weight": lambda g, x: g.qdq(
-            g.op("Abs", g.op("Mul", g.int8((8, 3, 3, 3)), g.op("ReduceMax", x, keepdims=0)), name="abs"),
-            0.01, 0, np.int8), "bias": None},
+        {
+            "weight": lambda g, x: g.op(
+                "Abs", g.op("Mul", g.int8((8, 3, 3, 3)), g.op("ReduceMax", x, keepdims=0)), name="abs"
+            ),
+            "bias": None,
+        },
+        {
+            "weight": lambda g, x: g.qdq(
+                g.op("Abs", g.op("Mul", g.int8((8, 3, 3, 3)), g.op("ReduceMax", x, keepdims=0)), name="abs"),
+                0.01,
+                0,
+                np.int8,
+            ),
+            "bias": None,
+        },
     ),
-    "int4 weight": ("weight-type: its weight is int4", {"weight": int4_dequantized, "bias": None},
-                    {"weight": int4_cast, "bias": None}),
+    "int4 weight": (
+        "weight-type: its weight is int4",
+        {"weight": int4_dequantized, "bias": None},
+        {"weight": int4_cast, "bias": None},
+    ),
     "bias computed": ("bias-float: its bias expand_out comes in float from expand", {"bias": run_time_bias}, {}),
     "int8 bias": (
         "bias-type: its bias is int8",
-        {"bias": lambda g, x: g.dequantize(g.const(np.arange(8), np.int8), 0.0002, 0, np.int8)}, {},
+        {"bias": lambda g, x: g.dequantize(g.const(np.arange(8), np.int8), 0.0002, 0, np.int8)},
+        {},
     ),
     "bias with a zero point": (
         "bias-zero-point: its bias has a zero point",
-        {"bias": lambda g, x: g.dequantize(g.const(np.arange(8), np.int32), 0.0002, 3, np.int32)}, {},
+        {"bias": lambda g, x: g.dequantize(g.const(np.arange(8), np.int32), 0.0002, 3, np.int32)},
+        {},
     ),
-    "bias scale": ("bias-scale: its bias has scale 0.001, input times weight is 0.0002",
-                   {"bias": lambda g, x: g.int32(8, 0.001)}, {}),
+    "bias scale": (
+        "bias-scale: its bias has scale 0.001, input times weight is 0.0002",
+        {"bias": lambda g, x: g.int32(8, 0.001)},
+        {},
+    ),
     "one bias scale for many": (
         "bias-scale: its bias has scale 0.0002, input times weight is 0.0002 to 0.0004 (8 scales)",
         {"weight": lambda g, x: g.int8((8, 3, 3, 3), [0.01] * 7 + [0.02])},
-        {"weight": lambda g, x: g.int8((8, 3, 3, 3), [0.01] * 7 + [0.02]),
-         "bias": lambda g, x: g.int32(8, [0.0002] * 7 + [0.0004])},
+        {
+            "weight": lambda g, x: g.int8((8, 3, 3, 3), [0.01] * 7 + [0.02]),
+            "bias": lambda g, x: g.int32(8, [0.0002] * 7 + [0.0004]),
+        },
     ),
-    "run-time scale": ("bias-scale: its input, weight or bias has a scale that is computed",
-                       {"before": dynamic_input}, {}),
+    "run-time scale": (
+        "bias-scale: its input, weight or bias has a scale that is computed",
+        {"before": dynamic_input},
+        {},
+    ),
     "graph result": ("output-is-result: its output is a result of the graph", {"after": lambda g, y: y}, {}),
     "float reader": (
         "output-not-quantized: its output goes in float to tanh (Tanh)",
@@ -122,7 +149,8 @@ CONV: dict[str, tuple[str, dict[str, Values], dict[str, Values]]] = {
         {"after": lambda g, y: g.op("Tanh", g.qdq(relu(g, y), zero=0), name="tanh")},
     ),
     "two readers": (
-        "output-readers: its output has 2 readers", {"after": two_readers},
+        "output-readers: its output has 2 readers",
+        {"after": two_readers},
         {"after": lambda g, y: g.op("Add", *[g.qdq(y)] * 2)},
     ),
     "relu on a signed grid": (
@@ -137,22 +165,33 @@ CONV: dict[str, tuple[str, dict[str, Values], dict[str, Values]]] = {
     ),
     "transposed convolution": (
         "no-integer-kernel: onnxruntime has no integer form of ConvTranspose",
-        {"kind": "ConvTranspose", "weight": lambda g, x: g.int8((3, 8, 3, 3))}, {},
+        {"kind": "ConvTranspose", "weight": lambda g, x: g.int8((3, 8, 3, 3))},
+        {},
     ),
-}  # fmt: skip
+}
 GEMM: dict[str, tuple[str, dict[str, Values], dict[str, Values]]] = {
     "flattened in float": (
         "input-not-quantized: its input Flatten2_out comes in float from Flatten2 (Flatten)",
-        {"before": lambda g, x: x}, {},
+        {"before": lambda g, x: x},
+        {},
     ),
     "float weight": (
-        "weight-float: its weight c8 is a float constant", {"weight": lambda g, x: g.const(np.ones((10, 192)))}, {}
+        "weight-float: its weight c8 is a float constant",
+        {"weight": lambda g, x: g.const(np.ones((10, 192)))},
+        {},
     ),
     "blocks of weights": (
         "weight-blocks: its weight has a scale for each block of an axis",
-        {"weight": lambda g, x: g.op(
-            "DequantizeLinear", g.const(np.ones((10, 192)), np.int8), g.const(np.full((10, 6), 0.01)),
-            axis=1, block_size=32), "bias": None},
+        {
+            "weight": lambda g, x: g.op(
+                "DequantizeLinear",
+                g.const(np.ones((10, 192)), np.int8),
+                g.const(np.full((10, 6), 0.01)),
+                axis=1,
+                block_size=32,
+            ),
+            "bias": None,
+        },
         {"bias": None},
     ),
     "float bias": ("bias-float: its bias c11 is a float constant", {"bias": lambda g, x: g.const(np.ones(10))}, {}),
@@ -163,7 +202,7 @@ GEMM: dict[str, tuple[str, dict[str, Values], dict[str, Values]]] = {
         {"after": lambda g, y: g.op("Add", g.qdq(y), y)},
         {"after": lambda g, y: g.op("Add", *[g.qdq(y)] * 2)},
     ),
-}  # fmt: skip
+}
 CASES = [(conv_graph, name, *case) for name, case in CONV.items()]
 CASES += [(gemm_graph, name, *case) for name, case in GEMM.items()]
 
@@ -209,10 +248,12 @@ def test_signed_activations_fuse_on_arm_only(tmp_path: Path) -> None:
     ("reason", "parts"),
     [
         ("type-mismatch: its input is int8, its output uint8", {"before": s8}),
-        ("weight-sign: its activations are int8 but its weight is uint8",
-         {"before": s8, "after": s8, "weight": uint8_weight}),
+        (
+            "weight-sign: its activations are int8 but its weight is uint8",
+            {"before": s8, "after": s8, "weight": uint8_weight},
+        ),
     ],
-)  # fmt: skip
+)
 def test_types_that_arm_does_not_mix(reason: str, parts: dict, tmp_path: Path) -> None:
     _, reasons = explained(conv_graph(tmp_path / "mixed.onnx", **parts), signed_activations=True)
     assert len(reasons) == 1
@@ -240,18 +281,27 @@ def test_constants_that_are_inputs_too(tmp_path: Path) -> None:
 
 
 ISLANDS: dict[str, tuple[str, Part, Part]] = {
-    "mean": ("no-integer-kernel: onnxruntime has no integer form of ReduceMean on CPUs; over whole images Global",
-             lambda g, y: g.qdq(g.op("ReduceMean", y, g.const([2, 3], np.int64), name="island")),
-             lambda g, y: g.qdq(g.op("GlobalAveragePool", y, name="island"))),
-    "relu": ("activation-not-folded: island (Relu) keeps 0 to inf",
-             lambda g, y: g.qdq(g.op("Relu", y, name="island")), lambda g, y: g.qdq(g.op("Relu", y), zero=0)),
-    "max pool": ("scales-differ: island (MaxPool) must have one grid",
-                 lambda g, y: g.qdq(g.op("MaxPool", y, name="island", kernel_shape=[2, 2]), 0.03),
-                 lambda g, y: g.qdq(g.op("MaxPool", y, kernel_shape=[2, 2]))),
-    "sum": ("output-readers: its output has 2 readers",
-            lambda g, y: two_readers(g, g.op("Add", y, y, name="island")),
-            lambda g, y: g.qdq(g.op("Add", y, y))),
-}  # fmt: skip
+    "mean": (
+        "no-integer-kernel: onnxruntime has no integer form of ReduceMean on CPUs; over whole images Global",
+        lambda g, y: g.qdq(g.op("ReduceMean", y, g.const([2, 3], np.int64), name="island")),
+        lambda g, y: g.qdq(g.op("GlobalAveragePool", y, name="island")),
+    ),
+    "relu": (
+        "activation-not-folded: island (Relu) keeps 0 to inf",
+        lambda g, y: g.qdq(g.op("Relu", y, name="island")),
+        lambda g, y: g.qdq(g.op("Relu", y), zero=0),
+    ),
+    "max pool": (
+        "scales-differ: island (MaxPool) must have one grid",
+        lambda g, y: g.qdq(g.op("MaxPool", y, name="island", kernel_shape=[2, 2]), 0.03),
+        lambda g, y: g.qdq(g.op("MaxPool", y, kernel_shape=[2, 2])),
+    ),
+    "sum": (
+        "output-readers: its output has 2 readers",
+        lambda g, y: two_readers(g, g.op("Add", y, y, name="island")),
+        lambda g, y: g.qdq(g.op("Add", y, y)),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ISLANDS)
@@ -281,11 +331,19 @@ def test_island_that_onnxruntime_made_of_one_operator_and_moved(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("build", "scales"), [(gemm_graph, {"bias": lambda g, x: g.int32(10, 0.001)}),
-                          (conv_graph, {"weight": lambda g, x: g.int8((8, 3, 3, 3), 1e-5),
-                                        "bias": lambda g, x: g.int32(8, 9e-7),
-                                        "after": lambda g, y: g.qdq(y, 1e-7)})]
-)  # fmt: skip
+    ("build", "scales"),
+    [
+        (gemm_graph, {"bias": lambda g, x: g.int32(10, 0.001)}),
+        (
+            conv_graph,
+            {
+                "weight": lambda g, x: g.int8((8, 3, 3, 3), 1e-5),
+                "bias": lambda g, x: g.int32(8, 9e-7),
+                "after": lambda g, y: g.qdq(y, 1e-7),
+            },
+        ),
+    ],
+)
 def test_misread_bias_gives_wrong_sums(build: Callable[..., Path], scales: dict, tmp_path: Path) -> None:
     """onnxruntime takes the bias for input scale times weight scale: unoptimised, the file says something else."""
     path = build(tmp_path / "g.onnx", **scales)
@@ -325,9 +383,10 @@ def test_scales_along_another_axis_give_wrong_sums(axis: int, tmp_path: Path) ->
 
 def test_faults_together_are_told_of_without_a_traceback(tmp_path: Path) -> None:
     path = conv_graph(
-        tmp_path / "g.onnx", before=lambda g, x: g.qdq(x, [0.1, 0.2, 0.3], [0, 0, 0], axis=1),
+        tmp_path / "g.onnx",
+        before=lambda g, x: g.qdq(x, [0.1, 0.2, 0.3], [0, 0, 0], axis=1),
         weight=lambda g, _: g.int8((8, 3, 3, 3), np.full(8, 0.01)),
-    )  # fmt: skip
+    )
     _, reasons = explained(path)
     assert [reason.split(":")[0] for reason in reasons] == ["input-per-channel"]
 

@@ -49,7 +49,7 @@ def test_every_option_that_a_page_names_exists() -> None:
 
 
 def test_every_part_of_a_record_is_documented(finished_run: Path) -> None:
-    from qrobust.results import read_record
+    from qrobust.record import read_record
 
     record, text = read_record(finished_run / "record.json"), (ROOT / "docs" / "record.md").read_text()
     for keys in (record, record["rows"][1]):

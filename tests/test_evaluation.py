@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.data import Split
 from qrobust.data.sources import array_images
+from qrobust.data.splits import Split
 from qrobust.errors import InputError
-from qrobust.evaluation import comparison_rows, drops, overview, run_rows, summarise
-from qrobust.predictions import (
+from qrobust.evaluation.predictions import (
     CLEAN,
     CellPredictions,
     Predictions,
@@ -22,8 +21,15 @@ from qrobust.predictions import (
     read_predictions,
     within_budget,
 )
+from qrobust.evaluation.statistics import holm
+from qrobust.evaluation.summary import (
+    comparison_rows,
+    drops,
+    overview,
+    run_rows,
+    summarise,
+)
 from qrobust.report.robustbench import unaggregated_csv
-from qrobust.statistics import holm
 
 N = 200
 LABELS = np.arange(N) % 4
@@ -166,9 +172,16 @@ def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6, also
     """With a clock that moves `step` seconds between looks at it: that much for 30 images in one cell."""
     times, path = iter(np.arange(100) * step), folder / "kept.json"
     chosen, kept = within_budget(
-        json.loads(path.read_text()) if path.exists() else {}, split, CELLS, {"a": Brightest()}, seconds=seconds,
-        table="cifar-c", seed=0, also=also, clock=lambda: next(times),
-    )  # fmt: skip
+        json.loads(path.read_text()) if path.exists() else {},
+        split,
+        CELLS,
+        {"a": Brightest()},
+        seconds=seconds,
+        table="cifar-c",
+        seed=0,
+        also=also,
+        clock=lambda: next(times),
+    )
     path.write_text(json.dumps(kept))
     return chosen
 

@@ -12,7 +12,13 @@ import pytest
 from conftest import qrobust, save_npz
 
 from qrobust.errors import GateError
-from qrobust.files import give_back, holds_back, set_aside, settle, whole
+from qrobust.storage import (
+    give_back,
+    holds_back,
+    set_aside,
+    settle,
+    whole,
+)
 
 # Networks in files, by the name of their factory.
 NETWORKS = """
@@ -69,8 +75,23 @@ def quantize(folder: Path, network: str, *options: object) -> list[object]:
     (folder / "networks.py").write_text(NETWORKS)
     data = f"npz:{save_npz(folder / 'd.npz')}"
     model = network if network == "resnet8" else f"{folder / 'networks.py'}:{network}"
-    return ["quantize", "--model", model, "--data", data, "--calibration-images", 16, "--image-size", 16,
-            "--out", folder / "out", "--threads", 1, "-q", *options]  # fmt: skip
+    return [
+        "quantize",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--calibration-images",
+        16,
+        "--image-size",
+        16,
+        "--out",
+        folder / "out",
+        "--threads",
+        1,
+        "-q",
+        *options,
+    ]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -112,7 +133,7 @@ def test_a_folder_is_given_back_or_settled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "writer", ["onnx.save_model", "qrobust.workbench.save_file", "qrobust.pipeline.stage.write_text"]
+    "writer", ["onnx.save_model", "qrobust.pipeline.run.save_file", "qrobust.storage.write_text"]
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,7 +158,7 @@ def test_a_run_is_replaced_once_the_new_one_is_quantized(tmp_path: Path, monkeyp
             raise failure
 
         with monkeypatch.context() as patch:
-            patch.setattr("qrobust.pipeline.quantizing.saturation_risk", fail)
+            patch.setattr("qrobust.quantization.saturation.saturation_risk", fail)
             assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code != 0
         assert content(out) == before
     assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code == 0
@@ -180,7 +201,7 @@ def test_networks_that_cannot_be_quantized_are_one_line(network: str, message: s
 def test_what_other_cpus_lose_is_told(
     material: float, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qrobust.pipeline.quantizing.MATERIAL", material)
+    monkeypatch.setattr("qrobust.pipeline.quantize.MATERIAL", material)
     result = qrobust(*quantize(tmp_path, "resnet8"))
     assert result.exit_code == 0
     assert ("warning: on an x86 CPU without VNNI expect " in result.output) == told
@@ -199,7 +220,7 @@ def test_how_sums_were_added_is_told(
     saturate: bool, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run, as on its target; of files, as on this CPU."""
-    monkeypatch.setattr("qrobust.deployment.runtime.sums_saturate", lambda: saturate)
+    monkeypatch.setattr("qrobust.deployment.session.sums_saturate", lambda: saturate)
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     result = qrobust("evaluate", out)

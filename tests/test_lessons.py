@@ -17,22 +17,24 @@ import torch
 from conftest import qrobust
 from PIL import Image
 
-from qrobust import pipeline
 from qrobust.cli.console import _LogBar
 from qrobust.compensation import training
-from qrobust.data import open_data
-from qrobust.data.scene import open_scene
+from qrobust.data.loading import open_data
+from qrobust.data.scene_images import open_scene
 from qrobust.errors import GateError, InputError, RangeError
-from qrobust.folders import TORCH_ONLY
-from qrobust.pipeline import alternatives, compensating
-from qrobust.pipeline.lessons import learned_otherwise, validation_measures
-from qrobust.pipeline.stage import choices_key, told
+from qrobust.pipeline import baselines as alternatives
+from qrobust.pipeline import compensate as compensating
+from qrobust.pipeline import stages
+from qrobust.pipeline.provenance import learned_otherwise, validation_measures
+from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run_folder import TORCH_ONLY
+from qrobust.pipeline.stage import choices_key
+from qrobust.progress import Reporter, told
 from qrobust.quantization import qat
-from qrobust.report.card import model_card
+from qrobust.record import read_record
+from qrobust.report.model_card import model_card
 from qrobust.report.verdict import verdict
-from qrobust.results import read_record
-from qrobust.shifts.severities import _own_shift
-from qrobust.workbench import Reporter, Workbench
+from qrobust.shifts.registry import _own_shift
 
 
 def edit_stage(run: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -70,8 +72,12 @@ def test_images_other_than_those_quantized_with_are_refused(finished_run: Path, 
     splits = json.loads((run / "stages" / "quantize.json").read_text())["splits"]
     edit_stage(run, "quantize", splits=splits | {"training": splits["training"] | {"n": 3, "listing": "other"}})
     before = contents(run)
-    for arguments in (("evaluate", run), ("compensate", run), ("compensate", run, "--method", "bn-reestimate"),
-                      ("compensate", run, "--compare")):  # fmt: skip
+    for arguments in (
+        ("evaluate", run),
+        ("compensate", run),
+        ("compensate", run, "--method", "bn-reestimate"),
+        ("compensate", run, "--compare"),
+    ):
         result = qrobust(*arguments, "-q")
         assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
         assert "data: expected the images of digits that the run was quantized with, got others" in result.output
@@ -116,8 +122,14 @@ def test_only_methods_with_the_same_lessons_are_compared() -> None:
     scene = usual | {"scene_images": "imagefolder:a"}
     both = {"lessons": scene, "trained_on": ["fog", "imagefolder:a"]}
     assert compared(compensate=both, finetune={"lessons": usual}) == {}
-    for changed in ({"images": 7}, {"severities": [1]}, {"labels": False}, {"scene_images": "imagefolder:b"},
-                    {"steps": 7}, {"severity_table": "imagenet-c"}):  # fmt: skip
+    for changed in (
+        {"images": 7},
+        {"severities": [1]},
+        {"labels": False},
+        {"scene_images": "imagefolder:b"},
+        {"steps": 7},
+        {"severity_table": "imagenet-c"},
+    ):
         name = "bn_reestimate" if "scene_images" in changed else "finetune"
         ((method, why),) = compared(compensate={"lessons": scene}, **{name: {"lessons": scene | changed}}).items()
         ((key, value),) = changed.items()
@@ -132,9 +144,10 @@ def test_only_methods_with_the_same_lessons_are_compared() -> None:
 def test_a_figure_without_labels_is_not_called_accuracy() -> None:
     def measures(labels: bool, scene: bool | None, cells: bool = True) -> tuple[str, str]:
         bench: Any = SimpleNamespace(
-            config=SimpleNamespace(use_labels=labels), training_cells=[("fog", 5)] if cells else [],
+            config=SimpleNamespace(use_labels=labels),
+            training_cells=[("fog", 5)] if cells else [],
             scene=None if scene is None else SimpleNamespace(labelled=scene),
-        )  # fmt: skip
+        )
         found = validation_measures(bench)
         return found["clean"], found["shift"]
 
@@ -238,8 +251,8 @@ def test_a_comparison_goes_on_without_a_calibrator(
     def vanished(_: object) -> None:
         raise InputError("classifier: its gradient vanishes")
 
-    monkeypatch.setattr(pipeline, "compensate", vanished)
-    monkeypatch.setattr(pipeline, "ALTERNATIVES", ("denoise",))
+    monkeypatch.setattr(stages, "compensate", vanished)
+    monkeypatch.setattr(stages, "ALTERNATIVES", ("denoise",))
     run = shutil.copytree(finished_run, tmp_path / "run")
     result = qrobust("compensate", run, "--compare", "--steps", 21, "-q", "--threads", 1, "--attacks", "none")
     assert result.exit_code == 0, result.output
@@ -276,8 +289,11 @@ def test_a_card_tells_what_its_graph_is_and_is_not(finished_run: Path) -> None:
     count = method["lessons"]["images"]
     assert f"at severity 2, 4; on 256 images drawn from {count} training images" in model_card(record, "compensated")
     record["scene"] = {
-        "labelled": False, "n": 7, "images": "imagefolder:a", "confidence": {"int8": 0.633, "compensated": 0.41},
-    }  # fmt: skip
+        "labelled": False,
+        "n": 7,
+        "images": "imagefolder:a",
+        "confidence": {"int8": 0.633, "compensated": 0.41},
+    }
     assert "mean confidence 41.0 %, of INT8 63.3 %" in model_card(record, "compensated")
     assert "diverged" not in model_card(record, "compensated")
     record["methods"][0]["diverged"] = True
@@ -295,7 +311,7 @@ def test_a_broken_image_of_a_scene_can_be_left_out(
     save_images(folder, [f"{i:02d}" for i in range(10)])
     (folder / "bad.png").write_bytes(b"no image")
     opened = []
-    monkeypatch.setattr(pipeline, "compensate", lambda bench: opened.append(len(bench.scene.training)))
+    monkeypatch.setattr(stages, "compensate", lambda bench: opened.append(len(bench.scene.training)))
     assert qrobust("compensate", run, "--scene", f"imagefolder:{folder}").exit_code == 2
     result = qrobust("compensate", run, "--scene", f"imagefolder:{folder}", "--skip-bad-images")
     assert "scene: left out 1 files that cannot be decoded" in result.output
@@ -336,7 +352,7 @@ def test_a_comparison_keeps_what_it_leaves_out(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = contents(run)
-    monkeypatch.setattr(pipeline, "ALTERNATIVES", ("auto-contrast",))
+    monkeypatch.setattr(stages, "ALTERNATIVES", ("auto-contrast",))
     options = ("--mac-budget", "0.0001", "--attacks", "none")
     result = qrobust("compensate", run, "--compare", *options, "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
@@ -401,7 +417,5 @@ def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:
 
 
 def test_the_module_is_the_command() -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "qrobust", "--version"], capture_output=True, text=True, check=True
-    )  # fmt: skip
+    found = subprocess.run([sys.executable, "-m", "qrobust", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("qrobust, version")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qrobust.metrics import (
+from qrobust.evaluation.metrics import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
     agreement,
@@ -76,7 +76,9 @@ def test_worst_classes_and_lost_images() -> None:
     # Class 2 gains, and is not listed.
     assert found == [{"class": 0, "n": 2, "drop_pp": 50.0}, {"class": 1, "n": 2, "drop_pp": 50.0}]
     assert lost_images(before, after) == [
-        {"image": 1, "cells": 2}, {"image": 2, "cells": 1}, {"image": 3, "cells": 1}
-    ]  # fmt: skip
+        {"image": 1, "cells": 2},
+        {"image": 2, "cells": 1},
+        {"image": 3, "cells": 1},
+    ]
     assert len(lost_images(before, after, top=1)) == 1
     assert len(worst_classes(before.mean(0), after.mean(0), labels, top=1)) == 1

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qrobust.classifier import count_macs
+from qrobust.classifier import count_macs, parse_normalization
 from qrobust.errors import InputError
-from qrobust.models import find_model, load_model, parse_normalization
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
 from qrobust.models.resnet import resnet8
 
 
@@ -144,10 +145,12 @@ def test_networks_quantized_already(factory: str, module: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        ("resnet21", "torchvision:NAME"), ("torchvision:resnet21", "no classifier"), ("nothere.py:net", "no file"),
+        ("resnet21", "torchvision:NAME"),
+        ("torchvision:resnet21", "no classifier"),
+        ("nothere.py:net", "no file"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no classifier"),
     ],
-)  # fmt: skip
+)
 def test_unknown_models(spec: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         find_model(spec)
@@ -184,11 +187,16 @@ def bad_weights(tmp_path: Path, state: dict[str, torch.Tensor], kind: str) -> Pa
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("missing", "no file"), ("corrupt", "not a readable"), ("truncated", "not a readable"),
-        ("pickle of code", "not a readable"), ("list", "state dict of tensors"), ("shape", r"\(11, 64\)"),
-        ("entries", "fc.bias"), ("nan", "'fc.bias' holds NaN"),
+        ("missing", "no file"),
+        ("corrupt", "not a readable"),
+        ("truncated", "not a readable"),
+        ("pickle of code", "not a readable"),
+        ("list", "state dict of tensors"),
+        ("shape", r"\(11, 64\)"),
+        ("entries", "fc.bias"),
+        ("nan", "'fc.bias' holds NaN"),
     ],
-)  # fmt: skip
+)
 def test_bad_weights(kind: str, match: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=match) as caught:
         load(weights=bad_weights(tmp_path, state, kind))

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from qrobust.quantization.observers import BINS, RANGES, Observer, quantization_parameters
+from qrobust.quantization.observers import (
+    BINS,
+    RANGES,
+    Observer,
+    quantization_parameters,
+)
 
 
 def seen(values: torch.Tensor, batches: int = 1) -> Observer:

@@ -13,9 +13,9 @@ import torch
 from conftest import qrobust
 from PIL import Image
 
-from qrobust.data.scene import open_scene
-from qrobust.models import find_model
-from qrobust.results import read_record
+from qrobust.data.scene_images import open_scene
+from qrobust.models.registry import find_model
+from qrobust.record import read_record
 
 NETWORK = """
 from torch import nn
@@ -58,9 +58,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantize(folder: Path, *options: object, model: str = "net") -> tuple[int, str]:
     result = qrobust(
-        "quantize", "--model", f"{folder / 'mine.py'}:{model}", "--data", f"npz:{folder / 'data.npz'}",
-        "--calibration-images", 16, "--threads", 1, "-q", "--out", folder / "run", *options,
-    )  # fmt: skip
+        "quantize",
+        "--model",
+        f"{folder / 'mine.py'}:{model}",
+        "--data",
+        f"npz:{folder / 'data.npz'}",
+        "--calibration-images",
+        16,
+        "--threads",
+        1,
+        "-q",
+        "--out",
+        folder / "run",
+        *options,
+    )
     return result.exit_code, result.output
 
 

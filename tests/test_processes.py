@@ -14,13 +14,12 @@ import pytest
 import torch
 from onnx_graphs import SIDE, classifier_graph
 
-from qrobust.data import Split
 from qrobust.data.sources import array_images
-from qrobust.deployment.foreign import ForeignClassifier
-from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.data.splits import Split
+from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.errors import InputError, QRobustError
-from qrobust.predictions import CLEAN, predict
-from qrobust.processes import processes
+from qrobust.evaluation.predictions import CLEAN, predict
+from qrobust.evaluation.workers import processes
 from qrobust.shifts.rendering import render
 
 
@@ -113,7 +112,7 @@ def split() -> Split:
 def test_sessions_in_processes_say_the_same(
     split: Split, cell: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qrobust.predictions.BATCH", 5)
+    monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 5)
     own = classifier_graph(tmp_path / "own.onnx")
     foreign = ForeignClassifier(classifier_graph(tmp_path / "softmax.onnx", softmax=True), 2)
     foreign.examine(split.read(slice(None)).float() / 255, 3)
@@ -134,8 +133,11 @@ def test_a_session_is_opened_once_in_each_process_with_one_thread(tmp_path: Path
     classifier = OnnxClassifier(classifier_graph(tmp_path / "own.onnx"), 2)
     with processes(2) as by:
         assert by is not None
-        found = {answer for parts in by.ask(torch.zeros(6, 2, 3, SIDE, SIDE).byte(), partial(threads_of, classifier))
-                 for answer in parts}  # fmt: skip
+        found = {
+            answer
+            for parts in by.ask(torch.zeros(6, 2, 3, SIDE, SIDE).byte(), partial(threads_of, classifier))
+            for answer in parts
+        }
     assert {threads for threads, _ in found} == {1}
     assert len(found) <= 2
 

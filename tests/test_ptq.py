@@ -12,15 +12,24 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from qrobust.classifier import NormalizedModel
-from qrobust.compensation.training import state_hash
-from qrobust.data import Data, Split, open_data
+from qrobust.classifier import NormalizedModel, state_hash
+from qrobust.data.loading import open_data
+from qrobust.data.splits import Data, Split
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization import ptq
+from qrobust.quantization.convert import weight_scale
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import calls, described, folded, normal_form, trace
-from qrobust.quantization.ptq import build, keep_worst_in_float, observe, prepare, quantize, restore, search
+from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d, IntegerLinear
+from qrobust.quantization.layerwise import walk
+from qrobust.quantization.ptq import (
+    build,
+    keep_worst_in_float,
+    observe,
+    prepare,
+    quantize,
+    restore,
+    search,
+)
 from qrobust.quantization.recipe import BITS, Recipe
 from qrobust.quantization.sensitivity import (
     LayerEffect,
@@ -30,10 +39,21 @@ from qrobust.quantization.sensitivity import (
     sqnr_db,
     worst_layers,
 )
-from qrobust.quantization.target import ARM64, TARGETS, X86_AVX2, X86_VNNI, Target
-from qrobust.quantization.twin import weight_scale
-from qrobust.quantization.walk import walk
-from qrobust.shifts.rendering import to_unit
+from qrobust.quantization.target import (
+    ARM64,
+    TARGETS,
+    X86_AVX2,
+    X86_VNNI,
+    Target,
+)
+from qrobust.quantization.tracing import (
+    calls,
+    described,
+    folded,
+    normal_form,
+    trace,
+)
+from qrobust.shifts.filters import to_unit
 
 
 @pytest.fixture(autouse=True)
@@ -257,8 +277,11 @@ def test_search_keeps_the_best_so_far(
     assert len(trials) == 8
     best = min(trials, key=lambda t: t.divergence)
     assert (recipe.ranges, recipe.equalize, recipe.correct_bias, recipe.rounding) == (
-        best.ranges, best.equalize, best.correct_bias, best.rounding,
-    )  # fmt: skip
+        best.ranges,
+        best.equalize,
+        best.correct_bias,
+        best.rounding,
+    )
     assert best.kept
     logits = torch.cat([twin(to_unit(images)) for images, _ in validation.batches(50)])
     reference = torch.cat([observed.graph(to_unit(images)) for images, _ in validation.batches(50)])
@@ -389,11 +412,14 @@ class Logarithms(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Dead(), "'relu_explicit' after 'conv' is constant (observed [0.0, 0.0]); check the weights and the "
-         "calibration images"),
+        (
+            Dead(),
+            "'relu_explicit' after 'conv' is constant (observed [0.0, 0.0]); check the weights and the "
+            "calibration images",
+        ),
         (Logarithms(), "'log' after 'stem.1' holds NaN or infinity; check the weights and the images"),
     ],
-)  # fmt: skip
+)
 def test_activations_without_a_range_name_the_nearest_layer(network: nn.Module, message: str) -> None:
     with pytest.raises(InputError) as caught:
         quantize(network.eval(), X86_VNNI, [torch.rand(2, 3, 8, 8)])
@@ -404,9 +430,11 @@ def test_nodes_are_described_by_the_modules_of_the_network(small_model: Normaliz
     graph, _ = ptq.prepare(small_model, torch.rand(1, 3, 32, 32), Recipe())
     nodes = {node.name: node for node in graph.graph.nodes}
     for name, words in (
-        ("network_pool_explicit", "in 'pool'"), ("flatten", "after 'pool'"), ("normalization", "in 'normalization'"),
+        ("network_pool_explicit", "in 'pool'"),
+        ("flatten", "after 'pool'"),
+        ("normalization", "in 'normalization'"),
         ("network_blocks_1_relu2", "in 'blocks.1.relu2'"),
-    ):  # fmt: skip
+    ):
         assert described(graph, nodes[name]) == f"{name!r} {words}"
     assert described(graph, next(iter(graph.graph.nodes))) == "'images'"
 

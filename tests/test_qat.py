@@ -6,18 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from qrobust import fitting
-from qrobust.classifier import NormalizedModel
-from qrobust.compensation.training import state_hash
-from qrobust.data import Data, open_data
+from qrobust import training_loop as fitting
+from qrobust.classifier import NormalizedModel, state_hash
+from qrobust.data.loading import open_data
+from qrobust.data.splits import Data
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization import ptq
+from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization.ptq import Observed, build, observe
-from qrobust.quantization.qat import QatFit, TrainableQuantizer, _LearnedStep, beyond_luck, refreeze, thaw, train
+from qrobust.quantization.qat import (
+    QatFit,
+    TrainableQuantizer,
+    _LearnedStep,
+    beyond_luck,
+    refreeze,
+    thaw,
+    train,
+)
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
-from qrobust.shifts.rendering import to_unit
+from qrobust.shifts.filters import to_unit
 
 RECIPE = Recipe("w4a4")
 
@@ -77,12 +85,22 @@ def fit(
     trainable: torch.fx.GraphModule, model: NormalizedModel, digits: Data, folder: Path, **changes: object
 ) -> QatFit:
     options = {
-        "steps": 24, "batch_size": 16, "learning_rate": 1e-3, "distillation": 1.0, "cells": [],
-        "table": "cifar-c", "seed": 0, "checkpoint": folder / "qat.pt",
-    }  # fmt: skip
+        "steps": 24,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "distillation": 1.0,
+        "cells": [],
+        "table": "cifar-c",
+        "seed": 0,
+        "checkpoint": folder / "qat.pt",
+    }
     return train(
-        trainable, model, digits.training, digits.validation.first(60), **(options | changes)  # type: ignore[arg-type]
-    )  # fmt: skip
+        trainable,
+        model,
+        digits.training,
+        digits.validation.first(60),
+        **(options | changes),  # type: ignore[arg-type]
+    )
 
 
 def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
@@ -121,21 +139,33 @@ def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
     module = torch.nn.Linear(1, 1)
     before, judged = state_hash(module), iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
     options = {
-        "steps": 4, "rates": lambda _: [0.1], "loss": lambda _: module.weight.sum(), "judge": lambda: next(judged),
-        "score": lambda found: (found[0], -found[1]), "judge_after": lambda _: True, "describe": str,
-        "checkpoint_every": 9, "progress": lambda *_: None,
-    }  # fmt: skip
+        "steps": 4,
+        "rates": lambda _: [0.1],
+        "loss": lambda _: module.weight.sum(),
+        "judge": lambda: next(judged),
+        "score": lambda found: (found[0], -found[1]),
+        "judge_after": lambda _: True,
+        "describe": str,
+        "checkpoint_every": 9,
+        "progress": lambda *_: None,
+    }
     done = fitting.fit(
-        module, torch.optim.SGD(module.parameters(), lr=0.1), checkpoint=tmp_path / "none.pt",
-        replaces_start=lambda found, start: beyond_luck(found, start, 50), **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1),
+        checkpoint=tmp_path / "none.pt",
+        replaces_start=lambda found, start: beyond_luck(found, start, 50),
+        **options,  # type: ignore[arg-type]
+    )
     assert (done.best_step, done.best) == (0, (0.50, 0.1))
     assert state_hash(module) == before
     judged = iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
     done = fitting.fit(
-        module, torch.optim.SGD(module.parameters(), lr=0.1), checkpoint=tmp_path / "some.pt",
-        replaces_start=lambda found, start: beyond_luck(found, start, 500), **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1),
+        checkpoint=tmp_path / "some.pt",
+        replaces_start=lambda found, start: beyond_luck(found, start, 500),
+        **options,  # type: ignore[arg-type]
+    )
     assert (done.best_step, done.best) == (3, (0.55, 0.2))  # beyond a standard error of 2.2 points, then by score
 
 

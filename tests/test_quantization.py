@@ -5,14 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.classifier import NormalizedModel, count_macs, input_gradient
-from qrobust.compensation.training import state_hash
+from qrobust.classifier import NormalizedModel, count_macs, input_gradient, state_hash
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, GlobalAveragePool, IntegerConv2d, IntegerLinear, convolve
-from qrobust.quantization.graph import folded
+from qrobust.quantization.integer_layers import (
+    ActivationQuantizer,
+    GlobalAveragePool,
+    IntegerConv2d,
+    IntegerLinear,
+    convolve,
+)
 from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
+from qrobust.quantization.tracing import folded
 
 
 def test_rounding_error_is_half_a_step_and_saturation_has_no_gradient() -> None:

@@ -9,25 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from qrobust.attacks.balls import Ball, L2Ball, LinfBall
-from qrobust.attacks.gradient import apgd, fgsm, pgd
-from qrobust.attacks.hard_label import hop_skip_jump
-from qrobust.attacks.noise import random_noise
-from qrobust.attacks.queries import is_right
-from qrobust.attacks.risk import (
-    differential_risk,
+from qrobust.attacks.base import (
     on_pixels,
-    reliability_flags,
     sweep,
     to_uint8_inside,
     transfer,
+)
+from qrobust.attacks.diagnostics import (
+    differential_risk,
+    reliability_flags,
     worst_case,
     zero_gradient_share,
 )
+from qrobust.attacks.hop_skip_jump import hop_skip_jump
+from qrobust.attacks.noise import random_noise
+from qrobust.attacks.norms import Ball, L2Ball, LinfBall
+from qrobust.attacks.pgd import apgd, fgsm, pgd
+from qrobust.attacks.queries import is_right
 from qrobust.attacks.square import square
 from qrobust.classifier import Classifier, NormalizedModel
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
 from qrobust.errors import InputError
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
@@ -58,9 +60,13 @@ def shares(right: Mapping[float, torch.Tensor]) -> dict[float, float]:
 def test_rounding_stays_in_the_linf_ball(epsilon: float) -> None:
     pixels, labels = pixels_and_labels()
     adversarial = pgd(
-        smooth, pixels.float() / 255, labels, ball=LinfBall(epsilon), steps=3,
+        smooth,
+        pixels.float() / 255,
+        labels,
+        ball=LinfBall(epsilon),
+        steps=3,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     change = to_uint8_inside(adversarial, pixels, LinfBall(epsilon)).int() - pixels.int()
     assert change.abs().max() == int(255 * epsilon + 1e-6)  # exact integers: the largest whole step allowed
 
@@ -126,9 +132,7 @@ def test_transfer_between_equal_classifiers_is_the_white_box() -> None:
     white = transfer(fgsm, smooth, smooth, pixels, labels, ball=ball, seed=0)
     assert torch.equal(transfer(fgsm, smooth, lambda x: 2 * smooth(x), pixels, labels, ball=ball, seed=0), white)
     unrelated = torch.randn(WEIGHT.shape, generator=torch.Generator().manual_seed(8))
-    other = transfer(
-        fgsm, lambda x: smooth(x) * 0 + smooth(x * unrelated), smooth, pixels, labels, ball=ball, seed=0
-    )  # fmt: skip
+    other = transfer(fgsm, lambda x: smooth(x) * 0 + smooth(x * unrelated), smooth, pixels, labels, ball=ball, seed=0)
     assert other.float().mean() > white.float().mean()
 
 
@@ -144,8 +148,11 @@ def test_worst_case_and_differential_risk_count_images() -> None:
 
 def flags(white_box: Mapping[float, float], **changed: object) -> list[str]:
     arguments: dict[str, object] = {
-        "others": {"square": {0.1: 0.5}}, "noise": {0.1: 0.9}, "chance": 0.1, "zero_gradients": 0.0,
-    }  # fmt: skip
+        "others": {"square": {0.1: 0.5}},
+        "noise": {0.1: 0.9},
+        "chance": 0.1,
+        "zero_gradients": 0.0,
+    }
     return reliability_flags("int8", white_box, **(arguments | changed))  # type: ignore[arg-type]  # one dict for all
 
 

@@ -10,18 +10,23 @@ import pytest
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import Compensated, NormalizedModel, input_gradient
-from qrobust.compensation.training import state_hash
-from qrobust.deployment import runtime
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier, sums, sums_saturate
+from qrobust.classifier import Compensated, NormalizedModel, input_gradient, state_hash
+from qrobust.deployment import session as runtime
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
+from qrobust.deployment.session import sums, sums_saturate
 from qrobust.errors import InputError
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization import saturation
-from qrobust.quantization.graph import trace
+from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization.ptq import quantize
-from qrobust.quantization.saturation import cannot_saturate, layers, saturation_risk, without_vnni
+from qrobust.quantization.saturation import (
+    cannot_saturate,
+    layers,
+    saturation_risk,
+    without_vnni,
+)
 from qrobust.quantization.target import TARGETS, X86_VNNI, Target
+from qrobust.quantization.tracing import trace
 
 SEVEN_BITS = Target("x86-avx2", (0, 255), (-63, 63), "pairs of products fit into 16 bits")
 # Powers of two, so that every float is an integer times one of them and results must be equal, not close.
@@ -68,9 +73,11 @@ def reference(x: np.ndarray, layer: IntegerConv2d | IntegerLinear, zero_point: i
         products, correction = [], 0
         for kernel_row, kernel_column, channel in np.ndindex(kernel_rows, kernel_columns, channels):
             a = x[
-                i, start + channel, row * stride[0] + kernel_row * dilation[0],
+                i,
+                start + channel,
+                row * stride[0] + kernel_row * dilation[0],
                 column * stride[1] + kernel_column * dilation[1],
-            ]  # fmt: skip
+            ]
             w = weight[o, channel, kernel_row, kernel_column]
             products += [a * w, 0] if widened and channel == 2 else [a * w]
             correction += zero_point * w
@@ -314,8 +321,10 @@ def test_how_products_are_added_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(runtime, "sums_saturate", lambda: True)
     options = {t.name: {"signed_activations": t.signed or None, "exact_sums": t.exact_sums} for t in TARGETS.values()}
     assert {name: sums(**o) for name, o in options.items()} == {
-        "x86-vnni": "exact-by-request", "x86-avx2": "saturating", "arm64": "exact",
-    }  # fmt: skip
+        "x86-vnni": "exact-by-request",
+        "x86-avx2": "saturating",
+        "arm64": "exact",
+    }
     monkeypatch.setattr(runtime, "sums_saturate", lambda: False)
     assert {sums(**o) for o in options.values()} == {"exact"}
 

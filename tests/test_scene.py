@@ -13,14 +13,15 @@ import torch
 from conftest import qrobust
 from PIL import Image, ImageOps
 
-from qrobust.cli.options import choices
+from qrobust.cli.parsing import choices
 from qrobust.compensation.batches import mixed_batch
 from qrobust.compensation.validation import Validation, information
-from qrobust.data import open_data
-from qrobust.data.scene import open_scene
+from qrobust.data.loading import open_data
+from qrobust.data.scene_images import open_scene
 from qrobust.errors import InputError
+from qrobust.pipeline.run import Workbench
+from qrobust.progress import Reporter
 from qrobust.shifts.rendering import render
-from qrobust.workbench import Reporter, Workbench
 
 SMALLER = ("--mac-budget", "0.04", "--branches", "photometric")
 NAMES = tuple(str(digit) for digit in range(10))
@@ -173,8 +174,12 @@ def test_shifts_take_the_place_of_a_scene(finished_run: Path, tmp_path: Path) ->
 def test_bad_options_leave_the_calibrator_that_is_there(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    for options in (("--shifts", "fogg"), ("--branches", "magic"), ("--scene", f"imagefolder:{tmp_path / 'none'}"),
-                    ("--mac-budget", "0.0001")):  # fmt: skip
+    for options in (
+        ("--shifts", "fogg"),
+        ("--branches", "magic"),
+        ("--scene", f"imagefolder:{tmp_path / 'none'}"),
+        ("--mac-budget", "0.0001"),
+    ):
         result = qrobust("compensate", run, *options)
         assert result.exit_code == 2, result.output
         assert {"compensate", "export", "evaluate"} <= {path.stem for path in (run / "stages").glob("*.json")}

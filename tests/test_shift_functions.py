@@ -13,11 +13,17 @@ from PIL import Image
 
 from qrobust.shifts import corruptions, transformations
 from qrobust.shifts.corruptions import blur
-from qrobust.shifts.filters import mirrored, smooth
-from qrobust.shifts.frost import PICTURES, frost_picture
-from qrobust.shifts.generators import Generators
-from qrobust.shifts.rendering import render, render_grid, to_unit
-from qrobust.shifts.severities import GRIDS, SHIFTS, SUITES, TABLES, cells
+from qrobust.shifts.corruptions.frost import PICTURES, frost_picture
+from qrobust.shifts.filters import mirrored, smooth, to_unit
+from qrobust.shifts.registry import (
+    GRIDS,
+    SHIFTS,
+    SUITES,
+    TABLES,
+    cells,
+)
+from qrobust.shifts.rendering import render, render_grid
+from qrobust.shifts.rng import Generators
 
 NONE = Generators(())
 
@@ -66,9 +72,17 @@ def test_a_photograph_sized_image(name: str) -> None:
 # once; saturate goes down first and then up; frost's pictures differ more than its severities; box filters
 # hit the edges of these pictures or miss them.
 UNEVEN = {
-    "spatter", "glass_blur", "elastic_transform", "saturate", "frost", "snow", "jpeg_chain", "fog", "pixelate",
+    "spatter",
+    "glass_blur",
+    "elastic_transform",
+    "saturate",
+    "frost",
+    "snow",
+    "jpeg_chain",
+    "fog",
+    "pixelate",
     "resize_area",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import qrobust
 
-from qrobust.results import read_record
+from qrobust.record import read_record
 
 
 def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Pat
     assert black < rows["clean"]["accuracy"]["float"]
 
     own.write_text("def dim(images, strength, generators):\n    return images + strength\n")
-    from qrobust.shifts.severities import _own_shift
+    from qrobust.shifts.registry import _own_shift
 
     _own_shift.cache_clear()  # another process would not have read the file yet
     refused = qrobust("evaluate", out, *options)

@@ -10,9 +10,18 @@ from PIL import Image, ImageEnhance
 
 from qrobust.errors import InputError
 from qrobust.shifts import corruptions, transformations
-from qrobust.shifts.generators import Generators
-from qrobust.shifts.rendering import render, render_grid, to_uint8, to_unit
-from qrobust.shifts.severities import SHIFTS, SUITES, TABLES, cells, expand, find_shift, table_for
+from qrobust.shifts.filters import to_uint8, to_unit
+from qrobust.shifts.registry import (
+    SHIFTS,
+    SUITES,
+    TABLES,
+    cells,
+    expand,
+    find_shift,
+    table_for,
+)
+from qrobust.shifts.rendering import render, render_grid
+from qrobust.shifts.rng import Generators
 
 ALL = [(name, s) for name, s in cells(tuple(SHIFTS), (1, 2, 3, 4, 5), "cifar-c")]
 
@@ -56,9 +65,11 @@ def test_seed_decides_random_shifts(name: str, digit_pixels: torch.Tensor) -> No
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "defocus_blur", "contrast", "rotation", "shear"])
 def test_severity_hurts_more_and_more(name: str) -> None:
-    pixels = to_uint8(torch.nn.functional.interpolate(
-        torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)), size=64, mode="bicubic"
-    ))  # fmt: skip
+    pixels = to_uint8(
+        torch.nn.functional.interpolate(
+            torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)), size=64, mode="bicubic"
+        )
+    )
     table = "imagenet-c"
     distances = [
         (render(pixels, name, s, table=table, seed=0).float() - pixels.float()).abs().mean() for s in range(1, 6)
@@ -112,9 +123,11 @@ def test_plasma_is_normalised_and_rougher_with_less_decay() -> None:
 
 
 def test_rotation_agrees_with_pillow() -> None:
-    pixels = to_uint8(torch.nn.functional.interpolate(
-        torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=65, mode="bicubic"
-    ))  # fmt: skip
+    pixels = to_uint8(
+        torch.nn.functional.interpolate(
+            torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=65, mode="bicubic"
+        )
+    )
     ours = render(pixels, "rotation", 5, table="cifar-c", seed=0)[0]
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     theirs = torch.from_numpy(np.asarray(image.rotate(30, Image.Resampling.BILINEAR)).copy()).permute(2, 0, 1)

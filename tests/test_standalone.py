@@ -22,12 +22,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import CENTRES, SIDE
 from onnx_graphs import classifier_graph as graph
 
-from qrobust.deployment.foreign import ForeignClassifier
+from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.errors import InputError
-from qrobust.evaluation import comparison_rows
-from qrobust.predictions import read_predictions
-from qrobust.results import EVALUATION_SCHEMA, read_record, without_timings
-from qrobust.shifts.severities import _own_shift
+from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.summary import comparison_rows
+from qrobust.record import EVALUATION_SCHEMA, read_record, without_timings
+from qrobust.shifts.registry import _own_shift
 
 
 @pytest.fixture
@@ -125,8 +125,11 @@ def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     second = graph(tmp_path / "bad.onnx", softmax=True, noise=0.1)
     record = run([first, second], data, tmp_path / "out", *SHORT)
     assert [(r["shift"], r["severity"]) for r in record["rows"]] == [
-        ("clean", 0), ("contrast", 5), ("gaussian_noise", 5), ("inversion", 5)
-    ]  # fmt: skip
+        ("clean", 0),
+        ("contrast", 5),
+        ("gaussian_noise", 5),
+        ("inversion", 5),
+    ]
     assert record["summary"]["clean_accuracy"]["good"] == 1.0
     assert record["models"]["bad"]["output"] == "probabilities"
     assert record["models"]["good"]["output"] == "logits"
@@ -290,14 +293,15 @@ def too_short(*_: object, **__: object) -> None:
 def test_what_fails_leaves_an_earlier_evaluation_alone(
     data: str, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qrobust.standalone.within_budget", too_short)
+    monkeypatch.setattr("qrobust.evaluation.predictions.within_budget", too_short)
     model, out = graph(tmp_path / "m.onnx"), tmp_path / "out"
     run([model], data, out, *SHORT)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     base = ["evaluate", "--model", model, "--data", data, "-q", "--threads", 1, *SHORT, "--overwrite"]
     for options, said in (
-        (["--workers", 0], "workers: expected at least 1"), (["--budget", "1s"], "too short for"),
-    ):  # fmt: skip
+        (["--workers", 0], "workers: expected at least 1"),
+        (["--budget", "1s"], "too short for"),
+    ):
         refused = qrobust(*base, "--out", out, *options)
         assert (refused.exit_code, said in refused.output) == (2, True)
         new = tmp_path / "new"
@@ -310,7 +314,7 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
         assert (refused.exit_code, len(refused.output.strip().splitlines())) == (2, 1)
         _own_shift.cache_clear()  # the same name with other text
     # What fails at the very end, too.
-    monkeypatch.setattr("qrobust.standalone.attacked", too_short)
+    monkeypatch.setattr("qrobust.evaluation.attack_summary.attacked", too_short)
     assert qrobust(*base, "--out", out).exit_code == 2
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert not list(tmp_path.glob(".out*"))
@@ -407,8 +411,22 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
     return [graph(model), *options], kind
 
 
-KINDS = ("classes", "size", "two channels", "grey and colour", "range of grey", "oblong", "missing", "damaged",
-         "range", "range of bytes", "test images", "cells", "attacks", "threads")  # fmt: skip
+KINDS = (
+    "classes",
+    "size",
+    "two channels",
+    "grey and colour",
+    "range of grey",
+    "oblong",
+    "missing",
+    "damaged",
+    "range",
+    "range of bytes",
+    "test images",
+    "cells",
+    "attacks",
+    "threads",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -457,14 +475,22 @@ def instead_of_logits(
     [
         (helper.make_node("ArgMax", ["logits"], ["out"], axis=1, keepdims=0), TensorProto.INT64, {}, "int64 (4,)"),
         (helper.make_node("Reshape", ["logits", "to"], ["out"]), TensorProto.FLOAT, {"to": [2, 6]}, "float32 (2, 6)"),
-        (helper.make_node("Expand", ["row", "to"], ["out"]), TensorProto.FLOAT,
-         {"row": np.zeros((1, 1, 3), np.float32), "to": [4, 5, 3]}, "float32 (4, 5, 3)"),
+        (
+            helper.make_node("Expand", ["row", "to"], ["out"]),
+            TensorProto.FLOAT,
+            {"row": np.zeros((1, 1, 3), np.float32), "to": [4, 5, 3]},
+            "float32 (4, 5, 3)",
+        ),
         (helper.make_node("ReduceMax", ["logits"], ["out"], keepdims=0), TensorProto.FLOAT, {}, "float32 ()"),
-        (helper.make_node("Cast", ["logits"], ["out"], to=TensorProto.STRING), TensorProto.STRING, {},
-         "object (4, 3)"),
+        (
+            helper.make_node("Cast", ["logits"], ["out"], to=TensorProto.STRING),
+            TensorProto.STRING,
+            {},
+            "object (4, 3)",
+        ),
         (helper.make_node("SequenceConstruct", ["logits"], ["out"]), None, {}, "list"),
     ],
-)  # fmt: skip
+)
 def test_outputs_that_are_no_rows_of_logits(
     node: onnx.NodeProto, dtype: int | None, constants: dict[str, Any], got: str, tmp_path: Path
 ) -> None:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, false_discovery_control
 
-from qrobust.statistics import holm, mcnemar_exact, paired_bootstrap, stratified, wilson_interval
+from qrobust.evaluation.statistics import (
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    stratified,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (5, 10), (10, 10), (430, 500), (4999, 5000)])

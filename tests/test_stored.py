@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qrobust.data.stored import open_stored
+from qrobust.data.corruption_sets import open_stored
 from qrobust.errors import InputError
 
 

@@ -11,11 +11,11 @@ from conftest import qrobust, save_npz
 from PIL import Image
 from test_standalone import SIDE, graph, run
 
-from qrobust.data import Split
-from qrobust.evaluation import comparison_rows
-from qrobust.predictions import read_predictions
-from qrobust.results import read_record
-from qrobust.statistics import mcnemar_exact
+from qrobust.data.splits import Split
+from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.statistics import mcnemar_exact
+from qrobust.evaluation.summary import comparison_rows
+from qrobust.record import read_record
 
 N = 10
 
@@ -100,7 +100,7 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
         asked.append(also)
         return split.first(4), {"n": 4}
 
-    monkeypatch.setattr("qrobust.standalone.within_budget", four)
+    monkeypatch.setattr("qrobust.evaluation.predictions.within_budget", four)
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
     record = run([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
     assert asked == [4]  # cells of the set, beside those that are rendered
@@ -111,28 +111,70 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
 def test_folders_are_measured_too(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for index, name in enumerate("abc"):
-        for shown, part in ((index, root / "snow" / "3" / name), (index, tmp_path / "data" / "test" / name),
-                            (index, tmp_path / "data" / "train" / name)):  # fmt: skip
+        for shown, part in (
+            (index, root / "snow" / "3" / name),
+            (index, tmp_path / "data" / "test" / name),
+            (index, tmp_path / "data" / "train" / name),
+        ):
             part.mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (SIDE, SIDE), (20 + 60 * shown,) * 3).save(part / f"{i}.png")
     model, data = graph(tmp_path / "m.onnx"), f"imagefolder:{tmp_path / 'data'}"
     record = run([model], data, tmp_path / "out", "--shifts", f"stored:{root}", "--severities", "3")
     assert record["stored"][0]["rows"][0]["accuracy"] == {"m": 1.0}
-    assert f"stored:{root}: m 100.00 % (n = 12 of 12, 1 cells)" in qrobust(
-        "evaluate", "--model", model, "--data", data, "--out", tmp_path / "again", "--shifts", f"stored:{root}",
-        "--severities", "3", "-q", "--threads", 1,
-    ).output  # fmt: skip
+    assert (
+        f"stored:{root}: m 100.00 % (n = 12 of 12, 1 cells)"
+        in qrobust(
+            "evaluate",
+            "--model",
+            model,
+            "--data",
+            data,
+            "--out",
+            tmp_path / "again",
+            "--shifts",
+            f"stored:{root}",
+            "--severities",
+            "3",
+            "-q",
+            "--threads",
+            1,
+        ).output
+    )
     # A later cell that holds other images is refused before anything is measured.
     shutil.copytree(root / "snow" / "3", root / "snow" / "4")
     (root / "snow" / "4" / "a" / "0.png").unlink()
-    result = qrobust("evaluate", "--model", model, "--data", data, "--out", tmp_path / "o",
-                     "--shifts", f"stored:{root}", "--severities", "3,4", "-q")  # fmt: skip
+    result = qrobust(
+        "evaluate",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "o",
+        "--shifts",
+        f"stored:{root}",
+        "--severities",
+        "3,4",
+        "-q",
+    )
     assert (result.exit_code, "snow/4 must hold the 12 images" in result.output) == (2, True)
     assert not (tmp_path / "o").exists()
     (root / "snow" / "3" / "c").rename(root / "snow" / "3" / "d")
-    result = qrobust("evaluate", "--model", model, "--data", data, "--out", tmp_path / "o",
-                     "--shifts", f"stored:{root}", "--severities", "3", "-q")  # fmt: skip
+    result = qrobust(
+        "evaluate",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "o",
+        "--shifts",
+        f"stored:{root}",
+        "--severities",
+        "3",
+        "-q",
+    )
     assert (result.exit_code, "'d'" in result.output, "not one of the 3 class names" in result.output) == (
         2,
         True,
@@ -171,8 +213,22 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_written(
 
 def test_numbers_that_end_before_the_classes_are_doubted(data: str, tmp_path: Path) -> None:
     root = grey_set(tmp_path / "set", classes=2)
-    result = qrobust("evaluate", "--model", graph(tmp_path / "m.onnx"), "--data", data, "--out", tmp_path / "out",
-                     "--shifts", f"stored:{root}", "--severities", 5, "-q", "--threads", 1)  # fmt: skip
+    result = qrobust(
+        "evaluate",
+        "--model",
+        graph(tmp_path / "m.onnx"),
+        "--data",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--shifts",
+        f"stored:{root}",
+        "--severities",
+        5,
+        "-q",
+        "--threads",
+        1,
+    )
     assert result.exit_code == 0, result.output
     assert "labels end at 1, the classifier tells 3 classes apart" in result.output
 

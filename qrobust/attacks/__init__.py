@@ -1,0 +1,1 @@
+"""Attacks: plain functions from (classifier, images, labels) to adversarial images inside a norm ball."""

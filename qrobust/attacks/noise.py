@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from qrobust.attacks.balls import Ball
+from qrobust.attacks.norms import Ball
 from qrobust.attacks.queries import BATCH, check, margins
 from qrobust.classifier import Classifier
 from qrobust.errors import InputError

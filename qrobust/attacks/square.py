@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from qrobust.attacks.balls import Ball, LinfBall
+from qrobust.attacks.norms import Ball, LinfBall
 from qrobust.attacks.queries import BATCH, check, margins
 from qrobust.classifier import Classifier
 

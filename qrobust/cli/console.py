@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from qrobust.workbench import Reporter
+    from qrobust.progress import Reporter
 
 LOG_SECONDS = 30
 

@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
 
+from qrobust.cli.types import FractionType
+
 Command = Callable[..., Any]
-
-
-class FractionType(click.ParamType):
-    """A number, or a fraction such as 8/255."""
-
-    name = "fraction"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            top, _, bottom = str(value).partition("/")
-            return float(top) / float(bottom or 1)
-        except (ValueError, ZeroDivisionError):
-            self.fail(
-                f"expected a number or a fraction such as 8/255, got {value!r}",
-                param,
-                ctx,
-            )
-
-
-class DurationType(click.ParamType):
-    """Seconds, or a number with s, m or h."""
-
-    name = "duration"
-    units = MappingProxyType({"s": 1, "m": 60, "h": 3600})
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value)
-        try:
-            seconds = float(text[:-1]) * self.units[text[-1]] if text[-1:] in self.units else float(text)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            self.fail(f"expected a time such as 90s, 10m or 1h, got {value!r}", param, ctx)
-        return seconds
 
 
 def options(*decorators: Command) -> Callable[[Command], Command]:
@@ -58,10 +20,6 @@ def options(*decorators: Command) -> Callable[[Command], Command]:
         return command
 
     return apply
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 common = options(
@@ -74,8 +32,6 @@ common = options(
     click.option("-v", "--verbose", is_flag=True, help="Say more."),
     click.option("-q", "--quiet", is_flag=True, help="No progress: only results, warnings and errors."),
 )
-
-
 seed = click.option(
     "--seed",
     type=int,
@@ -83,15 +39,11 @@ seed = click.option(
     show_default=True,
     help="Decides splits, pixels, training and attacks.",
 )
-
-
 skip_bad_images = click.option(
     "--skip-bad-images",
     is_flag=True,
     help="Leave out files of an imagefolder that cannot be decoded; list them.",
 )
-
-
 inputs = options(
     click.option(
         "--model",
@@ -238,8 +190,6 @@ inputs = options(
         "of the suite 'default' at severities 3 and 5 (`quantize`).",
     ),
 )
-
-
 measuring = options(
     click.option(
         "--scene",
@@ -279,8 +229,6 @@ measuring = options(
         help="Test images to attack; 0 for none.  [default: 200]",
     ),
 )
-
-
 training = options(
     click.option(
         "--hold-out",
@@ -346,8 +294,6 @@ training = options(
         help="Train and choose with labels, or by the float model's view alone.  [default: labels]",
     ),
 )
-
-
 run_dir = options(
     click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path)),
     click.option(
@@ -356,11 +302,7 @@ run_dir = options(
         help="Must be the run's own, which drew its splits.  [default: the run's]",
     ),
 )
-
-
 resume = click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
-
-
 out_options = options(
     click.option(
         "--out",
@@ -370,58 +312,3 @@ out_options = options(
     ),
     click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
 )
-
-
-def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expected: str) -> tuple | None:
-    """A comma-separated option as a tuple.
-
-    Args:
-        name: of the option, in a RunConfig.
-        text: as it was given, if it was.
-        kind: makes a value of a part, or raises.
-        expected: what the parts must be.
-    """
-    from qrobust.errors import InputError
-
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-    except (ValueError, click.BadParameter) as error:
-        raise InputError(f"{name}: expected comma-separated {expected}, got {text!r}") from error
-
-
-# What --scene imagefolder:DIR sets, as it is without.
-NO_SCENE = {"scene_names": (), "scene_images": None, "scene_alone": True}
-
-
-def choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they stand in a RunConfig; those not given are left out."""
-    from qrobust.errors import InputError
-    from qrobust.shifts.severities import scenes
-
-    fraction = FractionType()
-    words: tuple[Callable[[str], Any], str] = (str, "words")
-    fractions = (lambda t: fraction.convert(t, None, None)), "numbers or fractions such as 8/255"
-    kinds: dict[str, tuple[Callable[[str], Any], str]] = {
-        "shifts": words, "scene": words, "hold_out": words, "layer_bits": words, "keep_float": words,
-        "branches": words, "norms": words, "severities": (int, "integers"), "epsilons": fractions,
-        "l2_epsilons": fractions,
-    }  # fmt: skip
-    parsed = {k: split_commas(k, v, *kinds[k]) if k in kinds else v for k, v in options.items()}
-    found = {k: v for k, v in parsed.items() if v is not None}
-    if "scene" in found:
-        if "shifts" in found:
-            raise InputError("scene: expected either --scene or --shifts, got both")
-        real = [name for name in found["scene"] if name.startswith("imagefolder:")]
-        shifts = tuple(name for name in found.pop("scene") if name not in real)
-        if len(real) > 1:
-            raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
-        found |= NO_SCENE | {"scene_names": shifts}
-        if real:
-            found |= {"scene_images": real[0], "scene_alone": not shifts}
-        if shifts:
-            found["shifts"] = scenes(shifts)
-    elif "shifts" in found:
-        found |= NO_SCENE  # of a run that had one
-    return found

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qrobust.classifier import Classifier
-from qrobust.integer import IntegerLinear
+from qrobust.quantization.integer_layers import IntegerLinear
 
 
 def logits_and_features(model: Classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

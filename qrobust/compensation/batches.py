@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from qrobust.data import Split
+from qrobust.data.splits import Split
+from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
-from qrobust.shifts.severities import find_shift
 
 Cell = tuple[str, int]
 # Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.

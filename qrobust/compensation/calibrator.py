@@ -169,10 +169,15 @@ class Calibrator(nn.Module):
             nn.Conv2d(width, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU()
         )
         self.summary = nn.Sequential(
-            nn.Conv2d(deep, deep, 3, 2, 1), nn.ReLU(), nn.Conv2d(deep, deep, 3, 1, 1), nn.ReLU(),
-            pooled, nn.Flatten(),
-            nn.Linear(deep * grid**2, HIDDEN), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(deep, deep, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(deep, deep, 3, 1, 1),
+            nn.ReLU(),
+            pooled,
+            nn.Flatten(),
+            nn.Linear(deep * grid**2, HIDDEN),
+            nn.ReLU(),
+        )
         self.gate = nn.Linear(HIDDEN, 1)
         heads: list[nn.Conv2d | nn.Linear] = [self.gate]
         if "photometric" in branches:

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrobust.classifier import Classifier
 from qrobust.compensation.validation import Validation
-from qrobust.integer import IntegerLinear
+from qrobust.quantization.integer_layers import IntegerLinear
 
 # A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
 GAINS = (1.0, 8.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from qrobust.attacks.balls import Ball
+from qrobust.attacks.norms import Ball
 from qrobust.attacks.queries import check
 from qrobust.classifier import Classifier, input_gradient
 from qrobust.errors import InputError

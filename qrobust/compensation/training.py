@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.attacks.balls import LinfBall
-from qrobust.classifier import Classifier, input_gradient
-from qrobust.compensation.alignment import logits_and_features, norms, statistics_distance
-from qrobust.compensation.batches import CLEAN_GROUPS, GROUPS, Cell, mixed_batch, sampling
+from qrobust.attacks.norms import LinfBall
+from qrobust.classifier import Classifier, input_gradient, state_hash
+from qrobust.compensation.alignment import norms, statistics_distance
+from qrobust.compensation.batches import (
+    CLEAN_GROUPS,
+    GROUPS,
+    Cell,
+    mixed_batch,
+    sampling,
+)
 from qrobust.compensation.reverse import reverse_adversarial
+from qrobust.compensation.teacher import View, _seen, _view, views
 from qrobust.compensation.validation import Validation, information
-from qrobust.data import Split
+from qrobust.data.splits import Split
 from qrobust.errors import InputError
-from qrobust.fitting import Progress, fast_arithmetic, fit
-from qrobust.shifts.rendering import to_unit
+from qrobust.progress import Progress
+from qrobust.shifts.filters import to_unit
+from qrobust.training_loop import fast_arithmetic, fit
 
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
@@ -40,8 +46,6 @@ PROPOSAL_LIMIT, PROPOSAL_WEIGHT = 3.0, 0.1
 ALIGNMENT_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
 PROBES, MOST_VANISHED = 32, 0.5
-# What the float model's view of the training images may take.
-VIEWS_BYTES, VIEW_BATCH = 2**27, 128
 # Times a training run stops to validate.
 VALIDATIONS = 5
 
@@ -60,15 +64,6 @@ class Fit:
     best_step: int
     diverged: bool
     earlier_s: float = field(compare=False)
-
-
-def state_hash(module: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer, with its name: equal hashes mean an untouched module."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def train_calibrator(
@@ -159,10 +154,23 @@ def train_calibrator(
 
     def loss(step: int) -> torch.Tensor:
         return _step_loss(
-            calibrator, twin, teacher, known, training, cells, weights, table=table, batch_size=batch_size, step=step,
-            use_labels=use_labels, association_weight=association_weight,
-            reverse_weight=reverse_weight, restoring=step < restore_steps, seed=seed, scene=scene,
-        )  # fmt: skip
+            calibrator,
+            twin,
+            teacher,
+            known,
+            training,
+            cells,
+            weights,
+            table=table,
+            batch_size=batch_size,
+            step=step,
+            use_labels=use_labels,
+            association_weight=association_weight,
+            reverse_weight=reverse_weight,
+            restoring=step < restore_steps,
+            seed=seed,
+            scene=scene,
+        )
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
@@ -171,13 +179,21 @@ def train_calibrator(
         return found
 
     done = fit(
-        calibrator, optimizer, steps=steps, rates=rates, loss=loss, judge=judge, score=lambda found: (sum(found),),
+        calibrator,
+        optimizer,
+        steps=steps,
+        rates=rates,
+        loss=loss,
+        judge=judge,
+        score=lambda found: (sum(found),),
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
-        checkpoint=checkpoint, checkpoint_every=every, progress=progress,
+        checkpoint=checkpoint,
+        checkpoint_every=every,
+        progress=progress,
         # An identity proposes nothing that could be quantized; the gate can shut what was trained.
         replaces_start=(lambda *_: True) if restore_steps else None,
-    )  # fmt: skip
+    )
     calibrator.eval()
     if done.diverged and restore_steps and not done.best_step:
         raise InputError(
@@ -188,55 +204,6 @@ def train_calibrator(
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
-
-
-class View(NamedTuple):
-    """What a classifier makes of images: logits `(N, K)`, and features `(N, F)` where it has any."""
-
-    logits: torch.Tensor
-    features: torch.Tensor | None
-
-    def of(self, chosen: torch.Tensor) -> View:
-        """Of some of the images."""
-        return View(self.logits[chosen].float(), None if self.features is None else self.features[chosen].float())
-
-    def distance(self, other: View) -> torch.Tensor:
-        """The mean squared distance of logits, and of features, each in units of this view's variance."""
-        pairs = [(self.logits, other.logits)]
-        if self.features is not None and other.features is not None:
-            pairs.append((self.features, other.features))
-        return sum((F.mse_loss(theirs, ours) / ours.var().clamp(min=1e-6) for ours, theirs in pairs), torch.zeros(()))
-
-
-def views(teacher: Classifier, training: Split, asked: int) -> View | None:
-    """The float model's view of all training images, where it is asked so often that this saves time.
-
-    Args:
-        teacher: images to logits.
-        training: the images.
-        asked: on how many images it would be asked otherwise.
-
-    Returns:
-        In bfloat16, which halves its size. None where asking is as cheap, or where it takes more than `VIEWS_BYTES`.
-    """
-    one = _view(teacher, to_unit(training.first(1).read(slice(None))))
-    values = one.logits.numel() + (0 if one.features is None else one.features.numel())
-    if len(training) > asked or 2 * len(training) * values > VIEWS_BYTES:
-        return None
-    parts = [_view(teacher, to_unit(images)) for images, _ in training.batches(VIEW_BATCH)]
-    features = [part.features.bfloat16() for part in parts if part.features is not None]
-    return View(torch.cat([part.logits for part in parts]).bfloat16(), torch.cat(features) if features else None)
-
-
-@torch.no_grad()
-def _view(teacher: Classifier, images: torch.Tensor) -> View:
-    return _seen(teacher, images)
-
-
-def _seen(classifier: Classifier, images: torch.Tensor) -> View:
-    with fast_arithmetic():
-        logits, features = logits_and_features(classifier, images.contiguous(memory_format=torch.channels_last))
-    return View(logits.float(), None if features is None else features.float())
 
 
 def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:
@@ -305,7 +272,7 @@ def _step_loss(
     """The loss of one batch, a function of the weights, the seed and the step alone."""
     batch = mixed_batch(
         training, cells, weights, table=table, batch_size=batch_size, step=step, seed=seed, scene=scene
-    )  # fmt: skip
+    )
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, (*proposals, gate) = _with_proposals(calibrator, images)
     beyond = sum((F.relu(p.abs() - PROPOSAL_LIMIT).square().mean() for p in proposals), torch.zeros(()))
@@ -334,8 +301,12 @@ def _step_loss(
     if reverse_weight and batch.aligned.any():
         with fast_arithmetic():
             easier = reverse_adversarial(
-                teacher, original[batch.aligned], targets[batch.aligned], ball=LinfBall(8 / 255), steps=2,
+                teacher,
+                original[batch.aligned],
+                targets[batch.aligned],
+                ball=LinfBall(8 / 255),
+                steps=2,
                 step_size=4 / 255,
-            )  # fmt: skip
+            )
         loss = loss + reverse_weight * F.mse_loss(calibrated[batch.aligned], easier)
     return loss

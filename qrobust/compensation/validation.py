@@ -10,8 +10,9 @@ from torch import nn
 from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Cell
-from qrobust.data import Split
-from qrobust.shifts.rendering import render, to_unit
+from qrobust.data.splits import Split
+from qrobust.shifts.filters import to_unit
+from qrobust.shifts.rendering import render
 
 
 class Validation:

@@ -219,9 +219,13 @@ def _files(root: Path, paths: Sequence[Path], labels: Sequence[int], names: Sequ
         listing.update(f"{name}\n".encode())
         version.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return Images(
-        lambda i: decode_file(paths[i]), labels, names, lambda i: str(paths[i]), version.hexdigest(),
+        lambda i: decode_file(paths[i]),
+        labels,
+        names,
+        lambda i: str(paths[i]),
+        version.hexdigest(),
         listing.hexdigest(),
-    )  # fmt: skip
+    )
 
 
 def _decodes(path: Path) -> bool:

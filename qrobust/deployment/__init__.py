@@ -1,0 +1,1 @@
+"""From torch to one ONNX graph, and what onnxruntime makes of it."""

@@ -13,13 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from qrobust.classifier import Classifier
-from qrobust.deployment.diagnosis import Reason, float_islands, misread_sums, why_float
-from qrobust.deployment.graph import Graph, Node, all_graphs, attributes, load
-from qrobust.deployment.runtime import Kernel, open_session, run_profiled
-from qrobust.deployment.view import GraphView, label
+from qrobust.deployment.diagnosis import (
+    Reason,
+    float_islands,
+    misread_sums,
+    why_float,
+)
+from qrobust.deployment.onnx_graph import (
+    Graph,
+    GraphView,
+    Node,
+    all_graphs,
+    attributes,
+    label,
+    load,
+)
+from qrobust.deployment.profiling import Kernel, run_profiled
+from qrobust.deployment.session import open_session
 from qrobust.errors import GateError, InputError
 
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
@@ -31,11 +41,6 @@ BLOCKED_LAYOUT = "NchwcTransformer"
 TIMED_ROUNDS = 6
 # Where onnxruntime fuses int8 activations by itself.
 ARM = ("aarch64", "arm64")
-# Below this agreement a graph does not say what its twin says; the rest is ties (see `parity`).
-LEAST_AGREEMENT = 0.985
-MOST_ACCURACY_DIFFERENCE = 0.003
-# Logits nearer than this share of their standard deviation are a tie: one 8-bit step of a deep activation.
-TIE = 0.05
 
 
 @dataclass(frozen=True)
@@ -210,73 +215,3 @@ def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: 
         missed.append(f"{integer} of {total} operators are integer, expected at least {least_nodes:.1%}")
     if missed:
         raise GateError(f"audit: {'; '.join(missed)}")
-
-
-@torch.inference_mode()
-def parity(
-    torch_classifier: Classifier, session: Classifier, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, float | int]:
-    """Compare torch with the session on the same images.
-
-    A disagreement is a *tie* where torch puts the two candidates closer than 0.05 standard deviations of
-    its logits: fused integer kernels may differ from unfused ones by one step.
-
-    Args:
-        torch_classifier: the float model, twin or pair.
-        session: the exported graph.
-        images: `(N, C, S, S)` in [0, 1].
-        labels: `(N,)`.
-    """
-    expected, actual = [], []
-    for start in range(0, len(images), 100):
-        part = images[start : start + 100]
-        expected.append(torch_classifier(part))
-        actual.append(session(part))
-    wanted, got = torch.cat(expected), torch.cat(actual)
-    ours, theirs = wanted.argmax(1), got.argmax(1)
-    gap = wanted.gather(1, ours[:, None]) - wanted.gather(1, theirs[:, None])
-    tie = gap[:, 0] <= TIE * wanted.std()
-    n = len(images)
-    return {
-        "n": n,
-        "agreement": int((ours == theirs).sum()) / n,
-        "agreement_beyond_ties": int(tie.sum()) / n,
-        "max_logit_difference": float((wanted - got).abs().max()),
-        "mean_logit_difference": float((wanted - got).abs().mean()),
-        "torch_accuracy": int((ours == labels).sum()) / n,
-        "session_accuracy": int((theirs == labels).sum()) / n,
-    }
-
-
-def check_gate(name: str, audited: dict[str, Any], measured: dict[str, float | int], integer_layers: int = 0) -> None:
-    """Refuse a graph that is not what it claims.
-
-    Args:
-        name: of the graph, for the message.
-        audited: from `audit`.
-        measured: from `parity`.
-        integer_layers: how many layers the graph claims to compute on integers.
-
-    Raises:
-        GateError: an integer layer that onnxruntime runs in float, or torch and session differ.
-    """
-    if audited["integer_ops"] < integer_layers:
-        left = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items()) or "none"
-        raise GateError(
-            f"audit: {name} runs {audited['integer_ops']} convolutions and matrix products on integers, expected its "
-            f"{integer_layers} quantized layers; in float: {left}"
-        )
-    if measured["agreement_beyond_ties"] < LEAST_AGREEMENT:
-        raise GateError(
-            f"parity: torch and onnxruntime agree on {100 * measured['agreement_beyond_ties']:.1f} % of "
-            f"{measured['n']} images in {name} (ties apart), expected at least {100 * LEAST_AGREEMENT:.1f} %"
-        )
-    difference = abs(measured["torch_accuracy"] - measured["session_accuracy"])
-    # Ties that fall the other way are right or wrong by chance: three deviations of so many coins.
-    coins = 3 * math.sqrt((1 - measured["agreement"]) * measured["n"]) / measured["n"]
-    allowed = max(MOST_ACCURACY_DIFFERENCE, 2 / measured["n"], coins)
-    if measured["agreement"] >= LEAST_AGREEMENT and difference > allowed:
-        raise GateError(
-            f"parity: accuracy in torch and onnxruntime differs by {100 * difference:.2f} points in {name}, "
-            f"expected at most {100 * allowed:.2f}"
-        )

@@ -12,8 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qrobust.deployment.graph import Node, attributes
-from qrobust.deployment.view import DEQUANTIZE, QUANTIZE, GraphView, label
+from qrobust.deployment.onnx_graph import (
+    DEQUANTIZE,
+    QUANTIZE,
+    GraphView,
+    Node,
+    attributes,
+    label,
+)
 
 EIGHT_BITS = ("int8", "uint8")
 # What fuses on the CPU with 8-bit inputs and an 8-bit output.

@@ -9,9 +9,9 @@ from torch import fx
 
 from qrobust.classifier import Classifier
 from qrobust.compensation.validation import Validation
-from qrobust.integer import IntegerLinear
-from qrobust.pipeline.stage import session_of
-from qrobust.workbench import Workbench
+from qrobust.pipeline.export import session_of
+from qrobust.pipeline.run import Workbench
+from qrobust.quantization.integer_layers import IntegerLinear
 
 HEADS = ("gate", "photometric", "geometric")
 # Of the first step, and what success and failure make of it: one success in five keeps it as it is.

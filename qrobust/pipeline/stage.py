@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import qrobust
-from qrobust.deployment.audit import audit, check_gate, parity
-from qrobust.deployment.graph import export as export_graph
-from qrobust.deployment.runtime import OnnxClassifier
-from qrobust.fitting import Progress
-from qrobust.folders import ALTERNATIVES, MADE_BY, TORCH_ONLY
-from qrobust.integer import IntegerConv2d, IntegerLinear
-from qrobust.models import parse_normalization
-from qrobust.report.card import unmeasured_card
-from qrobust.results import write_json, write_text
-from qrobust.shifts.rendering import to_unit
-from qrobust.shifts.severities import find_shift
-from qrobust.workbench import Bar, Workbench
+from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run_folder import ALTERNATIVES, TORCH_ONLY
+from qrobust.shifts.registry import find_shift
+from qrobust.storage import write_json
 
-PARITY_IMAGES = 1000
 # Choices that no training depends on.
 MEASURING = (
-    "scene_names", "threads", "test_images", "attacks", "attack_images", "attack_steps", "epsilons", "norms",
+    "scene_names",
+    "threads",
+    "test_images",
+    "attacks",
+    "attack_images",
+    "attack_steps",
+    "epsilons",
+    "norms",
     "l2_epsilons",
-)  # fmt: skip
+)
 STAGES = ("quantize", "compensate", "export", "evaluate")
 # Stages that are kept where they were done with the choices of now.
 COMPARED = ("compensate", *ALTERNATIVES, TORCH_ONLY)
@@ -62,25 +56,6 @@ def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[st
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
 
-def told(bar: Bar) -> Progress:
-    """What a training loop calls with the steps done so far, for a bar of those that it makes itself.
-
-    A training first calls with where it begins: its pace is that of the steps from there on, not of what came before.
-    """
-    before = None
-
-    def progress(step: int, _total: int, note: str) -> None:
-        nonlocal before
-        if before is None:
-            bar.length -= step
-            bar.start = time.time()
-        else:
-            bar.update(step - before, note)
-        before = step
-
-    return progress
-
-
 def undo(bench: Workbench, name: str) -> None:
     """Before what a stage made is replaced: neither it nor any stage that builds on it is done any more."""
     building = STAGES[STAGES.index(name) :] if name in STAGES else (name, "evaluate")
@@ -105,68 +80,3 @@ def choices_key(bench: Workbench, kind: str, without: tuple[str, ...] = ()) -> s
     own = {name: shift.version for name, _ in bench.cells if (shift := find_shift(name)).is_own}
     found = [part for part in (own, bench.scene and bench.scene.summary()) if part]
     return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]
-
-
-def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:
-    """A model as onnxruntime runs it, without a file that stays."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        export_graph(model, path, bench.data.image_size, channels=bench.model.channels)
-        return bench.on_target(path)
-
-
-def export_gated(
-    bench: Workbench,
-    name: str,
-    model: torch.nn.Module,
-    result: dict[str, Any],
-) -> None:
-    """Write a graph and pass it through the gates: checker, audit, parity."""
-    path = bench.place().graph(name)
-    part = path.with_name(f".{name}.onnx")
-    try:
-        export_graph(
-            model,
-            part,
-            bench.data.image_size,
-            _metadata(bench, name),
-            channels=bench.model.channels,
-            storage=bench.config.storage,
-        )
-        audited = audit(part, signed_activations=bench.target.signed or None)
-        split = bench.judges(PARITY_IMAGES)
-        images = to_unit(split.read(slice(None)))
-        measured = parity(model, bench.on_target(part), images, split.labels)
-        layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
-        check_gate(name, audited, measured, layers)
-        undo(bench, MADE_BY.get(name, name))
-        os.replace(part, path)
-        write_text(bench.place().card(name), unmeasured_card(name))
-    finally:
-        part.unlink(missing_ok=True)
-    result.setdefault("audit", {})[name] = audited
-    result.setdefault("parity", {})[name] = measured
-    bench.reporter.detail(
-        f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
-        f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
-    )
-
-
-def _metadata(bench: Workbench, name: str) -> dict[str, object]:
-    spec = bench.config.normalization or bench.model_spec.normalization
-    channels = bench.model.channels
-    mean, std = parse_normalization(spec, channels)
-    return {
-        "qrobust.graph": name,
-        "qrobust.version": qrobust.__version__,
-        "class_names": list(bench.data.class_names),
-        "preprocessing": {
-            "input": f"{'RGB' if channels == 3 else 'luma'} in [0, 1], (N, {channels}, S, S)",
-            "image_size": bench.data.image_size,
-            "resize": "shorter side by 256/224, bilinear; centre crop", "normalization_inside": [mean, std],
-        },
-        "provenance": {
-            "model": bench.config.model, "data": bench.config.data, "target": bench.config.target,
-            "seed": bench.config.seed, "torch": torch.__version__,
-        },
-    }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from qrobust.quantization.graph import calls
+from qrobust.quantization.tracing import calls
 
 SWEEPS, SMALLEST_CHANGE = 20, 1e-3
 FACTORS = (1 / 64, 64.0)

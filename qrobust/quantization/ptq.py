@@ -8,20 +8,32 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import Normalization
-from qrobust.data import Split
+from qrobust.classifier import Normalization, refuse_quantized
+from qrobust.data.splits import Split
 from qrobust.errors import InputError
-from qrobust.integer import refuse_quantized
-from qrobust.quantization.backend import insert_observers
-from qrobust.quantization.correction import correct_biases
+from qrobust.quantization.adaround import learn_rounding
+from qrobust.quantization.bias_correction import correct_biases
+from qrobust.quantization.convert import freeze, skeleton
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import LAYERS, calls, described, layer_names, public_name, traced
 from qrobust.quantization.observers import RANGES, Observer
 from qrobust.quantization.recipe import Recipe, layer_of
-from qrobust.quantization.rounding import learn_rounding
-from qrobust.quantization.sensitivity import LayerEffect, fidelity, layer_effects, logits_on, worst_layers
+from qrobust.quantization.rewrites.fx_utils import public_name
+from qrobust.quantization.sensitivity import (
+    LayerEffect,
+    fidelity,
+    layer_effects,
+    logits_on,
+    worst_layers,
+)
 from qrobust.quantization.target import Target
-from qrobust.quantization.twin import freeze, skeleton
+from qrobust.quantization.torch_ao import insert_observers
+from qrobust.quantization.tracing import (
+    LAYERS,
+    calls,
+    described,
+    layer_names,
+    traced,
+)
 
 # Calibration images that bias correction and learned rounding work on, and the memory they may take.
 KEPT_IMAGES, KEPT_BYTES = 256, 2**24

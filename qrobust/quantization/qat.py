@@ -16,16 +16,25 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.classifier import Classifier
-from qrobust.data import Split
+from qrobust.data.splits import Split
 from qrobust.errors import InputError
-from qrobust.fitting import Progress, fast_arithmetic, fit
-from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, convolve, pass_inside, zero_padding
-from qrobust.quantization.graph import LAYERS, calls
-from qrobust.quantization.rewrites.calls import set_module
+from qrobust.progress import Progress
+from qrobust.quantization.convert import integer_layer
+from qrobust.quantization.integer_layers import (
+    ActivationQuantizer,
+    IntegerConv2d,
+    IntegerLinear,
+    convolve,
+    pass_inside,
+    zero_padding,
+)
+from qrobust.quantization.layerwise import INTEGER_LAYERS
+from qrobust.quantization.rewrites.fx_utils import set_module
 from qrobust.quantization.sensitivity import divergence, logits_on
-from qrobust.quantization.twin import integer_layer
-from qrobust.quantization.walk import INTEGER_LAYERS
-from qrobust.shifts.rendering import render, to_unit
+from qrobust.quantization.tracing import LAYERS, calls
+from qrobust.shifts.filters import to_unit
+from qrobust.shifts.rendering import render
+from qrobust.training_loop import fast_arithmetic, fit
 
 VALIDATIONS = 8
 WARM_UP = 0.05
@@ -259,16 +268,30 @@ def train(
         return (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
 
     done = fit(
-        trainable, optimizer, steps=steps, rates=rates, loss=loss, judge=measure,
-        score=lambda found: (found[0], -found[1]), judge_after=lambda step: step % every == 0,
+        trainable,
+        optimizer,
+        steps=steps,
+        rates=rates,
+        loss=loss,
+        judge=measure,
+        score=lambda found: (found[0], -found[1]),
+        judge_after=lambda step: step % every == 0,
         describe=lambda found: f"validation {100 * found[0]:.2f} %",
-        checkpoint=checkpoint, checkpoint_every=every, progress=progress,
+        checkpoint=checkpoint,
+        checkpoint_every=every,
+        progress=progress,
         replaces_start=lambda found, start: beyond_luck(found, start, len(validation)),
-    )  # fmt: skip
+    )
     return QatFit(
-        done.start[0], done.best[0], done.start[1], done.best[1], done.best_step, done.steps, done.diverged,
+        done.start[0],
+        done.best[0],
+        done.start[1],
+        done.best[1],
+        done.best_step,
+        done.steps,
+        done.diverged,
         done.earlier_s,
-    )  # fmt: skip
+    )
 
 
 def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:

@@ -68,8 +68,11 @@ class Recipe:
 
     def tricks(self) -> str:
         """How ranges and weights are found, in words."""
-        words = {"equalized": self.equalize, "bias corrected": self.correct_bias,
-                 "learned rounding": self.rounding == "adaround"}  # fmt: skip
+        words = {
+            "equalized": self.equalize,
+            "bias corrected": self.correct_bias,
+            "learned rounding": self.rounding == "adaround",
+        }
         return ", ".join([self.ranges, *(word for word, meant in words.items() if meant)])
 
     def keeping_float(self, layers: tuple[str, ...]) -> Recipe:

@@ -20,9 +20,15 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.errors import InputError
-from qrobust.integer import WIDENED, ActivationQuantizer, IntegerConv2d, IntegerLinear
-from qrobust.quantization.graph import calls, public_name
-from qrobust.statistics import wilson_interval
+from qrobust.evaluation.statistics import wilson_interval
+from qrobust.quantization.integer_layers import (
+    WIDENED,
+    ActivationQuantizer,
+    IntegerConv2d,
+    IntegerLinear,
+)
+from qrobust.quantization.rewrites.fx_utils import public_name
+from qrobust.quantization.tracing import calls
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 # Floats of activations and of pair sums looked at in one go (or one image, or one pair): 4 MiB stay near the core.

@@ -10,12 +10,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from qrobust.data import Split
-from qrobust.quantization.graph import calls, public_name
+from qrobust.data.splits import Split
+from qrobust.quantization.layerwise import INTEGER_LAYERS, walk
 from qrobust.quantization.recipe import layer_of
-from qrobust.quantization.rewrites.calls import set_module
-from qrobust.quantization.walk import INTEGER_LAYERS, walk
-from qrobust.shifts.rendering import to_unit
+from qrobust.quantization.rewrites.fx_utils import public_name, set_module
+from qrobust.quantization.tracing import calls
+from qrobust.shifts.filters import to_unit
 
 BATCH = 50
 MOST_DB = 200.0
@@ -74,11 +74,14 @@ def layer_noise(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Te
     """
     return [
         LayerNoise(
-            v.name, v.layer.qmax.bit_length() + 1, sqnr_db(v.float_layer.weight, v.layer.weight()),
-            sqnr_db(v.float_input, v.quantizer(v.float_input)), sqnr_db(v.float_output(), v.output()),
+            v.name,
+            v.layer.qmax.bit_length() + 1,
+            sqnr_db(v.float_layer.weight, v.layer.weight()),
+            sqnr_db(v.float_input, v.quantizer(v.float_input)),
+            sqnr_db(v.float_output(), v.output()),
         )
         for v in walk(prepared, twin, images)
-    ]  # fmt: skip
+    ]
 
 
 @torch.no_grad()

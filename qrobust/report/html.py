@@ -12,9 +12,23 @@ import numpy as np
 from PIL import Image
 
 from qrobust.report.attacks import NOTE, attack_table, pose_table
-from qrobust.report.plots import LABELS, gains_plot, layers_plot, methods_plot, severity_plot
-from qrobust.report.stored import stored_tables
-from qrobust.report.verdict import LEVEL, NAMES, comparison, headline, percent, points, verdict
+from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.plots import (
+    LABELS,
+    gains_plot,
+    layers_plot,
+    methods_plot,
+    severity_plot,
+)
+from qrobust.report.verdict import (
+    LEVEL,
+    NAMES,
+    comparison,
+    headline,
+    percent,
+    points,
+    verdict,
+)
 
 PICTURE_SIDE = 112
 
@@ -27,9 +41,12 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qrobust.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader("qrobust.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     environment.filters |= {"percent": percent, "points": points, "pretty": lambda v: json.dumps(v, indent=1)}
     every = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
     graphs = [k for k in every if k in LABELS]

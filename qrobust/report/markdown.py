@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qrobust.report.attacks import NO_GRADIENT, NOTE, attack_table, pose_table
-from qrobust.report.stored import stored_tables
-from qrobust.report.verdict import NAMES, comparison, headline, percent, points, verdict
+from qrobust.report.attacks import (
+    NO_GRADIENT,
+    NOTE,
+    attack_table,
+    pose_table,
+)
+from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.verdict import (
+    NAMES,
+    comparison,
+    headline,
+    percent,
+    points,
+    verdict,
+)
 
 LISTED = 5
 
@@ -26,9 +38,15 @@ def markdown_report(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         cells = [percent(row["accuracy"][g]) for g in graphs]
         gain = [points(row["gain_pp"], row["gain_interval_pp"])] if "gain_pp" in row else []
-        rows.append([
-            row["shift"], str(row["severity"]), *cells, points(row["drop_pp"], row["drop_interval_pp"]), *gain,
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["shift"],
+                str(row["severity"]),
+                *cells,
+                points(row["drop_pp"], row["drop_interval_pp"]),
+                *gain,
+            ]
+        )
     skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
     return "\n".join(
         [

@@ -39,8 +39,11 @@ def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Ma
         x, y, (low, high) = -row["clean_cost_pp"], row["gain_pp"], row["gain_interval_pp"]
         cheap, dear = row["clean_cost_interval_pp"]
         style: dict[str, Any] = {
-            "yerr": [[y - low], [high - y]], "fmt": "o", "capsize": 2, "color": f"C{index}",
-        }  # fmt: skip
+            "yerr": [[y - low], [high - y]],
+            "fmt": "o",
+            "capsize": 2,
+            "color": f"C{index}",
+        }
         clean.errorbar(x, y, xerr=[[x + dear], [-cheap - x]], label=names[row["method"]], **style)
         if "latency_ratio" in row:
             time.errorbar(row["latency_ratio"]["batch_1"], y, **style)

@@ -7,7 +7,7 @@ import io
 from pathlib import PurePath
 from typing import Any
 
-from qrobust.shifts.severities import STORED
+from qrobust.shifts.registry import STORED
 
 
 def unaggregated_csv(rows: list[dict[str, Any]], names: list[str]) -> str:

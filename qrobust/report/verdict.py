@@ -7,15 +7,38 @@ from typing import Any
 from qrobust.report.attacks import flag_sentences
 
 NAMES = {
-    "float": "Float", "int8": "INT8", "compensated": "INT8 + calibrator", "bn-reestimate": "batch norm re-estimated",
-    "calibrator+bn-reestimate": "batch norm re-estimated + calibrator", "finetune": "fine-tuned",
-    "auto-contrast": "auto-contrast + INT8", "denoise": "3x3 mean + INT8", "anti-adversary": "anti-adversary (torch)",
-}  # fmt: skip
+    "float": "Float",
+    "int8": "INT8",
+    "compensated": "INT8 + calibrator",
+    "bn-reestimate": "batch norm re-estimated",
+    "calibrator+bn-reestimate": "batch norm re-estimated + calibrator",
+    "finetune": "fine-tuned",
+    "auto-contrast": "auto-contrast + INT8",
+    "denoise": "3x3 mean + INT8",
+    "anti-adversary": "anti-adversary (torch)",
+}
 # Operators that move values and compute nothing; Resize is a copy, the upsampling being nearest.
-MOVING = frozenset({
-    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Split", "Slice", "Concat", "Flatten", "DepthToSpace", "Resize",
-    "Gather", "Shape", "Identity", "Pad", "Cast", "NhwcMaxPool", "MaxPool",
-})  # fmt: skip
+MOVING = frozenset(
+    {
+        "Reshape",
+        "Transpose",
+        "Unsqueeze",
+        "Squeeze",
+        "Split",
+        "Slice",
+        "Concat",
+        "Flatten",
+        "DepthToSpace",
+        "Resize",
+        "Gather",
+        "Shape",
+        "Identity",
+        "Pad",
+        "Cast",
+        "NhwcMaxPool",
+        "MaxPool",
+    }
+)
 LEVEL = 0.05
 # A method is worth shipping if it costs at most so much clean accuracy, in points.
 MOST_CLEAN_COST = 0.5
@@ -212,13 +235,18 @@ def comparison(record: dict[str, Any]) -> list[list[str]]:
         times = [
             f"{row['latency_ratio'][b]:.2f}x" if "latency_ratio" in row else "-" for b in ("batch_1", "batch_32")
         ]
-        rows.append([
-            NAMES[row["method"]], percent(row["clean_accuracy"]), percent(row["shift_accuracy"]),
-            points(row["gain_pp"], row["gain_interval_pp"]),
-            points(row["clean_cost_pp"], row["clean_cost_interval_pp"]),
-            percent(row["macs"] / record["summary"]["macs"]["classifier"]) if "macs" in row else "-", *times,
-            str(row["n"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                NAMES[row["method"]],
+                percent(row["clean_accuracy"]),
+                percent(row["shift_accuracy"]),
+                points(row["gain_pp"], row["gain_interval_pp"]),
+                points(row["clean_cost_pp"], row["clean_cost_interval_pp"]),
+                percent(row["macs"] / record["summary"]["macs"]["classifier"]) if "macs" in row else "-",
+                *times,
+                str(row["n"]),
+            ]
+        )
     return rows
 
 
@@ -245,9 +273,14 @@ def headline(record: dict[str, Any]) -> list[list[str]]:
     for key, name in NAMES.items():
         if key in s["clean_accuracy"]:
             latency = s["latency_ms"][key]
-            rows.append([
-                name, percent(s["clean_accuracy"][key]), percent(s["shift_accuracy"][key]),
-                f"{latency['batch_1']:.2f} ms", f"{latency['batch_32']:.1f} ms",
-                f"{s['size_bytes'][key] / 1024:.0f} KiB",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    percent(s["clean_accuracy"][key]),
+                    percent(s["shift_accuracy"][key]),
+                    f"{latency['batch_1']:.2f} ms",
+                    f"{latency['batch_32']:.1f} ms",
+                    f"{s['size_bytes'][key] / 1024:.0f} KiB",
+                ]
+            )
     return rows

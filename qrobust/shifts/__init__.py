@@ -1,0 +1,1 @@
+"""Corruptions and transformations: images in, the uint8 pixels that a device would see out."""

@@ -12,7 +12,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from qrobust.shifts.generators import Generators
+from qrobust.shifts.rng import Generators
 
 # Up to so many taps a sum of shifted pictures is faster than a matrix product or a Fourier transform.
 DIRECT_TAPS = 32

@@ -11,8 +11,14 @@ import torch
 
 from qrobust.errors import InputError
 from qrobust.shifts.filters import to_uint8, to_unit
-from qrobust.shifts.generators import Generators
-from qrobust.shifts.severities import GRIDS, SEVERITIES, TABLES, Shift, find_shift
+from qrobust.shifts.registry import (
+    GRIDS,
+    SEVERITIES,
+    TABLES,
+    Shift,
+    find_shift,
+)
+from qrobust.shifts.rng import Generators
 from qrobust.shifts.transformations import pose
 
 # So many float32 values stay in a core's own cache.

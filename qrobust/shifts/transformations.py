@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from qrobust.shifts.corruptions import jpeg_compression, per_image, poisson
+from qrobust.shifts.corruptions.digital import jpeg_compression, per_image
+from qrobust.shifts.corruptions.noise import poisson
 from qrobust.shifts.filters import pad_reflect, side, wobble
-from qrobust.shifts.generators import Generators
+from qrobust.shifts.rng import Generators
 
 # Luma of ITU-R BT.601.
 LUMA = (0.299, 0.587, 0.114)

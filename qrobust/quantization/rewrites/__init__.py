@@ -18,8 +18,14 @@ from torch.nn import functional as F
 
 from qrobust.errors import InputError
 from qrobust.quantization.rewrites.affine import batch_norm, constant_affine, rewrite_affine
-from qrobust.quantization.rewrites.calls import call_before, called, remove_call, replace, value_of
-from qrobust.quantization.rewrites.gates import hard_gate, product, self_attention
+from qrobust.quantization.rewrites.attention import hard_gate, product, self_attention
+from qrobust.quantization.rewrites.fx_utils import (
+    call_before,
+    called,
+    remove_call,
+    replace,
+    value_of,
+)
 from qrobust.quantization.rewrites.layers import absorb_padding, explicit_layer
 from qrobust.quantization.rewrites.pools import (
     average_without_counted_padding,
@@ -43,21 +49,41 @@ def _clamp(min: float | None = None, max: float | None = None) -> nn.Module | No
 
 
 def _max_pool(
-    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
     return_indices: bool = False,
-) -> nn.Module | None:  # fmt: skip
+) -> nn.Module | None:
     return None if return_indices else nn.MaxPool2d(kernel_size, stride, padding, dilation, False, ceil_mode)
 
 
 # Functions and methods, and what builds the module that says the same from their arguments after the first.
 MODULES: dict[object, Callable[..., nn.Module | None]] = {
-    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, F.relu6: nn.ReLU6, F.hardtanh: nn.Hardtanh,
-    torch.clamp: _clamp, "clamp": _clamp, torch.clip: _clamp, "clip": _clamp,
-    F.leaky_relu: nn.LeakyReLU, F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid,
-    F.silu: nn.SiLU, F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid, F.gelu: nn.GELU,
-    F.avg_pool2d: nn.AvgPool2d, F.max_pool2d: _max_pool, torch.max_pool2d: _max_pool,
-    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d, F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
-}  # fmt: skip
+    F.relu: nn.ReLU,
+    torch.relu: nn.ReLU,
+    "relu": nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.hardtanh: nn.Hardtanh,
+    torch.clamp: _clamp,
+    "clamp": _clamp,
+    torch.clip: _clamp,
+    "clip": _clamp,
+    F.leaky_relu: nn.LeakyReLU,
+    F.sigmoid: nn.Sigmoid,
+    torch.sigmoid: nn.Sigmoid,
+    "sigmoid": nn.Sigmoid,
+    F.silu: nn.SiLU,
+    F.hardswish: nn.Hardswish,
+    F.hardsigmoid: nn.Hardsigmoid,
+    F.gelu: nn.GELU,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+}
 
 
 def rewrite(graph: fx.GraphModule, node: fx.Node) -> None:

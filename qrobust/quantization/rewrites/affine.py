@@ -9,8 +9,13 @@ from torch import fx, nn
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
-from qrobust.integer import zero_padding
-from qrobust.quantization.rewrites.calls import argument, call_before, called, shape_of
+from qrobust.quantization.integer_layers import zero_padding
+from qrobust.quantization.rewrites.fx_utils import (
+    argument,
+    call_before,
+    called,
+    shape_of,
+)
 from qrobust.quantization.rewrites.layers import set_weights
 
 
@@ -32,9 +37,7 @@ def batch_norm(graph: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm1d | nn.B
         rewrite_affine(graph, node, source, weight, bias)
 
 
-def constant_affine(
-    graph: fx.GraphModule, node: fx.Node
-) -> tuple[fx.Node, torch.Tensor, torch.Tensor] | None:  # fmt: skip
+def constant_affine(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, torch.Tensor, torch.Tensor] | None:
     """The tensor, factor and offset per channel of arithmetic between an image tensor and a constant."""
     kind = next((k for k, names in _ARITHMETIC.items() if node.target in names), None)
     if kind is None or len(node.args) != 2 or node.kwargs or len(shape_of(node)) != 4:
@@ -47,18 +50,22 @@ def constant_affine(
         return None
     one, zero = torch.ones_like(constant), torch.zeros_like(constant)
     weight, bias = {
-        "add": (one, constant), "multiply": (constant, zero), "divide": (one / constant, zero),
+        "add": (one, constant),
+        "multiply": (constant, zero),
+        "divide": (one / constant, zero),
         "subtract": (one, -constant) if places == [0] else (-one, constant),
-    }[kind]  # fmt: skip
+    }[kind]
     source = node.args[places[0]]
     assert isinstance(source, fx.Node)
     return source, weight, bias
 
 
 _ARITHMETIC: dict[str, tuple[object, ...]] = {
-    "add": (operator.add, torch.add, "add"), "subtract": (operator.sub, torch.sub, "sub"),
-    "multiply": (operator.mul, torch.mul, "mul"), "divide": (operator.truediv, torch.div, "div"),
-}  # fmt: skip
+    "add": (operator.add, torch.add, "add"),
+    "subtract": (operator.sub, torch.sub, "sub"),
+    "multiply": (operator.mul, torch.mul, "mul"),
+    "divide": (operator.truediv, torch.div, "div"),
+}
 
 
 def _per_channel(graph: fx.GraphModule, constant: object, channels: int) -> torch.Tensor | None:

@@ -9,8 +9,15 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from qrobust.integer import PaddedConv2d, zero_padding
-from qrobust.quantization.rewrites.calls import argument, call_before, called, public_name, remove_call, set_module
+from qrobust.quantization.integer_layers import PaddedConv2d, zero_padding
+from qrobust.quantization.rewrites.fx_utils import (
+    argument,
+    call_before,
+    called,
+    public_name,
+    remove_call,
+    set_module,
+)
 from qrobust.quantization.rewrites.structure import numeric_padding
 
 

@@ -9,8 +9,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.errors import InputError
-from qrobust.integer import GlobalAveragePool
-from qrobust.quantization.rewrites.calls import argument, replace, shape_of
+from qrobust.quantization.integer_layers import GlobalAveragePool
+from qrobust.quantization.rewrites.fx_utils import argument, replace, shape_of
 
 
 def is_spatial_mean(node: fx.Node) -> bool:

@@ -17,16 +17,25 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qrobust.errors import InputError
-from qrobust.quantization.rewrites.calls import called, note_origin, public_name, set_module
+from qrobust.quantization.rewrites.fx_utils import (
+    called,
+    note_origin,
+    public_name,
+    set_module,
+)
 
 # Between the name of a module and the number of its call, where it is called more than once.
 AGAIN = "__call"
 # Hooks that compute a layer's weight before each call.
 WEIGHING = (BasePruningMethod, SpectralNorm, WeightNorm)
 IN_PLACE: dict[object, Callable[..., Any]] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, torch.relu_: torch.relu, torch.sigmoid_: torch.sigmoid,
-}  # fmt: skip
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+    torch.sigmoid_: torch.sigmoid,
+}
 
 
 def out_of_place(graph: fx.GraphModule) -> None:
@@ -83,9 +92,10 @@ def own_weights(graph: fx.GraphModule) -> None:
 @torch.no_grad()
 def _with_plain_weights(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     names = (
-        ("in_features", "out_features") if isinstance(layer, nn.Linear)
+        ("in_features", "out_features")
+        if isinstance(layer, nn.Linear)
         else ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    )  # fmt: skip
+    )
     kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     made = kind(**{name: getattr(layer, name) for name in names}, bias=layer.bias is not None)
     made.weight.copy_(layer.weight)

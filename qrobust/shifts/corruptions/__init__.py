@@ -7,7 +7,13 @@ that work on 8-bit pixels (`impulse_noise`, `pixelate`, `jpeg_compression`, `zoo
 for an image depends on that image and its random numbers alone.
 """
 
-from qrobust.shifts.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from qrobust.shifts.corruptions.blur import (
+    defocus_blur,
+    gaussian_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+)
 from qrobust.shifts.corruptions.digital import (
     contrast,
     elastic_transform,
@@ -16,12 +22,43 @@ from qrobust.shifts.corruptions.digital import (
     pixelate,
     saturate,
 )
-from qrobust.shifts.corruptions.noise import gaussian_noise, impulse_noise, poisson, shot_noise, speckle_noise
+from qrobust.shifts.corruptions.noise import (
+    gaussian_noise,
+    impulse_noise,
+    poisson,
+    shot_noise,
+    speckle_noise,
+)
 from qrobust.shifts.corruptions.spatter import spatter
-from qrobust.shifts.corruptions.weather import brightness, fog, frost, plasma_fractal, snow
+from qrobust.shifts.corruptions.weather import (
+    brightness,
+    fog,
+    frost,
+    plasma_fractal,
+    snow,
+)
 
 __all__ = [
-    "brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost", "gaussian_blur", "gaussian_noise",
-    "glass_blur", "impulse_noise", "jpeg_compression", "motion_blur", "per_image", "pixelate", "plasma_fractal",
-    "poisson", "saturate", "shot_noise", "snow", "spatter", "speckle_noise", "zoom_blur",
-]  # fmt: skip
+    "brightness",
+    "contrast",
+    "defocus_blur",
+    "elastic_transform",
+    "fog",
+    "frost",
+    "gaussian_blur",
+    "gaussian_noise",
+    "glass_blur",
+    "impulse_noise",
+    "jpeg_compression",
+    "motion_blur",
+    "per_image",
+    "pixelate",
+    "plasma_fractal",
+    "poisson",
+    "saturate",
+    "shot_noise",
+    "snow",
+    "spatter",
+    "speckle_noise",
+    "zoom_blur",
+]

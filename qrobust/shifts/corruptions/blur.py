@@ -9,8 +9,15 @@ import warnings
 import torch
 from torch.nn import functional as F
 
-from qrobust.shifts.filters import clipped_zoom, convolve, gaussian_weights, pad_reflect, smear, smooth
-from qrobust.shifts.generators import LEVELS, Generators
+from qrobust.shifts.filters import (
+    clipped_zoom,
+    convolve,
+    gaussian_weights,
+    pad_reflect,
+    smear,
+    smooth,
+)
+from qrobust.shifts.rng import LEVELS, Generators
 
 # Up to so many pixels all layers of a zoom are one sparse matrix, and a picture is one column of many.
 MATRIX_PIXELS = 48 * 48

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from qrobust.shifts.filters import side, wobble
-from qrobust.shifts.generators import Generators
+from qrobust.shifts.rng import Generators
 
 
 def contrast(images: torch.Tensor, factor: float, *, generators: Generators) -> torch.Tensor:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from qrobust.shifts.generators import LEVELS, Generators
+from qrobust.shifts.rng import LEVELS, Generators
 
 # How an entry of `_alias_tables` is packed: a threshold above two counts of so many bits.
 COUNT_BITS = 10

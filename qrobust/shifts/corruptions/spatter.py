@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from qrobust.shifts.filters import convolve, pad_reflect, smooth
-from qrobust.shifts.generators import Generators
+from qrobust.shifts.rng import Generators
 
 
 def spatter(
@@ -106,9 +106,9 @@ def _relief(distance: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(pad_reflect(values, 1), 3, stride=1)
 
     levels = box(distance).long()
-    counts = torch.zeros(len(levels), 256).scatter_add_(1, levels.flatten(1), torch.ones(levels[0].numel()).expand(
-        len(levels), -1
-    ))  # fmt: skip
+    counts = torch.zeros(len(levels), 256).scatter_add_(
+        1, levels.flatten(1), torch.ones(levels[0].numel()).expand(len(levels), -1)
+    )
     first = counts.gather(1, levels.flatten(1).amin(1, keepdim=True))
     above = (counts.cumsum(1) - first) * 255 / (counts.sum(1, keepdim=True) - first).clamp(min=1)
     equal = above.round_().clamp_(0, 255).gather(1, levels.flatten(1)).view(levels.shape)

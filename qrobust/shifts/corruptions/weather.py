@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from qrobust.shifts.corruptions.frost import PICTURES, frost_picture
 from qrobust.shifts.filters import clipped_zoom, smear
-from qrobust.shifts.frost import PICTURES, frost_picture
-from qrobust.shifts.generators import Generators
+from qrobust.shifts.rng import Generators
 
 
 def snow(
@@ -51,8 +51,10 @@ def frost(images: torch.Tensor, keep: float, amount: float, size: float, *, gene
     result = images * keep
     for target, (which, down, right) in zip(result, generators.uniform(3).tolist(), strict=True):
         picture = frost_picture(int(which * PICTURES), size, max(height, width))
-        top, left = (int(share * (rest + 1)) for share, rest in
-                     ((down, picture.shape[1] - height), (right, picture.shape[2] - width)))  # fmt: skip
+        top, left = (
+            int(share * (rest + 1))
+            for share, rest in ((down, picture.shape[1] - height), (right, picture.shape[2] - width))
+        )
         target.add_(picture[:, top : top + height, left : left + width], alpha=amount)
     return result
 

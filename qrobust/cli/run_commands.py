@@ -1,0 +1,218 @@
+"""Commands that make a run folder or work in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qrobust.cli.console import console
+from qrobust.cli.options import (
+    common,
+    inputs,
+    measuring,
+    out_options,
+    resume,
+    run_dir,
+    seed,
+    training,
+)
+from qrobust.cli.parsing import cores
+from qrobust.cli.run_folders import (
+    begin,
+    begin_or_resume,
+    finish,
+    reopen,
+)
+
+
+@click.command("quantize-and-compensate")
+@inputs
+@measuring
+@training
+@out_options
+@resume
+@seed
+@common
+def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """All stages: quantize, compensate, export, measure on onnxruntime, report. Short: `qrobust run`.
+
+    \b
+    qrobust run --model resnet20 --weights weights.pt --data imagefolder:~/data/cifar10 --out runs/one
+    qrobust run --model torchvision:mobilenet_v2 --weights my.pt --data imagefolder:DIR --out runs/two
+    """
+    from qrobust.pipeline import stages
+
+    bench = begin_or_resume(out, overwrite, resume, **options)
+    finish(bench, stages.run_all(bench, resume=resume))
+
+
+@click.command()
+@inputs
+@out_options
+@resume
+@seed
+@common
+def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Quantize a trained classifier: float.onnx and int8.onnx in a new run folder, audited.
+
+    \b
+    qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
+    qrobust quantize ... --ptq auto                       # search on validation images, keep the best
+    qrobust quantize ... --bits w4a8 --rounding adaround  # 4-bit weights, learned rounding
+    qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the twin; --resume goes on after a kill
+    """
+    from qrobust.pipeline import stages
+
+    bench = begin_or_resume(out, overwrite, resume, compensating=False, **options)
+    if not (resume and bench.place().stage("quantize")):
+        stages.quantize(bench)
+    stage = bench.place().need_stage("quantize", "quantize")
+    for name, audited in stage["audit"].items():
+        agreement = stage["parity"][name]["agreement"]
+        click.echo(
+            f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
+            f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
+        )
+
+
+@click.command()
+@run_dir
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@common
+def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
+    """Which layers of a run's classifier quantization costs most, one by one.
+
+    Signal-to-noise ratios in decibels of each layer's weights, of its input's rounding alone, and of its
+    output with everything before it quantized; and what quantizing that layer alone does on validation
+    images. `qrobust quantize --keep-float auto:N` leaves the N worst in float.
+    """
+    import json
+
+    from qrobust.pipeline import stages
+
+    bench = reopen(run_folder, **options)
+    layers = stages.sensitivity(bench)
+    if as_json:
+        click.echo(json.dumps(layers, indent=2))
+        return
+    click.echo(
+        f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop"
+    )
+    for layer in sorted(layers, key=lambda found: -found["divergence"]):
+        click.echo(
+            f"{layer['name']:34s} {layer['weight_bits']:4d} {layer['weight_sqnr_db']:9.1f} "
+            f"{layer['input_sqnr_db']:9.1f} {layer['output_sqnr_db']:9.1f} {layer['divergence']:9.5f} "
+            f"{100 * layer['accuracy_drop']:+.2f}"
+        )
+    click.echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
+
+
+@click.command()
+@run_dir
+@click.option(
+    "--method",
+    help="calibrator; bn-reestimate: batch-norm statistics of the shifted images; calibrator+bn-reestimate; "
+    "finetune: train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; "
+    "anti-adversary: gradient steps at inference, in torch only; none.  [default: calibrator]",
+)
+@click.option("--compare", is_flag=True, help="Every method, measured together; says which to ship.")
+@click.option(
+    "--skip-bad-images",
+    is_flag=True,
+    default=None,
+    help="Leave out images of a scene's folder that cannot be decoded; list them.  [default: as the run did]",
+)
+@measuring
+@training
+@common
+def compensate(run_folder: Path, method: str | None, compare: bool, **options: Any) -> None:
+    """Win robustness back for the INT8 classifier of a run folder; by default, train a calibrator in front of it.
+
+    \b
+    qrobust compensate runs/one                          # then: export, evaluate, report
+    qrobust compensate runs/one --method bn-reestimate   # exports its own graph; then: evaluate, report
+    qrobust compensate runs/one --compare                # every method, exported, measured and reported
+
+    A calibrator leaves the classifier as it is: its hash before and after is in the record. Training resumes
+    after an interruption if the options are the same.
+    """
+    from qrobust.errors import InputError
+    from qrobust.pipeline import stages
+
+    if compare and method is not None:
+        raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
+    bench = reopen(run_folder, **options)
+    if compare:
+        finish(bench, stages.compare(bench))
+    elif method in (None, "calibrator"):
+        stages.compensate(bench)
+        done = bench.place().need_stage("compensate", "compensate")
+        start, end = done["training"]["float"], done["validation"]
+        measures = end["measures"]
+        click.echo(
+            f"on validation images, {measures['shift']} under shift {100 * start['start_shift_accuracy']:.1f} -> "
+            f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
+            f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
+        )
+    elif method == "none":
+        stages.forget_compensation(bench)
+        click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
+    else:
+        stages.make_alternative(bench, str(method))
+        click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
+
+
+@click.command()
+@run_dir
+@common
+def export(run_folder: Path, **options: Any) -> None:
+    """Write compensated.onnx: calibrator and classifier as one INT8 graph, through the gates."""
+    from qrobust.pipeline import stages
+
+    bench = reopen(run_folder, **options)
+    stages.export(bench)
+    click.echo(str(bench.place().graph("compensated")))
+
+
+@click.command()
+@run_dir
+@common
+def report(run_folder: Path, **options: Any) -> None:
+    """Write record.json, report.html and report.md from what the stages left."""
+    from qrobust.pipeline import stages
+
+    bench = reopen(run_folder, **options)
+    finish(bench, stages.write_report(bench))
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("qrobust-demo"),
+    show_default=True,
+    help="Folder of the run.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
+@seed
+@common
+def demo(out: Path, overwrite: bool, **options: Any) -> None:
+    """The whole job on scikit-learn's handwritten digits: offline, with no files of your own.
+
+    Trains a small residual network on the spot, quantizes it, compensates it, and leaves a report. Takes
+    two to five minutes on two cores.
+    """
+    from qrobust.pipeline import demo as example
+    from qrobust.pipeline import stages
+    from qrobust.pipeline.run_folder import check_folder
+
+    check_folder(out, overwrite=overwrite, resumable=False)
+    with example.weights_file(
+        options["seed"],
+        console(options["verbose"], options["quiet"]),
+        options["threads"] or cores(),
+    ) as weights:
+        bench = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
+        finish(bench, stages.run_all(bench, resume=False))

@@ -1,0 +1,66 @@
+"""The float teacher's outputs on training images, computed once and kept in memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from qrobust.classifier import Classifier
+from qrobust.compensation.alignment import logits_and_features
+from qrobust.data.splits import Split
+from qrobust.shifts.filters import to_unit
+from qrobust.training_loop import fast_arithmetic
+
+# What the float model's view of the training images may take.
+VIEWS_BYTES, VIEW_BATCH = 2**27, 128
+
+
+class View(NamedTuple):
+    """What a classifier makes of images: logits `(N, K)`, and features `(N, F)` where it has any."""
+
+    logits: torch.Tensor
+    features: torch.Tensor | None
+
+    def of(self, chosen: torch.Tensor) -> View:
+        """Of some of the images."""
+        return View(self.logits[chosen].float(), None if self.features is None else self.features[chosen].float())
+
+    def distance(self, other: View) -> torch.Tensor:
+        """The mean squared distance of logits, and of features, each in units of this view's variance."""
+        pairs = [(self.logits, other.logits)]
+        if self.features is not None and other.features is not None:
+            pairs.append((self.features, other.features))
+        return sum((F.mse_loss(theirs, ours) / ours.var().clamp(min=1e-6) for ours, theirs in pairs), torch.zeros(()))
+
+
+def views(teacher: Classifier, training: Split, asked: int) -> View | None:
+    """The float model's view of all training images, where it is asked so often that this saves time.
+
+    Args:
+        teacher: images to logits.
+        training: the images.
+        asked: on how many images it would be asked otherwise.
+
+    Returns:
+        In bfloat16, which halves its size. None where asking is as cheap, or where it takes more than `VIEWS_BYTES`.
+    """
+    one = _view(teacher, to_unit(training.first(1).read(slice(None))))
+    values = one.logits.numel() + (0 if one.features is None else one.features.numel())
+    if len(training) > asked or 2 * len(training) * values > VIEWS_BYTES:
+        return None
+    parts = [_view(teacher, to_unit(images)) for images, _ in training.batches(VIEW_BATCH)]
+    features = [part.features.bfloat16() for part in parts if part.features is not None]
+    return View(torch.cat([part.logits for part in parts]).bfloat16(), torch.cat(features) if features else None)
+
+
+@torch.no_grad()
+def _view(teacher: Classifier, images: torch.Tensor) -> View:
+    return _seen(teacher, images)
+
+
+def _seen(classifier: Classifier, images: torch.Tensor) -> View:
+    with fast_arithmetic():
+        logits, features = logits_and_features(classifier, images.contiguous(memory_format=torch.channels_last))
+    return View(logits.float(), None if features is None else features.float())

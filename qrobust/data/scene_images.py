@@ -1,0 +1,86 @@
+"""Real images of a new scene, labelled or not: what a camera delivers where the classifier will live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qrobust.data.sources import flat_images, folder_images
+from qrobust.data.splits import Split
+from qrobust.errors import InputError
+
+# Shares of the images that are learned from and chosen by; the rest is measured on.
+TRAINING, VALIDATION = 0.6, 0.2
+LEAST = 5
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Three disjoint splits of a scene's images; without labels, every label is -1."""
+
+    training: Split
+    validation: Split
+    test: Split
+    labelled: bool
+
+    def summary(self) -> dict[str, dict[str, int | str]]:
+        """What each split holds, for the record."""
+        return {name: getattr(self, name).summary() for name in ("training", "validation", "test")}
+
+
+def folder_of(spec: str) -> Path:
+    """The folder that `imagefolder:DIR` names, however it is spelled."""
+    return Path(spec.removeprefix("imagefolder:")).expanduser().resolve()
+
+
+@contextmanager
+def about_scene() -> Iterator[None]:
+    """What is wrong with images is the scene's, not the data's."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError("scene:" + str(error).removeprefix("data:").removeprefix("scene:")) from error
+
+
+def open_scene(
+    folder: Path,
+    *,
+    image_size: int,
+    channels: int = 3,
+    class_names: Sequence[str],
+    seed: int,
+    skip_bad: bool = False,
+) -> Scene:
+    """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
+
+    Args:
+        folder: with one sub-folder per class (labelled), or with the images themselves (not labelled).
+        image_size: side in px to which images are brought.
+        channels: 3 to read RGB, 1 to read luma.
+        class_names: of the classifier, in index order; the folder may hold some of them.
+        seed: of the splits.
+        skip_bad: leave out files that cannot be decoded, instead of an error where they are read.
+
+    Raises:
+        InputError: no folder, no images or too few, both forms at once, or a class that the classifier does not know.
+    """
+    if not folder.is_dir():
+        raise InputError(f"scene: no folder {folder}")
+    loose = flat_images(folder, skip_bad=skip_bad)
+    labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+    if labelled and len(loose):
+        raise InputError(f"scene: expected images or class folders in {folder}, got both")
+    with about_scene():
+        images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
+    if len(images) < LEAST:
+        raise InputError(f"scene: expected at least {LEAST} images in {folder}, got {len(images)}")
+    images.image_size, images.channels = image_size, channels
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
+    parts = order[:first], order[first:second], order[second:]
+    training, validation, test = (Split(images, part) for part in parts)
+    return Scene(training, validation, test, labelled)

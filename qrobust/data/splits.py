@@ -1,0 +1,86 @@
+"""Splits: some images of a source, in a fixed seeded order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from qrobust.data.sources import (
+    Images,
+)
+
+SPLIT_NAMES = ("calibration", "training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a source, in a fixed seeded order."""
+
+    source: Images
+    indices: torch.Tensor
+    named: torch.Tensor | None = None  # what every image of the source is called here, if not by the source
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class indices `(n,)` int64."""
+        return (self.source.labels if self.named is None else self.named)[self.indices]
+
+    def relabelled(self, labels: torch.Tensor) -> Split:
+        """The same images with other labels `(n,)`, one for each; -1 for none."""
+        return replace(self, named=torch.full_like(self.source.labels, -1).index_put((self.indices,), labels))
+
+    def read(self, positions: torch.Tensor | slice) -> torch.Tensor:
+        """Images at these positions of the split, uint8 `(n, C, S, S)`."""
+        return self.source.read(self.indices[positions])
+
+    def first(self, count: int) -> Split:
+        """The first so many images of the seeded order, or all there are."""
+        return replace(self, indices=self.indices[:count])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All images in order: (uint8 `(n, C, S, S)`, labels `(n,)`)."""
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.read(part), self.labels[part]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the ordered indices: equal fingerprints mean equal splits of one source."""
+        return hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()[:16]
+
+    def summary(self) -> dict[str, int | str]:
+        """How many images, which of the source's, and which the source holds, for the record."""
+        return {"n": len(self), "fingerprint": self.fingerprint(), "listing": self.source.listing[:16]}
+
+    def identity(self) -> tuple[str, str, str]:
+        """What answers about these images depend on: which they are, their labels, and the source's version."""
+        labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()[:16]
+        return self.fingerprint(), labels, self.source.version
+
+
+@dataclass(frozen=True)
+class Data:
+    """Four disjoint splits and what they share; `skipped` names files that could not be decoded."""
+
+    calibration: Split
+    training: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    image_size: int
+    skipped: tuple[str, ...] = ()
+
+    def read_with(self, channels: int) -> Data:
+        """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
+        for name in SPLIT_NAMES:
+            getattr(self, name).source.channels = channels
+        return self
+
+    def summary(self) -> dict[str, dict[str, int | str]]:
+        """What each split holds, for the record."""
+        return {name: getattr(self, name).summary() for name in SPLIT_NAMES}

@@ -1,0 +1,144 @@
+"""Time graphs in turn, and read from a profile which kernels ran."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.session import PIXELS, Session, _plainly, open_session
+from qrobust.errors import InputError
+
+# Calls before times count, and seconds of one classifier's turn.
+WARM_UP, ROUND_S = 5, 0.02
+
+
+def latencies_ms(
+    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = 50
+) -> dict[str, float]:
+    """Milliseconds per batch, measured in turn (A B A B ...): the first one's median, and for each other that
+    times the median of its ratio to the first, round by round, from which the machine's own drift is gone.
+    """
+    channels = next((classifier.channels for classifier in classifiers.values()), 3)
+    images = np.random.default_rng(0).random((batch_size, channels, image_size, image_size), dtype=np.float32)
+    repeats: dict[str, int] = {}
+    for name, classifier in classifiers.items():
+        feed = {classifier.input_name: images}
+        calls = []
+        for _ in range(WARM_UP):
+            started = time.perf_counter()
+            classifier.session.run(None, feed)
+            calls.append(time.perf_counter() - started)
+        repeats[name] = max(1, round(ROUND_S / max(1e-6, float(np.median(calls)))))
+    samples: dict[str, list[float]] = {name: [] for name in classifiers}
+    for _ in range(rounds):
+        for name, classifier in classifiers.items():
+            feed = {classifier.input_name: images}
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                classifier.session.run(None, feed)
+            samples[name].append((time.perf_counter() - started) / repeats[name] * 1e3)
+    first = np.array(next(iter(samples.values()), []))
+    return {name: float(np.median(first) * np.median(np.array(values) / first)) for name, values in samples.items()}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operator that onnxruntime ran.
+
+    Attributes:
+        node: the node's name in the graph that ran.
+        op_type: its operator.
+        inputs: shapes of its inputs; constants that onnxruntime packed beforehand are missing.
+        outputs: shapes of its outputs.
+        microseconds: how long it took.
+    """
+
+    node: str
+    op_type: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    microseconds: int
+
+
+def image_feed(session: Session, path: Path, image_size: int | None) -> dict[str, np.ndarray]:
+    """Random pixels for a session with one image input, a single image where the batch is open.
+
+    Args:
+        session: of the file at `path`, which is named in errors.
+        path: the file.
+        image_size: the side, in pixels, of axes that the file leaves open.
+
+    Raises:
+        InputError: there is not one input of four axes, or its size is neither in the file nor given.
+    """
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise InputError(f"onnx: {path} must have one image input, has {len(inputs)}: {[i.name for i in inputs]}")
+    (image,) = inputs
+    if len(image.shape) != 4 or image.type not in PIXELS:
+        raise InputError(
+            f"onnx: {path} must have an image input (N, C, H, W) or (N, H, W, C), "
+            f"has {image.name!r} {image.type} {image.shape}"
+        )
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size: expected at least 1, got {image_size}")
+    shape = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
+    if shape[0] is None:
+        shape[0] = 1
+    if shape[1] is None and shape[3] not in (1, 3):
+        shape[1] = 3
+    if None in shape and image_size is None:
+        raise InputError(f"onnx: {path} leaves the size of {image.name!r} {image.shape} open: --image-size is needed")
+    if image_size is not None and None not in shape and image_size not in shape[1:]:
+        raise InputError(f"onnx: {path} takes images {image.shape}, got --image-size {image_size}")
+    pixels = np.random.default_rng(0).random([d or image_size or 0 for d in shape])
+    scale = 255 if image.type == "tensor(uint8)" else 1
+    return {image.name: (pixels * scale).astype(PIXELS[image.type])}
+
+
+def run_profiled(
+    path: Path, image_size: int | None, folder: Path, rounds: int = 1, **session_options: Any
+) -> tuple[int, list[list[Kernel]]]:
+    """Run a graph on one thread; the batch it was given, and the kernels of each round.
+
+    Args:
+        path: the ONNX file; see `image_feed` for what its input must be.
+        image_size: the side of axes that the file leaves open.
+        folder: for onnxruntime's profile.
+        rounds: how often to run.
+        session_options: for `open_session`.
+
+    Raises:
+        InputError: onnxruntime refuses the file or cannot run it.
+    """
+    session = open_session(path, 1, profile=folder / "profile", **session_options)
+    feed = image_feed(session, path, image_size)
+    try:
+        for _ in range(rounds):
+            session.run(None, feed)
+    except Exception as error:  # as in open_session
+        line = _plainly(error)
+        found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
+        reason = f"{f'node {found[1]}: ' if found[1] else ''}{found[2]}" if found else line
+        raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error
+    events = json.loads(Path(session.end_profiling()).read_text())
+    runs: list[list[Kernel]] = [[]]
+    for event in events:
+        if event["name"] == "model_run":  # noted when a run ends
+            runs.append([])
+        elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            about = event["args"]
+            inputs, outputs = (
+                tuple(tuple(shape) for entry in about[key] for shape in entry.values())
+                for key in ("input_type_shape", "output_type_shape")
+            )
+            name = event["name"].removesuffix("_kernel_time")
+            runs[-1].append(Kernel(name, about["op_name"], inputs, outputs, event["dur"]))
+    return next(iter(feed.values())).shape[0], runs[:rounds]

@@ -1,0 +1,1 @@
+"""Measure classifiers on the same pixels: predictions, intervals, tests, attacks."""

@@ -1,0 +1,147 @@
+"""Measure on shifted images that lie on disk: cells of their own, with their own images and labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qrobust.classifier import Classifier
+from qrobust.data.corruption_sets import StoredSet, open_stored
+from qrobust.data.splits import Split
+from qrobust.errors import InputError
+from qrobust.evaluation.predictions import (
+    CLEAN,
+    Cell,
+    CellPredictions,
+    kept_or_predicted,
+    prediction_key,
+)
+from qrobust.evaluation.statistics import stratified
+from qrobust.evaluation.workers import Processes
+from qrobust.shifts.registry import stored_folders
+
+
+@dataclass(frozen=True)
+class StoredCells:
+    """What of a stored set is measured: some severities, and in each the same images.
+
+    Attributes:
+        name: `stored:DIR`, as it was given.
+        stored: the set.
+        cells: (corruption, severity), in order.
+        indices: of the images within each cell `(n,)`.
+        labels: of these images, in every cell `(n,)`.
+        of: how many images a cell holds.
+        doubt: a sentence where its labels may be another data set's, or "".
+    """
+
+    name: str
+    stored: StoredSet
+    cells: tuple[Cell, ...]
+    indices: torch.Tensor
+    labels: np.ndarray
+    of: int
+    doubt: str
+
+    def split(self, cell: Cell) -> Split:
+        """The images of a cell, decoded on demand.
+
+        Raises:
+            InputError: the cell's files are not what the layout says.
+        """
+        return Split(self.stored.images(*cell), self.indices)
+
+    def limited(self, count: int, seed: int) -> StoredCells:
+        """With at most so many images of each cell, each class with its share."""
+        if count >= len(self.indices):
+            return self
+        chosen = stratified(self.labels, count, seed)
+        return replace(self, indices=self.indices[torch.from_numpy(chosen)], labels=self.labels[chosen])
+
+    @property
+    def folder_name(self) -> str:
+        """Where in `predictions` its cells are kept."""
+        return f"stored-{hashlib.sha256(self.name.encode()).hexdigest()[:12]}"
+
+
+def open_sets(
+    names: Sequence[str],
+    *,
+    severities: Sequence[int],
+    image_size: int,
+    channels: int = 3,
+    class_names: Sequence[str],
+    test_images: int | None,
+    seed: int,
+) -> list[StoredCells]:
+    """Open every `stored:DIR` among names of shifts.
+
+    Args:
+        names: of `--shifts`; others are passed over.
+        severities: those wanted.
+        image_size: side in px to which images are brought.
+        channels: 3 to read RGB, 1 to read luma.
+        class_names: of the classifier, in index order.
+        test_images: at most so many of each cell, each class with its share; None: all.
+        seed: of that choice.
+
+    Raises:
+        InputError: a folder is no stored set, has none of the severities, or its labels do not fit the classes.
+    """
+    found = []
+    for name, root in stored_folders(tuple(names)).items():
+        stored = open_stored(root, image_size=image_size, channels=channels, class_names=class_names)
+        cells = tuple(cell for cell in stored.cells if cell[1] in severities)
+        if not cells:
+            raise InputError(f"severities: expected some of those that {name} holds, got {tuple(severities)}")
+        for cell in cells if not stored.numbered else ():
+            stored.images(*cell)  # one that does not hold the same images is refused before anything is measured
+        labels = stored.images(*cells[0]).labels.numpy()
+        count = len(labels) if test_images is None else min(test_images, len(labels))
+        indices = torch.from_numpy(stratified(labels, count, seed))
+        doubt = ""
+        if stored.numbered and labels.max() + 1 < len(class_names):
+            doubt = f"{name}: labels end at {labels.max()}, the classifier tells {len(class_names)} classes apart"
+        found.append(StoredCells(name, stored, cells, indices, labels[indices], len(labels), doubt))
+    return found
+
+
+def stored_predictions(
+    found: StoredCells,
+    classifiers: Mapping[str, Classifier],
+    graphs: Mapping[str, bytes],
+    predictions: Path,
+    *,
+    about: tuple[object, ...],
+    seed: int,
+    by: Processes | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> CellPredictions:
+    """Ask every classifier about every cell, or take what was kept; see `kept_or_predicted`.
+
+    Args:
+        found: what to measure.
+        classifiers: by name.
+        graphs: the file of each.
+        predictions: folder that holds a folder for each stored set.
+        about: what else predictions depend on.
+        seed: of the choice of images.
+        by: processes that ask, else this one does.
+        progress: called with the number of images done.
+    """
+    folder = predictions / found.folder_name
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {}
+    for cell in found.cells:
+        split = found.split(cell)
+        made_of = (found.name, cell, split.identity(), *about)
+        keys = {name: prediction_key(graph, CLEAN, made_of) for name, graph in graphs.items()}
+        result[cell] = kept_or_predicted(
+            folder, cell, classifiers, split, keys=keys, table=None, seed=seed, by=by, progress=progress
+        )
+    return result

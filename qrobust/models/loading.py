@@ -1,0 +1,136 @@
+"""From a model spec and a weights file to a float classifier of images in [0, 1]."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrobust.classifier import Normalization, NormalizedModel, parse_normalization, refuse_quantized
+from qrobust.errors import InputError
+from qrobust.models.registry import ModelSpec
+
+
+def load_model(
+    found: ModelSpec,
+    *,
+    classes: int,
+    image_size: int,
+    weights: Path | None,
+    pretrained: bool,
+    normalization: str | None,
+    seed: int,
+) -> NormalizedModel:
+    """Build a float classifier in eval mode.
+
+    Args:
+        found: from `find_model`.
+        classes: length of the logits, the data's class count.
+        image_size: side of the images it will be given.
+        weights: state dict as `.pt`/`.pth` (read with `weights_only=True`) or `.safetensors`.
+        pretrained: take torchvision's own weights.
+        normalization: see `parse_normalization`; default the model's preset.
+        seed: decides random weights where there are none to load.
+
+    Raises:
+        InputError: weights that are missing, damaged, of other shapes or not finite; a network quantized already;
+            a class count that differs from the data's; a network for neither 3 channels nor 1, or a normalization
+            for others.
+    """
+    if weights is not None and pretrained:
+        raise InputError("weights: give either --weights or --pretrained, not both")
+    if pretrained and found.pretrained is None:
+        raise InputError(f"pretrained: only torchvision models have own weights, got {found.spec!r}")
+    torch.manual_seed(seed)
+    if pretrained and found.pretrained is not None:
+        network = found.pretrained()
+    else:
+        network = found.build(classes)
+        refuse_quantized(network)
+        if weights is not None:
+            _load_weights(network, weights)
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"weights: {name!r} holds NaN or infinity")
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise InputError(
+                f"model: expected float32 weights, {name!r} is {value.dtype}; call .float() on the network"
+            )
+    network.eval().requires_grad_(False)
+    channels = _channels(network, found.spec, classes, image_size)
+    normalize = Normalization(*parse_normalization(normalization or found.normalization, channels))
+    return NormalizedModel(network, normalize).eval().requires_grad_(False)
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights without executing anything in the file; `module.` prefixes are removed.
+
+    A training checkpoint that holds the state dict under `state_dict` or `model` is accepted.
+    """
+    if not path.is_file():
+        raise InputError(f"weights: no file {path}")
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage raises another type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
+            reason = "it is damaged, or holds more than tensors"
+        raise InputError(f"weights: {path} is not a readable state dict or safetensors file ({reason})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(f"weights: expected a state dict of tensors in {path}, got {type(state).__name__}")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    given, own = read_state_dict(path), network.state_dict()
+    for name in own:
+        if name.endswith("num_batches_tracked"):
+            given.setdefault(name, own[name])
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    shapes = [n for n in sorted(own.keys() & given.keys()) if own[n].shape != given[n].shape]
+    if shapes:
+        name = shapes[0]
+        raise InputError(
+            f"weights: {name!r} has shape {tuple(given[name].shape)} in {path}, the model expects "
+            f"{tuple(own[name].shape)} ({len(shapes)} such entries); check --model and the number of classes"
+        )
+    if missing or unknown:
+        raise InputError(
+            f"weights: {path} does not fit the model: {len(missing)} entries missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}"
+        )
+    network.load_state_dict(given)
+
+
+def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> int:
+    """How many channels a network reads: three if it runs on them, else one."""
+    reasons = []
+    for channels in (3, 1):
+        try:
+            with torch.inference_mode():
+                logits = network(torch.full((2, channels, image_size, image_size), 0.5))
+            if isinstance(logits, torch.Tensor) and len(logits) != 2:
+                raise ValueError(f"2 images become {len(logits)} rows of logits")
+        except Exception as error:  # the user's code may raise anything
+            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            continue
+        if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise InputError(f"model: expected logits (2, {classes}) for the data's {classes} classes, got {shape}")
+        return channels
+    raise InputError(
+        f"model: expected a network for images of 3 channels or 1, {spec} fails on those of {image_size} px "
+        f"(3: {reasons[0]}; 1: {reasons[1]})"
+    )
