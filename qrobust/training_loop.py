@@ -1,4 +1,4 @@
-"""The training loop that the calibrator and the twin share: resumable, keeps the best, stops when it diverges."""
+"""The training loop that the calibrator and the fake-quantized model share: resumable, keeps the best, stops when it diverges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from qrobust.errors import InputError
 from qrobust.progress import Progress
-from qrobust.storage import whole
+from qrobust.storage import atomic_write
 
 
 def native_bfloat16() -> bool:
@@ -113,14 +113,14 @@ def fit(
             break
         optimizer.step()
         step += 1
-        judged = step == steps or judge_after(step)
-        if judged:
+        deployed = step == steps or judge_after(step)
+        if deployed:
             found = judge()
             note = describe(found)
             better = replaces_start(found, start) if best_step == 0 and replaces_start else score(found) > score(best)
             if better:
                 best, best_step, kept = found, step, copy.deepcopy(module.state_dict())
-        if judged or step % checkpoint_every == 0:
+        if deployed or step % checkpoint_every == 0:
             state = {
                 "model": module.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -131,7 +131,7 @@ def fit(
                 "kept": kept,
                 "seconds": earlier + time.perf_counter() - began,
             }
-            with whole(checkpoint) as part:
+            with atomic_write(checkpoint) as part:
                 torch.save(state, part)
         progress(step, steps, note)
     module.load_state_dict(kept)

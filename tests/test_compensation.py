@@ -249,8 +249,8 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     torch.nn.init.normal_(calibrator.photometric.weight, 0, 0.02)
     torch.nn.init.normal_(calibrator.geometric.weight, 0, 0.02)
     frozen = quantize(calibrator.eval(), X86_VNNI, [images], leaves=(Correction,))
-    twin = quantize(small_model, X86_VNNI, [images])
-    pair = Compensated(frozen, twin)
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    pair = Compensated(frozen, fake_quantized)
     export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
     assert counted["integer_ops"] == counted["quantizable_ops"] == 23
@@ -262,16 +262,16 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
 def test_training_helps_resumes_and_leaves_the_classifier_alone(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
 
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    cells = [("contrast", 5)]
-    validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=100)
-    before = state_hash(bench.twin)
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    conditions = [("contrast", 5)]
+    validation = Validation(opened_run.data.validation, conditions, table="cifar-c", seed=1, limit=100)
+    before = state_hash(opened_run.fake_quantized)
 
     def train(name: str, steps: int = 60, **options: object) -> tuple[torch.nn.Module, object]:
-        calibrator = bench.new_calibrator(*bench.calibrators_within_budget()[0])
+        calibrator = opened_run.new_calibrator(*opened_run.calibrators_within_budget()[0])
         choices = {
             "table": "cifar-c",
             "steps": steps,
@@ -284,12 +284,20 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
             "seed": 0,
             "checkpoint": tmp_path / name,
         } | options
-        fit = train_calibrator(calibrator, bench.twin, bench.model, bench.data.training, validation, cells, **choices)
+        fit = train_calibrator(
+            calibrator,
+            opened_run.fake_quantized,
+            opened_run.model,
+            opened_run.data.training,
+            validation,
+            conditions,
+            **choices,
+        )
         return calibrator, fit
 
     whole, fit = train("whole.pt")
     assert fit.shift_accuracy > fit.start_shift_accuracy
-    assert state_hash(bench.twin) == before
+    assert state_hash(opened_run.fake_quantized) == before
 
     class KilledError(Exception):
         pass
@@ -330,10 +338,10 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
             train("bad.pt", **options)
     with pytest.raises(InputError, match="at least one shift"):
         train_calibrator(
-            bench.new_calibrator(*bench.calibrators_within_budget()[0]),
-            bench.twin,
-            bench.model,
-            bench.data.training,
+            opened_run.new_calibrator(*opened_run.calibrators_within_budget()[0]),
+            opened_run.fake_quantized,
+            opened_run.model,
+            opened_run.data.training,
             validation,
             [],
             table="cifar-c",
@@ -400,23 +408,23 @@ def test_a_classifier_without_gradient_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def few_steps(finished_run: Path, tmp_path: Path) -> Callable[..., Calibrator]:
     """Sixteen steps of a calibrator with a photometric branch alone, begun at an offset and with other options."""
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
 
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    cells = [("contrast", 5), ("inversion", 5)]
-    validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=40)
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    conditions = [("contrast", 5), ("inversion", 5)]
+    validation = Validation(opened_run.data.validation, conditions, table="cifar-c", seed=1, limit=40)
 
     def train(name: str, proposed: float = 0.0, **options: float) -> Calibrator:
-        calibrator = bench.new_calibrator(4, ("photometric",)).train()
+        calibrator = opened_run.new_calibrator(4, ("photometric",)).train()
         torch.nn.init.constant_(calibrator.photometric.bias, proposed)
         train_calibrator(
             calibrator,
-            bench.twin,
-            bench.model,
-            bench.data.training,
+            opened_run.fake_quantized,
+            opened_run.model,
+            opened_run.data.training,
             validation,
-            cells,
+            conditions,
             table="cifar-c",
             steps=16,
             restore_steps=12,
@@ -506,7 +514,7 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
 def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp_path: Path) -> None:
     """Another budget asks for another gate, not for another training."""
     from qrobust.pipeline.compensate import GIVEN_UP, fit_calibrator
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
 
     class Told(Reporter):
@@ -521,10 +529,10 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     found = {}
     for budget in (0.0, 100.0):
         told, result = Told(), dict[str, Any]()
-        bench = Workbench.open(
+        opened_run = Run.open(
             run, told, threads=1, steps=60, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
         )
-        fit_calibrator(bench, bench.twin, result)
+        fit_calibrator(opened_run, opened_run.fake_quantized, result)
         measured, trained = result["validation"], result["training"]["int8"]
         given_up = trained["shift_accuracy"] - measured["shift_accuracy"]
         assert any("--clean-budget" in text for text in told.said) == (given_up > GIVEN_UP)
@@ -540,7 +548,7 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
 def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
     from qrobust.pipeline.baselines import MAKERS
     from qrobust.pipeline.compensate import fit_calibrator
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
 
     def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
@@ -549,11 +557,15 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
         chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "shifts": ["contrast"]}
         (run / "config.json").write_text(json.dumps(config | chosen))
         (run / "checkpoints").mkdir(exist_ok=True)
-        bench, result = Workbench.open(run, Reporter(), threads=1), dict[str, Any]()
-        labels = bench.data.training.source.labels
+        opened_run, result = Run.open(run, Reporter(), threads=1), dict[str, Any]()
+        labels = opened_run.data.training.source.labels
         if mixed_up:
             labels.copy_((labels + 1) % 10)
-        module = MAKERS[make](bench, result) if make == "finetune" else fit_calibrator(bench, bench.twin, result)
+        module = (
+            MAKERS[make](opened_run, result)
+            if make == "finetune"
+            else fit_calibrator(opened_run, opened_run.fake_quantized, result)
+        )
         result["training"].pop("earlier_s", None)
         for phase in result["training"].values():
             if isinstance(phase, dict):
@@ -567,17 +579,17 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
 
 def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:
     from qrobust.pipeline.polishing import polish
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
 
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    validation = Validation(bench.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
-    before = state_hash(bench.calibrator)
-    judged = bench.session("int8")
-    unmoved, _ = polish(bench, bench.calibrator, judged, validation, 3, least_clean=2.0)
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    validation = Validation(opened_run.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
+    before = state_hash(opened_run.calibrator)
+    deployed = opened_run.onnx_classifier("int8")
+    unmoved, _ = polish(opened_run, opened_run.calibrator, deployed, validation, 3, least_clean=2.0)
     assert state_hash(unmoved) == before
-    polished, scores = polish(bench, bench.calibrator, judged, validation, 3, least_clean=0.0)
-    assert state_hash(bench.calibrator) == before
+    polished, scores = polish(opened_run, opened_run.calibrator, deployed, validation, 3, least_clean=0.0)
+    assert state_hash(opened_run.calibrator) == before
     assert scores["after"] >= scores["before"]
     if scores["after"] == scores["before"]:
         assert state_hash(polished) == before
@@ -643,29 +655,29 @@ def test_the_summary_keeps_where_things_are(size: int) -> None:
 
 
 def test_sampling_favours_what_hurts() -> None:
-    cells = [("fog", 3), ("fog", 5), ("rotation", 5)]
-    assert sampling(cells).tolist() == pytest.approx([0.25, 0.25, 0.5])
-    assert sampling(cells, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.25, 0.25, 0.5])
-    assert sampling(cells, [0.0, 0.0, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    conditions = [("fog", 3), ("fog", 5), ("rotation", 5)]
+    assert sampling(conditions).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(conditions, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(conditions, [0.0, 0.0, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.25, 0.5])
     # Errors weigh as 0.25 x 0.2, 0.25 x 0.6, 0.5 x 0.1 of their sum, 0.25.
-    assert sampling(cells, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
+    assert sampling(conditions, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
 
 
 def test_latency_budget_narrows_the_calibrator(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qrobust.pipeline import compensate as compensating
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
 
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
 
-    def bench(budget: float | None) -> Workbench:
-        return Workbench.open(run, Reporter(), threads=1, latency_budget=budget)
+    def opened_run(budget: float | None) -> Run:
+        return Run.open(run, Reporter(), threads=1, latency_budget=budget)
 
-    widest, *rest = bench(None).calibrators_within_budget()
-    chosen, ratio = compensating.choose_calibrator(bench(None), bench(None).twin)
+    widest, *rest = opened_run(None).calibrators_within_budget()
+    chosen, ratio = compensating.choose_calibrator(opened_run(None), opened_run(None).fake_quantized)
     assert ((chosen.width, chosen.branches), ratio) == (widest, None)
     timed: list[dict[str, float]] = []
 
@@ -675,23 +687,23 @@ def test_latency_budget_narrows_the_calibrator(
         return timed[-1]
 
     monkeypatch.setattr(compensating, "latencies_ms", latencies)
-    chosen, ratio = compensating.choose_calibrator(bench(1.75), bench(None).twin)
+    chosen, ratio = compensating.choose_calibrator(opened_run(1.75), opened_run(None).fake_quantized)
     assert (chosen.width, chosen.branches) == rest[0]
     assert ratio == pytest.approx(1.7)
     timed.clear()
     monkeypatch.setattr(compensating, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
     # A training that goes on keeps what was chosen, though times differ now.
-    chosen, ratio = compensating.choose_calibrator(bench(1.75), bench(None).twin)
+    chosen, ratio = compensating.choose_calibrator(opened_run(1.75), opened_run(None).fake_quantized)
     assert ((chosen.width, chosen.branches), ratio) == (rest[0], pytest.approx(1.7))
     with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):
-        compensating.choose_calibrator(bench(1.5), bench(None).twin)
+        compensating.choose_calibrator(opened_run(1.5), opened_run(None).fake_quantized)
     with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, or 0 for none, got 0\.5"):
-        bench(0.5)
+        opened_run(0.5)
 
 
 def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
     training_split = open_data("digits", seed=0).training.first(150)
-    known = training.views(small_model, training_split, 1000)
+    known = training.teacher_outputs(small_model, training_split, 1000)
     assert known is not None
     exact = small_model(training_split.read(slice(None)).float() / 255)
     assert (known.logits - exact).abs().max() < 0.05 * exact.std()
@@ -700,7 +712,7 @@ def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
     assert (head(known.features.float()) - exact).abs().max() < 0.05 * exact.std()
     some = torch.arange(0, 150, 7)
     assert known.of(some).distance(known.of(some)) == 0
-    assert training.views(small_model, training_split, 149) is None
+    assert training.teacher_outputs(small_model, training_split, 149) is None
 
 
 def test_association_is_of_logits_and_features_in_units_of_their_variance(images: torch.Tensor) -> None:
@@ -712,9 +724,12 @@ def test_association_is_of_logits_and_features_in_units_of_their_variance(images
     assert torch.equal(features, without(images))
     assert torch.equal(logits, with_head(images))
     assert logits_and_features(without, images)[1] is None
-    view, moved = training.View(logits, features), training.View(logits + 2 * logits.std(), features - features.std())
+    view, moved = (
+        training.TeacherOutput(logits, features),
+        training.TeacherOutput(logits + 2 * logits.std(), features - features.std()),
+    )
     assert view.distance(moved).item() == pytest.approx(4 + 1)
-    assert view.distance(training.View(logits, None)) == 0
+    assert view.distance(training.TeacherOutput(logits, None)) == 0
 
 
 def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(images: torch.Tensor) -> None:

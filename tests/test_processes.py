@@ -39,7 +39,7 @@ def threads_of(classifier: OnnxClassifier, pixels: torch.Tensor) -> tuple[int, i
 
 def test_worker_processes_change_nothing(digit_pixels: torch.Tensor) -> None:
     """Whatever the order of sizes, and after a reader who stopped early."""
-    cells = [("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1)]
+    conditions = [("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1)]
     grey = digit_pixels[:1, :1]
     sizes = [digit_pixels[:1], *digit_pixels.split(3), grey]
     with processes(2) as by:
@@ -48,11 +48,11 @@ def test_worker_processes_change_nothing(digit_pixels: torch.Tensor) -> None:
         stopped = by.ask(digit_pixels.split(1), partial(rendered, "fog", 5))
         next(stopped)
         stopped.close()
-        for cell in cells:
+        for condition in conditions:
             for batches in (sizes, digit_pixels.split(1)):
-                found = by.ask(batches, partial(rendered, *cell))
+                found = by.ask(batches, partial(rendered, *condition))
                 for images, parts in zip(batches, found, strict=True):
-                    assert torch.equal(torch.cat(parts), rendered(*cell, images))
+                    assert torch.equal(torch.cat(parts), rendered(*condition, images))
         with pytest.raises(InputError, match="smog"):
             list(by.ask([digit_pixels], partial(rendered, "smog", 5)))
 
@@ -110,7 +110,7 @@ def split() -> Split:
 
 @pytest.mark.parametrize("cell", [CLEAN, ("gaussian_noise", 5)])
 def test_sessions_in_processes_say_the_same(
-    split: Split, cell: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, condition: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 5)
     own = classifier_graph(tmp_path / "own.onnx")
@@ -119,9 +119,9 @@ def test_sessions_in_processes_say_the_same(
     assert foreign.probabilities
     asked = {"own": OnnxClassifier(own, 2), "foreign": foreign}
     done: list[int] = []
-    alone = predict(asked, split, cell, table="cifar-c", seed=0)
+    alone = predict(asked, split, condition, table="cifar-c", seed=0)
     with processes(2) as by:
-        shared = predict(asked, split, cell, table="cifar-c", seed=0, by=by, progress=done.append)
+        shared = predict(asked, split, condition, table="cifar-c", seed=0, by=by, progress=done.append)
     assert sum(done) == len(split)
     for name in asked:
         assert np.array_equal(alone[name].prediction, shared[name].prediction)

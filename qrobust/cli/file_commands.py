@@ -12,7 +12,7 @@ from qrobust.cli.options import (
     common,
     measuring,
 )
-from qrobust.cli.parsing import NO_SCENE, choices, cores
+from qrobust.cli.parsing import NO_TARGET_IMAGES, choices, cores
 from qrobust.cli.run_folders import (
     reopen,
 )
@@ -120,9 +120,9 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     given = [f"--{k.replace('_', '-')}" for k, v in own.items() if v]
     if run_folder is None or given:
         raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
-    bench = reopen(run_folder, **options)
-    stages.evaluate(bench, budget=budget, workers=workers)
-    result = bench.place().need_stage("evaluate", "evaluate")
+    run = reopen(run_folder, **options)
+    stages.evaluate(run, budget=budget, workers=workers)
+    result = run.require_folder().need_stage("evaluate", "evaluate")
     summary = result["summary"]
     for name, clean in summary["clean_accuracy"].items():
         shifted = summary["shift_accuracy"][name]
@@ -168,7 +168,7 @@ def _evaluate_files(
         raise InputError(
             "scene: with --model expected shifts, not a folder; give its images as --data imagefolder:DIR"
         )
-    for name in NO_SCENE:
+    for name in NO_TARGET_IMAGES:
         chosen.pop(name, None)
     record = evaluate_files(
         Choices(models, data, **chosen),

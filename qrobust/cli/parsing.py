@@ -35,13 +35,13 @@ def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expect
 
 
 # What --scene imagefolder:DIR sets, as it is without.
-NO_SCENE = {"scene_names": (), "scene_images": None, "scene_alone": True}
+NO_TARGET_IMAGES = {"scene_names": (), "scene_images": None, "scene_alone": True}
 
 
 def choices(options: dict[str, Any]) -> dict[str, Any]:
     """Options as they stand in a RunConfig; those not given are left out."""
     from qrobust.errors import InputError
-    from qrobust.shifts.registry import scenes
+    from qrobust.shifts.registry import scenarios
 
     fraction = FractionType()
     words: tuple[Callable[[str], Any], str] = (str, "words")
@@ -67,11 +67,11 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
         shifts = tuple(name for name in found.pop("scene") if name not in real)
         if len(real) > 1:
             raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
-        found |= NO_SCENE | {"scene_names": shifts}
+        found |= NO_TARGET_IMAGES | {"scene_names": shifts}
         if real:
             found |= {"scene_images": real[0], "scene_alone": not shifts}
         if shifts:
-            found["shifts"] = scenes(shifts)
+            found["shifts"] = scenarios(shifts)
     elif "shifts" in found:
-        found |= NO_SCENE  # of a run that had one
+        found |= NO_TARGET_IMAGES  # of a run that had one
     return found

@@ -44,8 +44,8 @@ def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> Non
     """
     from qrobust.pipeline import stages
 
-    bench = begin_or_resume(out, overwrite, resume, **options)
-    finish(bench, stages.run_all(bench, resume=resume))
+    run = begin_or_resume(out, overwrite, resume, **options)
+    finish(run, stages.run_all(run, resume=resume))
 
 
 @click.command()
@@ -61,18 +61,19 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
     qrobust quantize ... --ptq auto                       # search on validation images, keep the best
     qrobust quantize ... --bits w4a8 --rounding adaround  # 4-bit weights, learned rounding
-    qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the twin; --resume goes on after a kill
+    qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the fake-quantized model; --resume goes on after a
+    kill
     """
     from qrobust.pipeline import stages
 
-    bench = begin_or_resume(out, overwrite, resume, compensating=False, **options)
-    if not (resume and bench.place().stage("quantize")):
-        stages.quantize(bench)
-    stage = bench.place().need_stage("quantize", "quantize")
+    run = begin_or_resume(out, overwrite, resume, compensating=False, **options)
+    if not (resume and run.require_folder().stage("quantize")):
+        stages.quantize(run)
+    stage = run.require_folder().need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():
         agreement = stage["parity"][name]["agreement"]
         click.echo(
-            f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
+            f"{run.require_folder().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
             f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
         )
 
@@ -92,8 +93,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    layers = stages.sensitivity(bench)
+    run = reopen(run_folder, **options)
+    layers = stages.sensitivity(run)
     if as_json:
         click.echo(json.dumps(layers, indent=2))
         return
@@ -143,12 +144,12 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
 
     if compare and method is not None:
         raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
-    bench = reopen(run_folder, **options)
+    run = reopen(run_folder, **options)
     if compare:
-        finish(bench, stages.compare(bench))
+        finish(run, stages.compare(run))
     elif method in (None, "calibrator"):
-        stages.compensate(bench)
-        done = bench.place().need_stage("compensate", "compensate")
+        stages.compensate(run)
+        done = run.require_folder().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
         measures = end["measures"]
         click.echo(
@@ -157,10 +158,10 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
             f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
     elif method == "none":
-        stages.forget_compensation(bench)
+        stages.forget_compensation(run)
         click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
-        stages.make_alternative(bench, str(method))
+        stages.make_baseline(run, str(method))
         click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
 
 
@@ -171,9 +172,9 @@ def export(run_folder: Path, **options: Any) -> None:
     """Write compensated.onnx: calibrator and classifier as one INT8 graph, through the gates."""
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    stages.export(bench)
-    click.echo(str(bench.place().graph("compensated")))
+    run = reopen(run_folder, **options)
+    stages.export(run)
+    click.echo(str(run.require_folder().graph("compensated")))
 
 
 @click.command()
@@ -183,8 +184,8 @@ def report(run_folder: Path, **options: Any) -> None:
     """Write record.json, report.html and report.md from what the stages left."""
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    finish(bench, stages.write_report(bench))
+    run = reopen(run_folder, **options)
+    finish(run, stages.write_report(run))
 
 
 @click.command()
@@ -214,5 +215,5 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
         console(options["verbose"], options["quiet"]),
         options["threads"] or cores(),
     ) as weights:
-        bench = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
-        finish(bench, stages.run_all(bench, resume=False))
+        run = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
+        finish(run, stages.run_all(run, resume=False))

@@ -11,7 +11,7 @@ from qrobust.cli.console import console
 from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
 
 
 def begin(
@@ -23,19 +23,19 @@ def begin(
     *,
     compensating: bool = True,
     **options: Any,
-) -> Workbench:
-    """A workbench for a new run; everything is read and checked before the folder is touched."""
+) -> Run:
+    """A run for a new run; everything is read and checked before the folder is touched."""
     from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.inputs import prepare_inputs
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.pipeline.run_folder import check_folder, create_folder
 
     check_folder(out, overwrite=overwrite)
     config = RunConfig(threads=cores() if threads is None else threads, **choices(options))
-    bench = Workbench(config, None, console(verbose, quiet))
-    prepare_inputs(bench, compensating=compensating)
-    bench.folder = create_folder(out, config, overwrite=overwrite)
-    return bench
+    run = Run(config, None, console(verbose, quiet))
+    prepare_inputs(run, compensating=compensating)
+    run.folder = create_folder(out, config, overwrite=overwrite)
+    return run
 
 
 def begin_or_resume(
@@ -45,8 +45,8 @@ def begin_or_resume(
     *,
     compensating: bool = True,
     **options: Any,
-) -> Workbench:
-    """A workbench for a new run, or for one that was interrupted, which must have been begun alike."""
+) -> Run:
+    """A run for a new run, or for one that was interrupted, which must have been begun alike."""
     from qrobust.errors import InputError
     from qrobust.pipeline import inputs
 
@@ -54,25 +54,25 @@ def begin_or_resume(
         raise InputError("resume: expected it or --overwrite, got both")
     if not (resume and (out / "config.json").is_file()):
         return begin(out, overwrite, compensating=compensating, **options)
-    bench = reopen(out, options["verbose"], options["quiet"], options["threads"])
+    run = reopen(out, options["verbose"], options["quiet"], options["threads"])
     given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
-    inputs.check_same_config(bench, choices(given))
-    return bench
+    inputs.check_same_config(run, choices(given))
+    return run
 
 
-def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
-    from qrobust.pipeline.run import Workbench
+def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Run:
+    from qrobust.pipeline.run import Run
 
-    bench = Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
+    run = Run.open(folder, console(verbose, quiet), threads=threads, **choices(options))
     if options.get("hold_out"):
-        bench.check_hold_out()
-    return bench
+        run.check_hold_out()
+    return run
 
 
-def finish(bench: Workbench, record: dict[str, Any]) -> None:
+def finish(run: Run, record: dict[str, Any]) -> None:
     """Print the table and where the report lies."""
     from qrobust.report.markdown import table
     from qrobust.report.verdict import headline, verdict
 
     click.echo("\n".join([*table(headline(record)), "", *verdict(record), ""]))
-    click.echo(f"Report: {bench.place().html}\nRecord: {bench.place().record}")
+    click.echo(f"Report: {run.require_folder().html}\nRecord: {run.require_folder().record}")

@@ -11,7 +11,7 @@ from qrobust.data.splits import Split
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
 
-Cell = tuple[str, int]
+Condition = tuple[str, int]
 # Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.
 GROUPS = 16
 CLEAN_GROUPS = 4
@@ -41,26 +41,27 @@ class MixedBatch:
 
 def mixed_batch(
     training: Split,
-    cells: list[Cell],
+    conditions: list[Condition],
     weights: torch.Tensor,
     *,
     table: str,
     batch_size: int,
     step: int,
     seed: int,
-    scene: Split | None = None,
+    target_images: Split | None = None,
 ) -> MixedBatch:
     """The batch of one step: a function of the seed and the step alone.
 
     Args:
         training: images to draw from.
-        cells: (shift, severity).
+        conditions: (shift, severity).
         weights: how likely each cell is, see `sampling`.
         table: severity table.
         batch_size: images.
         step: of the training.
         seed: of the training.
-        scene: real images of a new scene, which take half of what is not clean, or all where there are no cells.
+        target_images: real images of a new scene, which take half of what is not clean, or all where there are no
+            cells.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
@@ -70,18 +71,18 @@ def mixed_batch(
     )
     shifted, aligned, paired = [], [], []
     for index, part in enumerate(clean):
-        is_scene = scene is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not cells)
+        is_scene = target_images is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not conditions)
         if is_scene:
-            assert scene is not None
-            real = torch.randint(len(scene), (len(part),), generator=generator)
-            clean[index], labels[index] = scene.read(real), scene.labels[real]
+            assert target_images is not None
+            real = torch.randint(len(target_images), (len(part),), generator=generator)
+            clean[index], labels[index] = target_images.read(real), target_images.labels[real]
             shifted.append(clean[index])
             aligned += [False] * len(part)
         elif index < CLEAN_GROUPS:
             shifted.append(part)
             aligned += [True] * len(part)
         else:
-            name, severity = cells[int(torch.multinomial(weights, 1, generator=generator))]
+            name, severity = conditions[int(torch.multinomial(weights, 1, generator=generator))]
             shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
             aligned += [find_shift(name).keeps_pixels] * len(part)
         paired += [not is_scene] * len(part)
@@ -90,16 +91,16 @@ def mixed_batch(
     )
 
 
-def sampling(cells: list[Cell], errors: list[float] | None = None, favour: float = 0.0) -> torch.Tensor:
+def sampling(conditions: list[Condition], errors: list[float] | None = None, favour: float = 0.0) -> torch.Tensor:
     """How likely each cell is to be drawn, summing to 1: every shift alike, then every severity of it.
 
     Args:
-        cells: (shift, severity).
+        conditions: (shift, severity).
         errors: of the classifier alone in each cell.
         favour: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
     """
-    count = Counter(name for name, _ in cells)
-    alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in cells])
+    count = Counter(name for name, _ in conditions)
+    alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in conditions])
     if errors is None or not sum(errors):
         return alike
     hurting = alike * torch.tensor(errors)

@@ -16,12 +16,12 @@ from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import (
     CLEAN_GROUPS,
     GROUPS,
-    Cell,
+    Condition,
     mixed_batch,
     sampling,
 )
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.teacher import View, _seen, _view, views
+from qrobust.compensation.teacher import TeacherOutput, _outputs_of, _teacher_output, teacher_outputs
 from qrobust.compensation.validation import Validation, information
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
@@ -68,11 +68,11 @@ class Fit:
 
 def train_calibrator(
     calibrator: nn.Module,
-    twin: nn.Module,
+    fake_quantized: nn.Module,
     teacher: Classifier,
     training: Split,
     validation: Validation,
-    cells: list[Cell],
+    conditions: list[Condition],
     *,
     table: str,
     steps: int,
@@ -84,16 +84,16 @@ def train_calibrator(
     reverse_weight: float,
     seed: int,
     checkpoint: Path,
-    scene: Split | None = None,
+    target_images: Split | None = None,
     favour: float = 0.0,
-    judged: Classifier | None = None,
+    deployed: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Fit:
-    """Train `calibrator` in place so that `twin` finds shifted images easier.
+    """Train `calibrator` in place so that `fake_quantized` finds shifted images easier.
 
     First, for `restore_steps`, the calibrator alone learns to give back the unshifted image (mean
     absolute difference of pixels): a dense signal at a fraction of the cost. Then the loss is the
-    cross-entropy of the twin behind the calibrator to the label (or the teacher's
+    cross-entropy of the fake-quantized model behind the calibrator to the label (or the teacher's
     prediction), plus the squared distance of its logits and features to the float teacher's on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
@@ -102,11 +102,11 @@ def train_calibrator(
 
     Args:
         calibrator: images to images, differentiable; ends with the best state.
-        twin: the frozen classifier; neither parameters nor buffers change.
+        fake_quantized: the frozen classifier; neither parameters nor buffers change.
         teacher: the float classifier.
         training: images to learn from.
         validation: images to choose by.
-        cells: (shift, severity) to train on.
+        conditions: (shift, severity) to train on.
         table: severity table.
         steps: optimizer steps in all.
         restore_steps: how many of them, at the start, restore pixels only.
@@ -118,10 +118,13 @@ def train_calibrator(
         reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
         seed: decides images, shifts and pixels of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
-        scene: real images of a new scene to learn from, too. Where they have no label, the calibrator makes them
-            look like what the teacher's batch norms expect, or without any, like what the twin is sure of.
+        target_images: real images of a new scene to learn from, too. Where they have no label, the calibrator makes
+            them
+            look like what the teacher's batch norms expect, or without any, like what the fake-quantized model is
+            sure of.
         favour: share of the shifts drawn in proportion to the error that the classifier alone makes under them.
-        judged: the classifier as it will run, which the calibrator is judged in front of; the twin if not given.
+        deployed: the classifier as it will run, which the calibrator is judged in front of; the fake-quantized model
+            if not given.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -130,18 +133,18 @@ def train_calibrator(
     """
     if batch_size < GROUPS:
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
-    if not cells and scene is None:
+    if not conditions and target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or a scene to train on, got none")
-    before = state_hash(twin)
-    twin.eval()
+    before = state_hash(fake_quantized)
+    fake_quantized.eval()
     images, _ = validation.parts[0]
-    _check_gradient(twin, to_unit(images[:PROBES]))
+    _check_gradient(fake_quantized, to_unit(images[:PROBES]))
     heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
     rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
     optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
-    alone = validation.accuracies(judged or twin)[1 : len(cells) + 1]
-    weights = sampling(cells, [1 - accuracy for accuracy in alone], favour)
-    known = views(teacher, training, (steps - restore_steps) * batch_size)
+    alone = validation.accuracies(deployed or fake_quantized)[1 : len(conditions) + 1]
+    weights = sampling(conditions, [1 - accuracy for accuracy in alone], favour)
+    known = teacher_outputs(teacher, training, (steps - restore_steps) * batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
     def rates(step: int) -> list[float]:
@@ -155,11 +158,11 @@ def train_calibrator(
     def loss(step: int) -> torch.Tensor:
         return _step_loss(
             calibrator,
-            twin,
+            fake_quantized,
             teacher,
             known,
             training,
-            cells,
+            conditions,
             weights,
             table=table,
             batch_size=batch_size,
@@ -169,12 +172,12 @@ def train_calibrator(
             reverse_weight=reverse_weight,
             restoring=step < restore_steps,
             seed=seed,
-            scene=scene,
+            target_images=target_images,
         )
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
-        found = validation.measure(judged or twin, calibrator)
+        found = validation.measure(deployed or fake_quantized, calibrator)
         calibrator.train()
         return found
 
@@ -200,7 +203,7 @@ def train_calibrator(
             f"learning_rate: training diverged at step {done.steps}, before anything was learned; expected a rate "
             f"smaller than {learning_rate:g}"
         )
-    if state_hash(twin) != before:
+    if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
@@ -218,9 +221,9 @@ def _unlabelled_loss(teacher: Classifier, calibrated: torch.Tensor, logits: torc
     return 1 - information(logits)
 
 
-def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
+def _check_gradient(fake_quantized: Classifier, images: torch.Tensor) -> None:
     """Refuse a classifier through which nothing can be learned."""
-    gradient, _ = input_gradient(twin, images, lambda logits: logits.amax(1))
+    gradient, _ = input_gradient(fake_quantized, images, lambda logits: logits.amax(1))
     vanished = int((gradient.flatten(1) == 0).all(1).sum())
     if vanished > MOST_VANISHED * len(images):
         raise InputError(
@@ -252,11 +255,11 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
 
 def _step_loss(
     calibrator: nn.Module,
-    twin: nn.Module,
+    fake_quantized: nn.Module,
     teacher: Classifier,
-    known: View | None,
+    known: TeacherOutput | None,
     training: Split,
-    cells: list[Cell],
+    conditions: list[Condition],
     weights: torch.Tensor,
     *,
     table: str,
@@ -267,11 +270,18 @@ def _step_loss(
     reverse_weight: float,
     restoring: bool,
     seed: int,
-    scene: Split | None,
+    target_images: Split | None,
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
     batch = mixed_batch(
-        training, cells, weights, table=table, batch_size=batch_size, step=step, seed=seed, scene=scene
+        training,
+        conditions,
+        weights,
+        table=table,
+        batch_size=batch_size,
+        step=step,
+        seed=seed,
+        target_images=target_images,
     )
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, (*proposals, gate) = _with_proposals(calibrator, images)
@@ -287,11 +297,11 @@ def _step_loss(
         if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
             return pixel_loss + bounds + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
         return pixel_loss + bounds
-    view = _view(teacher, original[paired]) if known is None else known.of(batch.chosen[paired])
+    view = _teacher_output(teacher, original[paired]) if known is None else known.of(batch.chosen[paired])
     targets = labels.clone()
     if not use_labels:
         targets[paired] = view.logits.argmax(1)
-    seen = _seen(twin, calibrated)
+    seen = _outputs_of(fake_quantized, calibrated)
     logits = seen.logits
     loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + bounds
     if unknown.any():

@@ -19,7 +19,7 @@ LEAST = 5
 
 
 @dataclass(frozen=True)
-class Scene:
+class TargetImages:
     """Three disjoint splits of a scene's images; without labels, every label is -1."""
 
     training: Split
@@ -38,7 +38,7 @@ def folder_of(spec: str) -> Path:
 
 
 @contextmanager
-def about_scene() -> Iterator[None]:
+def naming_target_images() -> Iterator[None]:
     """What is wrong with images is the scene's, not the data's."""
     try:
         yield
@@ -46,7 +46,7 @@ def about_scene() -> Iterator[None]:
         raise InputError("scene:" + str(error).removeprefix("data:").removeprefix("scene:")) from error
 
 
-def open_scene(
+def open_target_images(
     folder: Path,
     *,
     image_size: int,
@@ -54,7 +54,7 @@ def open_scene(
     class_names: Sequence[str],
     seed: int,
     skip_bad: bool = False,
-) -> Scene:
+) -> TargetImages:
     """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
 
     Args:
@@ -74,7 +74,7 @@ def open_scene(
     labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
     if labelled and len(loose):
         raise InputError(f"scene: expected images or class folders in {folder}, got both")
-    with about_scene():
+    with naming_target_images():
         images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
     if len(images) < LEAST:
         raise InputError(f"scene: expected at least {LEAST} images in {folder}, got {len(images)}")
@@ -83,4 +83,4 @@ def open_scene(
     first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
     parts = order[:first], order[first:second], order[second:]
     training, validation, test = (Split(images, part) for part in parts)
-    return Scene(training, validation, test, labelled)
+    return TargetImages(training, validation, test, labelled)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.data.corruption_sets import StoredSet, open_stored
+from qrobust.data.corruption_sets import CorruptionSet, open_corruption_set
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation.predictions import (
     CLEAN,
-    Cell,
-    CellPredictions,
+    Condition,
+    ConditionPredictions,
     kept_or_predicted,
     prediction_key,
 )
@@ -27,13 +27,13 @@ from qrobust.shifts.registry import stored_folders
 
 
 @dataclass(frozen=True)
-class StoredCells:
+class SelectedConditions:
     """What of a stored set is measured: some severities, and in each the same images.
 
     Attributes:
         name: `stored:DIR`, as it was given.
         stored: the set.
-        cells: (corruption, severity), in order.
+        conditions: (corruption, severity), in order.
         indices: of the images within each cell `(n,)`.
         labels: of these images, in every cell `(n,)`.
         of: how many images a cell holds.
@@ -41,22 +41,22 @@ class StoredCells:
     """
 
     name: str
-    stored: StoredSet
-    cells: tuple[Cell, ...]
+    stored: CorruptionSet
+    conditions: tuple[Condition, ...]
     indices: torch.Tensor
     labels: np.ndarray
     of: int
     doubt: str
 
-    def split(self, cell: Cell) -> Split:
+    def split(self, condition: Condition) -> Split:
         """The images of a cell, decoded on demand.
 
         Raises:
             InputError: the cell's files are not what the layout says.
         """
-        return Split(self.stored.images(*cell), self.indices)
+        return Split(self.stored.images(*condition), self.indices)
 
-    def limited(self, count: int, seed: int) -> StoredCells:
+    def limited(self, count: int, seed: int) -> SelectedConditions:
         """With at most so many images of each cell, each class with its share."""
         if count >= len(self.indices):
             return self
@@ -78,7 +78,7 @@ def open_sets(
     class_names: Sequence[str],
     test_images: int | None,
     seed: int,
-) -> list[StoredCells]:
+) -> list[SelectedConditions]:
     """Open every `stored:DIR` among names of shifts.
 
     Args:
@@ -95,24 +95,24 @@ def open_sets(
     """
     found = []
     for name, root in stored_folders(tuple(names)).items():
-        stored = open_stored(root, image_size=image_size, channels=channels, class_names=class_names)
-        cells = tuple(cell for cell in stored.cells if cell[1] in severities)
-        if not cells:
+        stored = open_corruption_set(root, image_size=image_size, channels=channels, class_names=class_names)
+        conditions = tuple(condition for condition in stored.conditions if condition[1] in severities)
+        if not conditions:
             raise InputError(f"severities: expected some of those that {name} holds, got {tuple(severities)}")
-        for cell in cells if not stored.numbered else ():
-            stored.images(*cell)  # one that does not hold the same images is refused before anything is measured
-        labels = stored.images(*cells[0]).labels.numpy()
+        for condition in conditions if not stored.numbered else ():
+            stored.images(*condition)  # one that does not hold the same images is refused before anything is measured
+        labels = stored.images(*conditions[0]).labels.numpy()
         count = len(labels) if test_images is None else min(test_images, len(labels))
         indices = torch.from_numpy(stratified(labels, count, seed))
         doubt = ""
         if stored.numbered and labels.max() + 1 < len(class_names):
             doubt = f"{name}: labels end at {labels.max()}, the classifier tells {len(class_names)} classes apart"
-        found.append(StoredCells(name, stored, cells, indices, labels[indices], len(labels), doubt))
+        found.append(SelectedConditions(name, stored, conditions, indices, labels[indices], len(labels), doubt))
     return found
 
 
 def stored_predictions(
-    found: StoredCells,
+    found: SelectedConditions,
     classifiers: Mapping[str, Classifier],
     graphs: Mapping[str, bytes],
     predictions: Path,
@@ -121,7 +121,7 @@ def stored_predictions(
     seed: int,
     by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
-) -> CellPredictions:
+) -> ConditionPredictions:
     """Ask every classifier about every cell, or take what was kept; see `kept_or_predicted`.
 
     Args:
@@ -137,11 +137,11 @@ def stored_predictions(
     folder = predictions / found.folder_name
     folder.mkdir(parents=True, exist_ok=True)
     result = {}
-    for cell in found.cells:
-        split = found.split(cell)
-        made_of = (found.name, cell, split.identity(), *about)
+    for condition in found.conditions:
+        split = found.split(condition)
+        made_of = (found.name, condition, split.identity(), *about)
         keys = {name: prediction_key(graph, CLEAN, made_of) for name, graph in graphs.items()}
-        result[cell] = kept_or_predicted(
-            folder, cell, classifiers, split, keys=keys, table=None, seed=seed, by=by, progress=progress
+        result[condition] = kept_or_predicted(
+            folder, condition, classifiers, split, keys=keys, table=None, seed=seed, by=by, progress=progress
         )
     return result

@@ -29,8 +29,8 @@ from qrobust.storage import save_npz
 SUBSET = "subset.json"
 BATCH = 100
 LONGEST_NAME = 200
-Cell = tuple[str, int]
-CLEAN: Cell = ("clean", 0)
+Condition = tuple[str, int]
+CLEAN: Condition = ("clean", 0)
 # Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
 PROBE, PROBE_SHARE, LEAST = 32, 0.1, 10
 
@@ -55,7 +55,7 @@ class Predictions:
 
 
 FIELDS = tuple(f.name for f in fields(Predictions))
-CellPredictions = dict[Cell, dict[str, Predictions]]
+ConditionPredictions = dict[Condition, dict[str, Predictions]]
 
 
 class Answer(NamedTuple):
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 def predict(
     classifiers: Mapping[str, Classifier],
     split: Split,
-    cell: Cell,
+    condition: Condition,
     *,
     table: str | None,
     seed: int,
@@ -80,7 +80,7 @@ def predict(
     Args:
         classifiers: by name.
         split: images to measure on.
-        cell: (shift, severity), or `("clean", 0)`.
+        condition: (shift, severity), or `("clean", 0)`.
         table: severity table; None where the split holds the cell's own images, and nothing is rendered.
         seed: of the rendering.
         by: processes that render and ask, classifiers being pickled; else this one does.
@@ -89,7 +89,7 @@ def predict(
     Raises:
         InputError: a classifier's output is not `(N, K)` finite numbers.
     """
-    answer = partial(_answer, dict(classifiers), cell, table, seed)
+    answer = partial(_answer, dict(classifiers), condition, table, seed)
     batches = (images for images, _ in split.batches(BATCH))
     found: dict[str, list[Predictions]] = {name: [] for name in classifiers}
     for parts in by.ask(batches, answer) if by else ([answer(images)] for images in batches):
@@ -105,10 +105,10 @@ def predict(
 
 @torch.no_grad()
 def _answer(
-    classifiers: Mapping[str, Classifier], cell: Cell, table: str | None, seed: int, pixels: torch.Tensor
+    classifiers: Mapping[str, Classifier], condition: Condition, table: str | None, seed: int, pixels: torch.Tensor
 ) -> Answer:
     """What classifiers say of a batch, rendered first unless it holds the cell's own images."""
-    shown = pixels if cell == CLEAN or table is None else render(pixels, *cell, table=table, seed=seed)
+    shown = pixels if condition == CLEAN or table is None else render(pixels, *condition, table=table, seed=seed)
     inputs, found = to_unit(shown), {}
     for name, classifier in classifiers.items():
         output = classifier(inputs)
@@ -127,23 +127,23 @@ def _summarise(logits: torch.Tensor) -> Predictions:
     )
 
 
-def prediction_key(graph: bytes, cell: Cell, about: tuple[object, ...]) -> str:
+def prediction_key(graph: bytes, condition: Condition, about: tuple[object, ...]) -> str:
     """Changes with the graph, the making of the pixels, and all else that predictions depend on."""
-    made_by = find_shift(cell[0]).version if cell != CLEAN else ""
+    made_by = find_shift(condition[0]).version if condition != CLEAN else ""
     return hashlib.sha256(graph + repr((*about, made_by) if made_by else about).encode()).hexdigest()
 
 
-def cell_file(folder: Path, cell: Cell) -> Path:
+def condition_file(folder: Path, condition: Condition) -> Path:
     """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
-    name = quote(cell[0], safe="")
+    name = quote(condition[0], safe="")
     if len(name) > LONGEST_NAME:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
-    return folder / f"{name}-{cell[1]}.npz"
+    return folder / f"{name}-{condition[1]}.npz"
 
 
 def kept_or_predicted(
     folder: Path,
-    cell: Cell,
+    condition: Condition,
     classifiers: Mapping[str, Classifier],
     split: Split,
     *,
@@ -159,7 +159,7 @@ def kept_or_predicted(
 
     Args:
         folder: where the files lie; their arrays are described in docs/record.md.
-        cell: as for `predict`.
+        condition: as for `predict`.
         classifiers: by name.
         split: images to measure on.
         keys: per classifier, see `prediction_key`.
@@ -171,7 +171,7 @@ def kept_or_predicted(
     Raises:
         InputError: as `predict`, or the kept file is damaged.
     """
-    path = cell_file(folder, cell)
+    path = condition_file(folder, condition)
     kept: dict[str, Predictions] = {}
     if path.exists():
         try:
@@ -185,10 +185,10 @@ def kept_or_predicted(
     if not missing:
         progress(len(split))
         return {name: kept[name] for name in classifiers}
-    kept |= predict(missing, split, cell, table=table, seed=seed, by=by, progress=progress)
+    kept |= predict(missing, split, condition, table=table, seed=seed, by=by, progress=progress)
     arrays: dict[str, np.ndarray] = {
-        "shift": np.array(cell[0]),
-        "severity": np.array(cell[1]),
+        "shift": np.array(condition[0]),
+        "severity": np.array(condition[1]),
         "label": split.labels.numpy(),
         "index": split.indices.numpy(),
     }
@@ -199,12 +199,14 @@ def kept_or_predicted(
     return {name: kept[name] for name in classifiers}
 
 
-def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.ndarray, CellPredictions]:
+def read_predictions(
+    folder: Path, conditions: list[Condition] | None = None
+) -> tuple[np.ndarray, ConditionPredictions]:
     """Everything a finished evaluation predicted, to recompute any figure without inference.
 
     Args:
         folder: `predictions` of a run or an evaluation.
-        cells: only these, in this order. Default: every file, sorted by name; an evaluation with other
+        conditions: only these, in this order. Default: every file, sorted by name; an evaluation with other
             `--shifts` may have left some that the record does not have.
 
     Returns:
@@ -213,15 +215,19 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
     Raises:
         InputError: there are none, a file is damaged, or files are of different images.
     """
-    paths = sorted(folder.glob("*.npz")) if cells is None else [cell_file(folder, cell) for cell in cells]
-    labels, indices, found = None, None, CellPredictions()
+    paths = (
+        sorted(folder.glob("*.npz"))
+        if conditions is None
+        else [condition_file(folder, condition) for condition in conditions]
+    )
+    labels, indices, found = None, None, ConditionPredictions()
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {key: stored[key] for key in stored.files}
-                cell = str(arrays["shift"]), int(arrays["severity"])
+                condition = str(arrays["shift"]), int(arrays["severity"])
                 names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
-                found[cell] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
+                found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
         except Exception as error:  # numpy raises a different type for each kind of damage
             raise InputError(f"predictions: cannot read {path} ({error})") from error
         if indices is not None and not np.array_equal(indices, arrays["index"]):
@@ -235,7 +241,7 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
 def within_budget(
     kept: Mapping[str, object],
     split: Split,
-    cells: Sequence[Cell],
+    conditions: Sequence[Condition],
     classifiers: Mapping[str, Classifier],
     *,
     seconds: float,
@@ -253,7 +259,7 @@ def within_budget(
         kept: what an earlier call returned, so that an evaluation that goes on, or is repeated with another graph,
             uses the same images; empty for the first.
         split: images to choose from.
-        cells: what each image will be measured in.
+        conditions: what each image will be measured in.
         classifiers: by name.
         seconds: the budget.
         table: severity table.
@@ -270,7 +276,7 @@ def within_budget(
     """
     about = {
         "seconds": seconds,
-        "cells": [list(c) for c in cells],
+        "cells": [list(c) for c in conditions],
         "also": also,
         "fingerprint": split.fingerprint(),
         "table": table,
@@ -281,15 +287,15 @@ def within_budget(
         # Processes start and sessions are slow at first: once, whatever the number of images.
         predict(classifiers, split.first(BATCH), CLEAN, table=table, seed=seed, by=by)
         begun, tried, done = clock(), 0.0, 0
-        while done < len(cells) and tried <= PROBE_SHARE * seconds:
-            predict(classifiers, probe, cells[done], table=table, seed=seed, by=by)
+        while done < len(conditions) and tried <= PROBE_SHARE * seconds:
+            predict(classifiers, probe, conditions[done], table=table, seed=seed, by=by)
             tried, done = clock() - begun, done + 1
-        per_image = tried / (done * len(probe)) * (len(cells) + also)
+        per_image = tried / (done * len(probe)) * (len(conditions) + also)
         spent = clock() - started
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
-                f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells) + also} cells, "
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} cells, "
                 f"expected at least {math.ceil(spent + LEAST * per_image)} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)

@@ -70,7 +70,7 @@ class Processes:
                 elif len(ahead) == self.slots:
                     yield take()
                 offset = slot * self._slot_bytes
-                _view(self._memory, offset, images.shape).copy_(images)
+                _teacher_output(self._memory, offset, images.shape).copy_(images)
                 ahead.append([])
                 assert self._pool is not None
                 for part in images.split(-(-len(images) // self._workers)):
@@ -142,8 +142,8 @@ def _end_with_parent() -> None:
 
 
 def _do(packed: bytes, offset: int, shape: torch.Size) -> Any:
-    return pickle.loads(packed)(_view(_SHARED[0], offset, shape))
+    return pickle.loads(packed)(_teacher_output(_SHARED[0], offset, shape))
 
 
-def _view(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
+def _teacher_output(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=offset).view(shape)

@@ -18,12 +18,12 @@ from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_plan import Graph
 from qrobust.evaluation.attack_summary import attacked
-from qrobust.evaluation.corruption_sets import StoredCells, stored_predictions
+from qrobust.evaluation.corruption_sets import SelectedConditions, stored_predictions
 from qrobust.evaluation.predictions import (
     CLEAN,
     SUBSET,
-    Cell,
-    CellPredictions,
+    Condition,
+    ConditionPredictions,
     Predictions,
     kept_or_predicted,
     prediction_key,
@@ -32,13 +32,13 @@ from qrobust.evaluation.predictions import (
 from qrobust.evaluation.summary import (
     method_rows,
     run_rows,
-    scene_row,
     stored_figures,
     summarise,
+    target_images_row,
 )
 from qrobust.evaluation.workers import Processes, check_workers, processes
-from qrobust.pipeline.provenance import check_images, check_scene, learned_otherwise
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
 from qrobust.record import hardware
@@ -49,75 +49,75 @@ LATENCY_BATCHES = (1, 32)
 TORCH_IMAGES = 200
 
 
-def evaluate(
-    bench: Workbench, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()
-) -> None:
+def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
     Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
     attack, so that a killed evaluation resumes and a second one asks only graphs that are new.
 
     Args:
-        bench: of the run.
+        run: of the run.
         budget: seconds for all cells, stored ones too, by which a subset of the images is chosen; attacks come on
             top.
         workers: processes that render and ask, with sessions of one thread each.
         without: methods to leave out although they are there.
     """
-    folder, config = bench.place(), bench.config
-    check_images(bench)
-    check_scene(bench, without)
-    otherwise = learned_otherwise(bench, without)
+    folder, config = run.require_folder(), run.config
+    check_images(run)
+    check_target_images(run, without)
+    otherwise = trained_differently(run, without)
     for name, why in otherwise.items():
-        bench.reporter.warn(f"warning: {name} is left out: {why}")
+        run.reporter.warn(f"warning: {name} is left out: {why}")
     left_out = {*otherwise, *without}
     in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
     names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
     if folder.stage("compensate") and not folder.stage("export"):
-        bench.reporter.warn(
+        run.reporter.warn(
             f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
         )
     folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    if not (bench.cells or bench.stored or bench.scene):
+    if not (run.conditions or run.stored or run.target_images):
         wanted = ", ".join(config.shifts)
         raise InputError(f"severities: expected one that is defined for {wanted}, got {config.severities}")
     torch.set_num_threads(config.threads)
-    if sums(**bench.session_options) == "exact-by-request":
-        bench.reporter.warn(
+    if sums(**run.session_options) == "exact-by-request":
+        run.reporter.warn(
             f"warning: this CPU has no VNNI; onnxruntime is asked to add as {config.target} does, so accuracies are "
             "those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
-    sessions = {name: bench.session(name) for name in names}
-    cells, split, stored = [CLEAN, *bench.cells], bench.data.test, bench.stored
+    sessions = {name: run.onnx_classifier(name) for name in names}
+    conditions, split, stored = [CLEAN, *run.conditions], run.data.test, run.stored
     with processes(workers) as by:
         if budget is not None:
-            split = _subset(bench, split, cells, sessions, budget, by)
+            split = _subset(run, split, conditions, sessions, budget, by)
             stored = [found.limited(len(split), config.seed) for found in stored]
-        _measure(bench, split, cells, stored, sessions, by, time.perf_counter() - began, in_torch)
+        _measure(run, split, conditions, stored, sessions, by, time.perf_counter() - began, in_torch)
 
 
 def _measure(
-    bench: Workbench,
+    run: Run,
     split: Split,
-    cells: list[Cell],
-    stored: list[StoredCells],
+    conditions: list[Condition],
+    stored: list[SelectedConditions],
     sessions: dict[str, Any],
     by: Processes | None,
     began_s: float,
     in_torch: bool,
 ) -> None:
     """The stage, begun so many seconds ago; with the method that exists in torch only, or without."""
-    folder, config, names = bench.place(), bench.config, list(sessions)
-    predictions: CellPredictions = {}
-    with stage(bench, "evaluate", began_s=began_s) as result:
-        with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
-            for cell in cells:
-                predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
-        result["scene"] = _scene(bench, sessions, by)
-        result["stored"] = _stored(bench, stored, sessions, by)
-        labels, of = split.labels.numpy(), len(bench.data.test)
+    folder, config, names = run.require_folder(), run.config, list(sessions)
+    predictions: ConditionPredictions = {}
+    with stage(run, "evaluate", began_s=began_s) as result:
+        with run.reporter.bar("measure on onnxruntime", len(conditions) * len(split)) as bar:
+            for condition in conditions:
+                predictions[condition] = _condition_predictions(
+                    run, split, condition, sessions, by, lambda n: bar.update(n)
+                )
+        result["scene"] = _target_images(run, sessions, by)
+        result["stored"] = _stored(run, stored, sessions, by)
+        labels, of = split.labels.numpy(), len(run.data.test)
         trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
         rows = run_rows(predictions, labels, seed=config.seed, of=of)
         result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
@@ -126,123 +126,123 @@ def _measure(
             labels,
             tuple(trained_on),
             seed=config.seed,
-            table=bench.table,
-            classes=len(bench.data.class_names),
+            table=run.table,
+            classes=len(run.data.class_names),
             of=of,
         )
         result["methods"] = method_rows(predictions, labels, seed=config.seed)
-        result["methods"] += _in_torch(bench, split, predictions) if in_torch else []
-        result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
-        result["splits"] = bench.data.summary()
-        result["severity_table"] = bench.table
-        result["hardware"] = hardware(config.threads) | {"sums": sums(**bench.session_options)}
-        latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
+        result["methods"] += _in_torch(run, split, predictions) if in_torch else []
+        result["attacks"] = _attacks(run, {n: s for n, s in sessions.items() if n in GRAPHS})
+        result["splits"] = run.data.summary()
+        result["severity_table"] = run.table
+        result["hardware"] = hardware(config.threads) | {"sums": sums(**run.session_options)}
+        latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
 
 
 def _subset(
-    bench: Workbench, split: Split, cells: list[Cell], sessions: dict[str, Any], budget: float, by: Processes | None
+    run: Run, split: Split, conditions: list[Condition], sessions: dict[str, Any], budget: float, by: Processes | None
 ) -> Split:
-    path = bench.place().predictions / SUBSET
+    path = run.require_folder().predictions / SUBSET
     chosen, kept = within_budget(
         read_json(path) if path.exists() else {},
         split,
-        cells,
+        conditions,
         sessions,
         seconds=budget,
-        table=bench.table,
-        seed=bench.config.seed,
-        also=sum(len(found.cells) for found in bench.stored),
+        table=run.table,
+        seed=run.config.seed,
+        also=sum(len(found.conditions) for found in run.stored),
         by=by,
     )
     write_json(path, kept)
     return chosen
 
 
-def _cell_predictions(
-    bench: Workbench,
+def _condition_predictions(
+    run: Run,
     split: Split,
-    cell: tuple[str, int],
+    condition: tuple[str, int],
     sessions: dict[str, Any],
     by: Processes | None,
     progress: Callable[[int], None],
     folder: Path | None = None,
     source: str | None = None,
 ) -> dict[str, Predictions]:
-    place = bench.place()
+    place = run.require_folder()
     about = (
         split.identity(),
-        bench.table,
-        bench.config.seed,
-        source or bench.config.data,
-        bench.data.image_size,
+        run.table,
+        run.config.seed,
+        source or run.config.data,
+        run.data.image_size,
     )
-    keys = {name: prediction_key(place.graph(name).read_bytes(), cell, about) for name in sessions}
+    keys = {name: prediction_key(place.graph(name).read_bytes(), condition, about) for name in sessions}
     return kept_or_predicted(
         folder or place.predictions,
-        cell,
+        condition,
         sessions,
         split,
         keys=keys,
-        table=bench.table,
-        seed=bench.config.seed,
+        table=run.table,
+        seed=run.config.seed,
         by=by,
         progress=progress,
     )
 
 
-def _scene(bench: Workbench, sessions: dict[str, Any], by: Processes | None) -> dict[str, object] | None:
+def _target_images(run: Run, sessions: dict[str, Any], by: Processes | None) -> dict[str, object] | None:
     """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
-    if bench.scene is None:
+    if run.target_images is None:
         return None
-    split, folder = bench.scene.test, bench.place().predictions / "scene"
+    split, folder = run.target_images.test, run.require_folder().predictions / "scene"
     folder.mkdir(exist_ok=True)
-    with bench.reporter.bar("measure the scene", len(split)) as bar:
-        found = _cell_predictions(
-            bench, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, bench.config.scene_images
+    with run.reporter.bar("measure the scene", len(split)) as bar:
+        found = _condition_predictions(
+            run, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, run.config.scene_images
         )
-    about = {"images": bench.config.scene_images, "labelled": bench.scene.labelled}
-    return about | scene_row(found, split.labels.numpy(), seed=bench.config.seed)
+    about = {"images": run.config.scene_images, "labelled": run.target_images.labelled}
+    return about | target_images_row(found, split.labels.numpy(), seed=run.config.seed)
 
 
-def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> list[dict[str, object]]:
+def _in_torch(run: Run, split: Split, predictions: ConditionPredictions) -> list[dict[str, object]]:
     """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
-    some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(bench.twin)}
-    twin, about = state_hash(bench.twin).encode(), (some.identity(), bench.table, bench.config.seed)
-    kept = bench.place().predictions / TORCH_ONLY
+    some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(run.fake_quantized)}
+    fake_quantized, about = state_hash(run.fake_quantized).encode(), (some.identity(), run.table, run.config.seed)
+    kept = run.require_folder().predictions / TORCH_ONLY
     kept.mkdir(exist_ok=True)
-    both: CellPredictions = {}
-    with bench.reporter.bar(f"measure {TORCH_ONLY} in torch", len(some) * len(predictions)) as bar:
-        for cell, known in predictions.items():
+    both: ConditionPredictions = {}
+    with run.reporter.bar(f"measure {TORCH_ONLY} in torch", len(some) * len(predictions)) as bar:
+        for condition, known in predictions.items():
             found = kept_or_predicted(
                 kept,
-                cell,
+                condition,
                 asked,
                 some,
-                keys={TORCH_ONLY: prediction_key(twin, cell, about)},
-                table=bench.table,
-                seed=bench.config.seed,
+                keys={TORCH_ONLY: prediction_key(fake_quantized, condition, about)},
+                table=run.table,
+                seed=run.config.seed,
                 progress=lambda n: bar.update(n),
             )
-            both[cell] = {"int8": known["int8"].first(len(some))} | found
-    return method_rows(both, some.labels.numpy(), seed=bench.config.seed)
+            both[condition] = {"int8": known["int8"].first(len(some))} | found
+    return method_rows(both, some.labels.numpy(), seed=run.config.seed)
 
 
 def _stored(
-    bench: Workbench, stored: list[StoredCells], sessions: dict[str, Any], by: Processes | None
+    run: Run, stored: list[SelectedConditions], sessions: dict[str, Any], by: Processes | None
 ) -> list[dict[str, object]]:
     """Each stored set by itself, on its own images."""
-    folder, config, result = bench.place(), bench.config, []
+    folder, config, result = run.require_folder(), run.config, []
     graphs = {name: folder.graph(name).read_bytes() for name in sessions}
     for found in stored:
-        with bench.reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
+        with run.reporter.bar(f"measure {found.name}", len(found.conditions) * len(found.indices)) as bar:
             predictions = stored_predictions(
                 found,
                 sessions,
                 graphs,
                 folder.predictions,
-                about=(bench.data.image_size,),
+                about=(run.data.image_size,),
                 seed=config.seed,
                 by=by,
                 progress=bar.update,
@@ -253,27 +253,27 @@ def _stored(
                 predictions,
                 found.labels,
                 seed=config.seed,
-                table=bench.table,
-                classes=len(bench.data.class_names),
+                table=run.table,
+                classes=len(run.data.class_names),
                 of=found.of,
             )
         )
     return result
 
 
-def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
+def _attacks(run: Run, sessions: dict[str, Any]) -> dict[str, object]:
     """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
-    config, folder = bench.config, bench.place()
+    config, folder = run.config, run.require_folder()
     graphs = {
-        name: Graph(bench.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
+        name: Graph(run.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
         for name, session in sessions.items()
     }
     return attacked(
         folder.attacks,
         graphs,
-        bench.data.test,
+        run.data.test,
         config.attack_choices,
         seed=config.seed,
         about=(config.data,),
-        bar=bench.reporter.bar,
+        bar=run.reporter.bar,
     )

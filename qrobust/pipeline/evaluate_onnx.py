@@ -27,7 +27,7 @@ from qrobust.evaluation.predictions import (
     BATCH,
     CLEAN,
     SUBSET,
-    Cell,
+    Condition,
     kept_or_predicted,
     prediction_key,
     within_budget,
@@ -54,13 +54,13 @@ from qrobust.report.robustbench import csv_files
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import (
     TRIED_IMAGES,
-    cells,
+    conditions,
     expand,
     find_shift,
     table_for,
 )
 from qrobust.shifts.rendering import render
-from qrobust.storage import give_back, holds_back, read_json, settle, write_json, write_text
+from qrobust.storage import discard_backup, has_backup, read_json, restore_backup, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def evaluate_files(
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
-    wanted: list[Cell] = [CLEAN, *cells(expand(choices.shifts), choices.severities, table)]
+    wanted: list[Condition] = [CLEAN, *conditions(expand(choices.shifts), choices.severities, table)]
     stored = open_sets(
         choices.shifts,
         severities=choices.severities,
@@ -193,7 +193,7 @@ def evaluate_files(
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
     some = split.read(slice(0, TRIED_IMAGES))
     for name, severity in wanted[1:]:
-        if find_shift(name).is_own:
+        if find_shift(name).is_custom:
             render(some, name, severity, table=table, seed=choices.seed)
     with reporter.bar("read images", len(split)) as bar:
         for images, _ in split.batches(BATCH):
@@ -210,7 +210,7 @@ def evaluate_files(
                 seconds=choices.budget,
                 table=table,
                 seed=choices.seed,
-                also=sum(len(found.cells) for found in stored),
+                also=sum(len(found.conditions) for found in stored),
                 by=by,
             )
             stored = [found.limited(len(split), choices.seed) for found in stored]
@@ -218,11 +218,11 @@ def evaluate_files(
         about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range, added)
         graphs = {name: _content(path) for name, path in paths.items()}
         with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
-            for cell in wanted:
-                keys = {name: prediction_key(graph, cell, about) for name, graph in graphs.items()}
-                predictions[cell] = kept_or_predicted(
+            for condition in wanted:
+                keys = {name: prediction_key(graph, condition, about) for name, graph in graphs.items()}
+                predictions[condition] = kept_or_predicted(
                     folder,
-                    cell,
+                    condition,
                     classifiers,
                     split,
                     keys=keys,
@@ -232,7 +232,7 @@ def evaluate_files(
                     progress=lambda n: bar.update(n),
                 )
         for found in stored:
-            with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
+            with reporter.bar(f"measure {found.name}", len(found.conditions) * len(found.indices)) as bar:
                 answers = stored_predictions(
                     found,
                     classifiers,
@@ -332,10 +332,10 @@ def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterato
         (out / "predictions").mkdir(exist_ok=True)
         yield
     except (QRobustError, OSError):
-        if not going_on and (holds_back(out) or not any(out.glob("predictions/**/*.npz"))):
-            give_back(out)
+        if not going_on and (has_backup(out) or not any(out.glob("predictions/**/*.npz"))):
+            restore_backup(out)
         raise
-    settle(out)
+    discard_backup(out)
 
 
 def _sha256(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from torch import fx
 from qrobust.classifier import Classifier
 from qrobust.compensation.validation import Validation
 from qrobust.pipeline.export import session_of
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run import Run
 from qrobust.quantization.integer_layers import IntegerLinear
 
 HEADS = ("gate", "photometric", "geometric")
@@ -19,9 +19,9 @@ STEP, LONGER, SHORTER = 0.05, 1.5, 0.9
 
 
 def polish(
-    bench: Workbench,
+    run: Run,
     calibrator: fx.GraphModule,
-    judged: Classifier,
+    deployed: Classifier,
     validation: Validation,
     tries: int,
     *,
@@ -33,9 +33,9 @@ def polish(
     validation accuracy, each judged on onnxruntime.
 
     Args:
-        bench: of the run.
+        run: of the run.
         calibrator: frozen; it is not changed.
-        judged: the session of the classifier behind it.
+        deployed: the session of the classifier behind it.
         validation: images to choose by.
         tries: how many steps.
         least_clean: clean validation accuracy that no step may go below, as a fraction.
@@ -43,16 +43,16 @@ def polish(
     Returns:
         The best calibrator, and its score before and after, each from 0 to 2.
     """
-    generator = torch.Generator().manual_seed(bench.config.seed)
+    generator = torch.Generator().manual_seed(run.config.seed)
 
     def score(candidate: fx.GraphModule) -> tuple[float, float]:
-        clean, shifted = validation.measure(judged, session_of(bench, candidate))
+        clean, shifted = validation.measure(deployed, session_of(run, candidate))
         return clean, clean + shifted
 
     best, step = calibrator, STEP
     _, highest = score(best)
     before = highest
-    with bench.reporter.bar("polish on onnxruntime", tries) as bar:
+    with run.reporter.bar("polish on onnxruntime", tries) as bar:
         for _ in range(tries):
             candidate = copy.deepcopy(best)
             for name in HEADS:

@@ -1,7 +1,7 @@
 """A run's folder, and the objects of a run rebuilt from it.
 
 Everything a later stage needs lies in the folder, apart from the data and (for `file.py:FACTORY`) the
-model's code: the configuration, the float weights, the twin's and the calibrator's integers.
+model's code: the configuration, the float weights, the fake-quantized model's and the calibrator's integers.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from qrobust.compensation.calibrator import (
 )
 from qrobust.data.loading import open_data
 from qrobust.data.scene_images import (
-    Scene,
-    about_scene,
+    TargetImages,
     folder_of,
-    open_scene,
+    naming_target_images,
+    open_target_images,
 )
 from qrobust.data.splits import Data, Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.errors import InputError
-from qrobust.evaluation.corruption_sets import StoredCells, open_sets
+from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.pipeline.config import RunConfig
@@ -61,11 +61,11 @@ from qrobust.quantization.target import TARGETS, Target
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import (
     SUITES,
-    cells,
+    conditions,
     expand,
     table_for,
 )
-from qrobust.storage import read_json, whole
+from qrobust.storage import atomic_write, read_json
 
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
@@ -79,17 +79,18 @@ class Quantized:
     """What post-training quantization came to.
 
     Attributes:
-        twin: fake-quantized, frozen.
+        fake_quantized: fake-quantized, frozen.
         recipe: what made it.
         observed: the float graph that it was made from.
         trials: what `--ptq auto` tried, in order; empty without.
         effects: of each layer alone, where `--keep-float auto:N` measured them.
-        gained: where `--keep-float auto:N` left layers in float: the twin without and with them in float, on
+        gained: where `--keep-float auto:N` left layers in float: the fake-quantized model without and with them in
+            float, on
             the same validation images.
         seconds: how long all of it took.
     """
 
-    twin: fx.GraphModule
+    fake_quantized: fx.GraphModule
     recipe: Recipe
     observed: Observed
     trials: list[Trial]
@@ -99,7 +100,7 @@ class Quantized:
 
 
 @dataclass
-class Workbench:
+class Run:
     """The objects of one run, made when first asked for."""
 
     config: RunConfig
@@ -107,7 +108,7 @@ class Workbench:
     reporter: Reporter = field(default_factory=Reporter)
 
     @classmethod
-    def open(cls, path: Path, reporter: Reporter, **changes: object) -> Workbench:
+    def open(cls, path: Path, reporter: Reporter, **changes: object) -> Run:
         """Reopen a run's folder, with some choices changed.
 
         Raises:
@@ -127,7 +128,7 @@ class Workbench:
             raise InputError(f"seed: the splits of {path} were drawn with {kept.get('seed')}, got {given['seed']}")
         return cls(RunConfig.from_json(kept | given), folder, reporter)
 
-    def place(self) -> RunFolder:
+    def require_folder(self) -> RunFolder:
         """The folder, which must have been made."""
         assert self.folder is not None, "no stage runs without a folder"
         return self.folder
@@ -177,7 +178,7 @@ class Workbench:
             self.model_spec,
             classes=len(self._data.class_names),
             image_size=self._data.image_size,
-            weights=self.place().weights if stored else weights,
+            weights=self.require_folder().weights if stored else weights,
             pretrained=c.pretrained and not stored,
             normalization=c.normalization,
             seed=c.seed,
@@ -186,7 +187,7 @@ class Workbench:
     def save_model(self) -> None:
         """Keep the float weights in the folder."""
         state = {k: v.detach().clone().contiguous() for k, v in self.model.network.state_dict().items()}
-        with whole(self.place().weights) as part:
+        with atomic_write(self.require_folder().weights) as part:
             save_file(state, part)
 
     @cached_property
@@ -202,7 +203,7 @@ class Workbench:
                 yield images.to(torch.float32) / 255
                 bar.update(len(images))
 
-    def judges(self, count: int, pixels: int = JUDGE_PIXELS) -> Split:
+    def selection_subset(self, count: int, pixels: int = JUDGE_PIXELS) -> Split:
         """At most so many validation images, and pixels of them, to choose or compare by."""
         return self.some(self.data.validation, count, pixels)
 
@@ -251,7 +252,7 @@ class Workbench:
         count = automatic[0].removeprefix("auto:")
         if len(automatic) > 1 or not count.isdecimal():
             raise InputError(f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}")
-        judge = self.judges(SENSITIVITY_IMAGES)
+        judge = self.selection_subset(SENSITIVITY_IMAGES)
         layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in self.model.modules())
         with self.reporter.bar("judge layers", layers) as bar:
             recipe, effects = keep_worst_in_float(
@@ -265,58 +266,58 @@ class Workbench:
             )
         without, kept = self._quantized(self.recipe), self._quantized(recipe)
         reference = logits_on(kept.observed.graph, judge)
-        gained = [fidelity(reference, logits_on(q.twin, judge), judge.labels) for q in (without, kept)]
+        gained = [fidelity(reference, logits_on(q.fake_quantized, judge), judge.labels) for q in (without, kept)]
         return replace(kept, effects=effects, gained=(gained[0], gained[1]))
 
     def _quantized(self, recipe: Recipe) -> Quantized:
         if self.config.ptq == "auto":
-            twin, recipe, trials, observed = search(
+            fake_quantized, recipe, trials, observed = search(
                 self.model,
                 self.target,
                 self.calibration_batches,
-                self.judges(SEARCH_IMAGES),
+                self.selection_subset(SEARCH_IMAGES),
                 recipe,
                 seed=self.config.seed,
                 progress=lambda trial: self.reporter.say(f"  {trial}"),
             )
-            return Quantized(twin, recipe, observed, trials, [])
+            return Quantized(fake_quantized, recipe, observed, trials, [])
         observed = observe(self.model, self.calibration_batches(), recipe)
         return Quantized(build(observed, self.target, recipe, seed=self.config.seed), recipe, observed, [], [])
 
     @cached_property
-    def twin(self) -> fx.GraphModule:
-        """The fake-quantized twin that the folder holds."""
-        stage = self.place().need_stage("quantize", "quantize")
+    def fake_quantized(self) -> fx.GraphModule:
+        """The fake-quantized model that the folder holds."""
+        stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
-            _integers(self.place().twin, "quantize"),
+            _integers(self.require_folder().fake_quantized, "quantize"),
             channels=self.model.channels,
             recipe=Recipe.from_json(stage["quantization"]["recipe"]),
         )
 
-    def save_twin(self, twin: fx.GraphModule) -> None:
-        """Keep the twin's integers in the folder, and use it from now on."""
-        self.__dict__["twin"] = twin
-        _save(twin, self.place().twin)
+    def save_fake_quantized(self, fake_quantized: fx.GraphModule) -> None:
+        """Keep the fake-quantized model's integers in the folder, and use it from now on."""
+        self.__dict__["fake_quantized"] = fake_quantized
+        _save(fake_quantized, self.require_folder().fake_quantized)
 
     @cached_property
-    def chosen_by(self) -> Split:
+    def selection_split(self) -> Split:
         """Validation images that compensation is chosen by; without labels, the float model says what they are."""
         split = self.data.validation
         if self.config.use_labels:
             return split
-        session = self.session("float")
+        session = self.onnx_classifier("float")
         return split.relabelled(torch.cat([session(to_unit(images)).argmax(1) for images, _ in split.batches(BATCH)]))
 
     @cached_property
-    def scene(self) -> Scene | None:
+    def target_images(self) -> TargetImages | None:
         """Real images of a new scene, if the run was given any."""
         spec = self.config.scene_images
         if spec is None:
             return None
-        scene = open_scene(
+        target_images = open_target_images(
             folder_of(spec),
             image_size=self.data.image_size,
             channels=self.model.channels,
@@ -324,16 +325,16 @@ class Workbench:
             seed=self.config.seed,
             skip_bad=self.config.skip_bad_images,
         )
-        splits = (scene.training, scene.validation, scene.test)
-        if skipped := scene.training.source.skipped:
+        splits = (target_images.training, target_images.validation, target_images.test)
+        if skipped := target_images.training.source.skipped:
             self.reporter.warn(f"scene: left out {len(skipped)} files that cannot be decoded: {', '.join(skipped)}")
-        with about_scene(), self.reporter.bar("read the scene", sum(map(len, splits))) as bar:
+        with naming_target_images(), self.reporter.bar("read the scene", sum(map(len, splits))) as bar:
             for images, _ in (batch for split in splits for batch in split.batches(BATCH)):
                 bar.update(len(images))
-        return scene
+        return target_images
 
     @cached_property
-    def lessons(self) -> Split:
+    def training_images(self) -> Split:
         """Images that compensation may learn from."""
         few, training = self.config.few_shot, self.data.training
         if few and few > len(training):
@@ -344,7 +345,7 @@ class Workbench:
         """Widths and branches of the calibrators that the budget of multiply-accumulates allows, best first."""
         size, channels = self.data.image_size, self.model.channels
         # Without labels, anything local would learn to paint what the classifier expects to see.
-        unlabelled = self.scene is not None and not (self.scene.labelled and self.config.use_labels)
+        unlabelled = self.target_images is not None and not (self.target_images.labelled and self.config.use_labels)
         branches = self.config.branches or (("photometric",) if unlabelled else ())
         whole = count_macs(self.model, size, channels)
         return within_budget(size, self.config.mac_budget, whole, branches, channels)
@@ -357,17 +358,17 @@ class Workbench:
     @cached_property
     def calibrator(self) -> nn.Module:
         """The frozen integer calibrator that the folder holds."""
-        stage = self.place().need_stage("compensate", "compensate")
+        stage = self.require_folder().need_stage("compensate", "compensate")
         if stage.get("calibrator_version") != CALIBRATOR_VERSION:
             raise InputError(
-                f"run folder: the calibrator in {self.place().path} is of another version of qrobust; "
+                f"run folder: the calibrator in {self.require_folder().path} is of another version of qrobust; "
                 "run `qrobust compensate` again"
             )
         return restore(
             self.new_calibrator(stage["width"], tuple(stage["branches"])).eval(),
             self.target,
             self.data.image_size,
-            _integers(self.place().calibrator, "compensate"),
+            _integers(self.require_folder().calibrator, "compensate"),
             channels=self.model.channels,
             leaves=(Correction,),
         )
@@ -375,17 +376,17 @@ class Workbench:
     def save_calibrator(self, calibrator: nn.Module) -> None:
         """Keep the frozen calibrator in the folder, and use it from now on."""
         self.__dict__["calibrator"] = calibrator
-        _save(calibrator, self.place().calibrator)
+        _save(calibrator, self.require_folder().calibrator)
 
     def torch_classifier(self, name: str) -> nn.Module:
         """The differentiable form of a graph."""
         if name == "float":
             return self.model
-        return self.twin if name == "int8" else Compensated(self.calibrator, self.twin)
+        return self.fake_quantized if name == "int8" else Compensated(self.calibrator, self.fake_quantized)
 
-    def session(self, name: str) -> OnnxClassifier:
+    def onnx_classifier(self, name: str) -> OnnxClassifier:
         """The exported graph as a classifier."""
-        return self.on_target(self.place().graph(name))
+        return self.on_target(self.require_folder().graph(name))
 
     def on_target(self, path: Path) -> OnnxClassifier:
         """A graph as the target runs it: with the integers that it has there, though not with the speed."""
@@ -402,12 +403,12 @@ class Workbench:
         return table_for(self.data.image_size) if chosen == "auto" else chosen
 
     @cached_property
-    def cells(self) -> list[tuple[str, int]]:
+    def conditions(self) -> list[tuple[str, int]]:
         """Every (shift, severity) to measure."""
-        return cells(expand(self.config.shifts), self.config.severities, self.table)
+        return conditions(expand(self.config.shifts), self.config.severities, self.table)
 
     @cached_property
-    def stored(self) -> list[StoredCells]:
+    def stored(self) -> list[SelectedConditions]:
         """What to measure of every stored set.
 
         Raises:
@@ -442,7 +443,7 @@ class Workbench:
             )
 
     @cached_property
-    def training_cells(self) -> list[tuple[str, int]]:
+    def training_conditions(self) -> list[tuple[str, int]]:
         """Every (shift, severity) a calibrator may learn from.
 
         Raises:
@@ -452,14 +453,14 @@ class Workbench:
             return []
         held_out = expand(self.config.hold_out) if self.config.hold_out else ()
         rendered = expand(self.config.shifts)
-        found = cells(tuple(n for n in rendered if n not in held_out), self.config.severities, self.table)
+        found = conditions(tuple(n for n in rendered if n not in held_out), self.config.severities, self.table)
         if found:
             return found
         if not rendered:
             raise InputError(
                 f"shifts: expected one that can be rendered, to train on, got {', '.join(self.config.shifts)}"
             )
-        if not self.cells:
+        if not self.conditions:
             raise InputError(
                 f"severities: expected one defined for {', '.join(rendered)}, got "
                 f"{', '.join(map(str, self.config.severities))}"
@@ -479,5 +480,5 @@ def _integers(path: Path, command: str) -> dict[str, torch.Tensor]:
 
 def _save(module: nn.Module, path: Path) -> None:
     """A state dict without the second names of shared modules' tensors lost on the way."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         save_file({k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}, part)

@@ -44,7 +44,7 @@ class Shift:
         keeps_pixels: each pixel still shows the same spot of the scene.
         random: the function draws random numbers.
         on_pixels: the function takes uint8 instead of float32 in [0, 1].
-        is_own: a user's function, whose output is checked.
+        is_custom: a user's function, whose output is checked.
         version: changes when equal arguments give other pixels than before, so that what was kept is not reused.
     """
 
@@ -56,7 +56,7 @@ class Shift:
     keeps_pixels: bool = True
     random: bool = True
     on_pixels: bool = False
-    is_own: bool = False
+    is_custom: bool = False
     version: str = ""
 
 
@@ -340,7 +340,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "all": tuple(SHIFTS),
 }
 # What changes together when a camera meets a new scene.
-SCENES: dict[str, tuple[str, ...]] = {
+SCENARIOS: dict[str, tuple[str, ...]] = {
     "night": ("low_light", "gamma", "shot_noise", "vignetting", "contrast"),
     "fog": ("fog", "contrast", "brightness"),
     "vibration": ("motion_blur", "rolling_shutter", "translation"),
@@ -407,7 +407,7 @@ def _own_shift(name: str) -> Shift:
         "as its author says",
         dict.fromkeys(TABLES, tuple((s,) for s in strengths)),
         keeps_pixels=False,
-        is_own=True,
+        is_custom=True,
         version=version,
     )
 
@@ -436,19 +436,19 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def scenes(names: tuple[str, ...]) -> tuple[str, ...]:
+def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
     """The shifts of scenes; a name that is no scene may be a shift, a suite or FILE.py:FUNCTION, as for `expand`.
 
     Raises:
         InputError: a name is none of these.
     """
     for name in names:
-        if name not in (*SCENES, *SHIFTS, *SUITES) and ".py:" not in name and not name.startswith(STORED):
+        if name not in (*SCENARIOS, *SHIFTS, *SUITES) and ".py:" not in name and not name.startswith(STORED):
             raise InputError(
-                f"scene: expected one of {', '.join(SCENES)}, imagefolder:DIR, or what --shifts takes, got "
-                f"{name!r}{_hint(name, (*SCENES, *SHIFTS, *SUITES))}"
+                f"scene: expected one of {', '.join(SCENARIOS)}, imagefolder:DIR, or what --shifts takes, got "
+                f"{name!r}{_hint(name, (*SCENARIOS, *SHIFTS, *SUITES))}"
             )
-    return expand(tuple(part for name in names for part in SCENES.get(name, (name,))))
+    return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
 
 
 def _hint(name: str, known: tuple[str, ...]) -> str:
@@ -456,7 +456,7 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def cells(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
+def conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
     """Every (shift, severity) that is defined, in order: the rows of an evaluation.
 
     Raises:
