@@ -19,8 +19,8 @@ from figures import ROOT, change, percent, record
 from quote_compensation import COMPENSATION
 from quote_robustness import ROBUSTNESS
 
-from qrobust.pipeline.quantize import QAT_VALIDATION_IMAGES
 from qrobust.quantization.qat import beyond_luck
+from qrobust.quantization.quantize import QAT_IMAGES as QAT_VALIDATION_IMAGES
 
 PLOT = ROOT / "docs" / "report.svg"
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

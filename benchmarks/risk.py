@@ -57,7 +57,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
         )
         for name in GRAPHS
     }
-    choices, some = config.attack_choices, opened_run.data.test.first(images)
+    choices, some = config.attacks, opened_run.data.test.first(images)
     budgets = balls(("linf",), choices.epsilons, (), opened_run.data.image_size)
     planned = plan(
         "full", budgets, list(graphs), steps=choices.steps, side=opened_run.data.image_size, seed=config.seed
@@ -69,7 +69,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
             graphs,
             some,
             trials,
-            about=(some.identity(), config.data, config.seed),
+            about=(some.identity(), config.data.spec, config.seed),
             progress=lambda done, _: bar.update(done),
         )
     differences = []

@@ -359,11 +359,11 @@ def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(
 ) -> None:
     asked = {}
 
-    def train(*_: object, **options: object) -> None:
-        asked.update(options)
+    def train(*arguments: object, **options: object) -> None:
+        asked["learning_rate"] = arguments[5].learning_rate
         raise InputError("enough was seen")
 
-    monkeypatch.setattr(alternatives, "train_in_stage", train)
+    monkeypatch.setattr(alternatives, "finetune", train)
     run = shutil.copytree(finished_run, tmp_path / "run")
     result = qrobust("compensate", run, "--method", "finetune", "--learning-rate", "0.01", "-q")
     assert "enough was seen" in result.output

@@ -18,6 +18,7 @@ from PIL import Image
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.evaluation.predictions import read_predictions
 from qrobust.evaluation.summary import run_rows
+from qrobust.pipeline.provenance import training_images
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.record import read_record, without_timings
@@ -504,9 +505,9 @@ def test_budgets_can_be_taken_back(finished_run: Path) -> None:
         return Run.open(finished_run, Reporter(), **choices)
 
     every = len(opened().data.training)
-    assert len(opened(few_shot=20).training_images) == 20
-    assert len(opened(few_shot=0).training_images) == every
-    assert opened(latency_budget=0.0).config.latency_budget == 0
+    assert len(training_images(opened(few_shot=20))) == 20
+    assert len(training_images(opened(few_shot=0))) == every
+    assert opened(latency_budget=0.0).config.calibrator.latency_budget == 0
 
 
 def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
@@ -524,10 +525,10 @@ WHOLE = '{"model": "tiny", "data": "digits", "target": "x86-vnni", "calibration_
         ("{}", "is of something else"),
         ('{"model_type": "resnet"}', "is of something else"),
         (WHOLE + ', "stpes": 9}', "['stpes']"),
-        (WHOLE + ', "steps": "many"}', "wrong type"),
-        (WHOLE + ', "scene_images": 3}', "wrong type"),
+        (WHOLE + ', "steps": "many"}', "steps: expected an integer, got 'many'"),
+        (WHOLE + ', "scene_images": 3}', "target_images: expected text, got 3"),
         (WHOLE + ', "use_labels": "no"}', "use_labels: expected true or false, got 'no'"),
-        (WHOLE + ', "shifts": "fog"}', "shifts: expected a list, got 'fog'"),
+        (WHOLE + ', "shifts": "fog"}', "shifts: expected a list, each text, got 'fog'"),
         ("[]", "expected a JSON object"),
         ('{"model"', "cannot read"),
     ],
@@ -672,7 +673,7 @@ def test_what_the_classifier_was_trained_on_cannot_be_held_out(weights: Path, tm
     for which in (["--method", "bn-reestimate"], ["--compare"], []):
         one_line_error(["compensate", run, *which, "--hold-out", "contrast"], None, "trained it on contrast")
     # Nor does it stand in the way of a scene's real images.
-    assert Run.open(run, Reporter(), scene_images="imagefolder:x", scene_alone=True).config.qat_shifts
+    assert Run.open(run, Reporter(), target_images="imagefolder:x").config.qat.shifts
 
 
 def test_a_scene_alone_has_no_shifts_to_train_the_twin_on(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from conftest import qrobust
 from PIL import Image
 
 from qrobust.cli.console import _LogBar
+from qrobust.compensation import fit as fitting
 from qrobust.compensation import training
 from qrobust.data.loading import open_data
 from qrobust.data.scene_images import open_target_images
 from qrobust.errors import ExportCheckError, InputError, RangeError
 from qrobust.pipeline import baselines as alternatives
-from qrobust.pipeline import compensate as compensating
 from qrobust.pipeline import stages
 from qrobust.pipeline.provenance import trained_differently, validation_measures
 from qrobust.pipeline.run import Run
@@ -96,7 +96,7 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
     edit_stage(
         run,
         "compensate",
-        training_images=training_images | {"scene_images": spec, "scene_splits": target_images.summary()},
+        lessons=training_images | {"scene_images": spec, "scene_splits": target_images.summary()},
     )
     measure = ("evaluate", run, "--scene", spec, "-q", "--attacks", "none", "--threads", 1)
     assert qrobust(*measure).exit_code == 0
@@ -115,7 +115,7 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
 def test_only_methods_with_the_same_lessons_are_compared() -> None:
     def compared(**stages: dict[str, Any]) -> dict[str, str]:
         found = {name.replace("_", "-"): {"trained_on": ["fog"]} | stage for name, stage in stages.items()}
-        opened_run: Any = SimpleNamespace(place=lambda: SimpleNamespace(stage=found.get))
+        opened_run: Any = SimpleNamespace(require_folder=lambda: SimpleNamespace(stage=found.get))
         return trained_differently(opened_run)
 
     usual = {"images": 100, "labels": True, "severities": [5], "scene_images": None}
@@ -140,21 +140,16 @@ def test_only_methods_with_the_same_lessons_are_compared() -> None:
         ).items()
         ((key, value),) = changed.items()
         assert method == name.replace("_", "-")
-        assert f"{key.replace('_', ' ')} {value}, not {target_images[key]}" in why
+        assert f"{key.replace('_', ' ')}: {value} instead of {target_images[key]}" in why
     # Without a calibrator the first method says what the others are compared with.
     found = compared(bn_reestimate={"lessons": usual}, finetune={"lessons": usual, "trained_on": ["contrast"]})
     assert list(found) == ["finetune"]
-    assert "otherwise than bn-reestimate (shifts ['contrast'], not ['fog'])" in found["finetune"]
+    assert "different settings than bn-reestimate (shifts: ['contrast'] instead of ['fog'])" in found["finetune"]
 
 
 def test_a_figure_without_labels_is_not_called_accuracy() -> None:
     def measures(labels: bool, target_images: bool | None, conditions: bool = True) -> tuple[str, str]:
-        opened_run: Any = SimpleNamespace(
-            config=SimpleNamespace(use_labels=labels),
-            training_conditions=[("fog", 5)] if conditions else [],
-            target_images=None if target_images is None else SimpleNamespace(labelled=target_images),
-        )
-        found = validation_measures(opened_run)
+        found = validation_measures(labels=labels, target_labelled=target_images, shifted=conditions)
         return found["clean"], found["shift"]
 
     assert measures(True, None) == measures(True, True) == ("accuracy", "accuracy")
@@ -223,7 +218,7 @@ def test_a_training_that_leaves_nothing_to_quantize_names_the_rate_and_can_be_do
     def dead(*_: object) -> None:
         raise RangeError("calibration: activation 'down_3' is constant")
 
-    monkeypatch.setattr(compensating, "_frozen", dead)
+    monkeypatch.setattr(fitting, "_frozen", dead)
     result = qrobust("compensate", run, "--steps", 5, "--batch-size", 16, "-q", "--threads", 1)
     assert (result.exit_code, len(result.output.strip().splitlines()[-1:])) == (2, 1), result.output
     assert "learning_rate: training left the calibrator without a usable range" in result.output
@@ -237,7 +232,7 @@ def test_a_training_that_ends_below_its_start_is_told(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     worse = training.Fit(0.6, 0.55, 0.9, 0.5, 5, diverged=False, earlier_s=0.0)
-    monkeypatch.setattr(compensating, "train_calibrator", lambda *_, **__: worse)
+    monkeypatch.setattr(fitting, "train_calibrator", lambda *_, **__: worse)
     result = qrobust("compensate", run, "--steps", 5, "-q", "--threads", 1)
     assert "warning: training (float) ended below where it began on validation images" in result.output
     assert "learning_rate smaller than 0.004 or more steps than 5 may help" in result.output
@@ -345,7 +340,7 @@ def test_trainings_go_on_only_with_the_images_and_the_code_that_they_began_with(
         return choices_key(Run.open(finished_run, Reporter(), **choices), "float")
 
     def keys() -> tuple[str, str, str]:
-        return key(), key(scene_images=f"imagefolder:{target_images}"), key(shifts=(f"{own}:dim",))
+        return key(), key(target_images=f"imagefolder:{target_images}"), key(shifts=(f"{own}:dim",))
 
     before = keys()
     assert keys() == before

@@ -9,9 +9,10 @@ import torch
 from qrobust import training_loop as fitting
 from qrobust.classifier import NormalizedModel, state_hash
 from qrobust.data.loading import open_data
-from qrobust.data.splits import Data
+from qrobust.data.splits import Data, TrainingData
 from qrobust.errors import InputError
 from qrobust.quantization import ptq
+from qrobust.quantization.config import QATConfig
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import (
@@ -84,21 +85,19 @@ def test_thawed_twin_computes_what_the_twin_computes(
 def fit(
     trainable: torch.fx.GraphModule, model: NormalizedModel, digits: Data, folder: Path, **changes: object
 ) -> QatFit:
-    options = {
-        "steps": 24,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "distillation": 1.0,
-        "cells": [],
-        "table": "cifar-c",
-        "seed": 0,
-        "checkpoint": folder / "qat.pt",
-    }
+    options = {"steps": 24, "batch_size": 16, "seed": 0, "checkpoint": folder / "qat.pt"}
+    config = QATConfig(
+        epochs=1,
+        learning_rate=changes.pop("learning_rate", 1e-3),  # type: ignore[arg-type]  # of any test's type
+        distillation=changes.pop("distillation", 1.0),  # type: ignore[arg-type]
+    )
+    conditions = changes.pop("conditions", [])
     return train(
         trainable,
         model,
-        digits.training,
+        TrainingData(digits.training, conditions, "cifar-c"),  # type: ignore[arg-type]
         digits.validation.first(60),
+        config,
         **(options | changes),  # type: ignore[arg-type]
     )
 

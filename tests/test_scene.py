@@ -18,7 +18,9 @@ from qrobust.compensation.batches import mixed_batch
 from qrobust.compensation.validation import Validation, information
 from qrobust.data.loading import open_data
 from qrobust.data.scene_images import open_target_images
+from qrobust.data.splits import TrainingData
 from qrobust.errors import InputError
+from qrobust.pipeline.provenance import training_conditions
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.shifts.rendering import render
@@ -97,12 +99,13 @@ def test_information_is_one_when_sure_and_balanced_and_nothing_when_not() -> Non
 def test_batches_hold_scene_images_without_a_clean_twin(tmp_path: Path) -> None:
     data = open_data("digits", seed=0)
     target_images = open_target_images(save_scene(tmp_path, labelled=False), image_size=32, class_names=NAMES, seed=0)
-    options = {"table": "cifar-c", "batch_size": 64, "step": 3, "seed": 0}
-    alone = mixed_batch(data.training, [], torch.ones(0), target_images=target_images.training, **options)
+    options = {"batch_size": 64, "step": 3, "seed": 0}
+    alone = mixed_batch(TrainingData(data.training, [], "cifar-c", target_images.training), torch.ones(0), **options)
     assert alone.paired.sum() == 16
     assert (alone.labels[~alone.paired] == -1).all()
     assert torch.equal(alone.clean[~alone.paired], alone.shifted[~alone.paired])
-    both = mixed_batch(data.training, [("fog", 5)], torch.ones(1), target_images=target_images.training, **options)
+    fog = TrainingData(data.training, [("fog", 5)], "cifar-c", target_images.training)
+    both = mixed_batch(fog, torch.ones(1), **options)
     assert both.paired.sum() == 40
     assert not (both.aligned & ~both.paired).any()
 
@@ -159,18 +162,18 @@ def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
 
 def test_shifts_take_the_place_of_a_scene(finished_run: Path, tmp_path: Path) -> None:
     real = choices({"scene": "imagefolder:x", "shifts": None})
-    assert (real["scene_images"], real["scene_alone"]) == ("imagefolder:x", True)
+    assert (real["target_images"], real["target_images_alone"]) == ("imagefolder:x", True)
     for options in ({"shifts": "fog"}, {"scene": "night"}):
-        assert (choices(options)["scene_images"], choices(options)["scene_alone"]) == (None, True)
-    assert "scene_images" not in choices({"shifts": None, "severities": "3"})
+        assert (choices(options)["target_images"], choices(options)["target_images_alone"]) == (None, True)
+    assert "target_images" not in choices({"shifts": None, "severities": "3"})
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"scene_images": "imagefolder:x", "scene_alone": True}))
     kept = Run.open(run, Reporter())
-    assert (kept.config.scene_images, kept.training_conditions) == ("imagefolder:x", [])
+    assert (kept.config.shifts.target_images, training_conditions(kept)) == ("imagefolder:x", [])
     changed = Run.open(run, Reporter(), **choices({"shifts": "fog", "severities": "5"}))
-    assert (changed.config.scene_images, changed.training_conditions) == (None, [("fog", 5)])
+    assert (changed.config.shifts.target_images, training_conditions(changed)) == (None, [("fog", 5)])
 
 
 def test_bad_options_leave_the_calibrator_that_is_there(finished_run: Path, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _evaluate_files(
     if run_folder is not None or data is None or out is None:
         raise InputError("evaluate: --model needs --data and --out, and no run's DIR")
     chosen = choices(options)
-    if chosen.pop("scene_images", None):
+    if chosen.pop("target_images", None):
         raise InputError(
             "scene: with --model expected shifts, not a folder; give its images as --data imagefolder:DIR"
         )

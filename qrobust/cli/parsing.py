@@ -35,12 +35,13 @@ def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expect
 
 
 # What --scene imagefolder:DIR sets, as it is without.
-NO_TARGET_IMAGES = {"scene_names": (), "scene_images": None, "scene_alone": True}
+NO_TARGET_IMAGES = {"scenarios": (), "target_images": None, "target_images_alone": True}
 
 
 def choices(options: dict[str, Any]) -> dict[str, Any]:
     """Options as they stand in a RunConfig; those not given are left out."""
     from qrobust.errors import InputError
+    from qrobust.pipeline.config import RENAMED
     from qrobust.shifts.registry import scenarios
 
     fraction = FractionType()
@@ -67,11 +68,11 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
         shifts = tuple(name for name in found.pop("scene") if name not in real)
         if len(real) > 1:
             raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
-        found |= NO_TARGET_IMAGES | {"scene_names": shifts}
+        found |= NO_TARGET_IMAGES | {"scenarios": shifts}
         if real:
-            found |= {"scene_images": real[0], "scene_alone": not shifts}
+            found |= {"target_images": real[0], "target_images_alone": not shifts}
         if shifts:
             found["shifts"] = scenarios(shifts)
     elif "shifts" in found:
-        found |= NO_TARGET_IMAGES  # of a run that had one
-    return found
+        found |= NO_TARGET_IMAGES  # of a run that had some
+    return {RENAMED.get(name, name): value for name, value in found.items()}

@@ -31,7 +31,7 @@ def begin(
     from qrobust.pipeline.run_folder import check_folder, create_folder
 
     check_folder(out, overwrite=overwrite)
-    config = RunConfig(threads=cores() if threads is None else threads, **choices(options))
+    config = RunConfig.from_options({"threads": cores() if threads is None else threads} | choices(options))
     run = Run(config, None, console(verbose, quiet))
     prepare_inputs(run, compensating=compensating)
     run.folder = create_folder(out, config, overwrite=overwrite)
@@ -61,11 +61,12 @@ def begin_or_resume(
 
 
 def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Run:
+    from qrobust.pipeline.provenance import check_hold_out
     from qrobust.pipeline.run import Run
 
     run = Run.open(folder, console(verbose, quiet), threads=threads, **choices(options))
     if options.get("hold_out"):
-        run.check_hold_out()
+        check_hold_out(run)
     return run
 
 

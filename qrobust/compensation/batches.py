@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qrobust.data.splits import Split
+from qrobust.data.splits import TrainingData
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
 
@@ -39,30 +39,17 @@ class MixedBatch:
     paired: torch.Tensor
 
 
-def mixed_batch(
-    training: Split,
-    conditions: list[Condition],
-    weights: torch.Tensor,
-    *,
-    table: str,
-    batch_size: int,
-    step: int,
-    seed: int,
-    target_images: Split | None = None,
-) -> MixedBatch:
+def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, step: int, seed: int) -> MixedBatch:
     """The batch of one step: a function of the seed and the step alone.
 
     Args:
-        training: images to draw from.
-        conditions: (shift, severity).
-        weights: how likely each cell is, see `sampling`.
-        table: severity table.
+        data: what to draw from. Target images take half of what is not clean, or all where there are no conditions.
+        weights: how likely each condition is, see `sampling`.
         batch_size: images.
         step: of the training.
         seed: of the training.
-        target_images: real images of a new scene, which take half of what is not clean, or all where there are no
-            cells.
     """
+    training, conditions, target_images = data.images, data.conditions, data.target_images
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
     clean, labels = (
@@ -83,7 +70,7 @@ def mixed_batch(
             aligned += [True] * len(part)
         else:
             name, severity = conditions[int(torch.multinomial(weights, 1, generator=generator))]
-            shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
+            shifted.append(render(part, name, severity, table=data.table, seed=seed * 1_000_003 + step))
             aligned += [find_shift(name).keeps_pixels] * len(part)
         paired += [not is_scene] * len(part)
     return MixedBatch(
@@ -91,17 +78,17 @@ def mixed_batch(
     )
 
 
-def sampling(conditions: list[Condition], errors: list[float] | None = None, favour: float = 0.0) -> torch.Tensor:
+def sampling(conditions: list[Condition], errors: list[float] | None = None, hard_share: float = 0.0) -> torch.Tensor:
     """How likely each cell is to be drawn, summing to 1: every shift alike, then every severity of it.
 
     Args:
         conditions: (shift, severity).
         errors: of the classifier alone in each cell.
-        favour: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
+        hard_share: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
     """
     count = Counter(name for name, _ in conditions)
     alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in conditions])
     if errors is None or not sum(errors):
         return alike
     hurting = alike * torch.tensor(errors)
-    return (1 - favour) * alike + favour * hurting / hurting.sum()
+    return (1 - hard_share) * alike + hard_share * hurting / hurting.sum()

@@ -12,7 +12,7 @@ import torch
 
 from qrobust.attacks.diagnostics import differential_risk, reliability_flags, worst_case
 from qrobust.data.splits import Split
-from qrobust.evaluation.attack_config import AttackChoices
+from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.attack_outcomes import Label, Outcomes, kept_or_tried
 from qrobust.evaluation.attack_plan import Graphs, balls, plan
 from qrobust.evaluation.statistics import wilson_interval
@@ -145,7 +145,7 @@ def attacked(
     path: Path,
     graphs: Graphs,
     split: Split,
-    choices: AttackChoices,
+    choices: AttackConfig,
     *,
     seed: int,
     about: tuple[object, ...],

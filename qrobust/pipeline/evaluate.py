@@ -13,6 +13,7 @@ import torch
 from qrobust.classifier import state_hash
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.data.splits import Split
+from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
@@ -79,12 +80,12 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
     if not (run.conditions or run.stored or run.target_images):
-        wanted = ", ".join(config.shifts)
-        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.severities}")
+        wanted = ", ".join(config.shifts.names)
+        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.shifts.severities}")
     torch.set_num_threads(config.threads)
-    if sums(**run.session_options) == "exact-by-request":
+    if sums(**session_options(run.target)) == "exact-by-request":
         run.reporter.warn(
-            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {config.target} does, so accuracies are "
+            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {config.quantization.target} does, so accuracies are "
             "those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
     sessions = {name: run.onnx_classifier(name) for name in names}
@@ -135,7 +136,7 @@ def _measure(
         result["attacks"] = _attacks(run, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["splits"] = run.data.summary()
         result["severity_table"] = run.table
-        result["hardware"] = hardware(config.threads) | {"sums": sums(**run.session_options)}
+        result["hardware"] = hardware(config.threads) | {"sums": sums(**session_options(run.target))}
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
@@ -175,7 +176,7 @@ def _condition_predictions(
         split.identity(),
         run.table,
         run.config.seed,
-        source or run.config.data,
+        source or run.config.data.spec,
         run.data.image_size,
     )
     keys = {name: prediction_key(place.graph(name).read_bytes(), condition, about) for name in sessions}
@@ -200,9 +201,9 @@ def _target_images(run: Run, sessions: dict[str, Any], by: Processes | None) -> 
     folder.mkdir(exist_ok=True)
     with run.reporter.bar("measure the scene", len(split)) as bar:
         found = _condition_predictions(
-            run, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, run.config.scene_images
+            run, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, run.config.shifts.target_images
         )
-    about = {"images": run.config.scene_images, "labelled": run.target_images.labelled}
+    about = {"images": run.config.shifts.target_images, "labelled": run.target_images.labelled}
     return about | target_images_row(found, split.labels.numpy(), seed=run.config.seed)
 
 
@@ -272,8 +273,8 @@ def _attacks(run: Run, sessions: dict[str, Any]) -> dict[str, object]:
         folder.attacks,
         graphs,
         run.data.test,
-        config.attack_choices,
+        config.attacks,
         seed=config.seed,
-        about=(config.data,),
+        about=(config.data.spec,),
         bar=run.reporter.bar,
     )

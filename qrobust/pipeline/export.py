@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 import qrobust
 from qrobust.classifier import parse_normalization
 from qrobust.deployment.audit import audit
-from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.deploy import open_on_target
 from qrobust.deployment.export import export as export_graph
 from qrobust.deployment.parity import check_export, parity
 from qrobust.pipeline.run import Run
@@ -25,13 +24,15 @@ from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.rendering import render
 from qrobust.storage import save_npz, write_text
 
+PARITY_IMAGES = 1000
+
 
 def export(run: Run) -> None:
-    """Stage 4: compensated.onnx, calibrator and classifier as one graph, through the same gates."""
+    """Stage 4: compensated.onnx, calibrator and classifier as one graph, through the same checks."""
     folder = run.require_folder()
     folder.need_stage("compensate", "compensate")
     with stage(run, "export") as result:
-        export_checked(run, "compensated", run.torch_classifier("compensated"), result)
+        result |= as_result(export_checked(run, "compensated", run.torch_classifier("compensated")))
         _pictures(run)
 
 
@@ -53,24 +54,32 @@ def _pictures(run: Run) -> None:
     save_npz(run.require_folder().pictures, arrays)
 
 
-PARITY_IMAGES = 1000
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A graph of the run that passed its export checks.
+
+    Attributes:
+        name: of the graph.
+        audit: what onnxruntime runs on integers; see `qrobust.deployment.audit`.
+        parity: torch against onnxruntime on the same images; see `qrobust.deployment.parity`.
+    """
+
+    name: str
+    audit: dict[str, Any]
+    parity: dict[str, Any]
 
 
-def session_of(run: Run, model: torch.nn.Module) -> OnnxClassifier:
-    """A model as onnxruntime runs it, without a file that stays."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        export_graph(model, path, run.data.image_size, channels=run.model.channels)
-        return run.on_target(path)
+def as_result(*graphs: ExportedGraph) -> dict[str, dict[str, Any]]:
+    """What a stage keeps of its graphs, as JSON."""
+    return {"audit": {g.name: g.audit for g in graphs}, "parity": {g.name: g.parity for g in graphs}}
 
 
-def export_checked(
-    run: Run,
-    name: str,
-    model: torch.nn.Module,
-    result: dict[str, Any],
-) -> None:
-    """Write a graph and pass it through the gates: checker, audit, parity."""
+def export_checked(run: Run, name: str, model: torch.nn.Module) -> ExportedGraph:
+    """Write a graph and pass it through its export checks: checker, audit, parity.
+
+    Raises:
+        ExportCheckError: it fails one; the graph that was there before stays.
+    """
     path = run.require_folder().graph(name)
     part = path.with_name(f".{name}.onnx")
     try:
@@ -80,12 +89,12 @@ def export_checked(
             run.data.image_size,
             _metadata(run, name),
             channels=run.model.channels,
-            storage=run.config.storage,
+            storage=run.config.quantization.storage,
         )
         audited = audit(part, signed_activations=run.target.signed or None)
-        split = run.selection_subset(PARITY_IMAGES)
+        split = run.data.validation.at_most(PARITY_IMAGES)
         images = to_unit(split.read(slice(None)))
-        measured = parity(model, run.on_target(part), images, split.labels)
+        measured = parity(model, open_on_target(part, run.target, run.config.threads), images, split.labels)
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_export(name, audited, measured, layers)
         invalidate(run, MADE_BY.get(name, name))
@@ -93,16 +102,15 @@ def export_checked(
         write_text(run.require_folder().card(name), unmeasured_card(name))
     finally:
         part.unlink(missing_ok=True)
-    result.setdefault("audit", {})[name] = audited
-    result.setdefault("parity", {})[name] = measured
     run.reporter.detail(
         f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
         f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
     )
+    return ExportedGraph(name, audited, measured)
 
 
 def _metadata(run: Run, name: str) -> dict[str, object]:
-    spec = run.config.normalization or run.model_spec.normalization
+    spec = run.config.model.normalization or run.model_spec.normalization
     channels = run.model.channels
     mean, std = parse_normalization(spec, channels)
     return {
@@ -116,9 +124,9 @@ def _metadata(run: Run, name: str) -> dict[str, object]:
             "normalization_inside": [mean, std],
         },
         "provenance": {
-            "model": run.config.model,
-            "data": run.config.data,
-            "target": run.config.target,
+            "model": run.config.model.spec,
+            "data": run.config.data.spec,
+            "target": run.config.quantization.target,
             "seed": run.config.seed,
             "torch": torch.__version__,
         },

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from qrobust.compensation.fit import candidates
 from qrobust.errors import InputError
+from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
 from qrobust.pipeline.run import Run
 from qrobust.report.markdown import skipped_sentence
 from qrobust.shifts.filters import to_unit
@@ -28,10 +30,11 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
         InputError: any of it is not usable.
     """
     torch.set_num_threads(run.config.threads)
-    run.check_hold_out()
-    if run.config.qat_shifts and not run.training_conditions:
-        raise InputError("qat_shifts: expected shifts that can be rendered, got a scene's real images alone")
-    _ = run.target, run.model_spec, run.conditions, run.training_conditions, run.target_images, run.stored
+    check_hold_out(run)
+    trained_on = training_conditions(run)
+    if run.config.qat.shifts and not trained_on:
+        raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
+    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored
     if run.data.skipped:
         run.reporter.warn(skipped_sentence(run.data.skipped))
     for split in (run.data.calibration, run.data.validation, run.data.test):
@@ -46,7 +49,7 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
         _refuse_probabilities(run.model(to_unit(some)))
     _ = run.quantized
     if compensating:
-        run.calibrators_within_budget()
+        candidates(run.model, training_data(run), run.config.calibrator)
 
 
 def _refuse_probabilities(logits: torch.Tensor) -> None:

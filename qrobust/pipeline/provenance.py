@@ -6,10 +6,11 @@ from collections.abc import Collection
 from typing import Any
 
 from qrobust.data.scene_images import folder_of
+from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES
-from qrobust.shifts.registry import expand
+from qrobust.shifts.registry import SUITES, conditions, expand
 
 # What must be equal between methods for their gains to be compared, where both know it.
 COMPARABLE = {
@@ -25,6 +26,63 @@ COMPARABLE = {
 }
 
 
+def training_images(run: Run) -> Split:
+    """Images that compensation may learn from.
+
+    Raises:
+        InputError: fewer than `few_shot` are there.
+    """
+    few, training = run.config.calibrator.few_shot, run.data.training
+    if few and few > len(training):
+        raise InputError(f"few_shot: expected at most the {len(training)} training images, got {few}")
+    return training.first(few) if few else training
+
+
+def training_conditions(run: Run) -> list[tuple[str, int]]:
+    """Every (shift, severity) that compensation may learn from.
+
+    Raises:
+        InputError: there is none; the message names the choice that left none.
+    """
+    shifts = run.config.shifts
+    if shifts.target_images and shifts.target_images_alone:
+        return []
+    held_out = expand(shifts.hold_out) if shifts.hold_out else ()
+    rendered = expand(shifts.names)
+    found = conditions(tuple(n for n in rendered if n not in held_out), shifts.severities, run.table)
+    if found:
+        return found
+    if not rendered:
+        raise InputError(f"shifts: expected one that can be rendered, to train on, got {', '.join(shifts.names)}")
+    if not run.conditions:
+        severities = ", ".join(map(str, shifts.severities))
+        raise InputError(f"severities: expected one defined for {', '.join(rendered)}, got {severities}")
+    raise InputError(
+        f"hold_out: expected to leave one of {', '.join(rendered)} to train on, got {', '.join(held_out)}"
+    )
+
+
+def training_data(run: Run) -> TrainingData:
+    """What compensation learns from."""
+    real = run.target_images.training if run.target_images else None
+    return TrainingData(training_images(run), training_conditions(run), run.table, real)
+
+
+def check_hold_out(run: Run) -> None:
+    """Refuse to hold out what is not there to be measured.
+
+    Raises:
+        InputError: names what is held out but not among the shifts chosen.
+    """
+    rendered = expand(run.config.shifts.names)
+    held_out = [part for name in run.config.shifts.hold_out for part in SUITES.get(name, (name,))]
+    strangers = [name for name in held_out if name not in rendered]
+    if strangers:
+        raise InputError(
+            f"hold_out: expected some of the shifts chosen ({', '.join(rendered)}), got {', '.join(strangers)}"
+        )
+
+
 def training_provenance(run: Run, *, trained: bool = True) -> dict[str, Any]:
     """What a method learns from: choices of a run may change after it was made.
 
@@ -32,32 +90,38 @@ def training_provenance(run: Run, *, trained: bool = True) -> dict[str, Any]:
         run: of the run.
         trained: whether the method makes training steps, and so has a use for labels.
     """
-    c, target_images = run.config, run.target_images
+    c, shifts, target_images = run.config.calibrator, run.config.shifts, run.target_images
     return ({"steps": c.steps, "batch_size": c.batch_size} if trained else {}) | {
-        "images": len(run.training_images),
+        "images": len(training_images(run)),
         "labels": trained and c.use_labels,
-        "scene_names": list(c.scene_names),
-        "severities": sorted({severity for _, severity in run.training_conditions}),
+        "scene_names": list(shifts.scenarios),
+        "severities": sorted({severity for _, severity in training_conditions(run)}),
         "severity_table": run.table,
-        "scene_images": c.scene_images,
-        "scene_alone": c.scene_images is not None and c.scene_alone,
+        "scene_images": shifts.target_images,
+        "scene_alone": shifts.target_images is not None and shifts.target_images_alone,
         "scene_splits": target_images.summary() if target_images else None,
     }
 
 
 def trained_on_names(run: Run) -> list[str]:
     """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
-    target_images = [run.config.scene_images] if run.config.scene_images else []
-    return sorted({name for name, _ in run.training_conditions}) + target_images
+    spec = run.config.shifts.target_images
+    return sorted({name for name, _ in training_conditions(run)}) + ([spec] if spec else [])
 
 
-def validation_measures(run: Run) -> dict[str, str]:
-    """What is called accuracy on validation images, clean and under shift: without labels it is something else."""
-    named = "accuracy" if run.config.use_labels else "agreement with float"
-    if run.target_images is None or (run.target_images.labelled and run.config.use_labels):
+def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: bool) -> dict[str, str]:
+    """What is called accuracy on validation images, clean and under shift: without labels it is something else.
+
+    Args:
+        labels: whether labels are used.
+        target_labelled: whether target images have labels; None where there are none.
+        shifted: whether images are rendered under shifts, too.
+    """
+    named = "accuracy" if labels else "agreement with float"
+    if target_labelled is None or (target_labelled and labels):
         return {"clean": named, "shift": named}
     fit = "fit to what the float model expects"  # see Validation
-    return {"clean": named, "shift": f"mean of {named} and {fit}" if run.training_conditions else fit}
+    return {"clean": named, "shift": f"mean of {named} and {fit}" if shifted else fit}
 
 
 def check_unseen(run: Run) -> None:
@@ -67,7 +131,8 @@ def check_unseen(run: Run) -> None:
         InputError: names them.
     """
     qat = run.require_folder().need_stage("quantize", "quantize")["quantization"]["qat"] or {}
-    held_out = expand(run.config.hold_out) if run.config.hold_out else ()
+    names = run.config.shifts.hold_out
+    held_out = expand(names) if names else ()
     if seen := [name for name in held_out if name in qat.get("shifts", ())]:
         raise InputError(
             f"hold_out: expected shifts that the classifier never saw, --qat-shifts trained it on {', '.join(seen)}"
@@ -87,7 +152,7 @@ def check_images(run: Run) -> None:
         now = getattr(run.data, name).summary()
         if any(now[key] != value for key, value in kept[name].items()):
             raise InputError(
-                f"data: expected the images of {run.config.data} that the run was quantized with, got others (its "
+                f"data: expected the images of {run.config.data.spec} that the run was quantized with, got others (its "
                 f"{name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
                 "quantize again"
             )
@@ -99,17 +164,16 @@ def check_target_images(run: Run, without: Collection[str] = ()) -> None:
     Raises:
         InputError: names the method.
     """
-    for name, training_images in learned(run, without).items():
-        known, spec = training_images.get("scene_splits"), run.config.scene_images
-        if not (known and spec and run.target_images) or folder_of(training_images["scene_images"]) != folder_of(
-            spec
-        ):
+    spec = run.config.shifts.target_images
+    for name, seen in learned(run, without).items():
+        known = seen.get("scene_splits")
+        if not (known and spec and run.target_images) or folder_of(seen["scene_images"]) != folder_of(spec):
             continue
         now = run.target_images.summary()
         if now != known:
-            again = "qrobust compensate" + ("" if name == "calibrator" else f" --method {name}")
+            again = "qrobust compensate" + ("" if name == "calibrator" else f" --remedy {name}")
             raise InputError(
-                f"scene: expected the images of {run.config.scene_images} that {name} learned from, got others "
+                f"target_images: expected the images of {spec} that {name} learned from, got others "
                 f"({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned from "
                 f"would be measured on; run `{again}` again"
             )
@@ -136,14 +200,14 @@ def trained_differently(run: Run, without: Collection[str] = ()) -> dict[str, st
     """
     every, found = learned(run, without), {}
     for first, expected in list(every.items())[:1]:
-        for name, training_images in every.items():
-            keys = COMPARABLE & set(training_images) & set(expected)
+        for name, seen in every.items():
+            keys = COMPARABLE & set(seen) & set(expected)
             keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
             keys -= {"scene_images"} if "finetune" in (first, name) else set()
-            differing = [key for key in sorted(keys) if training_images[key] != expected[key]]
+            differing = [key for key in sorted(keys) if seen[key] != expected[key]]
             if differing:
-                told = "; ".join(
-                    f"{key.replace('_', ' ')} {training_images[key]}, not {expected[key]}" for key in differing
+                said = "; ".join(
+                    f"{key.replace('_', ' ')}: {seen[key]} instead of {expected[key]}" for key in differing
                 )
-                found[name] = f"it learned otherwise than {first} ({told})"
+                found[name] = f"trained with different settings than {first} ({said})"
     return found

@@ -9,17 +9,17 @@ import torch
 from torch import fx
 
 from qrobust.classifier import count_macs, state_hash
-from qrobust.data.splits import Split
+from qrobust.data.splits import TrainingData
 from qrobust.deployment.session import sums_saturate
 from qrobust.errors import ExportCheckError, InputError
-from qrobust.pipeline.export import export_checked
-from qrobust.pipeline.run import SENSITIVITY_IMAGES, Run
+from qrobust.pipeline.export import as_result, export_checked
+from qrobust.pipeline.provenance import training_conditions
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
-from qrobust.progress import progress_callback
 from qrobust.quantization.ptq import build, observe
-from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat
-from qrobust.quantization.qat import train as train_fake_quantized
+from qrobust.quantization.qat import QatFit
+from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
@@ -27,7 +27,7 @@ from qrobust.quantization.tracing import folded
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import discard_backup
 
-NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
+NOISE_IMAGES, NOISE_PIXELS = 32, 2**19
 # At most so many validation images, and pixels of them, to estimate saturation on.
 SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 # Accuracy, as a fraction, whose loss on such CPUs nobody should learn of from a record alone.
@@ -51,25 +51,14 @@ def quantize(run: Run) -> None:
 def _quantize(run: Run) -> None:
     quantized = run.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
     with stage(run, "quantize", began_s=quantized.seconds) as result:
-        fake_quantized, fit, config = quantized.fake_quantized, None, run.config
-        shifted = run.training_conditions if config.qat_shifts else []
-        if config.qat_epochs:
-            fake_quantized, fit = train_in_stage(
-                run,
-                fake_quantized,
-                run.data.training,
-                run.data.validation,
-                steps=max(1, round(config.qat_epochs * len(run.data.training) / config.batch_size)),
-                learning_rate=config.qat_learning_rate,
-                distillation=config.qat_distillation,
-                conditions=shifted,
-                kind="qat",
-            )
+        fake_quantized, fit, shifted = quantized.module, None, []
+        if run.config.qat.epochs:
+            shifted = training_conditions(run) if run.config.qat.shifts else []
+            fake_quantized, fit = _trained(run, quantized, shifted)
             result["earlier_s"] = fit.earlier_s
-        floating = folded(run.model, run.example)
+        floating = folded(run.model, quantized.observed.images[:1])
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
-        export_checked(run, "float", floating, result)
-        export_checked(run, "int8", fake_quantized, result)
+        result |= as_result(export_checked(run, "float", floating), export_checked(run, "int8", fake_quantized))
         _warn_of_float(run, result["audit"]["int8"], len(in_float))
         run.save_model()
         run.save_fake_quantized(fake_quantized)
@@ -77,11 +66,11 @@ def _quantize(run: Run) -> None:
         size = run.data.image_size
         noise = layer_noise(
             quantized.observed.graph,
-            quantized.fake_quantized,  # what was trained differs from the float model by more than quantization
-            quantized.observed.images[: len(run.selection_subset(NOISE_IMAGES, NOISE_PIXELS))],
+            quantized.module,  # what was trained differs from the float model by more than quantization
+            quantized.observed.images[: len(run.data.validation.at_most(NOISE_IMAGES, NOISE_PIXELS))],
         )
         result["quantization"] = {
-            "target": run.config.target,
+            "target": run.config.quantization.target,
             "recipe": asdict(quantized.recipe),
             "trials": [asdict(t) for t in quantized.trials],
             "kept_in_float": in_float,
@@ -97,6 +86,28 @@ def _quantize(run: Run) -> None:
         result["skipped_images"] = list(run.data.skipped)
         result["class_names"] = list(run.data.class_names)
         result["image_size"] = size
+
+
+def _trained(
+    run: Run, quantized: FakeQuantizedModel, shifted: list[tuple[str, int]]
+) -> tuple[fx.GraphModule, QatFit]:
+    """Quantization-aware training; one that was killed goes on from its checkpoint."""
+    folder, config, training = run.require_folder(), run.config, run.data.training
+    folder.checkpoints.mkdir(exist_ok=True)
+    batch_size = config.calibrator.batch_size
+    return finetune(
+        quantized.module,
+        quantized.observed,
+        run.model,
+        TrainingData(training, shifted, run.table),
+        run.data.validation,
+        config.qat,
+        steps=max(1, round(config.qat.epochs * len(training) / batch_size)),
+        batch_size=batch_size,
+        seed=config.seed,
+        checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
+        reporter=run.reporter,
+    )
 
 
 def _warn_of_float(run: Run, audited: dict[str, Any], on_purpose: int) -> None:
@@ -135,9 +146,9 @@ def _saturation(run: Run, fake_quantized: fx.GraphModule) -> dict[str, Any] | No
     """What an x86 CPU without VNNI would make of the fake-quantized model; None where activations are signed."""
     if run.target.signed:
         return None
-    deployed = run.selection_subset(SATURATION_IMAGES, SATURATION_PIXELS)
+    deployed = run.data.validation.at_most(SATURATION_IMAGES, SATURATION_PIXELS)
     found = saturation_risk(fake_quantized, ((to_unit(images), labels) for images, labels in deployed.batches(16)))
-    if not found["proven"] and run.config.target == "x86-avx2":
+    if not found["proven"] and run.config.quantization.target == "x86-avx2":
         raise ExportCheckError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
     lost = found["accuracy"] - found["accuracy_without_vnni"]
     expected = (
@@ -154,70 +165,6 @@ def _saturation(run: Run, fake_quantized: fx.GraphModule) -> dict[str, Any] | No
     return found
 
 
-def train_in_stage(
-    run: Run,
-    fake_quantized: fx.GraphModule,
-    training: Split,
-    validation: Split,
-    *,
-    steps: int,
-    learning_rate: float,
-    distillation: float,
-    conditions: list[tuple[str, int]],
-    kind: str,
-) -> tuple[fx.GraphModule, QatFit]:
-    """Train a fake-quantized model of the run's model; a run that was killed goes on from its checkpoint.
-
-    Args:
-        run: of the run.
-        fake_quantized: to start from; it is not changed.
-        training: images to learn from.
-        validation: images to choose by, of which the first are taken.
-        steps: optimizer steps.
-        learning_rate: peak rate of Adam.
-        distillation: weight of the float model's view.
-        conditions: shifts to train on, or none.
-        kind: names the checkpoint.
-
-    Returns:
-        The trained fake-quantized model, or the one given where no state was better than it, and what training did.
-    """
-    folder, config = run.require_folder(), run.config
-    folder.checkpoints.mkdir(exist_ok=True)
-    trainable = prepare_qat(run.quantized.observed.graph, fake_quantized, learn_ranges=config.qat_ranges == "learned")
-    trainable = trainable.to(memory_format=torch.channels_last)
-    selection_subset = run.some(validation, QAT_VALIDATION_IMAGES)
-    with run.reporter.bar("train the fake-quantized model", steps) as bar:
-        fit = train_fake_quantized(
-            trainable,
-            folded(run.model, run.example),
-            training,
-            selection_subset,
-            steps=steps,
-            batch_size=config.batch_size,
-            learning_rate=learning_rate,
-            distillation=distillation,
-            conditions=conditions,
-            table=run.table,
-            seed=config.seed,
-            checkpoint=folder.checkpoints / f"{kind}-{choices_key(run, kind)}.pt",
-            progress=progress_callback(bar),
-        )
-    if fit.diverged:
-        run.reporter.warn(
-            f"warning: training the fake-quantized model ({kind}) diverged; the best state before that is kept"
-        )
-    run.reporter.detail(
-        f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
-        f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
-    )
-    if not (fit.best_step or fit.diverged):
-        run.reporter.say(
-            f"  training gained less than {len(selection_subset):,} validation images can tell: the fake-quantized model stays as it was"
-        )
-    return convert_qat(trainable) if fit.best_step else fake_quantized, fit
-
-
 def sensitivity(run: Run) -> list[dict[str, Any]]:
     """What each layer alone costs, measured on validation images and added to the quantize stage's result.
 
@@ -226,9 +173,9 @@ def sensitivity(run: Run) -> list[dict[str, Any]]:
     folder = run.require_folder()
     stage = folder.need_stage("quantize", "quantize")
     torch.set_num_threads(run.config.threads)
-    kept, judge = stage["quantization"], run.selection_subset(SENSITIVITY_IMAGES)
+    kept, judge = stage["quantization"], run.data.validation.at_most(SENSITIVITY_IMAGES)
     recipe = Recipe.from_json(kept["recipe"])
-    observed = observe(run.model, run.calibration_batches(), recipe)
+    observed = observe(run.model, calibration_batches(run.data.calibration, run.reporter), recipe)
     fake_quantized = build(observed, run.target, recipe, seed=run.config.seed)
     with run.reporter.bar("judge layers", len(observed.layers)) as bar:
         found = layer_effects(observed.graph, fake_quantized, judge, lambda name: bar.update(1, name))

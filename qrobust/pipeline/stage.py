@@ -17,7 +17,7 @@ from qrobust.storage import write_json
 
 # Choices that no training depends on.
 MEASURING = (
-    "scene_names",
+    "scenarios",
     "threads",
     "test_images",
     "attacks",

@@ -204,7 +204,7 @@ def restore(
     recipe: Recipe | None = None,
     leaves: tuple[type[nn.Module], ...] = (),
 ) -> fx.GraphModule:
-    """Rebuild a fake-quantized model from the float model, the recipe that made it, and the fake-quantized model's state dict.
+    """Rebuild a fake-quantized model from the float model, the recipe that made it, and its own state dict.
 
     Raises:
         InputError: the state dict is of another fake-quantized model.

@@ -16,9 +16,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.classifier import Classifier
-from qrobust.data.splits import Split
+from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError
 from qrobust.progress import Progress
+from qrobust.quantization.config import QATConfig
 from qrobust.quantization.convert import integer_layer
 from qrobust.quantization.integer_layers import (
     ActivationQuantizer,
@@ -192,15 +193,12 @@ class QatFit:
 def train(
     trainable: fx.GraphModule,
     teacher: Classifier,
-    training: Split,
+    data: TrainingData,
     validation: Split,
+    config: QATConfig,
     *,
     steps: int,
     batch_size: int,
-    learning_rate: float,
-    distillation: float,
-    conditions: list[tuple[str, int]],
-    table: str,
     seed: int,
     checkpoint: Path,
     progress: Progress = lambda *_: None,
@@ -219,14 +217,12 @@ def train(
     Args:
         trainable: from `prepare_qat`.
         teacher: the float classifier.
-        training: images to learn from.
+        data: what to learn from; where it has conditions, half of each batch is shifted.
         validation: images to choose by.
+        config: learning rate of Adam at its peak (step sizes learn at the same rate, relative to their size), and
+            weight of the teacher, from 0 to 1; the labels have the rest.
         steps: optimizer steps.
         batch_size: images per step, at least 8.
-        learning_rate: of Adam, at its peak; step sizes learn at the same rate, relative to their size.
-        distillation: weight of the teacher, from 0 to 1; the labels have the rest.
-        conditions: (shift, severity) to add to the training images; empty for none.
-        table: severity table of the cells.
         seed: decides images, moves and shifts of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
         progress: called with steps done, all steps and a note.
@@ -236,12 +232,10 @@ def train(
     """
     if batch_size < GROUPS:
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
-    if not 0 <= distillation <= 1:
-        raise InputError(f"distillation: expected a weight from 0 to 1, got {distillation}")
     parameters = [p for p in trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     reference = torch.cat([teacher(to_unit(images)) for images, _ in validation.batches(BATCH)])
-    shifted = _shifted(validation, conditions, table, seed)
+    shifted = _shifted(validation, data, seed)
 
     @torch.no_grad()
     def measure() -> tuple[float, float]:
@@ -258,16 +252,16 @@ def train(
 
     def rates(step: int) -> list[float]:
         warm = min(1.0, (step + 1) / (WARM_UP * steps + 1))
-        return [learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))]
+        return [config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))]
 
     def loss(step: int) -> torch.Tensor:
-        images, clean, labels = _batch(training, batch_size, conditions, table, seed, step)
+        images, clean, labels = _batch(data, batch_size, seed, step)
         with torch.no_grad(), fast_arithmetic():
             view = teacher(clean).float()
         with fast_arithmetic():
             logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
         away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
-        return (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
+        return (1 - config.distillation) * F.cross_entropy(logits, labels) + config.distillation * away
 
     done = fit(
         trainable,
@@ -303,22 +297,24 @@ def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> b
 
 
 @torch.no_grad()
-def _shifted(split: Split, conditions: list[tuple[str, int]], table: str, seed: int) -> list[torch.Tensor]:
+def _shifted(split: Split, data: TrainingData, seed: int) -> list[torch.Tensor]:
     """The images in order, uint8, batch after batch under one cell after the other; nothing without cells."""
+    conditions = data.conditions
     if not conditions:
         return []
     size = max(1, min(BATCH, len(split) // len(conditions)))
     return [
-        render(images, *conditions[index % len(conditions)], table=table, seed=seed + 1)
+        render(images, *conditions[index % len(conditions)], table=data.table, seed=seed + 1)
         for index, (images, _) in enumerate(split.batches(size))
     ]
 
 
 def _batch(
-    training: Split, batch_size: int, conditions: list[tuple[str, int]], table: str, seed: int, step: int
+    data: TrainingData, batch_size: int, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, the same without shifts, and labels: a function of the seed and the step alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    training, conditions = data.images, data.conditions
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
     pixels, labels = training.read(chosen), training.labels[chosen]
     reach = int(PADDING * pixels.shape[-1])
@@ -331,6 +327,6 @@ def _batch(
         parts = list(pixels.chunk(GROUPS))
         for index in range(len(parts) // 2):
             name, severity = conditions[int(torch.randint(len(conditions), (), generator=generator))]
-            parts[index] = render(parts[index], name, severity, table=table, seed=seed * 1_000_003 + step)
+            parts[index] = render(parts[index], name, severity, table=data.table, seed=seed * 1_000_003 + step)
         shifted = torch.cat(parts)
     return to_unit(shifted), to_unit(pixels), labels
