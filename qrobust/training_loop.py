@@ -1,4 +1,4 @@
-"""The training loop that the calibrator and the fake-quantized model share: resumable, keeps the best, stops when it diverges."""
+"""The training loop of calibrator and classifier: resumable, keeps the best, stops when it diverges."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +46,17 @@ class Outcome:
     steps: int
     diverged: bool
     earlier_s: float
+
+
+def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put module and optimizer where the checkpoint left them; returns the rest of what it holds."""
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:  # each kind of damage raises another type
+        raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
+    return state
 
 
 def fit(
@@ -87,12 +99,7 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step, diverged, note, earlier, began = 0, False, "", 0.0, time.perf_counter()
     if checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, weights_only=True)
-            module.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # each kind of damage raises another type
-            raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
+        state = _resumed(checkpoint, module, optimizer)
         step, start, kept = state["step"], tuple(state["start"]), state["kept"]
         best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
     else:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
     "errors": 0,
     "__init__": 0,
+    "choices": 1,
     "storage": 1,
     "progress": 1,
     "record": 2,

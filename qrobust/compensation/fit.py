@@ -140,8 +140,8 @@ def fit_calibrator(
 ) -> CalibratorFit:
     """Train a calibrator in front of a frozen classifier, first in float, then on its own 8-bit grid.
 
-    The classifier sees reverse adversarial examples ("Brain-inspired reverse adversarial examples", arXiv 1905.12171):
-    images that it finds easier.
+    It turns images into reverse adversarial examples, which the classifier finds easier ("Brain-inspired reverse
+    adversarial examples", arXiv 1905.12171).
 
     Args:
         fake_quantized: the classifier; neither parameters nor buffers change.
@@ -160,13 +160,12 @@ def fit_calibrator(
     """
     reporter, before = reporter or Reporter(), state_hash(fake_quantized)
     deployed = deploy(fake_quantized)  # faster than the fake-quantized model, and what counts
-    limit = min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2))
     validation = Validation(
         data.validation,
         data.training.conditions,
         table=data.training.table,
         seed=seed + 1,
-        limit=limit,
+        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
         target_images=data.target_validation,
         teacher=teacher,
     )
@@ -183,13 +182,6 @@ def fit_calibrator(
         seed=seed,
         reporter=reporter,
     )
-    macs, width, branches = (
-        count_macs(calibrator, data.image_size, data.channels),
-        calibrator.width,
-        calibrator.branches,
-    )
-    restore_steps, float_steps = (round(config.steps * share) for share in (RESTORE_SHARE, FLOAT_SHARE))
-    steps = restore_steps + float_steps
 
     def trained(module: nn.Module, phase: Phase) -> Fit:
         module.train()
@@ -208,20 +200,8 @@ def fit_calibrator(
         _say_fit(done, phase, config, reporter)
         return done
 
-    rate = config.learning_rate
-    first = trained(calibrator, Phase("float", steps, restore_steps, rate, seed, checkpoints.float))
-    try:
-        observed, frozen = _frozen(calibrator, mixed_images(data.calibration, data.training, seed), target)
-    except RangeError as error:
-        for path in checkpoints.all():
-            path.unlink(missing_ok=True)
-        raise InputError(
-            f"learning_rate: training left the calibrator without a usable range ({error}); expected a rate smaller "
-            f"than {rate:g}"
-        ) from error
-    trainable = prepare_qat(observed.graph, frozen, learn_ranges=False)
-    second = trained(trainable, Phase("int8", config.steps - steps, 0, rate * QAT_RATE, seed + 1, checkpoints.int8))
-    frozen = convert_qat(trainable)
+    images = mixed_images(data.calibration, data.training, seed)
+    frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, target, seed)
     with reporter.bar("choose the gate", MOST_TRIED) as bar:
         gate = set_gate(frozen, deployed, validation, least_clean=least_clean, progress=lambda: bar.update(1))
     evolution = None
@@ -239,19 +219,47 @@ def fit_calibrator(
     measured = validation.measure(deployed, frozen)
     _say_gate(gate, second, clean, measured[1], config, reporter)
     return CalibratorFit(
-        frozen,
-        width,
-        branches,
-        ratio,
-        macs,
-        gate,
-        evolution,
-        *measured,
-        first,
-        second,
-        before,
-        state_hash(fake_quantized),
+        calibrator=frozen,
+        width=calibrator.width,
+        branches=calibrator.branches,
+        latency_ratio=ratio,
+        macs=count_macs(calibrator, data.image_size, data.channels),
+        gate=gate,
+        evolution=evolution,
+        clean_accuracy=measured[0],
+        shift_accuracy=measured[1],
+        float_phase=first,
+        int8_phase=second,
+        hash_before=before,
+        hash_after=state_hash(fake_quantized),
     )
+
+
+def _train_both(
+    calibrator: Calibrator,
+    trained: Callable[[nn.Module, Phase], Fit],
+    images: Iterable[torch.Tensor],
+    config: CalibratorConfig,
+    checkpoints: Checkpoints,
+    target: Target,
+    seed: int,
+) -> tuple[fx.GraphModule, Fit, Fit]:
+    """Train in float, freeze, train on the 8-bit grid: the frozen calibrator, and what the two trainings did."""
+    restore_steps, float_steps = (round(config.steps * share) for share in (RESTORE_SHARE, FLOAT_SHARE))
+    steps, rate = restore_steps + float_steps, config.learning_rate
+    first = trained(calibrator, Phase("float", steps, restore_steps, rate, seed, checkpoints.float))
+    try:
+        observed, frozen = _frozen(calibrator, images, target)
+    except RangeError as error:
+        for path in checkpoints.all():
+            path.unlink(missing_ok=True)
+        raise InputError(
+            f"learning_rate: training left the calibrator without a usable range ({error}); expected a rate smaller "
+            f"than {rate:g}"
+        ) from error
+    trainable = prepare_qat(observed.graph, frozen, learn_ranges=False)
+    second = trained(trainable, Phase("int8", config.steps - steps, 0, rate * QAT_RATE, seed + 1, checkpoints.int8))
+    return convert_qat(trainable), first, second
 
 
 def _say_fit(fit: Fit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
@@ -260,10 +268,12 @@ def _say_fit(fit: Fit, phase: Phase, config: CalibratorConfig, reporter: Reporte
     elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:
         reporter.warn(
             f"warning: training ({phase.name}) ended below where it began on validation images (sum of clean and "
-            f"shifted); a learning_rate smaller than {phase.learning_rate:g} or more steps than {config.steps} may help"
+            f"shifted); a learning_rate smaller than {phase.learning_rate:g} or more steps than {config.steps} may "
+            "help"
         )
     reporter.detail(
-        f"validation ({phase.name}): shifts {100 * fit.start_shift_accuracy:.1f} -> {100 * fit.shift_accuracy:.1f} %, "
+        f"validation ({phase.name}): "
+        f"shifts {100 * fit.start_shift_accuracy:.1f} -> {100 * fit.shift_accuracy:.1f} %, "
         f"clean {100 * fit.start_clean_accuracy:.1f} -> {100 * fit.clean_accuracy:.1f} %"
     )
 

@@ -86,6 +86,15 @@ class Phase:
     seed: int
     checkpoint: Path
 
+    def rates(self, step: int) -> list[float]:
+        """The learning rates of a step: of the whole, and of the heads that act on the whole image."""
+        restoring = step < self.restore_steps
+        begin, end = (0, self.restore_steps) if restoring else (self.restore_steps, self.steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
+        rate = self.learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
+        rate *= 1.0 if restoring else CLASSIFIER_RATE
+        return [rate, rate * HEAD_RATES[0 if restoring else 1]]
+
 
 def train_calibrator(
     calibrator: nn.Module,
@@ -143,14 +152,6 @@ def train_calibrator(
     known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
-    def rates(step: int) -> list[float]:
-        restoring = step < restore_steps
-        begin, end = (0, restore_steps) if restoring else (restore_steps, steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
-        rate = phase.learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
-        rate *= 1.0 if restoring else CLASSIFIER_RATE
-        return [rate, rate * HEAD_RATES[0 if restoring else 1]]
-
     def loss(step: int) -> torch.Tensor:
         return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, config, step=step, phase=phase)
 
@@ -164,7 +165,7 @@ def train_calibrator(
         calibrator,
         optimizer,
         steps=steps,
-        rates=rates,
+        rates=phase.rates,
         loss=loss,
         judge=judge,
         score=lambda found: (sum(found),),

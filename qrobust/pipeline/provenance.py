@@ -152,8 +152,8 @@ def check_images(run: Run) -> None:
         now = getattr(run.data, name).summary()
         if any(now[key] != value for key, value in kept[name].items()):
             raise InputError(
-                f"data: expected the images of {run.config.data.spec} that the run was quantized with, got others (its "
-                f"{name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
+                f"data: expected the images of {run.config.data.spec} that the run was quantized with, got others "
+                f"(its {name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
                 "quantize again"
             )
 

@@ -250,10 +250,6 @@ def train(
 
     every = max(1, steps // VALIDATIONS)
 
-    def rates(step: int) -> list[float]:
-        warm = min(1.0, (step + 1) / (WARM_UP * steps + 1))
-        return [config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))]
-
     def loss(step: int) -> torch.Tensor:
         images, clean, labels = _batch(data, batch_size, seed, step)
         with torch.no_grad(), fast_arithmetic():
@@ -267,7 +263,7 @@ def train(
         trainable,
         optimizer,
         steps=steps,
-        rates=rates,
+        rates=lambda step: [config.learning_rate * _schedule(step, steps)],
         loss=loss,
         judge=measure,
         score=lambda found: (found[0], -found[1]),
@@ -278,16 +274,13 @@ def train(
         progress=progress,
         replaces_start=lambda found, start: beyond_luck(found, start, len(validation)),
     )
-    return QatFit(
-        done.start[0],
-        done.best[0],
-        done.start[1],
-        done.best[1],
-        done.best_step,
-        done.steps,
-        done.diverged,
-        done.earlier_s,
-    )
+    (start, start_away), (best, best_away) = done.start, done.best
+    return QatFit(start, best, start_away, best_away, done.best_step, done.steps, done.diverged, done.earlier_s)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A short warm-up, then cosine to zero."""
+    return min(1.0, (step + 1) / (WARM_UP * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:
