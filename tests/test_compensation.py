@@ -628,7 +628,7 @@ def test_latency_budget_narrows_the_calibrator(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qrobust.compensation import fit as fitting
-    from qrobust.pipeline.compensate import calibrator_data, checkpoints_of
+    from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, frozen_classifier
 
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -639,12 +639,9 @@ def test_latency_budget_narrows_the_calibrator(
     def chosen_by(budget: float | None) -> tuple[tuple[int, tuple[str, ...]], float | None]:
         asked = opened_run(budget)
         calibrator, ratio = fitting.choose_calibrator(
-            asked.fake_quantized,
-            asked.model,
+            frozen_classifier(asked, asked.fake_quantized),
             calibrator_data(asked),
             asked.config.calibrator,
-            target=asked.target,
-            deploy=asked.deploy,
             chosen=checkpoints_of(asked, asked.fake_quantized).chosen,
             seed=0,
             reporter=Reporter(),

@@ -71,6 +71,23 @@ class CalibratorData:
 
 
 @dataclass(frozen=True)
+class FrozenClassifier:
+    """What a calibrator stands in front of; none of it changes.
+
+    Attributes:
+        fake_quantized: the classifier with gradients.
+        teacher: the float classifier.
+        target: whose integers the calibrator is quantized for.
+        deploy: a torch module to the classifier as it runs; what is chosen, is chosen by that.
+    """
+
+    fake_quantized: fx.GraphModule
+    teacher: NormalizedModel
+    target: Target
+    deploy: Deploy
+
+
+@dataclass(frozen=True)
 class Checkpoints:
     """Files that a fit goes on from after a kill.
 
@@ -127,13 +144,10 @@ class CalibratorFit:
 
 
 def fit_calibrator(
-    fake_quantized: fx.GraphModule,
-    teacher: NormalizedModel,
+    classifier: FrozenClassifier,
     data: CalibratorData,
     config: CalibratorConfig,
     *,
-    target: Target,
-    deploy: Deploy,
     checkpoints: Checkpoints,
     seed: int = 0,
     reporter: Reporter | None = None,
@@ -144,12 +158,9 @@ def fit_calibrator(
     adversarial examples", arXiv 1905.12171).
 
     Args:
-        fake_quantized: the classifier; neither parameters nor buffers change.
-        teacher: the float classifier.
+        classifier: what it stands in front of.
         data: images to learn from and to choose by.
         config: size, training and budgets.
-        target: whose integers the calibrator is quantized for.
-        deploy: a torch module to the classifier as it runs; what is chosen, is chosen by that.
         checkpoints: files to go on from.
         seed: of the calibrator's first weights, and of every step.
         reporter: where progress is told.
@@ -158,38 +169,23 @@ def fit_calibrator(
         InputError: no calibrator fits the budgets, a gradient vanishes, or training diverges before it has learned
             anything.
     """
-    reporter, before = reporter or Reporter(), state_hash(fake_quantized)
-    deployed = deploy(fake_quantized)  # faster than the fake-quantized model, and what counts
-    validation = Validation(
-        data.validation,
-        data.training.conditions,
-        table=data.training.table,
-        seed=seed + 1,
-        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
-        target_images=data.target_validation,
-        teacher=teacher,
-    )
+    reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
+    deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
+    validation = _validation(data, classifier.teacher, seed + 1)
     clean, _ = validation.measure(deployed)
     least_clean = clean - config.clean_budget / 100
     calibrator, ratio = choose_calibrator(
-        fake_quantized,
-        teacher,
-        data,
-        config,
-        target=target,
-        deploy=deploy,
-        chosen=checkpoints.chosen,
-        seed=seed,
-        reporter=reporter,
+        classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
+    macs, size = count_macs(calibrator, data.image_size, data.channels), (calibrator.width, calibrator.branches)
 
     def trained(module: nn.Module, phase: Phase) -> Fit:
         module.train()
         with reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
-                fake_quantized,
-                teacher,
+                classifier.fake_quantized,
+                classifier.teacher,
                 data.training,
                 validation,
                 config,
@@ -201,7 +197,7 @@ def fit_calibrator(
         return done
 
     images = mixed_images(data.calibration, data.training, seed)
-    frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, target, seed)
+    frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, classifier.target, seed)
     with reporter.bar("choose the gate", MOST_TRIED) as bar:
         gate = set_gate(frozen, deployed, validation, least_clean=least_clean, progress=lambda: bar.update(1))
     evolution = None
@@ -212,26 +208,24 @@ def fit_calibrator(
             validation,
             config.evolution_steps,
             least_clean=least_clean,
-            deploy=deploy,
+            deploy=classifier.deploy,
             seed=seed,
             reporter=reporter,
         )
-    measured = validation.measure(deployed, frozen)
+    measured, hashes = validation.measure(deployed, frozen), (before, state_hash(classifier.fake_quantized))
     _say_gate(gate, second, clean, measured[1], config, reporter)
-    return CalibratorFit(
-        calibrator=frozen,
-        width=calibrator.width,
-        branches=calibrator.branches,
-        latency_ratio=ratio,
-        macs=count_macs(calibrator, data.image_size, data.channels),
-        gate=gate,
-        evolution=evolution,
-        clean_accuracy=measured[0],
-        shift_accuracy=measured[1],
-        float_phase=first,
-        int8_phase=second,
-        hash_before=before,
-        hash_after=state_hash(fake_quantized),
+    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
+
+
+def _validation(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+    return Validation(
+        data.validation,
+        data.training.conditions,
+        table=data.training.table,
+        seed=seed,
+        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
+        target_images=data.target_validation,
+        teacher=teacher,
     )
 
 
@@ -325,13 +319,10 @@ def new_calibrator(image_size: int, width: int, branches: tuple[str, ...], chann
 
 
 def choose_calibrator(
-    fake_quantized: fx.GraphModule,
-    teacher: NormalizedModel,
+    classifier: FrozenClassifier,
     data: CalibratorData,
     config: CalibratorConfig,
     *,
-    target: Target,
-    deploy: Deploy,
     chosen: Path,
     seed: int,
     reporter: Reporter,
@@ -339,12 +330,9 @@ def choose_calibrator(
     """The best calibrator within the budgets, untrained; with a latency budget each is exported and timed.
 
     Args:
-        fake_quantized: the classifier.
-        teacher: the float classifier, whose multiply-accumulates count.
+        classifier: what it stands in front of; the teacher's multiply-accumulates count.
         data: image size, and a few calibration images.
         config: the budgets.
-        target: whose integers the calibrator is quantized for.
-        deploy: a torch module to the classifier as it runs.
         chosen: file that keeps what was chosen by latency.
         seed: of the calibrator's first weights.
         reporter: where each candidate's time is told.
@@ -355,7 +343,7 @@ def choose_calibrator(
     Raises:
         InputError: even the smallest is too slow; the message says how slow.
     """
-    choices, most = candidates(teacher, data.training, config), config.latency_budget
+    choices, most = candidates(classifier.teacher, data.training, config), config.latency_budget
 
     def fresh(width: int, branches: tuple[str, ...]) -> Calibrator:
         return new_calibrator(data.image_size, width, branches, data.channels, seed)
@@ -365,11 +353,12 @@ def choose_calibrator(
     if chosen.exists():
         kept = read_json(chosen)
         return fresh(kept["width"], tuple(kept["branches"])), kept["latency_ratio"]
-    ratio, alone = float("inf"), {"alone": deploy(fake_quantized)}
+    ratio, alone = float("inf"), {"alone": classifier.deploy(classifier.fake_quantized)}
     some = to_unit(data.calibration.read(slice(0, TIMED_IMAGES)))
     for choice in choices:
-        _, frozen = _frozen(_as_if_trained(fresh(*choice)), [some], target)
-        measured = latencies_ms(alone | {"pair": deploy(Compensated(frozen, fake_quantized))}, data.image_size, 1)
+        _, frozen = _frozen(_as_if_trained(fresh(*choice)), [some], classifier.target)
+        both = classifier.deploy(Compensated(frozen, classifier.fake_quantized))
+        measured = latencies_ms(alone | {"pair": both}, data.image_size, 1)
         ratio = measured["pair"] / measured["alone"]
         reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:

@@ -144,9 +144,7 @@ def train_calibrator(
     fake_quantized.eval()
     images, _ = validation.parts[0]
     _check_gradient(fake_quantized, to_unit(images[:PROBES]))
-    heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
-    rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
-    optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=phase.learning_rate, betas=(0.9, 0.99))
+    optimizer = _optimizer(calibrator, phase.learning_rate)
     alone = validation.accuracies(deployed or fake_quantized)[1 : len(conditions) + 1]
     weights = sampling(conditions, [1 - accuracy for accuracy in alone], config.hard_shift_share)
     known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
@@ -187,6 +185,13 @@ def train_calibrator(
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
+
+
+def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Adam with two groups of parameters: the whole, and the heads that act on the whole image."""
+    heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
+    rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
+    return torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
 
 
 def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:

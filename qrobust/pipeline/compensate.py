@@ -11,7 +11,14 @@ from torch import fx, nn
 import qrobust
 from qrobust.classifier import state_hash
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION
-from qrobust.compensation.fit import CalibratorData, CalibratorFit, Checkpoints, choose_calibrator, fit_calibrator
+from qrobust.compensation.fit import (
+    CalibratorData,
+    CalibratorFit,
+    Checkpoints,
+    FrozenClassifier,
+    choose_calibrator,
+    fit_calibrator,
+)
 from qrobust.data.splits import Split
 from qrobust.pipeline.provenance import (
     check_images,
@@ -39,12 +46,9 @@ def compensate(run: Run) -> None:
     checkpoints, data = checkpoints_of(run, run.fake_quantized), calibrator_data(run)
     # Refused before the calibrator that is there is deleted.
     choose_calibrator(
-        run.fake_quantized,
-        run.model,
+        frozen_classifier(run, run.fake_quantized),
         data,
         run.config.calibrator,
-        target=run.target,
-        deploy=run.deploy,
         chosen=checkpoints.chosen,
         seed=run.config.seed,
         reporter=run.reporter,
@@ -92,16 +96,18 @@ def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
 def fit_in_run(run: Run, classifier: fx.GraphModule, data: CalibratorData) -> CalibratorFit:
     """A calibrator in front of a fake-quantized model, by the choices of the run."""
     return fit_calibrator(
-        classifier,
-        run.model,
+        frozen_classifier(run, classifier),
         data,
         run.config.calibrator,
-        target=run.target,
-        deploy=run.deploy,
         checkpoints=checkpoints_of(run, classifier),
         seed=run.config.seed,
         reporter=run.reporter,
     )
+
+
+def frozen_classifier(run: Run, classifier: fx.GraphModule) -> FrozenClassifier:
+    """A fake-quantized model of the run as what a calibrator stands in front of."""
+    return FrozenClassifier(classifier, run.model, run.target, run.deploy)
 
 
 def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
