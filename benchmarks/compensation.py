@@ -37,7 +37,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
 from qrobust.progress import Reporter
 from qrobust.record import hardware, versions
-from qrobust.shifts.registry import SUITES, conditions, find_shift
+from qrobust.shifts.registry import SUITES, defined_conditions, find_shift
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
@@ -118,7 +118,7 @@ def worst_shifts(base: Path) -> list[str]:
     opened_run = Run.open(base, Reporter(), threads=2)
     split, session = opened_run.data.validation.first(SCENE_IMAGES), opened_run.onnx_classifier("int8")
     accuracy = {}
-    for condition in conditions(SUITES["u13"], (int(SEVERITY),), opened_run.table):
+    for condition in defined_conditions(SUITES["u13"], (int(SEVERITY),), opened_run.table):
         found = predict({"int8": session}, split, condition, table=opened_run.table, seed=1)["int8"]
         accuracy[condition[0]] = float(np.mean(found.prediction == split.labels.numpy()))
     return sorted(accuracy, key=lambda name: accuracy[name])[:SCENARIOS]

@@ -14,8 +14,11 @@ from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation.predictions import (
     CLEAN,
+    Cache,
+    Condition,
     ConditionPredictions,
     Predictions,
+    Task,
     kept_or_predicted,
     predict,
     read_predictions,
@@ -133,23 +136,28 @@ def split() -> Split:
     return Split(source, torch.randperm(30, generator=torch.Generator().manual_seed(0)))
 
 
+def kept(
+    folder: Path, conditions: list[Condition], split: Split, digest: str = "1", **asked: Brightest
+) -> ConditionPredictions:
+    """Predictions on the images and under the cells, in a folder; of the second classifier of another digest."""
+    cache = Cache(folder, folder / "attacks.npz", dict.fromkeys(asked, digest))
+    return kept_or_predicted(
+        asked, [Task(condition, split, "cifar-c") for condition in conditions], cache=cache, seed=0
+    )
+
+
 def test_predictions_are_kept_and_read_back(split: Split, tmp_path: Path) -> None:
     first, second = Brightest(), Brightest()
-    conditions = [CLEAN, ("contrast", 5)]
-    keys = {"first": "1", "second.int8": "2"}
-    for condition in conditions:
-        kept_or_predicted(tmp_path, condition, {"first": first}, split, keys=keys, table="cifar-c", seed=0)
-    wanted = {}
-    for condition in conditions:
-        both = {"first": first, "second.int8": second}
-        wanted[condition] = kept_or_predicted(tmp_path, condition, both, split, keys=keys, table="cifar-c", seed=0)
+    conditions: list[Condition] = [CLEAN, ("contrast", 5)]
+    kept(tmp_path, conditions, split, first=first)
+    wanted = kept(tmp_path, conditions, split, first=first, second=second)
     assert (first.asked, second.asked) == (2, 2)
     labels, found = read_predictions(tmp_path, conditions)
     assert np.array_equal(labels, split.labels.numpy())
     assert comparison_rows(found, labels, seed=0, of=30) == comparison_rows(wanted, labels, seed=0, of=30)
     again = predict({"first": first}, split, conditions[1], table="cifar-c", seed=0)["first"]
     assert np.array_equal(found[conditions[1]]["first"].margin, again.margin)
-    kept_or_predicted(tmp_path, CLEAN, {"first": first}, split, keys={"first": "other"}, table="cifar-c", seed=0)
+    kept(tmp_path, [CLEAN], split, first=first, digest="other")
     assert first.asked == 4
 
 
@@ -157,7 +165,7 @@ def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: P
     with pytest.raises(InputError, match="no files in"):
         read_predictions(tmp_path)
     for condition, part in ((CLEAN, split), (("fog", 5), split.first(20))):
-        kept_or_predicted(tmp_path, condition, {"a": Brightest()}, part, keys={"a": "1"}, table="cifar-c", seed=0)
+        kept(tmp_path, [condition], part, a=Brightest())
     with pytest.raises(InputError, match="other images than"):
         read_predictions(tmp_path)
     (tmp_path / "clean-0.npz").write_bytes(b"nonsense")
@@ -211,12 +219,3 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
 def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 s are too short for 10 images in 4 cells, expected at least 7 s"):
         budgeted(split, tmp_path, 2)
-
-
-def test_a_classifier_that_gives_no_numbers_is_named(split: Split) -> None:
-    for output, match in (
-        (torch.full((30, 3), torch.nan), r"classifier a: .* got \(30, 3\)"),
-        (torch.rand(30), "30"),
-    ):
-        with pytest.raises(InputError, match=match):
-            predict({"a": lambda _, o=output: o}, split, CLEAN, table="cifar-c", seed=0)

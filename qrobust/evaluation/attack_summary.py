@@ -142,7 +142,7 @@ def _by_epsilon(outcomes: Outcomes, kind: str, name: str, norm: str) -> dict[flo
 
 
 def attacked(
-    path: Path,
+    path: Path | None,
     graphs: Graphs,
     split: Split,
     choices: AttackConfig,
@@ -154,7 +154,7 @@ def attacked(
     """Attack the first images; what was found is kept per trial.
 
     Args:
-        path: of `attacks.npz`.
+        path: of `attacks.npz`; None keeps nothing.
         graphs: by name, all with a gradient or none; the first is what others are compared with.
         split: test images.
         choices: what is tried.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from qrobust.data.corruption_sets import CorruptionSet, open_corruption_set
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation.predictions import (
-    CLEAN,
+    Cache,
     Condition,
     ConditionPredictions,
+    Task,
     kept_or_predicted,
-    prediction_key,
 )
 from qrobust.evaluation.statistics import stratified
 from qrobust.evaluation.workers import Processes
@@ -114,34 +113,30 @@ def open_sets(
 def stored_predictions(
     found: SelectedConditions,
     classifiers: Mapping[str, Classifier],
-    graphs: Mapping[str, bytes],
-    predictions: Path,
     *,
-    about: tuple[object, ...],
+    cache: Cache | None,
     seed: int,
     by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> ConditionPredictions:
-    """Ask every classifier about every cell, or take what was kept; see `kept_or_predicted`.
+    """Ask every classifier about every condition, or take what was kept; see `kept_or_predicted`.
 
     Args:
         found: what to measure.
         classifiers: by name.
-        graphs: the file of each.
-        predictions: folder that holds a folder for each stored set.
-        about: what else predictions depend on.
+        cache: of the evaluation; what belongs to the set lies in a folder of its own there.
         seed: of the choice of images.
         by: processes that ask, else this one does.
         progress: called with the number of images done.
     """
-    folder = predictions / found.folder_name
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {}
-    for condition in found.conditions:
-        split = found.split(condition)
-        made_of = (found.name, condition, split.identity(), *about)
-        keys = {name: prediction_key(graph, CLEAN, made_of) for name, graph in graphs.items()}
-        result[condition] = kept_or_predicted(
-            folder, condition, classifiers, split, keys=keys, table=None, seed=seed, by=by, progress=progress
-        )
+    if cache:
+        own = cache.predictions / found.folder_name
+        cache = replace(cache, predictions=own, depends_on=(found.name, *cache.depends_on))
+    result: ConditionPredictions = {}
+    together = by.count if by else 1  # each holds the list of its files, and images that it decoded
+    for start in range(0, len(found.conditions), together):
+        tasks = [
+            Task(condition, found.split(condition), None) for condition in found.conditions[start : start + together]
+        ]
+        result |= kept_or_predicted(classifiers, tasks, cache=cache, seed=seed, by=by, progress=progress)
     return result

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from qrobust.classifier import state_hash
 from qrobust.compensation.baselines import AntiAdversary
-from qrobust.data.splits import Split
+from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
-from qrobust.evaluation.attack_plan import Graph
-from qrobust.evaluation.attack_summary import attacked
-from qrobust.evaluation.corruption_sets import SelectedConditions, stored_predictions
-from qrobust.evaluation.predictions import (
-    CLEAN,
-    SUBSET,
-    Condition,
-    ConditionPredictions,
-    Predictions,
-    kept_or_predicted,
-    prediction_key,
-    within_budget,
-)
+from qrobust.evaluation.evaluate import Evaluation, MakeBar
+from qrobust.evaluation.evaluate import evaluate as measure
+from qrobust.evaluation.predictions import CLEAN, Cache
 from qrobust.evaluation.summary import (
     method_rows,
     run_rows,
@@ -37,13 +27,12 @@ from qrobust.evaluation.summary import (
     summarise,
     target_images_row,
 )
-from qrobust.evaluation.workers import Processes, check_workers, processes
+from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
 from qrobust.record import hardware
-from qrobust.storage import read_json, write_json
 
 LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
@@ -76,7 +65,6 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         run.reporter.warn(
             f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
         )
-    folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
     if not (run.conditions or run.stored or run.target_images):
@@ -85,196 +73,124 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     torch.set_num_threads(config.threads)
     if sums(**session_options(run.target)) == "exact-by-request":
         run.reporter.warn(
-            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {config.quantization.target} does, so accuracies are "
-            "those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
+            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {run.target.name} does, so accuracies "
+            "are those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
-    sessions = {name: run.onnx_classifier(name) for name in names}
-    conditions, split, stored = [CLEAN, *run.conditions], run.data.test, run.stored
-    with processes(workers) as by:
-        if budget is not None:
-            split = _subset(run, split, conditions, sessions, budget, by)
-            stored = [found.limited(len(split), config.seed) for found in stored]
-        _measure(run, split, conditions, stored, sessions, by, time.perf_counter() - began, in_torch)
-
-
-def _measure(
-    run: Run,
-    split: Split,
-    conditions: list[Condition],
-    stored: list[SelectedConditions],
-    sessions: dict[str, Any],
-    by: Processes | None,
-    began_s: float,
-    in_torch: bool,
-) -> None:
-    """The stage, begun so many seconds ago; with the method that exists in torch only, or without."""
-    folder, config, names = run.require_folder(), run.config, list(sessions)
-    predictions: ConditionPredictions = {}
-    with stage(run, "evaluate", began_s=began_s) as result:
-        with run.reporter.bar("measure on onnxruntime", len(conditions) * len(split)) as bar:
-            for condition in conditions:
-                predictions[condition] = _condition_predictions(
-                    run, split, condition, sessions, by, lambda n: bar.update(n)
-                )
-        result["scene"] = _target_images(run, sessions, by)
-        result["stored"] = _stored(run, stored, sessions, by)
-        labels, of = split.labels.numpy(), len(run.data.test)
-        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        rows = run_rows(predictions, labels, seed=config.seed, of=of)
-        result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
-        result["summary"] = summarise(
-            predictions,
-            labels,
-            tuple(trained_on),
+    with stage(run, "evaluate", began_s=time.perf_counter() - began) as result:
+        sessions = {name: run.onnx_classifier(name) for name in names}
+        found = measure(
+            sessions,
+            run.data.test,
+            run.conditions,
+            attacks=config.attacks,
+            differentiable={name: run.torch_classifier(name) for name in names if name in GRAPHS},
+            corruption_sets=run.stored,
+            cache=_cache(run, names),
+            workers=workers,
+            budget=budget,
             seed=config.seed,
-            table=run.table,
-            classes=len(run.data.class_names),
-            of=of,
+            severity_table=run.table,
+            progress=run.reporter.bar,
         )
-        result["methods"] = method_rows(predictions, labels, seed=config.seed)
-        result["methods"] += _in_torch(run, split, predictions) if in_torch else []
-        result["attacks"] = _attacks(run, {n: s for n, s in sessions.items() if n in GRAPHS})
+        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
+        result |= _figures(found, trained_on)
+        result["methods"] += _in_torch(run, found) if in_torch else []
+        result["scene"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
-        result["severity_table"] = run.table
         result["hardware"] = hardware(config.threads) | {"sums": sums(**session_options(run.target))}
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
 
 
-def _subset(
-    run: Run, split: Split, conditions: list[Condition], sessions: dict[str, Any], budget: float, by: Processes | None
-) -> Split:
-    path = run.require_folder().predictions / SUBSET
-    chosen, kept = within_budget(
-        read_json(path) if path.exists() else {},
-        split,
-        conditions,
-        sessions,
-        seconds=budget,
-        table=run.table,
-        seed=run.config.seed,
-        also=sum(len(found.conditions) for found in run.stored),
-        by=by,
-    )
-    write_json(path, kept)
-    return chosen
-
-
-def _condition_predictions(
-    run: Run,
-    split: Split,
-    condition: tuple[str, int],
-    sessions: dict[str, Any],
-    by: Processes | None,
-    progress: Callable[[int], None],
-    folder: Path | None = None,
-    source: str | None = None,
-) -> dict[str, Predictions]:
-    place = run.require_folder()
-    about = (
-        split.identity(),
-        run.table,
-        run.config.seed,
-        source or run.config.data.spec,
-        run.data.image_size,
-    )
-    keys = {name: prediction_key(place.graph(name).read_bytes(), condition, about) for name in sessions}
-    return kept_or_predicted(
-        folder or place.predictions,
-        condition,
-        sessions,
-        split,
-        keys=keys,
-        table=run.table,
-        seed=run.config.seed,
-        by=by,
-        progress=progress,
-    )
-
-
-def _target_images(run: Run, sessions: dict[str, Any], by: Processes | None) -> dict[str, object] | None:
-    """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
-    if run.target_images is None:
-        return None
-    split, folder = run.target_images.test, run.require_folder().predictions / "scene"
-    folder.mkdir(exist_ok=True)
-    with run.reporter.bar("measure the scene", len(split)) as bar:
-        found = _condition_predictions(
-            run, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, run.config.shifts.target_images
-        )
-    about = {"images": run.config.shifts.target_images, "labelled": run.target_images.labelled}
-    return about | target_images_row(found, split.labels.numpy(), seed=run.config.seed)
-
-
-def _in_torch(run: Run, split: Split, predictions: ConditionPredictions) -> list[dict[str, object]]:
-    """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
-    some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(run.fake_quantized)}
-    fake_quantized, about = state_hash(run.fake_quantized).encode(), (some.identity(), run.table, run.config.seed)
-    kept = run.require_folder().predictions / TORCH_ONLY
-    kept.mkdir(exist_ok=True)
-    both: ConditionPredictions = {}
-    with run.reporter.bar(f"measure {TORCH_ONLY} in torch", len(some) * len(predictions)) as bar:
-        for condition, known in predictions.items():
-            found = kept_or_predicted(
-                kept,
-                condition,
-                asked,
-                some,
-                keys={TORCH_ONLY: prediction_key(fake_quantized, condition, about)},
-                table=run.table,
-                seed=run.config.seed,
-                progress=lambda n: bar.update(n),
-            )
-            both[condition] = {"int8": known["int8"].first(len(some))} | found
-    return method_rows(both, some.labels.numpy(), seed=run.config.seed)
-
-
-def _stored(
-    run: Run, stored: list[SelectedConditions], sessions: dict[str, Any], by: Processes | None
-) -> list[dict[str, object]]:
-    """Each stored set by itself, on its own images."""
-    folder, config, result = run.require_folder(), run.config, []
-    graphs = {name: folder.graph(name).read_bytes() for name in sessions}
-    for found in stored:
-        with run.reporter.bar(f"measure {found.name}", len(found.conditions) * len(found.indices)) as bar:
-            predictions = stored_predictions(
-                found,
-                sessions,
-                graphs,
-                folder.predictions,
-                about=(run.data.image_size,),
-                seed=config.seed,
-                by=by,
-                progress=bar.update,
-            )
-        result.append(
-            {"name": found.name, "predictions": found.folder_name}
-            | stored_figures(
-                predictions,
-                found.labels,
-                seed=config.seed,
-                table=run.table,
-                classes=len(run.data.class_names),
-                of=found.of,
-            )
-        )
-    return result
-
-
-def _attacks(run: Run, sessions: dict[str, Any]) -> dict[str, object]:
-    """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
-    config, folder = run.config, run.require_folder()
-    graphs = {
-        name: Graph(run.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
-        for name, session in sessions.items()
+def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
+    """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
+    rows = run_rows(found.predictions, found.labels, seed=found.seed, of=found.of)
+    return {
+        "rows": [row | {"seen_by_calibrator": row["shift"] in trained_on} for row in rows],
+        "summary": summarise(
+            found.predictions,
+            found.labels,
+            tuple(trained_on),
+            seed=found.seed,
+            table=found.severity_table,
+            classes=len(found.class_names),
+            of=found.of,
+        ),
+        "methods": method_rows(found.predictions, found.labels, seed=found.seed),
+        "stored": corruption_set_entries(found),
+        "attacks": found.attacks,
+        "severity_table": found.severity_table,
     }
-    return attacked(
-        folder.attacks,
-        graphs,
-        run.data.test,
-        config.attacks,
-        seed=config.seed,
-        about=(config.data.spec,),
-        bar=run.reporter.bar,
+
+
+def corruption_set_entries(found: Evaluation) -> list[dict[str, object]]:
+    """The record's `stored`: each corruption data set by itself, on its own images."""
+    return [
+        {"name": one.name, "predictions": one.folder_name}
+        | stored_figures(
+            one.predictions,
+            one.labels,
+            seed=found.seed,
+            table=found.severity_table,
+            classes=len(found.class_names),
+            of=one.of,
+        )
+        for one in found.corruption_sets
+    ]
+
+
+def _cache(run: Run, names: Collection[str]) -> Cache:
+    """What graphs said is kept in the run's folder, with the hash of their file."""
+    folder = run.require_folder()
+    digests = {name: sha256(folder.graph(name).read_bytes()).hexdigest() for name in names}
+    return Cache(folder.predictions, folder.attacks, digests, (run.config.data.spec,))
+
+
+def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> dict[str, object] | None:
+    """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
+    spec, target_images = run.config.shifts.target_images, run.target_images
+    if spec is None or target_images is None:
+        return None
+    cache = _cache(run, sessions)
+    cache = replace(cache, predictions=cache.predictions / "scene", depends_on=(spec,))
+    seed = run.config.seed
+    found = measure(
+        sessions,
+        target_images.test,
+        (),
+        cache=cache,
+        workers=workers,
+        seed=seed,
+        progress=_called(run, "measure the scene"),
     )
+    return {"images": spec, "labelled": target_images.labelled} | target_images_row(
+        found.predictions[CLEAN], found.labels, seed=seed
+    )
+
+
+def _in_torch(run: Run, known: Evaluation) -> list[dict[str, object]]:
+    """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
+    kept = run.require_folder().predictions / TORCH_ONLY
+    found = measure(
+        {TORCH_ONLY: AntiAdversary(run.fake_quantized)},
+        replace(run.data.test, indices=torch.from_numpy(known.indices[:TORCH_IMAGES])),
+        [condition for condition in known.predictions if condition != CLEAN],
+        cache=Cache(
+            kept, kept / "attacks.npz", {TORCH_ONLY: state_hash(run.fake_quantized)}, (run.config.data.spec,)
+        ),
+        seed=known.seed,
+        severity_table=known.severity_table,
+        progress=_called(run, f"measure {TORCH_ONLY} in torch"),
+    )
+    n = len(found.labels)
+    both = {
+        condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
+        for condition, own in found.predictions.items()
+    }
+    return method_rows(both, found.labels, seed=known.seed)
+
+
+def _called(run: Run, label: str) -> MakeBar:
+    """Progress bars with another label."""
+    return lambda _, length: run.reporter.bar(label, length)

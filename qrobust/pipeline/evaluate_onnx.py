@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,18 @@ from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation.attack_config import AttackConfig
-from qrobust.evaluation.attack_plan import Graph
-from qrobust.evaluation.attack_summary import attacked
-from qrobust.evaluation.corruption_sets import open_sets, stored_predictions
-from qrobust.evaluation.predictions import (
-    BATCH,
-    CLEAN,
-    SUBSET,
-    Condition,
-    kept_or_predicted,
-    prediction_key,
-    within_budget,
-)
+from qrobust.evaluation.corruption_sets import open_sets
+from qrobust.evaluation.evaluate import Evaluation, evaluate
+from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
 from qrobust.evaluation.summary import (
     STATISTICS,
     comparison_rows,
     drops,
     overview,
-    stored_figures,
 )
-from qrobust.evaluation.workers import check_workers, processes
+from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED
+from qrobust.pipeline.evaluate import corruption_set_entries
 from qrobust.pipeline.run_folder import begin_folder, check_folder
 from qrobust.progress import Reporter
 from qrobust.record import (
@@ -54,7 +45,7 @@ from qrobust.report.robustbench import csv_files
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import (
     TRIED_IMAGES,
-    conditions,
+    defined_conditions,
     expand,
     find_shift,
     table_for,
@@ -162,7 +153,7 @@ def evaluate_files(
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
-    wanted: list[Condition] = [CLEAN, *conditions(expand(choices.shifts), choices.severities, table)]
+    wanted: list[Condition] = [CLEAN, *defined_conditions(expand(choices.shifts), choices.severities, table)]
     stored = open_sets(
         choices.shifts,
         severities=choices.severities,
@@ -196,75 +187,25 @@ def evaluate_files(
     with reporter.bar("read images", len(split)) as bar:
         for images, _ in split.batches(BATCH):
             bar.update(len(images))
-    folder, of, predictions, entries = out / "predictions", len(split), {}, []
-    with _folder_for(out, config, going_on=going_on), processes(workers) as by:
-        if choices.budget is not None:
-            subset = read_json(folder / SUBSET) if (folder / SUBSET).exists() else {}
-            split, subset = within_budget(
-                subset,
-                split,
-                wanted,
-                classifiers,
-                seconds=choices.budget,
-                table=table,
-                seed=choices.seed,
-                also=sum(len(found.conditions) for found in stored),
-                by=by,
-            )
-            stored = [found.limited(len(split), choices.seed) for found in stored]
-            write_json(folder / SUBSET, subset)
-        about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range, added)
-        graphs = {name: _content(path) for name, path in paths.items()}
-        with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
-            for condition in wanted:
-                keys = {name: prediction_key(graph, condition, about) for name, graph in graphs.items()}
-                predictions[condition] = kept_or_predicted(
-                    folder,
-                    condition,
-                    classifiers,
-                    split,
-                    keys=keys,
-                    table=table,
-                    seed=choices.seed,
-                    by=by,
-                    progress=lambda n: bar.update(n),
-                )
-        for found in stored:
-            with reporter.bar(f"measure {found.name}", len(found.conditions) * len(found.indices)) as bar:
-                answers = stored_predictions(
-                    found,
-                    classifiers,
-                    graphs,
-                    folder,
-                    about=(source.image_size, choices.input_range, added),
-                    seed=choices.seed,
-                    by=by,
-                    progress=bar.update,
-                )
-            entries.append(
-                {"name": found.name, "predictions": found.folder_name}
-                | stored_figures(
-                    answers,
-                    found.labels,
-                    seed=choices.seed,
-                    table=table,
-                    classes=len(source.class_names),
-                    of=found.of,
-                )
-            )
-        attacks = attacked(
-            out / "attacks.npz",
-            {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
+    with _folder_for(out, config, going_on=going_on):
+        found = evaluate(
+            classifiers,
             split,
-            choices.attack_choices,
+            wanted[1:],
+            attacks=choices.attack_choices,
+            corruption_sets=stored,
+            cache=Cache(
+                out / "predictions",
+                out / "attacks.npz",
+                {name: hashlib.sha256(_content(path)).hexdigest() for name, path in paths.items()},
+                (choices.data, choices.input_range, added),
+            ),
+            workers=workers,
+            budget=choices.budget,
             seed=choices.seed,
-            about=(choices.data, choices.input_range, added),
-            bar=reporter.bar,
+            severity_table=table,
+            progress=reporter.bar,
         )
-    labels = split.labels.numpy()
-    reference, *others = classifiers
-    summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
-    summary["versus"] = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
     record = {
         "schema": EVALUATION_SCHEMA,
         "qrobust": qrobust.__version__,
@@ -272,17 +213,17 @@ def evaluate_files(
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": config,
         "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
-        "summary": summary,
-        "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
-        "stored": entries,
-        "attacks": attacks,
+        "summary": _summary(found),
+        "rows": comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of),
+        "stored": corruption_set_entries(found),
+        "attacks": found.attacks,
         "statistics": STATISTICS,
         "severity_table": table,
         "class_names": list(source.class_names),
         "image_size": source.image_size,
         "channels": source.channels,
         "skipped_images": list(source.skipped),
-        "fingerprint": split.fingerprint(),
+        "fingerprint": replace(split, indices=torch.from_numpy(found.indices)).fingerprint(),
         "versions": versions(),
         "hardware": hardware(threads) | {"sums": added},
     }
@@ -291,6 +232,21 @@ def evaluate_files(
     write_text(out / "report.md", evaluation_report(record))
     write_json(out / "record.json", record)
     return record
+
+
+def _summary(found: Evaluation) -> dict[str, object]:
+    """The headline of each classifier, and what the others lose against the first."""
+    reference, *others = found.predictions[CLEAN]
+    summary = overview(
+        found.predictions,
+        found.labels,
+        seed=found.seed,
+        table=found.severity_table,
+        classes=len(found.class_names),
+        of=found.of,
+    )
+    versus = {name: drops(found.predictions, reference, name, found.labels, seed=found.seed) for name in others}
+    return summary | {"versus": versus}
 
 
 def _names(models: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES
-from qrobust.shifts.registry import SUITES, conditions, expand
+from qrobust.shifts.registry import SUITES, defined_conditions, expand
 
 # What must be equal between methods for their gains to be compared, where both know it.
 COMPARABLE = {
@@ -49,7 +49,7 @@ def training_conditions(run: Run) -> list[tuple[str, int]]:
         return []
     held_out = expand(shifts.hold_out) if shifts.hold_out else ()
     rendered = expand(shifts.names)
-    found = conditions(tuple(n for n in rendered if n not in held_out), shifts.severities, run.table)
+    found = defined_conditions(tuple(n for n in rendered if n not in held_out), shifts.severities, run.table)
     if found:
         return found
     if not rendered:

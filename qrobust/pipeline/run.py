@@ -34,7 +34,7 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.shifts.registry import conditions, expand, table_for
+from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write, read_json
 
 BATCH = 64
@@ -161,7 +161,7 @@ class Run:
     @cached_property
     def conditions(self) -> list[tuple[str, int]]:
         """Every (shift, severity) to measure."""
-        return conditions(expand(self.config.shifts.names), self.config.shifts.severities, self.table)
+        return defined_conditions(expand(self.config.shifts.names), self.config.shifts.severities, self.table)
 
     @cached_property
     def stored(self) -> list[SelectedConditions]:

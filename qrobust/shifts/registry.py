@@ -456,7 +456,7 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
+def defined_conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
     """Every (shift, severity) that is defined, in order: the rows of an evaluation.
 
     Raises:
