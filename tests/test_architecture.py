@@ -27,6 +27,7 @@ ROWS = {
     "deployment": 6,
     "compensation": 7,
     "pipeline": 8,
+    "api": 9,
     "cli": 9,
     "__main__": 10,
 }

@@ -11,7 +11,7 @@ import difflib
 import functools
 import hashlib
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -410,6 +410,34 @@ def _own_shift(name: str) -> Shift:
         is_custom=True,
         version=version,
     )
+
+
+def register_shift(
+    name: str,
+    function: Callable[..., torch.Tensor],
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
+    *,
+    version: str = "",
+) -> None:
+    """Add a shift of one's own for this process, to be measured and trained on by its name.
+
+    Args:
+        name: a new one.
+        function: `(images, strength, generators) -> images`; images are float32 `(N, C, S, S)` in [0, 1], there is one
+            `torch.Generator` per image, and equal generators must give equal images.
+        strengths: of severities 1 to 5.
+        version: changes when equal arguments give other pixels than before.
+
+    Raises:
+        InputError: the name is taken or unusable, or there are not five strengths.
+    """
+    if not name or name in (*SHIFTS, *SUITES, *SCENARIOS, "clean") or ":" in name:
+        raise InputError(f"name: expected one that is not taken, without a colon, got {name!r}")
+    if len(strengths) != len(SEVERITIES):
+        raise InputError(f"strengths: expected {len(SEVERITIES)}, one per severity, got {len(strengths)}")
+    every: dict[str, tuple[tuple | None, ...]] = dict.fromkeys(TABLES, tuple((s,) for s in strengths))
+    unit = "as its author says"
+    SHIFTS[name] = Shift(name, "own", function, unit, every, keeps_pixels=False, is_custom=True, version=version)
 
 
 def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
