@@ -9,7 +9,7 @@ class QRobustError(Exception):
     exit_code = 1
 
 
-class InputError(QRobustError):
+class InputError(QRobustError, ValueError):
     """An argument, a file or a data set is not what it must be (argument, expectation, value)."""
 
     exit_code = 2

@@ -187,8 +187,14 @@ class OnnxClassifier:
     """
 
     def __init__(
-        self, path: Path, threads: int, *, signed_activations: bool | None = None, exact_sums: bool = True
+        self,
+        path: str | Path,
+        threads: int = 1,
+        *,
+        signed_activations: bool | None = None,
+        exact_sums: bool = True,
     ) -> None:
+        path = Path(path)
         self.path, self.signed_activations, self.exact_sums = path, signed_activations, exact_sums
         self.session = open_session(path, threads, signed_activations=signed_activations, exact_sums=exact_sums)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
