@@ -228,3 +228,12 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
 def test_what_cannot_be_sent_to_a_process_is_said() -> None:
     with pytest.raises(InputError, match="workers: expected 1, for a classifier cannot be sent to other processes"):
         evaluate({"a": lambda images: images}, flat(), [], workers=2)
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "evaluate-an-onnx-file.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(example, {})
+    clean, foggy = map(float, capsys.readouterr().out.split())
+    assert 0 <= clean <= 1
+    assert 0 <= foggy <= 1

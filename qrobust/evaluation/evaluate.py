@@ -135,8 +135,8 @@ def evaluate(
         if budget is not None:
             chosen = _within(budget, split, wanted, classifiers, cache, table=table, seed=seed, sets=sets, by=by)
             sets = [found.limited(len(chosen), seed) for found in sets]
+        tasks = [Task(condition, chosen, table) for condition in wanted]
         with progress("measure", len(wanted) * len(chosen)) as bar:
-            tasks = [Task(condition, chosen, table) for condition in wanted]
             predictions = kept_or_predicted(
                 classifiers, tasks, cache=cache, seed=seed, by=by, progress=lambda n: bar.update(n)
             )
@@ -150,7 +150,7 @@ def evaluate(
         table,
         seed,
         results,
-        _attacked(classifiers, differentiable, split, attacks, cache, seed, progress) if attacks else NOTHING,
+        _attacked(classifiers, differentiable, split, attacks, cache, seed, progress),
     )
 
 
@@ -240,12 +240,14 @@ def _attacked(
     classifiers: Mapping[str, Classifier],
     differentiable: Mapping[str, Classifier] | None,
     split: Split,
-    choices: AttackConfig,
+    choices: AttackConfig | None,
     cache: Cache | None,
     seed: int,
     progress: MakeBar,
 ) -> dict[str, Any]:
     """The figures of attacks on the first images of the whole split, whatever the budget."""
+    if choices is None:
+        return NOTHING
     if differentiable is None:
         followed: dict[str, Classifier | None] = {
             name: c if isinstance(c, nn.Module) else None for name, c in classifiers.items()

@@ -55,16 +55,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     folder, config = run.require_folder(), run.config
     check_images(run)
     check_target_images(run, without)
-    otherwise = trained_differently(run, without)
-    for name, why in otherwise.items():
-        run.reporter.warn(f"warning: {name} is left out: {why}")
-    left_out = {*otherwise, *without}
-    in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
-    names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
-    if folder.stage("compensate") and not folder.stage("export"):
-        run.reporter.warn(
-            f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
-        )
+    names, in_torch = _to_measure(run, without)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
     if not (run.conditions or run.stored or run.target_images):
@@ -101,6 +92,22 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+
+
+def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
+    """Names of the graphs, and whether the method that exists in torch only is measured; what is left out is said."""
+    folder = run.require_folder()
+    otherwise = trained_differently(run, without)
+    for name, why in otherwise.items():
+        run.reporter.warn(f"warning: {name} is left out: {why}")
+    left_out = {*otherwise, *without}
+    in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
+    names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
+    if folder.stage("compensate") and not folder.stage("export"):
+        run.reporter.warn(
+            f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
+        )
+    return names, in_torch
 
 
 def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:

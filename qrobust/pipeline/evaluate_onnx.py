@@ -15,12 +15,13 @@ import torch
 
 import qrobust
 from qrobust.data.loading import open_test
+from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation.attack_config import AttackConfig
-from qrobust.evaluation.corruption_sets import open_sets
+from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
 from qrobust.evaluation.summary import (
@@ -128,15 +129,62 @@ def evaluate_files(
     going_on = resume and (out / "config.json").is_file()
     config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
     if going_on:
-        kept = read_json(out / "config.json")
-        for key, value in config.items():
-            if kept.get(key) != value:
-                raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
+        _check_same(config, read_json(out / "config.json"))
     else:
         check_folder(
             out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
         )
     check_workers(workers)
+    opened = _open(choices, threads)
+    torch.set_num_threads(threads)
+    _try_out(opened, choices, reporter)
+    with _folder_for(out, config, going_on=going_on):
+        found = evaluate(
+            opened.classifiers,
+            opened.split,
+            opened.conditions,
+            attacks=choices.attack_choices,
+            corruption_sets=opened.stored,
+            cache=Cache(
+                out / "predictions",
+                out / "attacks.npz",
+                {name: _digest(path) for name, path in opened.paths.items()},
+                (choices.data, choices.input_range, opened.sums),
+            ),
+            workers=workers,
+            budget=choices.budget,
+            seed=choices.seed,
+            severity_table=opened.table,
+            progress=reporter.bar,
+        )
+    record = _record(config, opened, found, threads)
+    for name, text in csv_files(record).items():
+        write_text(out / name, text)
+    write_text(out / "report.md", evaluation_report(record))
+    write_json(out / "record.json", record)
+    return record
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is measured: files by name and as classifiers, images, conditions, how this CPU adds products."""
+
+    paths: dict[str, Path]
+    classifiers: dict[str, ForeignClassifier]
+    split: Split
+    table: str
+    conditions: list[Condition]
+    stored: list[SelectedConditions]
+    sums: str
+
+
+def _check_same(config: dict[str, Any], kept: dict[str, Any]) -> None:
+    for key, value in config.items():
+        if kept.get(key) != value:
+            raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
+
+
+def _open(choices: Choices, threads: int) -> _Opened:
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
     split = open_test(
@@ -150,10 +198,8 @@ def evaluate_files(
         skip_bad_images=choices.skip_bad_images,
     )
     source = split.source
-    if source.skipped:
-        reporter.warn(skipped_sentence(source.skipped))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
-    wanted: list[Condition] = [CLEAN, *defined_conditions(expand(choices.shifts), choices.severities, table)]
+    conditions = defined_conditions(expand(choices.shifts), choices.severities, table)
     stored = open_sets(
         choices.shifts,
         severities=choices.severities,
@@ -163,75 +209,66 @@ def evaluate_files(
         test_images=choices.test_images,
         seed=choices.seed,
     )
-    for doubt in filter(None, (s.doubt for s in stored)):
-        reporter.warn(doubt)
-    if len(wanted) == 1 and not stored:
+    if not conditions and not stored:
         raise InputError(
             f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
         )
-    torch.set_num_threads(threads)
-    added = sums()
-    if added == "saturating" and (quantized := [name for name, path in paths.items() if is_quantized(path)]):
+    return _Opened(paths, classifiers, split, table, conditions, stored, sums())
+
+
+def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
+    """Warn of what may surprise; ask each classifier once, try own shifts and read all images.
+
+    Raises:
+        InputError: one of them fails.
+    """
+    split, source = opened.split, opened.split.source
+    if source.skipped:
+        reporter.warn(skipped_sentence(source.skipped))
+    for doubt in filter(None, (s.doubt for s in opened.stored)):
+        reporter.warn(doubt)
+    quantized = [name for name, path in opened.paths.items() if is_quantized(path)]
+    if opened.sums == "saturating" and quantized:
         reporter.warn(
             f"warning: this CPU has no VNNI, its integer sums saturate: what is told of {', '.join(quantized)} is of "
             "such CPUs; on others it may be more accurate"
         )
-    for name, classifier in classifiers.items():
+    for name, classifier in opened.classifiers.items():
         classifier.examine(to_unit(split.read(slice(0, BATCH))), len(source.class_names))
         if classifier.probabilities:
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
     some = split.read(slice(0, TRIED_IMAGES))
-    for name, severity in wanted[1:]:
+    for name, severity in opened.conditions:
         if find_shift(name).is_custom:
-            render(some, name, severity, table=table, seed=choices.seed)
+            render(some, name, severity, table=opened.table, seed=choices.seed)
     with reporter.bar("read images", len(split)) as bar:
         for images, _ in split.batches(BATCH):
             bar.update(len(images))
-    with _folder_for(out, config, going_on=going_on):
-        found = evaluate(
-            classifiers,
-            split,
-            wanted[1:],
-            attacks=choices.attack_choices,
-            corruption_sets=stored,
-            cache=Cache(
-                out / "predictions",
-                out / "attacks.npz",
-                {name: hashlib.sha256(_content(path)).hexdigest() for name, path in paths.items()},
-                (choices.data, choices.input_range, added),
-            ),
-            workers=workers,
-            budget=choices.budget,
-            seed=choices.seed,
-            severity_table=table,
-            progress=reporter.bar,
-        )
-    record = {
+
+
+def _record(config: dict[str, Any], opened: _Opened, found: Evaluation, threads: int) -> Record:
+    source = opened.split.source
+    return {
         "schema": EVALUATION_SCHEMA,
         "qrobust": qrobust.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": config,
-        "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
+        "models": {name: _about_file(opened.paths[name], c) for name, c in opened.classifiers.items()},
         "summary": _summary(found),
         "rows": comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of),
         "stored": corruption_set_entries(found),
         "attacks": found.attacks,
         "statistics": STATISTICS,
-        "severity_table": table,
-        "class_names": list(source.class_names),
+        "severity_table": found.severity_table,
+        "class_names": list(found.class_names),
         "image_size": source.image_size,
         "channels": source.channels,
         "skipped_images": list(source.skipped),
-        "fingerprint": replace(split, indices=torch.from_numpy(found.indices)).fingerprint(),
+        "fingerprint": replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
         "versions": versions(),
-        "hardware": hardware(threads) | {"sums": added},
+        "hardware": hardware(threads) | {"sums": opened.sums},
     }
-    for name, text in csv_files(record).items():
-        write_text(out / name, text)
-    write_text(out / "report.md", evaluation_report(record))
-    write_json(out / "record.json", record)
-    return record
 
 
 def _summary(found: Evaluation) -> dict[str, object]:
@@ -297,10 +334,14 @@ def _sha256(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _content(path: Path) -> bytes:
+def _digest(path: Path) -> str:
     """Changes with a graph and with the weights that it keeps in other files."""
     own, *others = files_of(path)
-    return own.read_bytes() + b"".join(map(_sha256, others))
+    with own.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256")
+    for other in others:
+        found.update(_sha256(other))
+    return found.hexdigest()
 
 
 def _about_file(path: Path, classifier: ForeignClassifier) -> dict[str, object]:
