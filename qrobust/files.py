@@ -1,67 +1,84 @@
-"""Files that are the old ones or the whole new ones, and folders that keep what they held until theirs is made."""
+"""Files that are the old ones or the whole new ones, and nothing written or removed through a link."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PART = ".part"
+# A temporary folder with fewer bytes left is full.
+FULL_BYTES = 2**16
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write in; it becomes `path` at the end, or is removed where that fails.
+
+    Its name cannot be foreseen and nothing of that name is there before: a link that lies in wait is not followed.
+    Whatever the library that writes makes of the file, it gets the mode that the umask gives to new files.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{PART}")
+    try:
+        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(descriptor).st_mode & 0o777
+        os.close(descriptor)
+        try:
+            yield part
+            part.chmod(mode)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(PART)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write under. What was written becomes `path` at the end; where that fails, nothing of it is left.
+    """As `replacement`, for a library that only writes: whatever it raises is that it cannot.
 
     Raises:
-        OSError: it cannot be written, whichever way the library that writes says so.
+        OSError: it cannot be written; the error names `path`.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError:
-        raise
-    except Exception as error:  # torch and safetensors have types of their own for a full disk
-        raise OSError(f"cannot write {path} ({error})") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with replacement(path) as part:
+        try:
+            yield part
+        except OSError:
+            raise
+        except Exception as error:  # torch and safetensors have types of their own for a full disk
+            raise OSError(f"cannot write {path} ({error})") from error
 
 
-def set_aside(path: Path) -> None:
-    """Make an empty folder; what it held is kept beside it until `settle` or `give_back`.
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, removed at the end.
 
     Raises:
-        OSError: that cannot be done; the folder is as it was.
+        OSError: something failed while no room was left in it, whichever way the library that wrote there said so.
     """
-    before = _before(path)
-    if path.is_dir() and before.exists():
-        shutil.rmtree(path)  # of a command that was killed while it replaced another's
-    elif path.is_dir():
-        path.absolute().rename(before)
-    try:
-        path.mkdir(parents=True)
-    except OSError:
-        give_back(path)
-        raise
+    with tempfile.TemporaryDirectory(prefix="qrobust-") as name:
+        try:
+            yield Path(name)
+        except Exception as error:
+            if shutil.disk_usage(name).free < FULL_BYTES:
+                told = f"{os.strerror(errno.ENOSPC)}; set TMPDIR to a folder with room"
+                raise OSError(errno.ENOSPC, told, tempfile.gettempdir()) from error
+            raise
 
 
-def give_back(path: Path) -> None:
-    """Remove a folder; what it held before `set_aside` is there again."""
-    shutil.rmtree(path, ignore_errors=True)
-    if holds_back(path):
-        _before(path).rename(path.absolute())
-
-
-def settle(path: Path) -> None:
-    """What a folder held before `set_aside` is not needed any more."""
-    shutil.rmtree(_before(path), ignore_errors=True)
-
-
-def holds_back(path: Path) -> bool:
-    """Whether there is something that `give_back` would restore."""
-    return _before(path).exists()
-
-
-def _before(path: Path) -> Path:
-    return path.absolute().with_name(f".{path.absolute().name}.before")
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

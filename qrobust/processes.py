@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -128,6 +129,7 @@ def processes(workers: int) -> Iterator[Processes | None]:
 
 
 def _begin(memory: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(1)
     _SHARED.append(memory)
     Thread(target=_end_with_parent, daemon=True).start()

@@ -21,10 +21,10 @@ from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.deployment.graph import files_of, is_quantized
 from qrobust.deployment.runtime import sums
-from qrobust.errors import InputError, QRobustError
+from qrobust.errors import InputError
 from qrobust.evaluation import STATISTICS, comparison_rows, drops, overview, stored_figures
-from qrobust.files import give_back, holds_back, settle
-from qrobust.folders import begin_folder, check_folder
+from qrobust.folders import begin_folder, check_folder, other_unfinished
+from qrobust.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
 from qrobust.predictions import (
     BATCH,
     CLEAN,
@@ -117,17 +117,35 @@ def evaluate_files(
     """
     if threads < 1:
         raise InputError(f"threads: expected at least 1, got {threads}")
-    going_on = resume and (out / "config.json").is_file()
+    out = plain(out)
+    if not (resume and configuration(out)):
+        _check_folder(out, overwrite=overwrite)
+    with claimed(out, replacing=overwrite):
+        return _evaluate(choices, out, reporter, threads=threads, workers=workers, overwrite=overwrite, resume=resume)
+
+
+def _check_folder(out: Path, *, overwrite: bool) -> None:
+    check_folder(
+        out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
+    )
+
+
+def _evaluate(
+    choices: Choices, out: Path, reporter: Reporter, *, threads: int, workers: int, overwrite: bool, resume: bool
+) -> Record:
+    """`evaluate_files` in a claimed folder."""
+    earlier = begun(out) if resume else None
     config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
-    if going_on:
-        kept = read_json(out / "config.json")
+    if earlier:
+        kept = read_json(earlier / "config.json")
         for key, value in config.items():
             if kept.get(key) != value:
-                raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
+                raise InputError(
+                    f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}"
+                    f"{other_unfinished(earlier)}"
+                )
     else:
-        check_folder(
-            out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
-        )
+        _check_folder(out, overwrite=overwrite)
     check_workers(workers)
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
@@ -170,8 +188,9 @@ def evaluate_files(
     with reporter.bar("read images", len(split)) as bar:
         for images, _ in split.batches(BATCH):
             bar.update(len(images))
-    folder, of, predictions, entries = out / "predictions", len(split), {}, []
-    with _folder_for(out, config, going_on=going_on), processes(workers) as by:
+    of, predictions, entries = len(split), {}, []
+    with _place_for(out, config, earlier) as place, processes(workers) as by:
+        folder = place / "predictions"
         if choices.budget is not None:
             subset = read_json(folder / SUBSET) if (folder / SUBSET).exists() else {}
             split, subset = within_budget(
@@ -199,7 +218,7 @@ def evaluate_files(
                 answers, found.labels, seed=choices.seed, table=table, classes=len(source.class_names), of=found.of,
             ))  # fmt: skip
         attacks = attacked(
-            out / "attacks.npz",
+            place / "attacks.npz",
             {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
             split, choices.attack_choices, seed=choices.seed, about=(choices.data, choices.input_range, added),
             bar=reporter.bar,
@@ -230,9 +249,10 @@ def evaluate_files(
         "hardware": hardware(threads) | {"sums": added},
     }
     for name, text in csv_files(record).items():
-        write_text(out / name, text)
-    write_text(out / "report.md", evaluation_report(record))
-    write_json(out / "record.json", record)
+        write_text(place / name, text)
+    write_text(place / "report.md", evaluation_report(record))
+    write_json(place / "record.json", record)
+    promote(place)
     return record
 
 
@@ -261,22 +281,21 @@ def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
 
 
 @contextmanager
-def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterator[None]:
-    """A folder with nothing but its configuration, or the one of an evaluation that goes on.
+def _place_for(out: Path, config: dict[str, Any], earlier: Path | None) -> Iterator[Path]:
+    """A place in the claimed folder with nothing but a configuration, or where an earlier evaluation began.
 
-    Where what follows ends in an error of ours, what `out` held before is there again, and of a new evaluation
-    only what is worth going on with.
+    What `out` holds stays until the new one is done. Where what follows fails, of a new evaluation only what is worth
+    going on with is kept: of one that is to replace another, where it was stopped, not where it failed.
     """
-    if not going_on:
-        begin_folder(out, config)
+    place = earlier or begin_folder(out, config)
     try:
-        (out / "predictions").mkdir(exist_ok=True)
-        yield
-    except (QRobustError, OSError):
-        if not going_on and (holds_back(out) or not any(out.glob("predictions/**/*.npz"))):
-            give_back(out)
+        (place / "predictions").mkdir(exist_ok=True)
+        yield place
+    except BaseException as error:
+        failed_to_replace = place.name == NEW and isinstance(error, Exception)
+        if not earlier and (failed_to_replace or not any(place.glob("predictions/**/*.npz"))):
+            discard(place)
         raise
-    settle(out)
 
 
 def _sha256(path: Path) -> bytes:

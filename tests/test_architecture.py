@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
     "errors": 0, "files": 0, "__init__": 0,
     "classifier": 1, "config": 1, "results": 1, "integer": 1, "statistics": 1, "metrics": 1, "fitting": 1,
-    "processes": 1,
+    "processes": 1, "output_folder": 1,
     "data": 2, "models": 2, "shifts": 2, "attacks": 2, "folders": 2,
     "quantization": 3, "compensation": 3, "deployment": 3, "predictions": 3,
     "evaluation": 4, "adversarial": 4, "stored": 4,
@@ -30,7 +30,8 @@ DOORS = {
     "jinja2": {"report/html.py"},
     "sklearn": {"data/sources.py"},
     "torchvision": {"data/sources.py", "models/__init__.py", "models/cifar.py"},
-    "click": {"cli/__init__.py", "cli/options.py", "cli/console.py", "cli/runs.py"},
+    "click": {"cli/__init__.py", "cli/options.py", "cli/console.py", "cli/runs.py", "cli/interrupts.py"},
+    "filelock": {"output_folder.py"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

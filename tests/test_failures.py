@@ -12,7 +12,7 @@ import pytest
 from conftest import qrobust, save_npz
 
 from qrobust.errors import GateError
-from qrobust.files import give_back, holds_back, set_aside, settle, whole
+from qrobust.files import whole
 
 # Networks in files, by the name of their factory.
 NETWORKS = """
@@ -92,23 +92,6 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(KeyboardInterrupt())
     assert content(tmp_path) == {"f": b"one"}
-
-
-def test_a_folder_is_given_back_or_settled(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "old").touch()
-    set_aside(path)
-    assert (content(path), holds_back(path)) == ({}, True)
-    (path / "new").touch()
-    set_aside(path)  # after a kill: what was there before the first counts
-    give_back(path)
-    assert set(content(path)) == {"old"}
-    set_aside(path)
-    settle(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    give_back(path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

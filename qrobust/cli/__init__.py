@@ -10,9 +10,11 @@ import click
 
 from qrobust import __version__
 from qrobust.cli.console import console
+from qrobust.cli.interrupts import Interruptible, end, remember_arguments, signals_raise
 from qrobust.cli.options import (
     NO_SCENE,
     DurationType,
+    FolderType,
     FractionType,
     choices,
     common,
@@ -25,16 +27,25 @@ from qrobust.cli.options import (
     seed,
     training,
 )
-from qrobust.cli.runs import begin, begin_or_resume, finish, reopen
+from qrobust.cli.runs import begin, begin_or_resume, claim, finish, reopen
 from qrobust.errors import InputError, QRobustError
 
 
 class Group(click.Group):
     """Turns every qrobust error into one line and its exit code, in this one place."""
 
+    command_class = Interruptible
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        remember_arguments(ctx, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with signals_raise():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise end() from error
         except QRobustError as error:
             message, code = str(error), error.exit_code
         except OSError as error:  # a full disk, a folder that went away
@@ -154,7 +165,7 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@click.argument("run_folder", metavar="[DIR]", type=FolderType(), required=False)
 @click.option(
     "--model",
     "models",
@@ -167,7 +178,7 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FolderType(),
     help="With --model: folder of the evaluation.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the evaluation that --out holds.")
@@ -436,7 +447,7 @@ def audit(
 @main.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FolderType(),
     default=Path("qrobust-demo"),
     show_default=True,
     help="Folder of the run.",
@@ -452,9 +463,8 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     """
     from qrobust import demo as example
     from qrobust import pipeline
-    from qrobust.folders import check_folder
 
-    check_folder(out, overwrite=overwrite, resumable=False)
+    claim(out, overwrite=overwrite, resumable=False)
     with example.weights_file(
         options["seed"],
         console(options["verbose"], options["quiet"]),

@@ -51,6 +51,22 @@ class DurationType(click.ParamType):
         return seconds
 
 
+class FolderType(click.Path):
+    """A folder; of a path with `..` what it leads to now, before a folder in it is made."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from qrobust.output_folder import plain
+
+        if not str(value):
+            self.fail("expected a folder, got ''", param, ctx)
+        path = super().convert(value, param, ctx)
+        assert isinstance(path, Path)
+        return plain(path)
+
+
 def options(*decorators: Command) -> Callable[[Command], Command]:
     def apply(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -349,7 +365,7 @@ training = options(
 
 
 run_dir = options(
-    click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path)),
+    click.argument("run_folder", metavar="DIR", type=FolderType()),
     click.option(
         "--seed",
         type=int,
@@ -365,7 +381,7 @@ out_options = options(
     click.option(
         "--out",
         required=True,
-        type=click.Path(path_type=Path),
+        type=FolderType(),
         help="Folder of the run; must be new or empty, unless --resume or --overwrite is given.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qrobust.cli.console import console
+from qrobust.cli.interrupts import work_on
 from qrobust.cli.options import choices, cores
 
 if TYPE_CHECKING:
     from qrobust.workbench import Workbench
+
+
+def claim(out: Path, *, overwrite: bool, resumable: bool = True) -> None:
+    """Have a folder for a new run until the command ends; what `check_folder` refuses is not touched."""
+    from qrobust.folders import check_folder
+    from qrobust.output_folder import claimed
+
+    check_folder(out, overwrite=overwrite, resumable=resumable)
+    click.get_current_context().with_resource(claimed(out, replacing=overwrite))
 
 
 def begin(
@@ -24,15 +34,15 @@ def begin(
     compensating: bool = True,
     **options: Any,
 ) -> Workbench:
-    """A workbench for a new run; everything is read and checked before the folder is touched."""
+    """A workbench for a new run in a claimed folder; everything is read and checked before it is touched."""
     from qrobust.config import RunConfig
-    from qrobust.folders import check_folder, create_folder
+    from qrobust.folders import create_folder
     from qrobust.pipeline import prepare_inputs
     from qrobust.workbench import Workbench
 
-    check_folder(out, overwrite=overwrite)
     config = RunConfig(threads=cores() if threads is None else threads, **choices(options))
     bench = Workbench(config, None, console(verbose, quiet))
+    work_on(bench)
     prepare_inputs(bench, compensating=compensating)
     bench.folder = create_folder(out, config, overwrite=overwrite)
     return bench
@@ -49,21 +59,39 @@ def begin_or_resume(
     """A workbench for a new run, or for one that was interrupted, which must have been begun alike."""
     from qrobust import pipeline
     from qrobust.errors import InputError
+    from qrobust.folders import other_unfinished
+    from qrobust.output_folder import begun, claimed, configuration
 
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
-    if not (resume and (out / "config.json").is_file()):
+    if not (resume and configuration(out)):
+        claim(out, overwrite=overwrite)
         return begin(out, overwrite, compensating=compensating, **options)
-    bench = reopen(out, options["verbose"], options["quiet"], options["threads"])
+    click.get_current_context().with_resource(claimed(out))
+    place = begun(out) or out
+    bench = _open(place, options["verbose"], options["quiet"], options["threads"])
     given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
-    pipeline.check_same_config(bench, choices(given))
+    try:
+        pipeline.check_same_config(bench, choices(given))
+    except InputError as error:
+        raise InputError(f"{error}{other_unfinished(place)}") from error
     return bench
 
 
 def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+    """A workbench for the run that a folder holds, which it has until the command ends."""
+    from qrobust.output_folder import claimed, configuration
+
+    if configuration(folder):
+        click.get_current_context().with_resource(claimed(folder, "run folder"))
+    return _open(folder, verbose, quiet, threads, **options)
+
+
+def _open(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
     from qrobust.workbench import Workbench
 
     bench = Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
+    work_on(bench)
     if options.get("hold_out"):
         bench.check_hold_out()
     return bench

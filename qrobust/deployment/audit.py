@@ -6,7 +6,6 @@ import math
 import platform
 import re
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from qrobust.deployment.graph import Graph, Node, all_graphs, attributes, load
 from qrobust.deployment.runtime import Kernel, open_session, run_profiled
 from qrobust.deployment.view import GraphView, label
 from qrobust.errors import GateError, InputError
+from qrobust.files import scratch
 
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
 COMPUTE = re.compile(r"Conv(?!ert)|Gemm|MatMul|Einsum|Attention|LSTM|GRU|RNN|MoE")
@@ -77,8 +77,7 @@ def audit(
         InputError: not an ONNX file that onnxruntime runs, not one image input, an image size that is missing,
             or nothing to audit: neither a convolution nor a matrix product.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch() as folder:
         time_share = _time_share(path, image_size, signed_activations, folder)
         graph, compute, other = _execute(path, image_size, signed_activations, folder)
         if not compute:

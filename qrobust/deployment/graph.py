@@ -201,7 +201,8 @@ def export(
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker raises several types
-        raise GateError(f"export: the ONNX checker refuses {path.name} ({error})") from error
+        name = (metadata or {}).get("qrobust.graph", path.name)
+        raise GateError(f"export: the ONNX checker refuses {name} ({error})") from error
     with whole(path) as part:
         onnx.save_model(proto, part)
 

@@ -13,8 +13,8 @@ from qrobust.compensation.training import state_hash
 from qrobust.data import Split
 from qrobust.deployment.runtime import sums_saturate
 from qrobust.errors import GateError, InputError
-from qrobust.files import settle
-from qrobust.folders import discard_unfinished
+from qrobust.folders import RunFolder, discard_unfinished
+from qrobust.output_folder import promote
 from qrobust.pipeline.stage import choices_key, export_gated, stage, told
 from qrobust.quantization.graph import folded
 from qrobust.quantization.ptq import build, observe
@@ -36,15 +36,15 @@ MATERIAL = 0.01
 def quantize(bench: Workbench) -> None:
     """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
 
-    A folder in which this fails is removed where it holds nothing that another stage, or `--resume`, could use, and
-    a run that it was to replace is there again.
+    Where this fails, what it made is removed if `--resume` could not use it. What it is to replace stays until the
+    end; then the run lies where that was.
     """
     try:
         _quantize(bench)
-    except Exception:
+    except BaseException:
         discard_unfinished(bench.place())
         raise
-    settle(bench.place().path)
+    bench.folder = RunFolder(promote(bench.place().path))
 
 
 def _quantize(bench: Workbench) -> None:

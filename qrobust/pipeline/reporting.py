@@ -125,7 +125,7 @@ def write_report(bench: Workbench) -> Record:
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
     for name, text in csv_files(record).items():
-        write_text(folder.path / name, text)
+        write_text(folder.file(name), text)
     for name in record["summary"]["clean_accuracy"]:
         write_text(folder.card(name), model_card(record, name))
     write_json(folder.record, record)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ import qrobust
 from qrobust.deployment.audit import audit, check_gate, parity
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
+from qrobust.files import replacement, scratch
 from qrobust.fitting import Progress
 from qrobust.folders import ALTERNATIVES, MADE_BY, TORCH_ONLY
 from qrobust.integer import IntegerConv2d, IntegerLinear
@@ -109,8 +107,8 @@ def choices_key(bench: Workbench, kind: str, without: tuple[str, ...] = ()) -> s
 
 def session_of(bench: Workbench, model: torch.nn.Module) -> OnnxClassifier:
     """A model as onnxruntime runs it, without a file that stays."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
+    with scratch() as folder:
+        path = folder / "graph.onnx"
         export_graph(model, path, bench.data.image_size, channels=bench.model.channels)
         return bench.on_target(path)
 
@@ -123,8 +121,7 @@ def export_gated(
 ) -> None:
     """Write a graph and pass it through the gates: checker, audit, parity."""
     path = bench.place().graph(name)
-    part = path.with_name(f".{name}.onnx")
-    try:
+    with replacement(path) as part:
         export_graph(
             model,
             part,
@@ -140,10 +137,7 @@ def export_gated(
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_gate(name, audited, measured, layers)
         undo(bench, MADE_BY.get(name, name))
-        os.replace(part, path)
-        write_text(bench.place().card(name), unmeasured_card(name))
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(bench.place().card(name), unmeasured_card(name))
     result.setdefault("audit", {})[name] = audited
     result.setdefault("parity", {})[name] = measured
     bench.reporter.detail(
