@@ -46,7 +46,7 @@ class RunFolder:
         Raises:
             InputError: the name leads out of the folder.
         """
-        if name != PurePosixPath(name).name or name != PureWindowsPath(name).name or "\0" in name:
+        if name in ("", "..") or {name} != {PurePosixPath(name).name, PureWindowsPath(name).name} or "\0" in name:
             raise InputError(f"run folder: expected the name of a file in {self.path}, got {name!r}")
         return self.path / name
 
