@@ -31,6 +31,8 @@ from qrobust.workbench import Reporter
 RESULTS = Path(__file__).parent / "results"
 # Of a run that is quantized: what the first stage leaves.
 QUANTIZED = ("float.onnx", "int8.onnx", "float.safetensors", "twin.safetensors")
+# Options of the job that `quantize` has as well.
+QUANTIZING = ("--model", "--data", "--normalization", "--calibration-images", "--weights", "--threads")
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -45,15 +47,12 @@ class Job:
 
     def __init__(self, weights: Path, steps: int, threads: int) -> None:
         options = OPTIONS | {"weights": weights, "steps": steps, "threads": threads}
-        self._quantizing = ("model", "data", "normalization", "calibration_images", "weights", "threads")
-        self._options = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
+        every = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
+        self._options = {"run": every, "quantize": {name: every[name] for name in QUANTIZING}}
 
     def start(self, command: str, out: Path, *more: str) -> subprocess.Popen[str]:
         """Begin `run`, or `quantize` with those of its options that it has."""
-        names = (
-            [f"--{name.replace('_', '-')}" for name in self._quantizing] if command == "quantize" else self._options
-        )
-        given = [part for name in names for part in (name, self._options[name])]
+        given = [part for option in self._options[command].items() for part in option]
         arguments = [sys.executable, "-m", "qrobust", command, "--out", str(out), "-q", *given, *more]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -105,7 +104,7 @@ def stopped(job: Job, folder: Path, whole: Path, old: Path, number: int, after_s
     shutil.rmtree(out)
     expected = code in (EXIT_CODES[signal.Signals(number)], 0)
     return {
-        "signal": signal.Signals(number).name, "after_s": round(after_s, 2), "exit_code": code, "said": said,
+        "signal": signal.Signals(number).name, "after_s": round(after_s, 2), "exit_code": code, "said": _plain(said),
         "holds": holds, "as_expected": expected and holds != "neither",
     }  # fmt: skip
 
@@ -131,13 +130,11 @@ def main(kills: int, signals: int, seed: int, steps: int, threads: int) -> None:
                 stopped(job, folder, whole, old, moments.choice(list(EXIT_CODES)), moments.uniform(0, duration))
                 for _ in bar
             ]
+    same = sum(found["same_record"] for found in after_kills)
+    intact = sum(found["as_expected"] for found in after_signals)
     result = {
-        "kills": len(after_kills),
-        "same_records": sum(found["same_record"] for found in after_kills),
-        "signals": len(after_signals),
-        "old_or_new_whole": sum(found["as_expected"] for found in after_signals),
-        "undisturbed_s": round(duration, 2),
-        "after_kills": after_kills, "after_signals": [found | {"said": _plain(found["said"])} for found in after_signals],
+        "kills": kills, "same_records": same, "signals": signals, "old_or_new_whole": intact,
+        "undisturbed_s": round(duration, 2), "after_kills": after_kills, "after_signals": after_signals,
         "seed": seed, "hardware": hardware(threads), "versions": versions(), "commit": git_commit(),
         "command": f"python benchmarks/interruptions.py --kills {kills} --signals {signals} --seed {seed} "
         f"--steps {steps} --threads {threads}",
@@ -145,10 +142,10 @@ def main(kills: int, signals: int, seed: int, steps: int, threads: int) -> None:
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / "interruptions.json", result)
     click.echo(
-        f"{result['same_records']} of {kills} killed jobs went on to the same record; after {result['old_or_new_whole']} "
-        f"of {signals} signals the old or the new run was whole"
+        f"{same} of {kills} killed jobs went on to the same record; after {intact} of {signals} signals the old or "
+        "the new run was whole"
     )
-    if (result["same_records"], result["old_or_new_whole"]) != (kills, signals):
+    if (same, intact) != (kills, signals):
         raise SystemExit(1)
 
 
