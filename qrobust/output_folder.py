@@ -89,10 +89,12 @@ def claimed(path: Path, option: str = "out", *, replacing: bool = False) -> Iter
     try:
         _refuse_links(path, option, everywhere=not replacing)
         settle(path)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError, InputError):
+                settle(path)
     finally:
-        with suppress(OSError, InputError):
-            settle(path)
         with suppress(OSError):
             (path / LOCK).unlink()
         lock.release()

@@ -99,8 +99,10 @@ def _going_on(ctx: click.Context, out: Path) -> list[str]:
     """Arguments of the command that goes on."""
     params, given = ctx.params, [part for part in ctx.meta[ARGUMENTS] if part != "--overwrite"]
     if ctx.info_name == "demo":
-        config = ctx.meta[BENCH].config
-        choices = ["--model", config.model, "--data", config.data, "--seed", str(config.seed)]
-        return ["run", "--resume", "--out", str(out), *choices]
+        from qrobust.demo import OPTIONS
+
+        choices = OPTIONS | {"seed": params["seed"]}
+        options = [part for key, value in choices.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+        return ["run", "--resume", "--out", str(out), *options]
     resumes = "resume" in params and (params.get("out") is not None) and "--resume" not in given
     return [*given, "--resume"] if resumes else given
