@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import qrobust, save_npz
+from onnx_graphs import classifier_graph
 
 from qrobust.errors import InputError
 from qrobust.files import scratch, whole
@@ -434,6 +435,26 @@ def test_a_training_that_is_to_replace_a_run_goes_on(
     assert set(content(out)) == {"config.json", "float.onnx", "int8.onnx", "stages/quantize.json",
                                  "checkpoints/qat-0123.pt"}  # fmt: skip
     assert json.loads((out / "config.json").read_text())["seed"] == 1
+
+
+def test_an_evaluation_that_is_to_replace_another_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = like_a_run(tmp_path / "out", EVALUATION), classifier_graph(tmp_path / "m.onnx")
+    before = content(out)
+    arguments = ["evaluate", "--model", model, "--data", f"npz:{data}", "--out", out, "-q", "--threads", 1]
+    arguments += ["--shifts", "contrast", "--severities", 5]
+    with monkeypatch.context() as patch:
+        patch.setattr("qrobust.standalone.attacked", stop(signal.SIGINT))
+        result = qrobust(*arguments, "--overwrite")
+    assert result.exit_code == 130
+    command = result.output.splitlines()[-1].partition("go on with: qrobust ")[2]
+    assert {k: v for k, v in content(out).items() if not k.startswith(NEW)} == before
+    result = qrobust(*shlex.split(command))
+    assert result.exit_code == 0, result.output
+    assert {"record.json", "predictions/contrast-5.npz"} < set(content(out))
+    assert (out / "record.json").read_text() != "{}"
+    assert not (out / NEW).exists()
 
 
 def test_a_demo_goes_on_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
