@@ -298,8 +298,8 @@ def _key(path: Path) -> Path:
 
 def _folders(path: Path) -> tuple[list[Path], str]:
     """Where a file finds what it imports, and the package that it is part of, if any."""
-    folder, parts = _key(path).parent, []
-    top = folder
+    folder = top = _key(path).parent
+    parts: list[str] = []
     while (top / "__init__.py").is_file():
         parts.insert(0, top.name)
         top = top.parent
@@ -315,5 +315,5 @@ def _lies_in(module: ModuleType, folders: list[Path]) -> bool:
 
 
 def _hashes(key: Path) -> dict[str, str]:
-    files = {Path(m.__file__) for m in _beside[key].values() if getattr(m, "__file__", None)} - {key}
+    files = {Path(file) for module in _beside[key].values() if (file := getattr(module, "__file__", None))} - {key}
     return {os.path.relpath(file, key.parent): sha256_of(file) for file in sorted(files)}

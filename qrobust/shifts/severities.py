@@ -260,7 +260,13 @@ def _own_shift(name: str, file: UserFile) -> Shift:
 
 
 def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
-    """The folders of every `stored:DIR` among names of shifts, by these names."""
+    """The folders of every `stored:DIR` among names of shifts, by these names.
+
+    Raises:
+        InputError: one names no folder.
+    """
+    if STORED in names:
+        raise InputError(f"shift: expected a folder after {STORED}, got {STORED!r}")
     return {n: Path(n.removeprefix(STORED)).expanduser() for n in names if n.startswith(STORED)}
 
 
