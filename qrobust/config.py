@@ -218,6 +218,10 @@ class RunConfig:
                 raise InputError(
                     f"config: {entry.name}: expected {'a list' if kind is tuple else 'true or false'}, got {value!r}"
                 )
+        texts = {"model": (data.get("model"),), "data": (data.get("data"),), "shifts": data.get("shifts", ())}
+        for name, values in texts.items():
+            if not all(isinstance(value, str) for value in values):
+                raise InputError(f"config: {name}: expected text, got {data.get(name)!r}")
         code = data.get("code", {})
         if not isinstance(code, dict) or not all(isinstance(found, dict) for found in code.values()):
             raise InputError(f"config: code: expected hashes by file, got {code!r}")

@@ -193,10 +193,10 @@ def load(spec: str, about: str) -> UserFile:
         InputError: there is no such file, its terms do not hold, or it ends in an error or exits.
     """
     path = file_of(spec)
+    if not path.is_file():
+        raise InputError(f"{about}: no file {path}, named by {spec!r}")
     try:
         source = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{about}: no file {path}, named by {spec!r}") from error
     except OSError as error:
         raise InputError(f"{about}: cannot read {path} ({error.strerror})") from error
     sha256 = hashlib.sha256(source).hexdigest()
@@ -272,9 +272,9 @@ def complaint(error: BaseException, path: Path | None = None) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, or `none` where there is no such file."""
+    """Of a file's content, or `none` where there is no such file, or what is no plain file."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
     except OSError:
         return "none"
 
