@@ -147,9 +147,10 @@ def govern(
 
 
 def trust(specs: Iterable[str]) -> None:
-    """Run these on no terms: the caller names them."""
+    """Run these on no terms, and as they are now: the caller names them."""
     for spec in filter(is_code, specs):
         _terms.pop(_key(file_of(spec)), None)
+        _ran.pop(_key(file_of(spec)), None)
 
 
 def expect(code: Mapping[Path, str]) -> None:
