@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from qrobust.errors import InputError
@@ -10,6 +10,16 @@ from qrobust.errors import InputError
 DEFAULT_SEVERITIES = (3, 5)
 # So that seeds of steps, which are made of it, have 64 bits.
 MOST_SEED = 2**32 - 1
+
+
+def blanks(choices: Any) -> list[str]:
+    """A sentence for each entry of a dataclass that is, or holds, an empty string, which never means "none"."""
+    found = {entry.name: getattr(choices, entry.name) for entry in fields(choices)}
+    return [
+        f"{name}: expected a value, got an empty string"
+        for name, value in found.items()
+        if any(isinstance(v, str) and not v.strip() for v in (value if isinstance(value, tuple) else (value,)))
+    ]
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,10 @@ class AttackChoices:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Every choice of a run; see `qrobust run --help` for what each means."""
+    """Every choice of a run; see `qrobust run --help` for what each means.
+
+    `code` is no choice: the SHA-256 of every user's file that ran for it, see `qrobust.usercode.code_of`.
+    """
 
     model: str
     data: str
@@ -118,13 +131,14 @@ class RunConfig:
     attack_steps: int = AttackChoices.steps
     seed: int = 0
     threads: int = 1
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         at_least = {
             "calibration_images": 1, "train_images": 1, "test_images": 1, "steps": 5, "few_shot": 0, "polish": 0,
             "batch_size": 16, "seed": 0, "threads": 1, "image_size": 8,
         }  # fmt: skip
-        mistakes = [
+        mistakes = blanks(self) + [
             f"{name}: expected at least {least}, got {getattr(self, name)}"
             for name, least in at_least.items()
             if getattr(self, name) is not None and getattr(self, name) < least
@@ -204,6 +218,13 @@ class RunConfig:
                 raise InputError(
                     f"config: {entry.name}: expected {'a list' if kind is tuple else 'true or false'}, got {value!r}"
                 )
+        texts = {"model": (data.get("model"),), "data": (data.get("data"),), "shifts": data.get("shifts", ())}
+        for name, values in texts.items():
+            if not all(isinstance(value, str) for value in values):
+                raise InputError(f"config: {name}: expected text, got {data.get(name)!r}")
+        code = data.get("code", {})
+        if not isinstance(code, dict) or not all(isinstance(found, dict) for found in code.values()):
+            raise InputError(f"config: code: expected hashes by file, got {code!r}")
         choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         try:
             return cls(**choices)

@@ -23,6 +23,7 @@ from qrobust.results import save_npz
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
 from qrobust.statistics import stratified
+from qrobust.usercode import expect, ran
 
 # What `within_budget` chose, in the folder of predictions.
 SUBSET = "subset.json"
@@ -91,7 +92,8 @@ def predict(
     answer = partial(_answer, dict(classifiers), cell, table, seed)
     batches = (images for images, _ in split.batches(BATCH))
     found: dict[str, list[Predictions]] = {name: [] for name in classifiers}
-    for parts in by.ask(batches, answer) if by else ([answer(images)] for images in batches):
+    task = partial(_in_worker, ran(), answer)
+    for parts in by.ask(batches, task) if by else ([answer(images)] for images in batches):
         for part in parts:
             for name, of_one in part.found.items():
                 found[name].append(of_one)
@@ -100,6 +102,12 @@ def predict(
         name: Predictions(*(np.concatenate([getattr(p, field) for p in parts]) for field in FIELDS))
         for name, parts in found.items()
     }
+
+
+def _in_worker(code: Mapping[Path, str], answer: Callable[[torch.Tensor], Answer], pixels: torch.Tensor) -> Answer:
+    """`_answer` in another process, in which a user's files must be those that ran here."""
+    expect(code)
+    return answer(pixels)
 
 
 @torch.no_grad()

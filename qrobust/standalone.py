@@ -16,7 +16,7 @@ import torch
 import qrobust
 from qrobust.adversarial.attacked import attacked
 from qrobust.adversarial.trials import Graph
-from qrobust.config import DEFAULT_SEVERITIES, MOST_SEED, AttackChoices
+from qrobust.config import DEFAULT_SEVERITIES, MOST_SEED, AttackChoices, blanks
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.deployment.graph import files_of, is_quantized
@@ -41,6 +41,7 @@ from qrobust.results import EVALUATION_SCHEMA, Record, hardware, read_json, vers
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import TRIED_IMAGES, cells, expand, find_shift, table_for
 from qrobust.stored import open_sets, stored_predictions
+from qrobust.usercode import code_of, trust
 from qrobust.workbench import Reporter
 
 
@@ -74,7 +75,7 @@ class Choices:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
         if self.seed > MOST_SEED:
             raise InputError(f"seed: expected at most {MOST_SEED}, got {self.seed}")
-        mistakes = self.attack_choices.mistakes()
+        mistakes = blanks(self) + self.attack_choices.mistakes()
         if mistakes:
             raise InputError("; ".join(mistakes))
 
@@ -147,6 +148,7 @@ def _evaluate(
     else:
         _check_folder(out, overwrite=overwrite)
     check_workers(workers)
+    trust(choices.shifts)
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
     split = open_test(
@@ -233,6 +235,7 @@ def _evaluate(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": config,
+        "code": code_of(choices.shifts, {}),
         "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
         "summary": summary,
         "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),

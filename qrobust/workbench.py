@@ -7,7 +7,7 @@ model's code: the configuration, the float weights, the twin's and the calibrato
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -37,6 +37,7 @@ from qrobust.results import read_json
 from qrobust.shifts.rendering import to_unit
 from qrobust.shifts.severities import SUITES, cells, expand, table_for
 from qrobust.stored import StoredCells, open_sets
+from qrobust.usercode import code_of, govern, hashes, is_code, same_code, trust
 
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
@@ -111,12 +112,30 @@ class Workbench:
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
 
+    def __post_init__(self) -> None:
+        trust(self.code_specs)
+
     @classmethod
-    def open(cls, path: Path, reporter: Reporter, **changes: object) -> Workbench:
+    def open(
+        cls,
+        path: Path,
+        reporter: Reporter,
+        *,
+        named: Sequence[str] = (),
+        allow_code: Sequence[str] = (),
+        **changes: Any,
+    ) -> Workbench:
         """Reopen a run's folder, with some choices changed.
 
+        Args:
+            path: the folder.
+            reporter: where progress is told.
+            named: `FILE.py:NAME` that may run though only the folder names them otherwise.
+            allow_code: SHA-256 of files that may run.
+            changes: choices; a model must be the run's own, and is thereby named.
+
         Raises:
-            InputError: the folder is not a run's.
+            InputError: the folder is not a run's, or is of another model.
         """
         folder = RunFolder(path)
         if not folder.config.is_file():
@@ -130,7 +149,27 @@ class Workbench:
         given = {k: v for k, v in changes.items() if v is not None or k == "scene_images"}
         if given.get("seed", kept.get("seed")) != kept.get("seed"):
             raise InputError(f"seed: the splits of {path} were drawn with {kept.get('seed')}, got {given['seed']}")
-        return cls(RunConfig.from_json(kept | given), folder, reporter)
+        model = given.pop("model", None)
+        if model is not None and not same_code(model, str(kept["model"])):
+            raise InputError(f"model: {path} is a run of {kept['model']}, got {model}")
+        bench = cls(RunConfig.from_json(kept | given), folder, reporter)
+        own = bench.config
+        govern(
+            {**dict.fromkeys(own.shifts, "shifts"), own.model: "model"}, owner=path,
+            named=[*named, *given.get("shifts", ()), *([own.model] if model is not None else [])],
+            anew=given.get("shifts", ()), recorded=own.code, allowed=hashes(allow_code), warn=reporter.warn,
+        )  # fmt: skip
+        return bench
+
+    @property
+    def code_specs(self) -> list[str]:
+        """Every `FILE.py:NAME` that the configuration names."""
+        return [spec for spec in (self.config.model, *self.config.shifts) if is_code(spec)]
+
+    @property
+    def config_with_code(self) -> RunConfig:
+        """The configuration, with what ran of the files that it names."""
+        return replace(self.config, code=code_of(self.code_specs, self.config.code))
 
     def place(self) -> RunFolder:
         """The folder, which must have been made."""
@@ -171,7 +210,10 @@ class Workbench:
         """The float classifier: from the folder once it is there, else from where the user said."""
         c, stored = self.config, self.folder is not None and self.folder.weights.exists()
         if not stored and c.weights is None and not c.pretrained:
-            self.reporter.warn("warning: no --weights given, the network has random weights")
+            if is_code(c.model):
+                self.reporter.say(f"no --weights given: the weights are those that {c.model} set")
+            else:
+                self.reporter.warn("warning: no --weights given, the network has random weights")
         weights = Path(c.weights).expanduser() if c.weights else None
         return load_model(
             self.model_spec, classes=len(self._data.class_names), image_size=self._data.image_size,

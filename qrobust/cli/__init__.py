@@ -14,8 +14,10 @@ from qrobust.cli.interrupts import Interruptible, end, remember_arguments, signa
 from qrobust.cli.options import (
     NO_SCENE,
     DurationType,
+    FilledCommand,
     FolderType,
     FractionType,
+    allow_code,
     choices,
     common,
     cores,
@@ -31,10 +33,14 @@ from qrobust.cli.runs import begin, begin_or_resume, claim, finish, reopen
 from qrobust.errors import InputError, QRobustError
 
 
+class RunCommand(Interruptible, FilledCommand):
+    """Says what is kept when it is interrupted, and takes no empty value."""
+
+
 class Group(click.Group):
     """Turns every qrobust error into one line and its exit code, in this one place."""
 
-    command_class = Interruptible
+    command_class = RunCommand
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         remember_arguments(ctx, args)
@@ -53,6 +59,10 @@ class Group(click.Group):
                 raise
             told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             message, code = told, InputError.exit_code
+        except SystemExit as error:  # click's own are of another kind
+            from qrobust.usercode import complaint
+
+            message, code = f"a user's code ended the program ({complaint(error)})", InputError.exit_code
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else ctx.command_path
             message, code = f"{error.format_message()} See {path} --help.", error.exit_code
@@ -170,8 +180,10 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     "--model",
     "models",
     multiple=True,
-    help="An .onnx classifier; repeat it, the first is the reference.",
+    help="An .onnx classifier; repeat it, the first is the reference. With a run's DIR: the run's own model, which a "
+    "FILE.py:FACTORY needs to run again.",
 )
+@allow_code
 @click.option(
     "--data",
     help="With --model: imagefolder:DIR, npz:FILE, torchvision:NAME or digits.",
@@ -246,7 +258,10 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
              "overwrite", "resume")  # fmt: skip
     own = {name: options.pop(name) for name in names}
     budget, workers = options.pop("budget"), options.pop("workers")
+    if run_folder is not None and len(models) == 1 and not models[0].endswith(".onnx"):
+        options["model"], models = models[0], ()
     if models:
+        options.pop("allow_code")
         _evaluate_files(run_folder, models, budget=budget, workers=workers, **own, **options)
         return
     from qrobust import pipeline

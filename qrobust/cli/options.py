@@ -67,6 +67,24 @@ class FolderType(click.Path):
         return plain(path)
 
 
+class FilledCommand(click.Command):
+    """A command whose options and arguments are never empty: that is a variable of the shell that is not set."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from qrobust.errors import InputError
+
+        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.params:
+            values = given.get(param.name or "")
+            for value in values if isinstance(values, list | tuple) else (values,):
+                if isinstance(value, str) and not value.strip():
+                    name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+                    raise InputError(
+                        f"{name}: expected a value, got an empty string; is a variable of the shell unset?"
+                    )
+        return super().parse_args(ctx, args)
+
+
 def options(*decorators: Command) -> Callable[[Command], Command]:
     def apply(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -300,7 +318,8 @@ measuring = options(
 training = options(
     click.option(
         "--hold-out",
-        help="Comma-separated shifts, of those chosen, that are measured but never trained on; '' for none.",
+        help="Comma-separated shifts, of those chosen, that are measured but never trained on; none: all are.  "
+        "[default: none]",
     ),
     click.option(
         "--mac-budget",
@@ -364,8 +383,18 @@ training = options(
 )
 
 
+allow_code = click.option(
+    "--allow-code",
+    multiple=True,
+    metavar="SHA256",
+    help="Run a Python file with this SHA-256, though only the run's configuration names it; repeat it for several.",
+)
+
+
 run_dir = options(
     click.argument("run_folder", metavar="DIR", type=FolderType()),
+    click.option("--model", help="The run's own model: a FILE.py:FACTORY runs only if it is named again."),
+    allow_code,
     click.option(
         "--seed",
         type=int,
@@ -374,7 +403,10 @@ run_dir = options(
 )
 
 
-resume = click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+resume = options(
+    click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped."),
+    allow_code,
+)
 
 
 out_options = options(
@@ -401,8 +433,11 @@ def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expect
 
     if text is None:
         return None
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+        if not all(parts):
+            raise ValueError("an empty part")
+        return tuple(map(kind, parts))
     except (ValueError, click.BadParameter) as error:
         raise InputError(f"{name}: expected comma-separated {expected}, got {text!r}") from error
 
@@ -426,6 +461,8 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     parsed = {k: split_commas(k, v, *kinds[k]) if k in kinds else v for k, v in options.items()}
     found = {k: v for k, v in parsed.items() if v is not None}
+    if found.get("hold_out") == ("none",):
+        found["hold_out"] = ()
     if "scene" in found:
         if "shifts" in found:
             raise InputError("scene: expected either --scene or --shifts, got both")

@@ -32,19 +32,22 @@ def begin(
     threads: int | None,
     *,
     compensating: bool = True,
+    allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Workbench:
     """A workbench for a new run in a claimed folder; everything is read and checked before it is touched."""
     from qrobust.config import RunConfig
     from qrobust.folders import create_folder
     from qrobust.pipeline import prepare_inputs
+    from qrobust.usercode import hashes
     from qrobust.workbench import Workbench
 
+    hashes(allow_code)  # a new run needs none: its command names every file
     config = RunConfig(threads=cores() if threads is None else threads, **choices(options))
     bench = Workbench(config, None, console(verbose, quiet))
     work_on(bench)
     prepare_inputs(bench, compensating=compensating)
-    bench.folder = create_folder(out, config, overwrite=overwrite)
+    bench.folder = create_folder(out, bench.config_with_code, overwrite=overwrite)
     return bench
 
 
@@ -69,17 +72,24 @@ def begin_or_resume(
         return begin(out, overwrite, compensating=compensating, **options)
     click.get_current_context().with_resource(claimed(out))
     place = begun(out) or out
-    bench = _open(place, options["verbose"], options["quiet"], options["threads"])
-    given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
+    chosen = choices({k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads", "allow_code")})
+    bench = _open(
+        place,
+        options["verbose"],
+        options["quiet"],
+        options["threads"],
+        named=(chosen["model"], *chosen.get("shifts", ())),
+        allow_code=options["allow_code"],
+    )
     try:
-        pipeline.check_same_config(bench, choices(given))
+        pipeline.check_same_config(bench, chosen)
     except InputError as error:
         raise InputError(f"{error}{other_unfinished(place)}") from error
     return bench
 
 
 def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
-    """A workbench for the run that a folder holds, which it has until the command ends."""
+    """A workbench for the run that a folder holds, which it has until the command ends; see `Workbench.open`."""
     from qrobust.output_folder import claimed, configuration
 
     if configuration(folder):
@@ -87,10 +97,21 @@ def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **opti
     return _open(folder, verbose, quiet, threads, **options)
 
 
-def _open(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+def _open(
+    folder: Path,
+    verbose: bool,
+    quiet: bool,
+    threads: int | None,
+    *,
+    named: tuple[str, ...] = (),
+    allow_code: tuple[str, ...] = (),
+    **options: Any,
+) -> Workbench:
     from qrobust.workbench import Workbench
 
-    bench = Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
+    bench = Workbench.open(
+        folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
+    )
     work_on(bench)
     if options.get("hold_out"):
         bench.check_hold_out()

@@ -239,9 +239,12 @@ def _open_pools(
 
 def _read_names(file: Path) -> list[str]:
     try:
-        return [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
+        names = [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class_names: cannot read {file} ({error})") from error
+    if not names:
+        raise InputError(f"class_names: expected one class name per line, {file} holds none")
+    return names
 
 
 def _open_folder(

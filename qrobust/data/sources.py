@@ -15,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from qrobust.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# What is decoded, whatever a file's name says: other formats of Pillow's start programs, as EPS does Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 # Decoded images are kept only while a source fits in this; larger sources decode on every read.
 CACHE_BYTES = 256 * 2**20
 # Shorter side before the centre crop, relative to the crop: the ImageNet convention, 256 for 224.
@@ -138,12 +140,12 @@ def decode_file(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"data: {path} has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"data: cannot decode image {path} (it has no known format)") from error
+        raise InputError(f"data: cannot decode image {path} (it is none of {', '.join(FORMATS)})") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"data: cannot decode image {path} ({error})") from error
 

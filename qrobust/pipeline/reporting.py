@@ -65,7 +65,7 @@ def build_record(bench: Workbench) -> Record:
         "qrobust": qrobust.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": bench.config.as_json(),
+        "config": bench.config_with_code.as_json(),
         "n_test": evaluated["summary"]["n_test"],
         "summary": summary,
         "rows": evaluated["rows"],

@@ -55,7 +55,7 @@ def stage(bench: Workbench, name: str, began_s: float = 0.0) -> Iterator[dict[st
     earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
     result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
     undo(bench, name)
-    write_json(folder.config, bench.config.as_json())
+    write_json(folder.config, bench.config_with_code.as_json())
     folder.finish(name, result)
     bench.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
@@ -92,15 +92,17 @@ def kept(bench: Workbench, name: str) -> bool:
 
 
 def choices_key(bench: Workbench, kind: str, without: tuple[str, ...] = ()) -> str:
-    """Changes with every choice that training depends on, with the code of own shifts and with a scene's images.
+    """Changes with every choice that training depends on, with the user's own code and with a scene's images.
 
     Args:
         bench: of the run.
         kind: what the key is for.
         without: choices that this does not depend on.
     """
-    choices = {k: v for k, v in sorted(bench.config.as_json().items()) if k not in (*MEASURING, *without)}
+    choices = {k: v for k, v in sorted(bench.config.as_json().items()) if k not in (*MEASURING, "code", *without)}
     own = {name: shift.version for name, _ in bench.cells if (shift := find_shift(name)).is_own}
+    if version := bench.model_spec.version:
+        own["model"] = version
     found = [part for part in (own, bench.scene and bench.scene.summary()) if part]
     return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]
 

@@ -14,6 +14,7 @@ from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.generators import Generators
 from qrobust.shifts.severities import GRIDS, SEVERITIES, TABLES, Shift, find_shift
 from qrobust.shifts.transformations import pose
+from qrobust.usercode import file_of, running
 
 # So many float32 values stay in a core's own cache.
 CACHED_VALUES = 2**18
@@ -96,10 +97,8 @@ def _apply(images: torch.Tensor, shift: Shift, strength: tuple, label: str) -> t
 
 def _own(shift: Shift, images: torch.Tensor, strength: tuple, generators: list[torch.Generator]) -> torch.Tensor:
     """A user's function, whose result is not trusted."""
-    try:
+    with running(file_of(shift.name), f"shift: {shift.name} failed"):
         result = shift.function(images.clone(), *strength, generators)
-    except Exception as error:  # whatever a user's function raises
-        raise InputError(f"shift: {shift.name} failed ({type(error).__name__}: {error})") from error
     if not isinstance(result, torch.Tensor) or not result.is_floating_point() or result.shape != images.shape:
         got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
         raise InputError(f"shift: {shift.name} must return float images {tuple(images.shape)}, got {got}")
