@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from qrobust.data import open_data
+from qrobust.files import whole
 from qrobust.models import NORMALIZATIONS
 from qrobust.models.resnet import resnet8
 from qrobust.workbench import Reporter
@@ -49,5 +50,6 @@ def weights_file(seed: int, reporter: Reporter, threads: int) -> Iterator[Path]:
                 bar.update(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
-        torch.save(model.state_dict(), path)
+        with whole(path) as part:
+            torch.save(model.state_dict(), part)
         yield path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import pickle
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.errors import InputError
+from qrobust.inputs import check_file, user_path
 from qrobust.integer import refuse_quantized
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
@@ -64,7 +66,7 @@ def find_model(spec: str) -> ModelSpec:
         return _torchvision_model(spec, name)
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py") and factory:
-        return ModelSpec(spec, _file_factory(Path(path).expanduser(), factory), "none", None)
+        return ModelSpec(spec, _file_factory(user_path(path), factory), "none", None)
     raise InputError(f"model: expected {SCHEMES}, got {spec!r}")
 
 
@@ -196,7 +198,7 @@ def parse_normalization(text: str, channels: int = 3) -> tuple[tuple[float, ...]
         mean, std = NORMALIZATIONS.get(text) or (tuple(map(float, part.split(","))) for part in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    if not len(mean) == len(std) == channels or min(std) <= 0:
+    if not (len(mean) == len(std) == channels and all(map(math.isfinite, mean + std)) and min(std) > 0):
         presets = [name for name, (known, _) in NORMALIZATIONS.items() if len(known) == channels]
         form = "/".join(",".join(letter * channels) for letter in "ms")
         raise InputError(
@@ -211,8 +213,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     A training checkpoint that holds the state dict under `state_dict` or `model` is accepted.
     """
-    if not path.is_file():
-        raise InputError(f"weights: no file {path}")
+    check_file(path, "weights")
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -240,6 +241,9 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, own[name])
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    for name, value in given.items():
+        if kind := _unusual(value):
+            raise InputError(f"weights: expected dense tensors of real numbers, {name!r} in {path} is {kind}")
     shapes = [n for n in sorted(own.keys() & given.keys()) if own[n].shape != given[n].shape]
     if shapes:
         name = shapes[0]
@@ -253,6 +257,15 @@ def _load_weights(network: nn.Module, path: Path) -> None:
             f"{len(unknown)} unknown {unknown[:3]}"
         )
     network.load_state_dict(given)
+
+
+def _unusual(value: torch.Tensor) -> str | None:
+    """What a tensor is that is no plain array of real numbers."""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    if value.is_quantized or value.is_complex():
+        return str(value.dtype).removeprefix("torch.")
+    return "without values (meta)" if value.is_meta else None
 
 
 def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> int:

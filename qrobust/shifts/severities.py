@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from qrobust.errors import InputError
+from qrobust.inputs import user_path
 from qrobust.shifts import corruptions as c
 from qrobust.shifts import transformations as t
 
@@ -248,7 +249,7 @@ def _own_shift(name: str) -> Shift:
     The strengths of severities 1 to 5 are its attribute `strengths`, or else 0.2, 0.4, 0.6, 0.8 and 1.
     """
     file, _, wanted = name.rpartition(":")
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise InputError(f"shift: no file {path}, named by {name!r}")
     try:
@@ -269,7 +270,7 @@ def _own_shift(name: str) -> Shift:
 
 def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
     """The folders of every `stored:DIR` among names of shifts, by these names."""
-    return {n: Path(n.removeprefix(STORED)).expanduser() for n in names if n.startswith(STORED)}
+    return {n: user_path(n.removeprefix(STORED)) for n in names if n.startswith(STORED)}
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
