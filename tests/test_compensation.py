@@ -32,6 +32,7 @@ from qrobust.fitting import fast_arithmetic, fit
 from qrobust.integer import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.results import read_json, write_sealed
 
 
 @pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])

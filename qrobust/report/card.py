@@ -26,9 +26,9 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     lines = [f"# {graph}.onnx: {NAMES[graph]}", "", *_what(record, graph), "", "## Learned from", ""]
     splits, weights = record["splits"], markdown(config["weights"] or "that it came with")
     lines.append(
-        f"The classifier: {code(config['model'])}, weights {weights}; how it was trained is its owner's to say. Ranges "
-        f"were observed on {splits['calibration']['n']} calibration images of {code(config['data'])}; choices were "
-        f"made on {splits['validation']['n']} validation images."
+        f"The classifier: {code(config['model'])}, weights {weights}; how it was trained is its owner's to say. "
+        f"Ranges were observed on {splits['calibration']['n']} calibration images of {code(config['data'])}; choices "
+        f"were made on {splits['validation']['n']} validation images."
         if graph != "float"
         else f"The float network {code(config['model'])} as it was given, batch norms folded."
     )
