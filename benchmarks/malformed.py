@@ -41,6 +41,8 @@ RESULT = Path(__file__).parent / "results" / "malformed.json"
 LIMIT_S, MEMORY = 30, 20 * 2**30
 # What a command may write, among the folders of a case.
 OUTPUTS = ("out", "run")
+# In Markdown: what is escaped, and code spans.
+SHOWN = re.compile(r"\\<|`[^`]*`")
 # What onnxruntime leaves in the folder for temporary files.
 THEIRS = "tmp/.ses"
 
@@ -86,15 +88,19 @@ def run(arguments: list[str], folder: Path, limit_s: float = LIMIT_S, *, limited
 
 
 def make_base(folder: Path) -> Base:
-    """The whole inputs, in a folder."""
+    """The whole inputs, in a folder, if it does not hold them."""
+    base = Base(folder / "whole.npz", folder / "graph.onnx", folder / "run")
+    if (base.run / "record.json").exists():
+        return base
     folder.mkdir(parents=True)
-    onnx.save(classifier(), folder / "graph.onnx")
-    base = Base(save_npz(folder / "whole.npz"), folder / "graph.onnx", folder / "run")
+    onnx.save(classifier(), base.graph)
+    save_npz(base.npz)
     ending = run([
         "run", "--model", "resnet8", "--data", f"npz:{base.npz}", "--calibration-images", "8", "--image-size", "16",
         "--shifts", "contrast,rotation", "--severities", "5", "--hold-out", "rotation", "--steps", "5",
-        "--batch-size", "16", "--attack-images", "4", "--epsilons", "8/255", "--threads", "1", "-q", "--out", str(base.run),
-    ], folder, 300, limited=False)  # fmt: skip
+        "--batch-size", "16", "--attack-images", "4", "--epsilons", "8/255", "--threads", "1", "-q",
+        "--out", str(base.run),
+    ], folder, 600, limited=False)  # fmt: skip
     if ending.code != 0:
         raise RuntimeError(f"the run to mutate cannot be made: {ending.output}{ending.trace}")
     return base
@@ -154,7 +160,7 @@ def _unescaped(folder: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if not all(line.isprintable() for line in lines):
             found.append(f"control characters in {path.name}")
-        if path.suffix in (".md", ".html") and any("<script>alert" in line.replace("\\<", "") for line in lines):
+        if path.suffix in (".md", ".html") and any("<script>alert" in SHOWN.sub("", line) for line in lines):
             found.append(f"HTML of a name in {path.name}")
         if path.suffix == ".csv":
             cells = [cell for line in lines for cell in line.split(",")]
@@ -187,14 +193,15 @@ def try_one(surface: str, seed: int, number: int, base: Base, folder: Path) -> t
 @click.option("--each", default=80, show_default=True, help="Inputs for each surface.")
 @click.option("--only", type=click.Choice(list(SURFACES)), help="One surface; nothing is written.")
 @click.option("--number", type=int, help="With --only: one input, and what came out.")
-def malformed(seed: int, each: int, only: str | None, number: int | None) -> None:
+@click.option("--base", "kept", type=click.Path(path_type=Path), help="Folder that keeps the whole inputs.")
+def malformed(seed: int, each: int, only: str | None, number: int | None, kept: Path | None) -> None:
     """Try malformed inputs; exit code 1 where one ends otherwise than it should."""
     torch.set_num_threads(1)
     counts: dict[str, Counter[str]] = {name: Counter() for name in SURFACES}
     failures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        base = make_base(root / "base")
+        base = make_base(kept or root / "base")
         for surface in [only] if only else SURFACES:
             for index in range(each) if number is None else [number]:
                 case, ending, wrong, seconds = try_one(surface, seed, index, base, root / "case")
@@ -209,12 +216,12 @@ def malformed(seed: int, each: int, only: str | None, number: int | None) -> Non
                     click.echo(f"{surface} {index} {seconds:.0f} s {what} {printable(ending.output[-300:])}")
             click.echo(f"{surface}: {json.dumps(counts[surface])}")
     if not only:
-        kept = json.loads(RESULT.read_text())["seeds"] if RESULT.exists() else {}
-        kept[str(seed)] = {"counts": counts, "failures": failures}
+        seeds = json.loads(RESULT.read_text())["seeds"] if RESULT.exists() else {}
+        seeds[str(seed)] = {"counts": counts, "failures": failures}
         write_json(RESULT, {
-            "what": "qrobust on malformed inputs, by surface: refused in one line with exit code 2 or 3, accepted, or "
-            "failed (traceback, no end within 30 s, an input that is not named, a file elsewhere)",
-            "command": "python benchmarks/malformed.py --seed SEED", "seeds": dict(sorted(kept.items())),
+            "what": "qrobust on malformed inputs, by surface: refused in one line with exit code 2 or 3, accepted, "
+            "or failed (traceback, no end within 30 s, an input that is not named, a file elsewhere)",
+            "command": "python benchmarks/malformed.py --seed SEED", "seeds": dict(sorted(seeds.items())),
         })  # fmt: skip
     raise SystemExit(1 if failures else 0)
 

@@ -377,11 +377,11 @@ def _safetensors(random: Random, state: dict[str, torch.Tensor]) -> bytes:
 
 
 def _loop(endless: bool) -> Any:
-    inner = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["in"], ["out"])], "body",
-        [value_info("i", TensorProto.INT64, []), value_info("go", TensorProto.BOOL, []), value_info("in", TensorProto.FLOAT, None)],
-        [value_info("on", TensorProto.BOOL, []), value_info("out", TensorProto.FLOAT, None)],
-    )  # fmt: skip
+    number, truth = value_info("i", TensorProto.INT64, []), value_info("go", TensorProto.BOOL, [])
+    before, after = (value_info(name, TensorProto.FLOAT, None) for name in ("in", "out"))
+    same = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["in"], ["out"])]
+    outputs = [value_info("on", TensorProto.BOOL, []), after]
+    inner = helper.make_graph(same, "body", [number, truth, before], outputs)
     count = helper.make_node("Constant", [], ["count"], value_int=10**15)
     always = helper.make_node("Constant", [], ["always"], value=numpy_helper.from_array(np.array(True)))
     loop = helper.make_node("Loop", ["" if endless else "count", "always", "images"], ["pixels"], body=inner)
@@ -588,10 +588,11 @@ def option_case(random: Random, folder: Path, base: Base) -> Case:
 
 def name_case(random: Random, folder: Path, base: Base) -> Case:
     name, place = random.choice(NAMES), random.choice([
-        "class", "class", "class names", "folder", "model", "image", "node", "stored", "corruption", "layer", "config",
-        "shift", "weights",
+        "class", "class", "class names", "folder", "model", "image", "node", "stored", "corruption", "layer",
+        "config", "shift", "weights",
     ])  # fmt: skip
-    file, words = name.strip(".") or "x", (printable(" ".join(name.split()))[:20], "data", "onnx", "class", "weights")
+    file = name.replace("/", "").strip(".") or "x"
+    words = (printable(" ".join(name.split()))[:20], "data", "onnx", "class", "weights")
     if place == "class":
         root = folder / "data"
         image_folder(random, root, (file, "b", "c"))

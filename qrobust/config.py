@@ -29,6 +29,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "qat_epochs": (0, 10**4),
     "association_weight": (0, 10**6),
     "reverse_weight": (0, 10**6),
+    "latency_budget": (0, 10**3),
     "favour": (0, 1),
     "qat_distillation": (0, 1),
     "budget": (1, 10**8),
@@ -161,7 +162,7 @@ class RunConfig:
             mistakes.append(f"scene: expected a folder after imagefolder:, got {self.scene_images!r}")
         elif self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
             mistakes.append(f"scene: expected real images as imagefolder:DIR, got {self.scene_images!r}")
-        if self.latency_budget and not 1 < self.latency_budget < float("inf"):
+        if self.latency_budget and not self.latency_budget > 1:
             mistakes.append(f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}")
         if not 0 <= self.clean_budget <= 100:
             mistakes.append(f"clean_budget: expected points from 0 to 100, got {self.clean_budget}")

@@ -95,7 +95,7 @@ def read_npz(path: Path, name: str, needs: Iterable[str] = ()) -> dict[str, np.n
     """
     check_file(path, name)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         checksum = arrays.pop(CHECKSUM, None)  # earlier versions wrote none
         changed = checksum is not None and str(checksum) != _array_checksum(arrays)

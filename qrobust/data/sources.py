@@ -287,7 +287,7 @@ def npz_images(path: Path, class_names: Sequence[str] | None = None) -> Images:
     Pickles are refused.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = {"images", "labels"} - set(archive.files)
             if missing:
                 raise InputError(f"data: {path} must hold arrays 'images' and 'labels', lacks {sorted(missing)}")

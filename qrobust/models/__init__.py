@@ -7,6 +7,7 @@ import inspect
 import math
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +222,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is deprecated in the file nobody here can change anything
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises another type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
