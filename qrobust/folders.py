@@ -11,7 +11,7 @@ from qrobust.config import RunConfig
 from qrobust.errors import InputError
 from qrobust.files import remove
 from qrobust.output_folder import NEW, configuration, content, discard, holds_current_folder, make_place
-from qrobust.results import read_json, write_json
+from qrobust.results import read_json, write_json, write_sealed
 
 GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
@@ -81,10 +81,10 @@ class RunFolder:
             raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
         return result
 
-    def finish(self, name: str, result: object) -> None:
+    def finish(self, name: str, result: dict[str, Any]) -> None:
         """Record that a stage is done, last of all it writes."""
         self.stages.mkdir(exist_ok=True)
-        write_json(self.stages / f"{name}.json", result)
+        write_sealed(self.stages / f"{name}.json", result)
 
     def keep_finished(self, paths: Iterable[Path]) -> None:
         """Keep the checkpoints of a calibrator's training that is done, in place of those of the one before."""

@@ -19,7 +19,7 @@ from qrobust.classifier import Classifier
 from qrobust.data import Split
 from qrobust.errors import InputError
 from qrobust.processes import Processes
-from qrobust.results import save_npz
+from qrobust.results import read_npz, save_npz
 from qrobust.shifts.rendering import render, to_unit
 from qrobust.shifts.severities import find_shift
 from qrobust.statistics import stratified
@@ -142,7 +142,7 @@ def prediction_key(graph: bytes, cell: Cell, about: tuple[object, ...]) -> str:
 
 def cell_file(folder: Path, cell: Cell) -> Path:
     """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
-    name = quote(cell[0], safe="")
+    name = quote(cell[0], safe="", errors="surrogatepass")
     if len(name) > LONGEST_NAME:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
     return folder / f"{name}-{cell[1]}.npz"
@@ -181,13 +181,10 @@ def kept_or_predicted(
     path = cell_file(folder, cell)
     kept: dict[str, Predictions] = {}
     if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                for name in classifiers:
-                    if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
-                        kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
-        except Exception as error:  # numpy raises a different type for each kind of damage
-            raise InputError(f"predictions: cannot read {path} ({error}); removed, it is made again") from error
+        stored = read_npz(path, "predictions")
+        for name in classifiers:
+            if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
+                kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
     missing = {name: classifier for name, classifier in classifiers.items() if name not in kept}
     if not missing:
         progress(len(split))
@@ -221,14 +218,10 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
     paths = sorted(folder.glob("*.npz")) if cells is None else [cell_file(folder, cell) for cell in cells]
     labels, indices, found = None, None, CellPredictions()
     for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in stored.files}
-                cell = str(arrays["shift"]), int(arrays["severity"])
-                names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
-                found[cell] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
-        except Exception as error:  # numpy raises a different type for each kind of damage
-            raise InputError(f"predictions: cannot read {path} ({error})") from error
+        arrays = read_npz(path, "predictions", ("shift", "severity", "label", "index"))
+        cell = str(arrays["shift"]), int(arrays["severity"])
+        names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
+        found[cell] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
         if indices is not None and not np.array_equal(indices, arrays["index"]):
             raise InputError(f"predictions: {path} is of other images than {paths[0].name}")
         labels, indices = arrays["label"], arrays["index"]
@@ -281,7 +274,7 @@ def within_budget(
         "table": table,
     }
     count = kept.get("n")
-    if {key: kept.get(key) for key in about} != about or not isinstance(count, int):
+    if {key: kept.get(key) for key in about} != about or not (isinstance(count, int) and 0 < count <= len(split)):
         started, probe = clock(), split.first(PROBE)
         # Processes start and sessions are slow at first: once, whatever the number of images.
         predict(classifiers, split.first(BATCH), CLEAN, table=table, seed=seed, by=by)

@@ -16,7 +16,7 @@ import torch
 import qrobust
 from qrobust.adversarial.attacked import attacked
 from qrobust.adversarial.trials import Graph
-from qrobust.config import DEFAULT_SEVERITIES, MOST_SEED, AttackChoices, blanks
+from qrobust.config import BOUNDS, DEFAULT_SEVERITIES, AttackChoices, blanks, out_of_bounds
 from qrobust.data import open_test
 from qrobust.deployment.foreign import ForeignClassifier
 from qrobust.deployment.graph import files_of, is_quantized
@@ -69,13 +69,7 @@ class Choices:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("image_size", 8), ("seed", 0), ("budget", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}: expected at least {least}, got {value}")
-        if self.seed > MOST_SEED:
-            raise InputError(f"seed: expected at most {MOST_SEED}, got {self.seed}")
-        mistakes = blanks(self) + self.attack_choices.mistakes()
+        mistakes = blanks(self) + out_of_bounds(self) + self.attack_choices.mistakes()
         if mistakes:
             raise InputError("; ".join(mistakes))
 
@@ -116,8 +110,8 @@ def evaluate_files(
     Raises:
         InputError: anything is not usable.
     """
-    if threads < 1:
-        raise InputError(f"threads: expected at least 1, got {threads}")
+    if not 1 <= threads <= BOUNDS["threads"][1]:
+        raise InputError(f"threads: expected 1 to {BOUNDS['threads'][1]}, got {threads}")
     out = plain(out)
     if not (resume and configuration(out)):
         _check_folder(out, overwrite=overwrite)

@@ -28,6 +28,7 @@ from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.errors import InputError
 from qrobust.files import whole
 from qrobust.folders import RunFolder, is_run
+from qrobust.inputs import check_file, user_path
 from qrobust.models import ModelSpec, find_model, load_model
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, restore, search
 from qrobust.quantization.recipe import Recipe
@@ -214,7 +215,7 @@ class Workbench:
                 self.reporter.say(f"no --weights given: the weights are those that {c.model} set")
             else:
                 self.reporter.warn("warning: no --weights given, the network has random weights")
-        weights = Path(c.weights).expanduser() if c.weights else None
+        weights = user_path(c.weights) if c.weights else None
         return load_model(
             self.model_spec, classes=len(self._data.class_names), image_size=self._data.image_size,
             weights=self.place().weights if stored else weights, pretrained=c.pretrained and not stored,
@@ -485,9 +486,10 @@ class Workbench:
 
 def _integers(path: Path, command: str) -> dict[str, torch.Tensor]:
     """What a stage saved, which the command makes again."""
+    check_file(path, "run folder")
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"run folder: {path} cannot be read ({error}); run `qrobust {command}` again") from error
 
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
-    "errors": 0, "files": 0, "__init__": 0,
+    "errors": -1, "text": -1,
+    "files": 0, "inputs": 0, "__init__": 0,
     "classifier": 1, "config": 1, "results": 1, "integer": 1, "statistics": 1, "metrics": 1, "fitting": 1,
     "processes": 1, "output_folder": 1, "usercode": 1,
     "data": 2, "models": 2, "shifts": 2, "attacks": 2, "folders": 2,

@@ -30,7 +30,7 @@ from qrobust.pipeline.stage import choices_key, told
 from qrobust.quantization import qat
 from qrobust.report.card import model_card
 from qrobust.report.verdict import verdict
-from qrobust.results import read_record
+from qrobust.results import read_json, read_record, write_sealed
 from qrobust.shifts.severities import _own_shift
 from qrobust.workbench import Reporter, Workbench
 
@@ -38,8 +38,8 @@ from qrobust.workbench import Reporter, Workbench
 def edit_stage(run: Path, name: str, **changes: Any) -> dict[str, Any]:
     """Change what a stage left, and return it."""
     path = run / "stages" / f"{name}.json"
-    found = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(found))
+    found = read_json(path) | changes
+    write_sealed(path, found)
     return found
 
 

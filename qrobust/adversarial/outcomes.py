@@ -11,8 +11,7 @@ import numpy as np
 
 from qrobust.adversarial.trials import Graphs, Trial
 from qrobust.data import Split
-from qrobust.errors import InputError
-from qrobust.results import save_npz
+from qrobust.results import read_npz, save_npz
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,13 @@ def read_outcomes(path: Path) -> Outcomes:
     Raises:
         InputError: it is missing or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-            columns = zip(*(arrays[k].tolist() for k in Label.__annotations__), strict=True)
-            labels = [Label(*values) for values in columns]
-            return Outcomes(
-                arrays["index"], arrays["label"], dict(zip(labels, arrays["right"], strict=True)),
-                dict(zip(labels, arrays["key"].tolist(), strict=True)),
-            )  # fmt: skip
-    except Exception as error:  # numpy raises a different type for each kind of damage
-        raise InputError(f"attacks: cannot read {path} ({error})") from error
+    arrays = read_npz(path, "attacks", (*Label.__annotations__, "right", "key", "index", "label"))
+    columns = zip(*(arrays[k].tolist() for k in Label.__annotations__), strict=True)
+    labels = [Label(*values) for values in columns]
+    return Outcomes(
+        arrays["index"], arrays["label"], dict(zip(labels, arrays["right"], strict=True)),
+        dict(zip(labels, arrays["key"].tolist(), strict=True)),
+    )  # fmt: skip
 
 
 def kept_or_tried(

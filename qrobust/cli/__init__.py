@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from qrobust import __version__
-from qrobust.cli.console import console
+from qrobust.cli.console import console, echo
 from qrobust.cli.interrupts import Interruptible, end, remember_arguments, signals_raise
 from qrobust.cli.options import (
     NO_SCENE,
@@ -66,7 +66,7 @@ class Group(click.Group):
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else ctx.command_path
             message, code = f"{error.format_message()} See {path} --help.", error.exit_code
-        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        echo(f"Error: {' '.join(message.split())}", err=True)
         raise click.exceptions.Exit(code)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -136,7 +136,7 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     stage = bench.place().need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():
         agreement = stage["parity"][name]["agreement"]
-        click.echo(
+        echo(
             f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
             f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
         )
@@ -162,16 +162,14 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(layers, indent=2))
         return
-    click.echo(
-        f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop"
-    )
+    echo(f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop")
     for layer in sorted(layers, key=lambda found: -found["divergence"]):
-        click.echo(
+        echo(
             f"{layer['name']:34s} {layer['weight_bits']:4d} {layer['weight_sqnr_db']:9.1f} "
             f"{layer['input_sqnr_db']:9.1f} {layer['output_sqnr_db']:9.1f} {layer['divergence']:9.5f} "
             f"{100 * layer['accuracy_drop']:+.2f}"
         )
-    click.echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
+    echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
 
 
 @main.command()
@@ -277,7 +275,7 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     for name, clean in summary["clean_accuracy"].items():
         shifted = summary["shift_accuracy"][name]
         under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
-        click.echo(
+        echo(
             f"{name}: clean {100 * clean:.2f} %{under_shift} "
             f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
         )
@@ -289,7 +287,7 @@ def _say_stored(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         s = entry["summary"]
         means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s["accuracy"].items())
-        click.echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
+        echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
 
 
 def _evaluate_files(
@@ -324,9 +322,10 @@ def _evaluate_files(
         Choices(models, data, **chosen), out, console(verbose, quiet),
         threads=cores() if threads is None else threads, workers=workers, overwrite=overwrite, resume=resume,
     )  # fmt: skip
-    click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
+    for line in (*table(evaluation_table(record)), "", sample(record["summary"])):
+        echo(line)
     _say_stored(record["stored"])
-    click.echo(f"Record: {out / 'record.json'}")
+    echo(f"Record: {out / 'record.json'}")
 
 
 @main.command()
@@ -371,17 +370,17 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
         done = bench.place().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
         measures = end["measures"]
-        click.echo(
+        echo(
             f"on validation images, {measures['shift']} under shift {100 * start['start_shift_accuracy']:.1f} -> "
             f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
             f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
     elif method == "none":
         pipeline.forget_compensation(bench)
-        click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
+        echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
         pipeline.make_alternative(bench, str(method))
-        click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
+        echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
 
 
 @main.command()
@@ -393,7 +392,7 @@ def export(run_folder: Path, **options: Any) -> None:
 
     bench = reopen(run_folder, **options)
     pipeline.export(bench)
-    click.echo(str(bench.place().graph("compensated")))
+    echo(str(bench.place().graph("compensated")))
 
 
 @main.command()
@@ -455,7 +454,9 @@ def audit(
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
-        click.echo(f"{file}{f' as on {target}' if target else ''}\n" + "\n".join(audit_lines(result)))
+        echo(f"{file}{f' as on {target}' if target else ''}")
+        for line in audit_lines(result):
+            echo(line)
     check_share(result, min_integer, min_integer_nodes)
 
 
@@ -478,12 +479,15 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     """
     from qrobust import demo as example
     from qrobust import pipeline
+    from qrobust.config import RunConfig
 
     claim(out, overwrite=overwrite, resumable=False)
+    threads = cores() if options["threads"] is None else options["threads"]
+    RunConfig(**example.OPTIONS, seed=options["seed"], threads=threads)  # before anything is trained
     with example.weights_file(
         options["seed"],
         console(options["verbose"], options["quiet"]),
-        options["threads"] or cores(),
+        threads,
     ) as weights:
         bench = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
         finish(bench, pipeline.run(bench, resume=False))

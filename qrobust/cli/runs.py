@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qrobust.cli.console import console
+from qrobust.cli.console import console, echo
 from qrobust.cli.interrupts import work_on
 from qrobust.cli.options import choices, cores
 
@@ -123,5 +123,7 @@ def finish(bench: Workbench, record: dict[str, Any]) -> None:
     from qrobust.report.markdown import table
     from qrobust.report.verdict import headline, verdict
 
-    click.echo("\n".join([*table(headline(record)), "", *verdict(record), ""]))
-    click.echo(f"Report: {bench.place().html}\nRecord: {bench.place().record}")
+    for line in (*table(headline(record)), "", *verdict(record), ""):
+        echo(line)
+    echo(f"Report: {bench.place().html}")
+    echo(f"Record: {bench.place().record}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from qrobust.data.sources import Images, are_images, array_images, folder_images
 from qrobust.errors import InputError
+from qrobust.inputs import check_file
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -73,6 +74,7 @@ def open_stored(
 
 
 def _load(path: Path) -> np.ndarray:
+    check_file(path, "stored set")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

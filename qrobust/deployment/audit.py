@@ -25,7 +25,7 @@ from qrobust.files import scratch
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
 COMPUTE = re.compile(r"Conv(?!ert)|Gemm|MatMul|Einsum|Attention|LSTM|GRU|RNN|MoE")
 INTEGER = re.compile(r"^Q(?!MoE)|Integer|^DynamicQuantize")
-CONTROL = frozenset({"If", "Loop", "Scan"})
+CONTROL = frozenset({"If"})
 # Blocked layouts pad channels, which would count work that is not the model's.
 BLOCKED_LAYOUT = "NchwcTransformer"
 TIMED_ROUNDS = 6

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from qrobust.config import BOUNDS
 from qrobust.errors import InputError
+from qrobust.inputs import check_file
 
 # Else onnxruntime looks up a host for telemetry and writes an id of the device below the user's cache folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -26,6 +28,8 @@ LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+# Side of images, in pixels, that no classifier takes.
+MOST_SIDE = int(BOUNDS["image_size"][1])
 # Types an image input may have.
 PIXELS = {
     "tensor(float)": np.float32,
@@ -61,10 +65,12 @@ def open_session(
         profile: prefix of the file in which onnxruntime notes every kernel that ran.
 
     Raises:
-        InputError: the file is missing or onnxruntime refuses it.
+        InputError: the file is missing, it loops, or onnxruntime refuses it.
     """
-    if not path.is_file():
-        raise InputError(f"onnx: {path} is a folder, expected a file" if path.is_dir() else f"onnx: no file {path}")
+    from qrobust.deployment.graph import refuse_loops
+
+    check_file(path, "onnx")
+    refuse_loops(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -153,8 +159,11 @@ class OnnxClassifier:
         self.input_name, self.channels = inputs[0].name, inputs[0].shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
+        try:
+            return torch.from_numpy(self.session.run(None, {self.input_name: images.detach().numpy()})[0])
+        except Exception as error:  # onnxruntime raises a type per cause, none of them public
+            shape = tuple(images.shape)
+            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({_plainly(error)})") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened_once, (self.path, self.signed_activations, self.exact_sums)
@@ -237,8 +246,9 @@ def image_feed(session: onnxruntime.InferenceSession, path: Path, image_size: in
             f"onnx: {path} must have an image input (N, C, H, W) or (N, H, W, C), "
             f"has {image.name!r} {image.type} {image.shape}"
         )
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size: expected at least 1, got {image_size}")
+    if image_size is not None and not 1 <= image_size <= MOST_SIDE:
+        bound = "at least 1" if image_size < 1 else f"at most {MOST_SIDE}"
+        raise InputError(f"image_size: expected {bound}, got {image_size}")
     shape = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
     if shape[0] is None:
         shape[0] = 1
@@ -278,7 +288,11 @@ def run_profiled(
         found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
         reason = f"{f'node {found[1]}: ' if found[1] else ''}{found[2]}" if found else line
         raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error
-    events = json.loads(Path(session.end_profiling()).read_text())
+    notes = Path(session.end_profiling())
+    try:
+        events = json.loads(notes.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"onnx: onnxruntime's profile {notes} is not whole; is the folder (TMPDIR) full?") from error
     runs: list[list[Kernel]] = [[]]
     for event in events:
         if event["name"] == "model_run":  # noted when a run ends

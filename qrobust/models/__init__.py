@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.errors import InputError
+from qrobust.inputs import check_file, user_path
 from qrobust.integer import refuse_quantized
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
@@ -203,7 +206,7 @@ def parse_normalization(text: str, channels: int = 3) -> tuple[tuple[float, ...]
         mean, std = NORMALIZATIONS.get(text) or (tuple(map(float, part.split(","))) for part in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    if not len(mean) == len(std) == channels or min(std) <= 0:
+    if not (len(mean) == len(std) == channels and all(map(math.isfinite, mean + std)) and min(std) > 0):
         presets = [name for name, (known, _) in NORMALIZATIONS.items() if len(known) == channels]
         form = "/".join(",".join(letter * channels) for letter in "ms")
         raise InputError(
@@ -218,8 +221,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     A training checkpoint that holds the state dict under `state_dict` or `model` is accepted.
     """
-    if not path.is_file():
-        raise InputError(f"weights: no file {path}")
+    check_file(path, "weights")
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -227,7 +229,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is deprecated in the file nobody here can change anything
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises another type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
@@ -247,6 +251,9 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, own[name])
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    for name, value in given.items():
+        if kind := _unusual(value):
+            raise InputError(f"weights: expected dense tensors of real numbers, {name!r} in {path} is {kind}")
     shapes = [n for n in sorted(own.keys() & given.keys()) if own[n].shape != given[n].shape]
     if shapes:
         name = shapes[0]
@@ -260,6 +267,15 @@ def _load_weights(network: nn.Module, path: Path) -> None:
             f"{len(unknown)} unknown {unknown[:3]}"
         )
     network.load_state_dict(given)
+
+
+def _unusual(value: torch.Tensor) -> str | None:
+    """What a tensor is that is no plain array of real numbers."""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    if value.is_quantized or value.is_complex():
+        return str(value.dtype).removeprefix("torch.")
+    return "without values (meta)" if value.is_meta else None
 
 
 def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> int:

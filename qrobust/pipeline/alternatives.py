@@ -19,7 +19,7 @@ from qrobust.pipeline.quantizing import train_twin_in_stage
 from qrobust.pipeline.stage import export_gated, kept, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.recipe import Recipe
-from qrobust.results import write_json
+from qrobust.results import write_sealed
 from qrobust.shifts.rendering import to_unit
 from qrobust.workbench import Workbench
 
@@ -97,7 +97,7 @@ def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = bench.place().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
-        write_json(checkpoints_of(bench, twin)["chosen"], chosen)
+        write_sealed(checkpoints_of(bench, twin)["chosen"], chosen)
     result["spent"] = list(checkpoints_of(bench, twin).values())
     return Compensated(fit_calibrator(bench, twin, result), twin)
 

@@ -25,7 +25,7 @@ from qrobust.predictions import CLEAN
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import refreeze, thaw
 from qrobust.quantization.recipe import Recipe
-from qrobust.results import read_json, save_npz, write_json
+from qrobust.results import read_json, save_npz, write_sealed
 from qrobust.shifts.rendering import render, to_uint8, to_unit
 from qrobust.workbench import Workbench
 
@@ -181,7 +181,7 @@ def choose_calibrator(bench: Workbench, twin: fx.GraphModule) -> tuple[Calibrato
         bench.reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
             chosen.parent.mkdir(exist_ok=True)
-            write_json(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
+            write_sealed(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
             return bench.new_calibrator(*choice), ratio
     raise InputError(
         f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "

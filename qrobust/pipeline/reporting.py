@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import qrobust
 from qrobust.evaluation import STATISTICS
 from qrobust.folders import ALTERNATIVES, TORCH_ONLY, RunFolder
@@ -16,7 +14,7 @@ from qrobust.report.card import model_card
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.robustbench import csv_files
-from qrobust.results import SCHEMA, Record, versions, write_json, write_text
+from qrobust.results import SCHEMA, Record, read_npz, versions, write_json, write_text
 from qrobust.workbench import Workbench
 
 COMPENSATION_KEYS = (
@@ -120,8 +118,7 @@ def write_report(bench: Workbench) -> Record:
     record = build_record(bench)
     pictures = None
     if record["compensation"] and folder.pictures.exists():
-        with np.load(folder.pictures, allow_pickle=False) as stored:
-            pictures = {key: stored[key] for key in stored.files}
+        pictures = read_npz(folder.pictures, "pictures", ("clean",))
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
     for name, text in csv_files(record).items():

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 from PIL import Image
 
@@ -15,6 +16,7 @@ from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.plots import LABELS, gains_plot, layers_plot, methods_plot, severity_plot
 from qrobust.report.stored import stored_tables
 from qrobust.report.verdict import LEVEL, NAMES, comparison, headline, percent, points, verdict
+from qrobust.text import printable
 
 PICTURE_SIDE = 112
 
@@ -29,8 +31,9 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qrobust.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # markup has no names as they are
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "points": points, "pretty": lambda v: json.dumps(v, indent=1)}
+    environment.filters |= {"percent": percent, "points": points, "pretty": _pretty}
     every = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
     graphs = [k for k in every if k in LABELS]
     compared = len(record["methods"]) > 1
@@ -53,6 +56,10 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         layers=layers_plot(record),
         pictures=_picture_rows(pictures) if pictures else [],
     )
+
+
+def _pretty(value: object) -> markupsafe.Markup:
+    return markupsafe.escape(json.dumps(value, indent=1))  # ASCII, and the only text of several lines
 
 
 def _picture_rows(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:

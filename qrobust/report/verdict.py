@@ -133,7 +133,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
         sentences.append(
             f"On an x86 CPU without VNNI expect {percent(saturation['accuracy_without_vnni'])} "
             f"[{100 * low:.1f}, {100 * high:.1f}] instead of {percent(saturation['accuracy'])} (simulated on "
-            f"{saturation['n']} validation images); `--target x86-avx2` is for those."
+            f"{saturation['n']} validation images); --target x86-avx2 is for those."
         )
     sentences += corruption_error(s, {k: NAMES[k] for k in ("float", "int8", "compensated")})
     sentences.append(significance(record, "drop", "Float and INT8"))

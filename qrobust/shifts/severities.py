@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from qrobust.errors import InputError
+from qrobust.inputs import user_path
 from qrobust.shifts import corruptions as c
 from qrobust.shifts import transformations as t
 from qrobust.usercode import UserFile, file_of, is_code, loaded
@@ -267,7 +268,7 @@ def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
     """
     if STORED in names:
         raise InputError(f"shift: expected a folder after {STORED}, got {STORED!r}")
-    return {n: Path(n.removeprefix(STORED)).expanduser() for n in names if n.startswith(STORED)}
+    return {n: user_path(n.removeprefix(STORED)) for n in names if n.startswith(STORED)}
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
