@@ -172,6 +172,8 @@ class Workbench:
         c, stored = self.config, self.folder is not None and self.folder.weights.exists()
         if not stored and c.weights is None and not c.pretrained:
             self.reporter.warn("warning: no --weights given, the network has random weights")
+        if not stored and c.weights and self.model_spec.note:
+            self.reporter.say(self.model_spec.note)
         weights = Path(c.weights).expanduser() if c.weights else None
         return load_model(
             self.model_spec, classes=len(self._data.class_names), image_size=self._data.image_size,
