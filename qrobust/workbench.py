@@ -215,6 +215,8 @@ class Workbench:
                 self.reporter.say(f"no --weights given: the weights are those that {c.model} set")
             else:
                 self.reporter.warn("warning: no --weights given, the network has random weights")
+        if not stored and c.weights and self.model_spec.note:
+            self.reporter.say(self.model_spec.note)
         weights = user_path(c.weights) if c.weights else None
         return load_model(
             self.model_spec, classes=len(self._data.class_names), image_size=self._data.image_size,

@@ -129,17 +129,17 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the twin; --resume goes on after a kill
     """
     from qrobust import pipeline
+    from qrobust.pipeline.stage import gates_passed
+    from qrobust.report.verdict import validation_sentence
 
     bench = begin_or_resume(out, overwrite, resume, compensating=False, **options)
     if not (resume and bench.place().stage("quantize")):
         pipeline.quantize(bench)
     stage = bench.place().need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():
-        agreement = stage["parity"][name]["agreement"]
-        echo(
-            f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
-            f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
-        )
+        echo(f"{bench.place().graph(name)}: {gates_passed(name, audited, stage['parity'][name])}")
+    if measured := stage["quantization"].get("validation"):  # folders of earlier versions have none
+        echo(validation_sentence(measured))
 
 
 @main.command()

@@ -6,7 +6,8 @@ import inspect
 import math
 import pickle
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.errors import InputError
-from qrobust.inputs import check_file, user_path
+from qrobust.inputs import check_file
 from qrobust.integer import refuse_quantized
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
@@ -31,6 +32,8 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
+# Of torchvision's builders: as those for pretrained weights, which people fine-tune, build the same network.
+ARGUMENTS = {name: {"transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")}
 SCHEMES = f"torchvision:NAME, path/to/file.py:FACTORY or one of {', '.join(BUILT_IN)}"
 
 
@@ -45,6 +48,7 @@ class ModelSpec:
         preferred_size: image side it was made for, or None.
         pretrained: maker of torchvision's own weights, or None.
         version: of a user's file, which changes with it; else "".
+        note: what weights do not say and `build` assumes, or nothing.
     """
 
     spec: str
@@ -53,6 +57,7 @@ class ModelSpec:
     preferred_size: int | None
     pretrained: Callable[[], nn.Module] | None = None
     version: str = ""
+    note: str = ""
 
 
 def find_model(spec: str) -> ModelSpec:
@@ -82,8 +87,7 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
     size = weights.transforms().crop_size[0]
 
     def build(classes: int) -> nn.Module:
-        extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        return models.get_model(name, weights=None, num_classes=classes, **extra)
+        return models.get_model(name, weights=None, num_classes=classes, **ARGUMENTS.get(name, {}))
 
     def pretrained() -> nn.Module:
         try:
@@ -91,7 +95,11 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
         except OSError as error:
             raise InputError(f"pretrained: torchvision cannot fetch weights of {name} ({error})") from error
 
-    return ModelSpec(spec, build, "imagenet", size, pretrained)
+    note = (
+        f"{spec} is built with transform_input=True, as torchvision does for pretrained weights; for weights that "
+        "were trained without, give a factory (--model FILE.py:FACTORY)"
+    )
+    return ModelSpec(spec, build, "imagenet", size, pretrained, note if name in ARGUMENTS else "")
 
 
 def _file_model(spec: str, factory: str) -> ModelSpec:
@@ -103,6 +111,8 @@ def _file_model(spec: str, factory: str) -> ModelSpec:
     def build(classes: int) -> nn.Module:
         with running(path, f"model: {path}:{factory} failed"):
             model = _call(made, classes, f"{path}:{factory}")
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
         if not isinstance(model, nn.Module):
             raise InputError(f"model: {path}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
         if isinstance(model, torch.jit.ScriptModule):
@@ -172,11 +182,13 @@ def load_model(
     torch.manual_seed(seed)
     if pretrained and found.pretrained is not None:
         network = found.pretrained()
+        _without_auxiliary_heads(network)
     else:
         network = found.build(classes)
         refuse_quantized(network)
+        unused = _without_auxiliary_heads(network)
         if weights is not None:
-            _load_weights(network, weights)
+            _load_weights(network, weights, unused)
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"weights: {name!r} holds NaN or infinity")
@@ -233,7 +245,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
                 warnings.simplefilter("ignore")  # of what is deprecated in the file nobody here can change anything
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises another type
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
             reason = "it is damaged, or holds more than tensors"
         raise InputError(f"weights: {path} is not a readable state dict or safetensors file ({reason})") from error
@@ -242,11 +254,32 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"weights: expected a state dict of tensors in {path}, got {type(state).__name__}")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
+    plain = OrderedDict((str(k).removeprefix("module."), v) for k, v in state.items())
+    versions = getattr(state, "_metadata", {})  # of each module's entries, by its path
+    inner = {k: v for k, v in versions.items() if k.partition(".")[0] == "module"}
+    plain._metadata = {k.partition(".")[2]: v for k, v in inner.items()} or versions  # type: ignore[attr-defined]  # torch's
+    return plain
 
 
-def _load_weights(network: nn.Module, path: Path) -> None:
+def _without_auxiliary_heads(network: nn.Module) -> tuple[str, ...]:
+    """Take out heads that torchvision's networks have for training alone, and tell how names of theirs begin."""
+    from torchvision.models import GoogLeNet, Inception3
+
+    prefixes = []
+    for path, module in list(network.named_modules()):
+        if isinstance(module, GoogLeNet | Inception3):
+            module.aux_logits = False
+            for head in ("aux1", "aux2") if isinstance(module, GoogLeNet) else ("AuxLogits",):
+                setattr(module, head, None)
+                prefixes.append(f"{path}.{head}.".removeprefix("."))
+    return tuple(prefixes)
+
+
+def _load_weights(network: nn.Module, path: Path, unused: tuple[str, ...] = ()) -> None:
+    """Give a network its weights; entries whose names begin with one of `unused` are left out."""
     given, own = read_state_dict(path), network.state_dict()
+    for name in [name for name in given if name.startswith(unused)]:
+        del given[name]
     for name in own:
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, own[name])
@@ -266,7 +299,35 @@ def _load_weights(network: nn.Module, path: Path) -> None:
             f"weights: {path} does not fit the model: {len(missing)} entries missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}"
         )
-    network.load_state_dict(given)
+    # Formats without versions, such as safetensors, hold what this version of the network's code writes.
+    given._metadata = own._metadata | given._metadata  # type: ignore[attr-defined]  # torch's
+    try:
+        network.load_state_dict(given)
+    except Exception as error:  # modules may read their entries themselves
+        raise InputError(f"weights: the model cannot load {path} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _outputs(found: object, classes: int) -> str:
+    """What a network returns instead of logits, and what to do about it."""
+    if isinstance(found, torch.Tensor):
+        if classes == 2 and found.shape in ((2,), (2, 1)):
+            same = "torch.stack((torch.zeros_like(z), z), 1)" if found.ndim == 1 else "F.pad(z, (1, 0))"
+            return f"{tuple(found.shape)}, one logit z for two classes; let the network return {same} instead"
+        return f"{tuple(found.shape)}"
+    parts: dict[str, object] = {}
+    if isinstance(found, Mapping):
+        parts = {f"[{key!r}]": value for key, value in found.items()}
+    elif isinstance(found, tuple | list):
+        parts = {f"[{i}]": value for i, value in enumerate(found)}
+    elif hasattr(found, "logits"):
+        parts = {".logits": found.logits}
+    tensors = [f"{name} {tuple(part.shape)}" for name, part in parts.items() if isinstance(part, torch.Tensor)]
+    held = f" of {', '.join(tensors)}" if tensors else ""
+    return f"{type(found).__name__}{held}; let the factory return a module whose forward returns the logits alone"
 
 
 def _unusual(value: torch.Tensor) -> str | None:
@@ -290,11 +351,13 @@ def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> i
         except SystemExit as error:
             raise InputError(f"model: {spec} failed ({complaint(error)})") from error
         except Exception as error:  # the user's code may raise anything
-            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            reasons.append(_first_line(error))
             continue
         if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise InputError(f"model: expected logits (2, {classes}) for the data's {classes} classes, got {shape}")
+            raise InputError(
+                f"model: expected logits (2, {classes}) for the data's {classes} classes, got "
+                f"{_outputs(logits, classes)}"
+            )
         return channels
     raise InputError(
         f"model: expected a network for images of 3 channels or 1, {spec} fails on those of {image_size} px "

@@ -11,12 +11,13 @@ from torch import fx
 from qrobust.classifier import count_macs
 from qrobust.compensation.training import state_hash
 from qrobust.data import Split
+from qrobust.deployment.audit import audit
 from qrobust.deployment.runtime import sums_saturate
 from qrobust.errors import GateError, InputError
 from qrobust.folders import RunFolder, discard_unfinished
 from qrobust.output_folder import promote
-from qrobust.pipeline.stage import choices_key, export_gated, stage, told
-from qrobust.quantization.graph import folded
+from qrobust.pipeline.stage import PARITY_IMAGES, choices_key, export_gated, stage, told
+from qrobust.quantization.graph import channels_last, computed_weights, folded
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, refreeze, thaw
 from qrobust.quantization.qat import train as train_twin
@@ -24,6 +25,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
 from qrobust.shifts.rendering import to_unit
+from qrobust.statistics import wilson_interval
 from qrobust.workbench import SENSITIVITY_IMAGES, Workbench
 
 NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
@@ -31,6 +33,10 @@ NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
 SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 # Accuracy, as a fraction, whose loss on such CPUs nobody should learn of from a record alone.
 MATERIAL = 0.01
+# Share of integer multiply-accumulates below which a graph is a float one.
+NOTHING = 0.005
+# What `audit` says of a product that is in float by its nature, and not because of what is around it.
+NO_INTEGER_FORM = ("weight-not-quantized", "no-integer-kernel")
 
 
 def quantize(bench: Workbench) -> None:
@@ -62,9 +68,11 @@ def _quantize(bench: Workbench) -> None:
             result["earlier_s"] = fit.earlier_s
         floating = folded(bench.model, bench.example)
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
-        export_gated(bench, "float", floating, result)
-        export_gated(bench, "int8", twin, result)
-        _warn_of_float(bench, result["audit"]["int8"], len(in_float))
+        logits = {
+            "float": export_gated(bench, "float", floating, result, network=bench.model),
+            "int8": export_gated(bench, "int8", twin, result),
+        }
+        _warn_of_float(bench, result["audit"]["int8"], len(in_float), floating)
         bench.save_model()
         bench.save_twin(twin)
         bench.place().drop_checkpoints(bench.place().checkpoints.glob("qat-*"))
@@ -78,6 +86,7 @@ def _quantize(bench: Workbench) -> None:
             "target": bench.config.target,
             "recipe": asdict(quantized.recipe),
             "trials": [asdict(t) for t in quantized.trials],
+            "validation": _validated(bench, logits),
             "kept_in_float": in_float,
             "keep_float_auto": _bought(bench, quantized.gained, result["audit"]["int8"]),
             "layer_noise": [asdict(n) for n in noise],
@@ -93,17 +102,54 @@ def _quantize(bench: Workbench) -> None:
         result["image_size"] = size
 
 
-def _warn_of_float(bench: Workbench, audited: dict[str, Any], on_purpose: int) -> None:
+def _validated(bench: Workbench, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Accuracy and agreement of both graphs, as onnxruntime runs them, on validation images."""
+    labels = bench.judges(PARITY_IMAGES).labels
+    predicted = {name: values.argmax(1) for name, values in logits.items()}
+    right = {name: int((prediction == labels).sum()) for name, prediction in predicted.items()}
+    n, lost = len(labels), right["float"] - right["int8"]
+    if lost >= MATERIAL * n:
+        config = bench.config
+        remedies = {
+            "--ptq auto": config.ptq != "auto", "--equalize": config.ptq != "auto" and not config.equalize,
+            "--qat-epochs 1": not config.qat_epochs,
+            f"--keep-float {'with more layers' if config.keep_float else 'auto:N'}": True,
+        }  # fmt: skip
+        untried = [remedy for remedy, missing in remedies.items() if missing]
+        bench.reporter.warn(
+            f"warning: INT8 loses {100 * lost / n:.1f} points of accuracy on {n:,} validation images "
+            f"({100 * right['float'] / n:.1f} -> {100 * right['int8'] / n:.1f} %); try {', '.join(untried)}"
+        )
+    return {
+        "n": n,
+        "accuracy": {name: count / n for name, count in right.items()},
+        "interval": {name: list(wilson_interval(count, n)) for name, count in right.items()},
+        "agreement": float((predicted["float"] == predicted["int8"]).double().mean()),
+    }
+
+
+def _warn_of_float(bench: Workbench, audited: dict[str, Any], on_purpose: int, floating: fx.GraphModule) -> None:
     """Tell what the network computes in float because it has no integer form here, as the products of attention."""
     left = audited["quantizable_ops"] - audited["integer_ops"] - on_purpose
-    if left:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
-        share = audited["integer_mac_share"]
-        work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
-        bench.reporter.warn(
-            f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
-            f"here and stay in float ({kinds}{work})"
-        )
+    if left <= 0:
+        return
+    kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
+    share = audited["integer_mac_share"]
+    work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
+    path = bench.place().graph("int8")
+    if weights := computed_weights(floating):
+        more = f" and {len(weights) - 1} more" if weights[1:] else ""
+        why = f"weights computed in the forward pass, from {weights[0]!r}{more}; store what is computed as the weight"
+    else:
+        explained = audit(path, signed_activations=bench.target.signed or None, explain=True)
+        blocked = sorted(explained["blocked"], key=lambda found: -(found["macs"] or 0))
+        reasons = [reason for found in blocked for reason in found["reasons"]]
+        why = next((r["why"] for r in reasons if r["code"] in NO_INTEGER_FORM), reasons[0]["why"])
+    idle = "" if share is None or share > NOTHING else "; int8.onnx is no faster than float.onnx"
+    bench.reporter.warn(
+        f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
+        f"here and stay in float ({kinds}{work}): {why}{idle} (more: `qrobust audit {path}`)"
+    )
 
 
 def _bought(
@@ -183,7 +229,7 @@ def train_twin_in_stage(
     folder, config = bench.place(), bench.config
     folder.checkpoints.mkdir(exist_ok=True)
     trainable = thaw(bench.quantized.observed.graph, twin, learn_ranges=config.qat_ranges == "learned")
-    trainable = trainable.to(memory_format=torch.channels_last)
+    channels_last(trainable)
     judges = bench.some(validation, QAT_VALIDATION_IMAGES)
     with bench.reporter.bar("train the twin", steps) as bar:
         fit = train_twin(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import qrobust
-from qrobust.deployment.audit import audit, check_gate, parity
+from qrobust.deployment.audit import audit, check_gate, check_meaning, compare, logits_of
 from qrobust.deployment.graph import export as export_graph
 from qrobust.deployment.runtime import OnnxClassifier
 from qrobust.files import replacement, scratch
@@ -120,8 +120,21 @@ def export_gated(
     name: str,
     model: torch.nn.Module,
     result: dict[str, Any],
-) -> None:
-    """Write a graph and pass it through the gates: checker, audit, parity."""
+    *,
+    network: torch.nn.Module | None = None,
+) -> torch.Tensor:
+    """Write a graph and pass it through the gates: checker, audit, parity.
+
+    Args:
+        bench: of the run.
+        name: of the graph.
+        model: what is exported.
+        result: of the stage; what the gates found is added.
+        network: what a float model was rewritten from, which its graph must then equal.
+
+    Returns:
+        The graph's logits `(N, K)` on the validation images of its parity.
+    """
     path = bench.place().graph(name)
     with replacement(path) as part:
         export_graph(
@@ -135,16 +148,26 @@ def export_gated(
         audited = audit(part, signed_activations=bench.target.signed or None)
         split = bench.judges(PARITY_IMAGES)
         images = to_unit(split.read(slice(None)))
-        measured = parity(model, bench.on_target(part), images, split.labels)
+        wanted, got = (logits_of(classifier, images) for classifier in (network or model, bench.on_target(part)))
+        if network is not None:
+            check_meaning(wanted, got)
+        measured = compare(wanted, got, split.labels)
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_gate(name, audited, measured, layers)
         undo(bench, MADE_BY.get(name, name))
     write_text(bench.place().card(name), unmeasured_card(name))
     result.setdefault("audit", {})[name] = audited
     result.setdefault("parity", {})[name] = measured
-    bench.reporter.detail(
-        f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
-        f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
+    bench.reporter.detail(f"{name}.onnx: {gates_passed(name, audited, measured)}")
+    return got
+
+
+def gates_passed(name: str, audited: dict[str, Any], measured: dict[str, Any]) -> str:
+    """How much of a graph is integer, and what it was compared with, in words."""
+    reference = "your network" if name == "float" else "its fake-quantized model in torch"
+    return (
+        f"{audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix products integer, parity "
+        f"with {reference} {100 * measured['agreement']:.2f} %"
     )
 
 

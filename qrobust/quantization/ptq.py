@@ -15,7 +15,7 @@ from qrobust.integer import refuse_quantized
 from qrobust.quantization.backend import insert_observers
 from qrobust.quantization.correction import correct_biases
 from qrobust.quantization.equalization import equalize
-from qrobust.quantization.graph import LAYERS, calls, described, layer_names, public_name, traced
+from qrobust.quantization.graph import LAYERS, calls, channels_last, described, layer_names, public_name, traced
 from qrobust.quantization.observers import RANGES, Observer
 from qrobust.quantization.recipe import Recipe, layer_of
 from qrobust.quantization.rounding import learn_rounding
@@ -70,8 +70,8 @@ def prepare(
         equalize(graph)
     in_float = tuple(str(n.target) for n, _ in calls(graph, LAYERS) if bits[public_name(str(n.target))] is None)
     prepared = insert_observers(graph, example, leaves=leaves, in_float=in_float)
-    # Convolutions on a CPU are fastest with channels last, depthwise ones above all.
-    return prepared.to(memory_format=torch.channels_last), layers
+    channels_last(prepared)
+    return prepared, layers
 
 
 def observe(

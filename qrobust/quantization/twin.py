@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qrobust.errors import InputError, RangeError
 from qrobust.integer import ActivationQuantizer, IntegerConv2d, IntegerLinear, zero_padding
-from qrobust.quantization.graph import CLAMPS, LAYERS, calls, described, public_name
+from qrobust.quantization.graph import CLAMPS, LAYERS, calls, constants, described, public_name
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
 from qrobust.quantization.rewrites.calls import remove_call, set_module
@@ -36,8 +36,14 @@ def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits)
             and the nearest layer.
     """
 
-    def parameters(observer: Observer, where: str, low: int, high: int) -> tuple[float, int]:
+    fixed = {node.name for node in constants(prepared)}
+
+    def parameters(observer: Observer, source: fx.Node, low: int, high: int) -> tuple[float, int]:
         seen = (observer.low, observer.high)
+        if seen[0] == seen[1] and source.name in fixed and observer.finite:
+            # Such as a temperature or a mask of ones: a grid of zero and the value holds it exactly.
+            return quantization_parameters(*seen, low, high) if seen[0] else (1.0, low)
+        where = described(prepared, source)
         if not observer.seen or not observer.finite or seen[0] == seen[1]:
             what = "NaN or infinite" if not observer.finite else "constant" if observer.seen else "never observed"
             raise RangeError(
@@ -61,7 +67,7 @@ def _frozen(
     prepared: fx.GraphModule,
     target: Target,
     bits: Bits,
-    parameters: Callable[[Observer, str, int, int], tuple[float, int]],
+    parameters: Callable[[Observer, fx.Node, int, int], tuple[float, int]],
 ) -> fx.GraphModule:
     twin = copy.deepcopy(prepared)
     widths = _activation_bits(twin, bits)
@@ -70,8 +76,8 @@ def _frozen(
         assert isinstance(observer, Observer)
         if id(observer) not in made:
             low, high = target.activations(widths[id(observer)])
-            where = described(twin, node.all_input_nodes[0])
-            made[id(observer)] = ActivationQuantizer(*parameters(observer, where, low, high), low, high)
+            found = parameters(observer, node.all_input_nodes[0], low, high)
+            made[id(observer)] = ActivationQuantizer(*found, low, high)
         set_module(twin, str(node.target), made[id(observer)])
     modules = dict(twin.named_modules(remove_duplicate=False))
     for node, layer in calls(twin, LAYERS):

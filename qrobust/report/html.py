@@ -15,7 +15,7 @@ from PIL import Image
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.plots import LABELS, gains_plot, layers_plot, methods_plot, severity_plot
 from qrobust.report.stored import stored_tables
-from qrobust.report.verdict import LEVEL, NAMES, comparison, headline, percent, points, verdict
+from qrobust.report.verdict import LEVEL, NAMES, comparison, headline, percent, points, validation_sentence, verdict
 from qrobust.text import printable
 
 PICTURE_SIDE = 112
@@ -37,6 +37,7 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
     every = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
     graphs = [k for k in every if k in LABELS]
     compared = len(record["methods"]) > 1
+    validation = record["quantization"].get("validation")  # folders of earlier versions have none
     return environment.get_template("report.html").render(
         record=record,
         summary=record["summary"],
@@ -54,6 +55,7 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),
+        validation=validation_sentence(validation) if validation else "",
         pictures=_picture_rows(pictures) if pictures else [],
     )
 

@@ -34,6 +34,18 @@ def points(value: float | None, interval: list[float] | None = None) -> str:
     return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
+def validation_sentence(measured: dict[str, Any]) -> str:
+    """What both graphs do on validation images, which is known before anything else is measured."""
+    figures = []
+    for name in ("float", "int8"):
+        low, high = measured["interval"][name]
+        figures.append(f"{NAMES[name]} {percent(measured['accuracy'][name])} [{100 * low:.1f}, {100 * high:.1f}]")
+    return (
+        f"Validation images (n = {measured['n']:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
+        f"does on {percent(measured['agreement'])}."
+    )
+
+
 def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
     """Sentences about the mean corruption error; none where no corruption of the benchmark was measured.
 
