@@ -23,7 +23,8 @@ from qrobust.evaluation.workers import Processes
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
-from qrobust.storage import save_npz
+from qrobust.storage import read_npz, save_npz
+from qrobust.user_code import expect, ran
 
 # What `within_budget` chose, in the folder of predictions.
 SUBSET = "subset.json"
@@ -92,7 +93,8 @@ def predict(
     answer = partial(_answer, dict(classifiers), condition, table, seed)
     batches = (images for images, _ in split.batches(BATCH))
     found: dict[str, list[Predictions]] = {name: [] for name in classifiers}
-    for parts in by.ask(batches, answer) if by else ([answer(images)] for images in batches):
+    task = partial(_in_worker, ran(), answer)
+    for parts in by.ask(batches, task) if by else ([answer(images)] for images in batches):
         for part in parts:
             for name, of_one in part.found.items():
                 found[name].append(of_one)
@@ -101,6 +103,12 @@ def predict(
         name: Predictions(*(np.concatenate([getattr(p, field) for p in parts]) for field in FIELDS))
         for name, parts in found.items()
     }
+
+
+def _in_worker(code: Mapping[Path, str], answer: Callable[[torch.Tensor], Answer], pixels: torch.Tensor) -> Answer:
+    """`_answer` in another process, in which a user's files must be those that ran here."""
+    expect(code)
+    return answer(pixels)
 
 
 @torch.no_grad()
@@ -135,7 +143,7 @@ def prediction_key(graph: bytes, condition: Condition, about: tuple[object, ...]
 
 def condition_file(folder: Path, condition: Condition) -> Path:
     """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
-    name = quote(condition[0], safe="")
+    name = quote(condition[0], safe="", errors="surrogatepass")
     if len(name) > LONGEST_NAME:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
     return folder / f"{name}-{condition[1]}.npz"
@@ -174,13 +182,10 @@ def kept_or_predicted(
     path = condition_file(folder, condition)
     kept: dict[str, Predictions] = {}
     if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                for name in classifiers:
-                    if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
-                        kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
-        except Exception as error:  # numpy raises a different type for each kind of damage
-            raise InputError(f"predictions: cannot read {path} ({error}); removed, it is made again") from error
+        stored = read_npz(path, "predictions")
+        for name in classifiers:
+            if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
+                kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
     missing = {name: classifier for name, classifier in classifiers.items() if name not in kept}
     if not missing:
         progress(len(split))
@@ -222,14 +227,10 @@ def read_predictions(
     )
     labels, indices, found = None, None, ConditionPredictions()
     for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in stored.files}
-                condition = str(arrays["shift"]), int(arrays["severity"])
-                names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
-                found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
-        except Exception as error:  # numpy raises a different type for each kind of damage
-            raise InputError(f"predictions: cannot read {path} ({error})") from error
+        arrays = read_npz(path, "predictions", ("shift", "severity", "label", "index"))
+        condition = str(arrays["shift"]), int(arrays["severity"])
+        names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
+        found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
         if indices is not None and not np.array_equal(indices, arrays["index"]):
             raise InputError(f"predictions: {path} is of other images than {paths[0].name}")
         labels, indices = arrays["label"], arrays["index"]
@@ -282,7 +283,7 @@ def within_budget(
         "table": table,
     }
     count = kept.get("n")
-    if {key: kept.get(key) for key in about} != about or not isinstance(count, int):
+    if {key: kept.get(key) for key in about} != about or not (isinstance(count, int) and 0 < count <= len(split)):
         started, probe = clock(), split.first(PROBE)
         # Processes start and sessions are slow at first: once, whatever the number of images.
         predict(classifiers, split.first(BATCH), CLEAN, table=table, seed=seed, by=by)

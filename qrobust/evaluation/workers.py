@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -19,6 +20,8 @@ import torch
 from qrobust.errors import InputError, QRobustError
 
 T = TypeVar("T")
+# Each takes some hundred megabytes, and beyond one for each core nothing is gained.
+WORKERS_PER_CORE = 4
 # In a worker: the memory that it shares.
 _SHARED: list[Any] = []
 
@@ -103,10 +106,13 @@ def check_workers(workers: int) -> None:
     """Whether there may be so many processes.
 
     Raises:
-        InputError: fewer than 1.
+        InputError: fewer than 1, or many times more than there are cores.
     """
     if workers < 1:
         raise InputError(f"workers: expected at least 1, got {workers}")
+    most = WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if workers > most:
+        raise InputError(f"workers: expected at most {most}, {WORKERS_PER_CORE} for each core here, got {workers}")
 
 
 @contextmanager
@@ -128,6 +134,7 @@ def processes(workers: int) -> Iterator[Processes | None]:
 
 
 def _begin(memory: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(1)
     _SHARED.append(memory)
     Thread(target=_end_with_parent, daemon=True).start()

@@ -38,7 +38,7 @@ from qrobust.pipeline.stage import is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.recipe import Recipe
 from qrobust.shifts.filters import to_unit
-from qrobust.storage import write_json
+from qrobust.storage import write_sealed
 
 # Training images whose batch-norm statistics are taken, in batches of so many.
 REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128
@@ -121,7 +121,7 @@ def _reestimated_and_calibrated(run: Run, result: dict[str, Any]) -> nn.Module:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
-        write_json(checkpoints_of(run, fake_quantized)["chosen"], chosen)
+        write_sealed(checkpoints_of(run, fake_quantized)["chosen"], chosen)
     result["spent"] = list(checkpoints_of(run, fake_quantized).values())
     return Compensated(fit_calibrator(run, fake_quantized, result), fake_quantized)
 

@@ -18,7 +18,7 @@ from qrobust.data.loading import open_test
 from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
-from qrobust.errors import InputError, QRobustError
+from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackChoices
 from qrobust.evaluation.attack_plan import Graph
 from qrobust.evaluation.attack_summary import attacked
@@ -40,8 +40,22 @@ from qrobust.evaluation.summary import (
     stored_figures,
 )
 from qrobust.evaluation.workers import check_workers, processes
-from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED
-from qrobust.pipeline.run_folder import begin_folder, check_folder
+from qrobust.pipeline.config import (
+    BOUNDS,
+    DEFAULT_SEVERITIES,
+    blanks,
+    out_of_bounds,
+)
+from qrobust.pipeline.output_folder import (
+    NEW,
+    begun,
+    claimed,
+    configuration,
+    discard,
+    plain,
+    promote,
+)
+from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
 from qrobust.progress import Reporter
 from qrobust.record import (
     EVALUATION_SCHEMA,
@@ -60,7 +74,8 @@ from qrobust.shifts.registry import (
     table_for,
 )
 from qrobust.shifts.rendering import render
-from qrobust.storage import discard_backup, has_backup, read_json, restore_backup, write_json, write_text
+from qrobust.storage import read_json, write_json, write_text
+from qrobust.user_code import code_of, trust
 
 
 @dataclass(frozen=True)
@@ -87,13 +102,7 @@ class Choices:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("image_size", 8), ("seed", 0), ("budget", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}: expected at least {least}, got {value}")
-        if self.seed > MOST_SEED:
-            raise InputError(f"seed: expected at most {MOST_SEED}, got {self.seed}")
-        mistakes = self.attack_choices.mistakes()
+        mistakes = blanks(self) + out_of_bounds(self) + self.attack_choices.mistakes()
         if mistakes:
             raise InputError("; ".join(mistakes))
 
@@ -134,20 +143,39 @@ def evaluate_files(
     Raises:
         InputError: anything is not usable.
     """
-    if threads < 1:
-        raise InputError(f"threads: expected at least 1, got {threads}")
-    going_on = resume and (out / "config.json").is_file()
+    if not 1 <= threads <= BOUNDS["threads"][1]:
+        raise InputError(f"threads: expected 1 to {BOUNDS['threads'][1]}, got {threads}")
+    out = plain(out)
+    if not (resume and configuration(out)):
+        _check_folder(out, overwrite=overwrite)
+    with claimed(out, replacing=overwrite):
+        return _evaluate(choices, out, reporter, threads=threads, workers=workers, overwrite=overwrite, resume=resume)
+
+
+def _check_folder(out: Path, *, overwrite: bool) -> None:
+    check_folder(
+        out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
+    )
+
+
+def _evaluate(
+    choices: Choices, out: Path, reporter: Reporter, *, threads: int, workers: int, overwrite: bool, resume: bool
+) -> Record:
+    """`evaluate_files` in a claimed folder."""
+    earlier = begun(out) if resume else None
     config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
-    if going_on:
-        kept = read_json(out / "config.json")
+    if earlier:
+        kept = read_json(earlier / "config.json")
         for key, value in config.items():
             if kept.get(key) != value:
-                raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
+                raise InputError(
+                    f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}"
+                    f"{other_unfinished(earlier)}"
+                )
     else:
-        check_folder(
-            out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
-        )
+        _check_folder(out, overwrite=overwrite)
     check_workers(workers)
+    trust(choices.shifts)
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
     split = open_test(
@@ -198,8 +226,9 @@ def evaluate_files(
     with reporter.bar("read images", len(split)) as bar:
         for images, _ in split.batches(BATCH):
             bar.update(len(images))
-    folder, of, predictions, entries = out / "predictions", len(split), {}, []
-    with _folder_for(out, config, going_on=going_on), processes(workers) as by:
+    of, predictions, entries = len(split), {}, []
+    with _place_for(out, config, earlier) as place, processes(workers) as by:
+        folder = place / "predictions"
         if choices.budget is not None:
             subset = read_json(folder / SUBSET) if (folder / SUBSET).exists() else {}
             split, subset = within_budget(
@@ -255,7 +284,7 @@ def evaluate_files(
                 )
             )
         attacks = attacked(
-            out / "attacks.npz",
+            place / "attacks.npz",
             {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
             split,
             choices.attack_choices,
@@ -273,6 +302,7 @@ def evaluate_files(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": config,
+        "code": code_of(choices.shifts, {}),
         "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
         "summary": summary,
         "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
@@ -289,9 +319,10 @@ def evaluate_files(
         "hardware": hardware(threads) | {"sums": added},
     }
     for name, text in csv_files(record).items():
-        write_text(out / name, text)
-    write_text(out / "report.md", evaluation_report(record))
-    write_json(out / "record.json", record)
+        write_text(place / name, text)
+    write_text(place / "report.md", evaluation_report(record))
+    write_json(place / "record.json", record)
+    promote(place)
     return record
 
 
@@ -320,22 +351,21 @@ def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
 
 
 @contextmanager
-def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterator[None]:
-    """A folder with nothing but its configuration, or the one of an evaluation that goes on.
+def _place_for(out: Path, config: dict[str, Any], earlier: Path | None) -> Iterator[Path]:
+    """A place in the claimed folder with nothing but a configuration, or where an earlier evaluation began.
 
-    Where what follows ends in an error of ours, what `out` held before is there again, and of a new evaluation
-    only what is worth going on with.
+    What `out` holds stays until the new one is done. Where what follows fails, of a new evaluation only what is worth
+    going on with is kept: of one that is to replace another, where it was stopped, not where it failed.
     """
-    if not going_on:
-        begin_folder(out, config)
+    place = earlier or begin_folder(out, config)
     try:
-        (out / "predictions").mkdir(exist_ok=True)
-        yield
-    except (QRobustError, OSError):
-        if not going_on and (has_backup(out) or not any(out.glob("predictions/**/*.npz"))):
-            restore_backup(out)
+        (place / "predictions").mkdir(exist_ok=True)
+        yield place
+    except BaseException as error:
+        failed_to_replace = place.name == NEW and isinstance(error, Exception)
+        if not earlier and (failed_to_replace or not any(place.glob("predictions/**/*.npz"))):
+            discard(place)
         raise
-    discard_backup(out)
 
 
 def _sha256(path: Path) -> bytes:

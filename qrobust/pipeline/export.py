@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,12 @@ from qrobust.classifier import parse_normalization
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export as export_graph
-from qrobust.deployment.parity import check_export, parity
+from qrobust.deployment.parity import (
+    check_export,
+    check_meaning,
+    compare,
+    logits_of,
+)
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import MADE_BY
 from qrobust.pipeline.stage import invalidate, stage
@@ -23,7 +25,7 @@ from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
 from qrobust.report.model_card import unmeasured_card
 from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.rendering import render
-from qrobust.storage import save_npz, write_text
+from qrobust.storage import replacement, save_npz, scratch, write_text
 
 
 def export(run: Run) -> None:
@@ -58,8 +60,8 @@ PARITY_IMAGES = 1000
 
 def session_of(run: Run, model: torch.nn.Module) -> OnnxClassifier:
     """A model as onnxruntime runs it, without a file that stays."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
+    with scratch() as folder:
+        path = folder / "graph.onnx"
         export_graph(model, path, run.data.image_size, channels=run.model.channels)
         return run.on_target(path)
 
@@ -69,11 +71,23 @@ def export_checked(
     name: str,
     model: torch.nn.Module,
     result: dict[str, Any],
-) -> None:
-    """Write a graph and pass it through the gates: checker, audit, parity."""
+    *,
+    network: torch.nn.Module | None = None,
+) -> torch.Tensor:
+    """Write a graph and pass it through the gates: checker, audit, parity.
+
+    Args:
+        run: of the run.
+        name: of the graph.
+        model: what is exported.
+        result: of the stage; what the gates found is added.
+        network: what a float model was rewritten from, which its graph must then equal.
+
+    Returns:
+        The graph's logits `(N, K)` on the validation images of its parity.
+    """
     path = run.require_folder().graph(name)
-    part = path.with_name(f".{name}.onnx")
-    try:
+    with replacement(path) as part:
         export_graph(
             model,
             part,
@@ -85,19 +99,26 @@ def export_checked(
         audited = audit(part, signed_activations=run.target.signed or None)
         split = run.selection_subset(PARITY_IMAGES)
         images = to_unit(split.read(slice(None)))
-        measured = parity(model, run.on_target(part), images, split.labels)
+        wanted, got = (logits_of(classifier, images) for classifier in (network or model, run.on_target(part)))
+        if network is not None:
+            check_meaning(wanted, got)
+        measured = compare(wanted, got, split.labels)
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_export(name, audited, measured, layers)
         invalidate(run, MADE_BY.get(name, name))
-        os.replace(part, path)
-        write_text(run.require_folder().card(name), unmeasured_card(name))
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(run.require_folder().card(name), unmeasured_card(name))
     result.setdefault("audit", {})[name] = audited
     result.setdefault("parity", {})[name] = measured
-    run.reporter.detail(
-        f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
-        f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
+    run.reporter.detail(f"{name}.onnx: {gates_passed(name, audited, measured)}")
+    return got
+
+
+def gates_passed(name: str, audited: dict[str, Any], measured: dict[str, Any]) -> str:
+    """How much of a graph is integer, and what it was compared with, in words."""
+    reference = "your network" if name == "float" else "its fake-quantized model in torch"
+    return (
+        f"{audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix products integer, parity "
+        f"with {reference} {100 * measured['agreement']:.2f} %"
     )
 
 

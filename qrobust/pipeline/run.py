@@ -7,7 +7,7 @@ model's code: the configuration, the float weights, the fake-quantized model's a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
+from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import RunFolder, is_run
 from qrobust.progress import Reporter
@@ -66,6 +67,14 @@ from qrobust.shifts.registry import (
     table_for,
 )
 from qrobust.storage import atomic_write, read_json
+from qrobust.user_code import (
+    code_of,
+    govern,
+    hashes,
+    is_code,
+    same_code,
+    trust,
+)
 
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
@@ -107,12 +116,30 @@ class Run:
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
 
+    def __post_init__(self) -> None:
+        trust(self.code_specs)
+
     @classmethod
-    def open(cls, path: Path, reporter: Reporter, **changes: object) -> Run:
+    def open(
+        cls,
+        path: Path,
+        reporter: Reporter,
+        *,
+        named: Sequence[str] = (),
+        allow_code: Sequence[str] = (),
+        **changes: Any,
+    ) -> Run:
         """Reopen a run's folder, with some choices changed.
 
+        Args:
+            path: the folder.
+            reporter: where progress is told.
+            named: `FILE.py:NAME` that may run though only the folder names them otherwise.
+            allow_code: SHA-256 of files that may run.
+            changes: choices; a model must be the run's own, and is thereby named.
+
         Raises:
-            InputError: the folder is not a run's.
+            InputError: the folder is not a run's, or is of another model.
         """
         folder = RunFolder(path)
         if not folder.config.is_file():
@@ -126,7 +153,31 @@ class Run:
         given = {k: v for k, v in changes.items() if v is not None or k == "scene_images"}
         if given.get("seed", kept.get("seed")) != kept.get("seed"):
             raise InputError(f"seed: the splits of {path} were drawn with {kept.get('seed')}, got {given['seed']}")
-        return cls(RunConfig.from_json(kept | given), folder, reporter)
+        model = given.pop("model", None)
+        if model is not None and not same_code(model, str(kept["model"])):
+            raise InputError(f"model: {path} is a run of {kept['model']}, got {model}")
+        run = cls(RunConfig.from_json(kept | given), folder, reporter)
+        own = run.config
+        govern(
+            {**dict.fromkeys(own.shifts, "shifts"), own.model: "model"},
+            owner=path,
+            named=[*named, *given.get("shifts", ()), *([own.model] if model is not None else [])],
+            anew=given.get("shifts", ()),
+            recorded=own.code,
+            allowed=hashes(allow_code),
+            warn=reporter.warn,
+        )
+        return run
+
+    @property
+    def code_specs(self) -> list[str]:
+        """Every `FILE.py:NAME` that the configuration names."""
+        return [spec for spec in (self.config.model, *self.config.shifts) if is_code(spec)]
+
+    @property
+    def config_with_code(self) -> RunConfig:
+        """The configuration, with what ran of the files that it names."""
+        return replace(self.config, code=code_of(self.code_specs, self.config.code))
 
     def require_folder(self) -> RunFolder:
         """The folder, which must have been made."""
@@ -172,8 +223,13 @@ class Run:
         """The float classifier: from the folder once it is there, else from where the user said."""
         c, stored = self.config, self.folder is not None and self.folder.weights.exists()
         if not stored and c.weights is None and not c.pretrained:
-            self.reporter.warn("warning: no --weights given, the network has random weights")
-        weights = Path(c.weights).expanduser() if c.weights else None
+            if is_code(c.model):
+                self.reporter.say(f"no --weights given: the weights are those that {c.model} set")
+            else:
+                self.reporter.warn("warning: no --weights given, the network has random weights")
+        if not stored and c.weights and self.model_spec.note:
+            self.reporter.say(self.model_spec.note)
+        weights = user_path(c.weights) if c.weights else None
         return load_model(
             self.model_spec,
             classes=len(self._data.class_names),
@@ -472,9 +528,10 @@ class Run:
 
 def _integers(path: Path, command: str) -> dict[str, torch.Tensor]:
     """What a stage saved, which the command makes again."""
+    check_file(path, "run folder")
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"run folder: {path} cannot be read ({error}); run `qrobust {command}` again") from error
 
 
