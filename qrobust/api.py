@@ -6,7 +6,6 @@ that maps them to logits `(N, K)`.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from qrobust.quantization.sensitivity import LayerEffect, layer_effects
 from qrobust.quantization.tracing import folded
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import table_for
+from qrobust.storage import scratch
 
 
 def load_data(spec: str, *, image_size: int | None = None, calibration_images: int = 512, seed: int = 0) -> Data:
@@ -201,8 +201,8 @@ def fit_calibrator(
     training = TrainingData(data.training, list(conditions), table_for(size))
     classifier = FrozenClassifier(quantized.module, teacher, quantized.target, deployed)
     images = CalibratorData(training, data.validation, data.calibration)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary if checkpoint is None else checkpoint)
+    with scratch() as temporary:
+        folder = temporary if checkpoint is None else Path(checkpoint)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(folder / "float.pt", folder / "int8.pt", folder / "chosen.json")
         return fit(

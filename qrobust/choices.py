@@ -56,7 +56,7 @@ def _of_type(value: object, kind: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return isinstance(value, typing.get_origin(kind) or kind)
 
 
 def _said(kind: Any) -> str:
@@ -106,6 +106,9 @@ class Section:
                 yield f"{option_of(entry)}: expected {_said(kind)}, got {value!r}"
                 continue
             for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, str) and not part.strip() and entry.default != part:
+                    yield f"{option_of(entry)}: expected a value, got an empty string"
+                    break
                 if "one_of" in bounds and part is not None and part not in bounds["one_of"]:
                     yield f"{option_of(entry)}: expected one of {', '.join(bounds['one_of'])}, got {part!r}"
                 elif isinstance(part, int | float) and _out_of_bounds(part, bounds):

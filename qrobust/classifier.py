@@ -9,6 +9,7 @@ shape, so whatever measures one measures all.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -164,7 +165,7 @@ def parse_normalization(text: str, channels: int = 3) -> tuple[tuple[float, ...]
         mean, std = NORMALIZATIONS.get(text) or (tuple(map(float, part.split(","))) for part in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    if not len(mean) == len(std) == channels or min(std) <= 0:
+    if not (len(mean) == len(std) == channels and all(map(math.isfinite, mean + std)) and min(std) > 0):
         presets = [name for name, (known, _) in NORMALIZATIONS.items() if len(known) == channels]
         form = "/".join(",".join(letter * channels) for letter in "ms")
         raise InputError(

@@ -10,26 +10,29 @@ import pytest
 ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
     "errors": 0,
-    "__init__": 0,
+    "text": 0,
     "choices": 1,
-    "storage": 1,
+    "paths": 1,
+    "user_code": 2,
+    "storage": 2,
     "progress": 1,
-    "record": 2,
-    "training_loop": 2,
-    "classifier": 2,
-    "data": 3,
-    "models": 3,
-    "shifts": 3,
-    "attacks": 3,
-    "evaluation": 4,
-    "report": 4,
-    "quantization": 5,
-    "deployment": 6,
-    "compensation": 7,
-    "pipeline": 8,
-    "api": 9,
-    "cli": 9,
-    "__main__": 10,
+    "record": 3,
+    "training_loop": 3,
+    "classifier": 3,
+    "data": 4,
+    "models": 4,
+    "shifts": 4,
+    "attacks": 4,
+    "evaluation": 5,
+    "report": 5,
+    "quantization": 6,
+    "deployment": 7,
+    "compensation": 8,
+    "pipeline": 9,
+    "api": 10,
+    "cli": 10,
+    "__main__": 11,
+    "__init__": 11,
 }
 ADAPTERS = {
     "torch.ao": {"quantization/torch_ao.py"},
@@ -43,6 +46,7 @@ ADAPTERS = {
     "click": {
         "cli/console.py",
         "cli/file_commands.py",
+        "cli/interrupts.py",
         "cli/main.py",
         "cli/options.py",
         "cli/parsing.py",
@@ -141,3 +145,106 @@ def test_algorithms_take_arguments_and_no_run(path: Path) -> None:
                 else set()
             )
             assert not named & {"Run", "RunFolder", "RunConfig"}, f"{node.name}({argument.arg}: {annotation})"
+
+
+# What lets code in, or data out. Each that the package uses has its one place.
+CODE = {
+    "eval": set(),
+    "exec": {"user_code.py"},
+    "compile": {"user_code.py"},
+    "__import__": set(),
+    "runpy": set(),
+    "importlib": {"__init__.py", "user_code.py"},
+    "ctypes": set(),
+    "subprocess": set(),
+    "os.system": set(),
+    "os.popen": set(),
+    "os.startfile": set(),
+    "pty": set(),
+    "marshal": set(),
+    "shelve": set(),
+    # Between a run and its own worker processes.
+    "pickle": {"evaluation/workers.py"},
+    "dill": set(),
+    "cloudpickle": set(),
+    "joblib": set(),
+    "yaml": set(),
+    "torch.hub": set(),
+    "torch.jit.load": set(),
+    "torch.ops.load_library": set(),
+    "torch.utils.cpp_extension": set(),
+    "numpy.fromregex": set(),
+    "socket": set(),
+    "ssl": set(),
+    "http": set(),
+    "ftplib": set(),
+    "smtplib": set(),
+    "requests": set(),
+    "urllib.request": set(),
+    "webbrowser": set(),
+    "asyncio": set(),
+    "onnx.hub": set(),
+}
+HARMLESS = {"importlib.metadata", "pickle.UnpicklingError"}
+# Readers that could execute what they read, and the argument that forbids it.
+READERS = {
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
+
+
+def code_or_data(path: str, text: str) -> list[str]:
+    """What in a module lets code in or data out, and has its place elsewhere."""
+    tree = ast.parse(text)
+    used = {n for n in names_used(tree) if not any(n == h or n.startswith(h + ".") for h in HARMLESS)}
+    used |= {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    if {"pickle.UnpicklingError"} & names_used(tree):
+        used -= {"pickle"}  # imported for that name
+    found = [
+        name
+        for name, places in CODE.items()
+        if path not in places and any(n == name or n.startswith(name + ".") for n in used)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+            if name in READERS and given.get(READERS[name][0]) is not READERS[name][1]:
+                found.append(name)
+            if name == "Image.open" and ast.unparse(node).find("formats=FORMATS") < 0:
+                found.append(name)
+            if any(k.arg == "shell" for k in node.keywords):
+                found.append("shell")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_else_runs_code_or_sends_data(path: Path) -> None:
+    assert code_or_data(str(path.relative_to(ROOT)), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval('1')",
+        "exec(text)",
+        "import runpy",
+        "from importlib import util",
+        "import pickle",
+        "import subprocess",
+        "import os\nos.system('ls')",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "Image.open(path)",
+        "from urllib.request import urlopen",
+        "import requests",
+        "import socket",
+        "torch.hub.load('a')",
+        "run('ls', shell=True)",
+    ],
+)
+def test_what_runs_code_or_sends_data_is_seen(text: str) -> None:
+    assert code_or_data("report/html.py", text)

@@ -31,6 +31,7 @@ from qrobust.progress import Reporter
 from qrobust.record import read_record
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import float_operators
+from qrobust.storage import read_json, write_sealed
 
 
 def test_reestimated_statistics_are_those_of_the_images(images: torch.Tensor) -> None:
@@ -329,7 +330,7 @@ def test_methods_that_learned_from_other_shifts_are_left_out_and_said(finished_r
     # Measuring on other shifts is another question than learning from them.
     assert measured("--shifts", "fog")[1] == graphs
     stage = run / "stages" / "bn-reestimate.json"
-    stage.write_text(json.dumps(json.loads(stage.read_text()) | {"trained_on": ["fog"]}))
+    write_sealed(stage, read_json(stage) | {"trained_on": ["fog"]})
     output, names = measured()
     assert "bn-reestimate is left out: it learned otherwise than calibrator (shifts ['fog'], not [" in output
     assert names == graphs - {"bn-reestimate"}  # denoise learned nothing

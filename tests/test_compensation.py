@@ -51,6 +51,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fast_arithmetic, fit
 
 
@@ -363,8 +364,8 @@ def test_training_that_diverges_at_once_keeps_the_calibrator_that_was_there(
 
 def test_a_calibrator_of_another_version_is_refused_in_one_line(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    stage = json.loads((run / "stages" / "compensate.json").read_text())
-    (run / "stages" / "compensate.json").write_text(json.dumps(stage | {"calibrator_version": 1}))
+    stage = run / "stages" / "compensate.json"
+    write_sealed(stage, read_json(stage) | {"calibrator_version": 1})
     result = qrobust("export", run, "-q")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
     assert "of another version of qrobust; run `qrobust compensate` again" in result.output

@@ -30,7 +30,7 @@ def test_every_mistake_is_named_at_once() -> None:
     assert str(caught.value).split("; ") == [
         "config: unknown entries ['stpes']",
         "bits: expected one of w8a8, w6a8, w4a8, w4a4, got 'w2a2'",
-        "steps: expected at least 5, got 1",
+        "steps: expected at least 5 and at most 100000000, got 1",
         "epsilons: expected at least 0 and at most 1, got 2.0",
         "seed: expected at least 0 and at most 4294967295, got -1",
     ]
@@ -43,7 +43,7 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"steps": True}, "steps: expected an integer, got True"),
         ({"learning_rate": math.nan}, "learning_rate: expected above 0 and at most 1, got nan"),
         ({"learning_rate": math.inf}, "learning_rate: expected above 0 and at most 1, got inf"),
-        ({"reverse_weight": math.inf}, "reverse_weight: expected at least 0, got inf"),
+        ({"reverse_weight": math.inf}, "reverse_weight: expected at least 0 and at most 1000000, got inf"),
         ({"use_labels": "no"}, "use_labels: expected true or false, got 'no'"),
         ({"shifts": "fog"}, "shifts: expected a list, each text, got 'fog'"),
         ({"branches": ("residual", "hue")}, "branches: expected one of residual, photometric, geometric, got 'hue'"),

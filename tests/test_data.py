@@ -327,6 +327,33 @@ def test_enormous_images_are_refused_in_one_line(side: int, tmp_path: Path) -> N
         decode_file(path)
 
 
+def test_a_program_in_a_picture_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives an EPS file to Ghostscript, whatever the file's name says."""
+    from PIL import EpsImagePlugin
+
+    path, started = tmp_path / "x.png", []
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: started.append(args))
+    with pytest.raises(InputError, match=r"x\.png \(it is none of JPEG, PNG"):
+        decode_file(path)
+    assert not started
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+def test_formats_are_known_by_content(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    extra = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]} if kind == "MPO" else {}
+    Image.new("RGB", (8, 8), (200, 200, 200)).save(path, kind, **extra)
+    assert decode_file(path).shape == (8, 8, 3)
+    assert abs(int(decode_file(path).mean()) - 200) <= 2  # what compression may change
+
+
+def test_a_file_without_a_class_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n \n")
+    with pytest.raises(InputError, match=r"class_names: expected one class name per line, .*names\.txt holds none"):
+        open_data(f"npz:{save_npz(tmp_path / 'd.npz')}", seed=0, class_names_file=tmp_path / "names.txt")
+
+
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"a\.tif \(floating-point pixels"):

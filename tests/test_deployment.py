@@ -152,6 +152,14 @@ def test_parity_tells_ties_from_disagreement() -> None:
     assert measured["agreement_beyond_ties"] == pytest.approx(2 / 3)
     with pytest.raises(ExportCheckError, match=r"agree on 66\.7 %"):
         check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, 1)
+    same = {"agreement": 0.0, "torch_accuracy": 0.5, "session_accuracy": 0.5}
+    for n, wrong, passes in ((143, 4, True), (143, 5, False), (1000, 22, True), (1000, 23, False)):
+        found = same | {"n": n, "agreement_beyond_ties": 1 - wrong / n}
+        if passes:  # Wilson's interval reaches 98.5 %
+            check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, found, 1)
+        else:
+            with pytest.raises(ExportCheckError, match="parity"):
+                check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, found, 1)
 
 
 def test_gate_refuses_float_compute() -> None:

@@ -12,13 +12,7 @@ import pytest
 from conftest import qrobust, save_npz
 
 from qrobust.errors import ExportCheckError
-from qrobust.storage import (
-    atomic_write,
-    backup_dir,
-    discard_backup,
-    has_backup,
-    restore_backup,
-)
+from qrobust.storage import atomic_write
 
 # Networks in files, by the name of their factory.
 NETWORKS = """
@@ -113,23 +107,6 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(KeyboardInterrupt())
     assert content(tmp_path) == {"f": b"one"}
-
-
-def test_a_folder_is_given_back_or_settled(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "old").touch()
-    backup_dir(path)
-    assert (content(path), has_backup(path)) == ({}, True)
-    (path / "new").touch()
-    backup_dir(path)  # after a kill: what was there before the first counts
-    restore_backup(path)
-    assert set(content(path)) == {"old"}
-    backup_dir(path)
-    discard_backup(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    restore_backup(path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

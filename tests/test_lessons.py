@@ -35,13 +35,14 @@ from qrobust.record import read_record
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import verdict
 from qrobust.shifts.registry import _own_shift
+from qrobust.storage import read_json, write_sealed
 
 
 def edit_stage(run: Path, name: str, **changes: Any) -> dict[str, Any]:
     """Change what a stage left, and return it."""
     path = run / "stages" / f"{name}.json"
-    found = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(found))
+    found = read_json(path) | changes
+    write_sealed(path, found)
     return found
 
 

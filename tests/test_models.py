@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from qrobust.classifier import count_macs, parse_normalization
@@ -223,3 +224,92 @@ def test_reference_networks_keep_the_image_in_their_stem(name: str, million_macs
     model = load(name)
     # The figures that these forms have in the literature: a stride or a pool too many would quarter them.
     assert count_macs(model, 32) / 1e6 == pytest.approx(million_macs, abs=0.1)
+
+
+@pytest.mark.parametrize("aux", [True, False])
+def test_googlenet_is_what_torchvision_builds_for_pretrained_weights(aux: bool, tmp_path: Path) -> None:
+    """It transforms its input, and its auxiliary heads, which may be missing from the weights, play no part."""
+    torch.manual_seed(1)
+    net = torchvision.models.GoogLeNet(10, aux_logits=aux, transform_input=True, init_weights=False).eval()
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    (tmp_path / "net.py").write_text(
+        "from torchvision.models import GoogLeNet\n"
+        "def make():\n    return GoogLeNet(10, transform_input=True, init_weights=False)\n"
+    )
+    images = torch.rand(2, 3, 32, 32)
+    for spec in ("torchvision:googlenet", f"{tmp_path / 'net.py'}:make"):
+        loaded = load(spec, weights=tmp_path / "w.pt", normalization="none")
+        with torch.no_grad():
+            assert torch.equal(loaded(images), net(images))
+        assert not any(name.startswith("aux") for name in loaded.network.state_dict())
+    assert "transform_input=True" in find_model("torchvision:googlenet").note
+    assert find_model("torchvision:resnet18").note == ""
+
+
+@pytest.mark.parametrize("form", ["pt", "parallel", "safetensors"])
+def test_modules_that_look_at_the_version_of_their_entries(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = torchvision.models.mnasnet0_5(num_classes=10).eval()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(net.state_dict(), path)
+    else:
+        torch.save((torch.nn.DataParallel(net) if form == "parallel" else net).state_dict(), path)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        loaded = load("torchvision:mnasnet0_5", weights=path, normalization="none")
+        assert torch.equal(loaded(images), net(images))
+    state = net.state_dict()
+    state._metadata[""]["version"] = 3  # as a later torchvision may write
+    torch.save(state, tmp_path / "later.pt")
+    with pytest.raises(InputError, match=r"the model cannot load .*later\.pt \(version should be set to 1 or 2"):
+        load("torchvision:mnasnet0_5", weights=tmp_path / "later.pt")
+
+
+OUTPUTS = """
+import torch
+from torch import nn
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+class Net(nn.Module):
+    def __init__(self, wrap, classes=10):
+        super().__init__()
+        self.head, self.wrap = nn.Linear(3, classes), wrap
+    def forward(self, x):
+        return self.wrap(self.head(x.mean((2, 3))))
+def mapping():
+    return Net(lambda z: {"features": 1, "logits": z})
+def pair():
+    return Net(lambda z: (z, z[:, :4]))
+def attribute():
+    return Net(Output)
+def one():
+    return Net(lambda z: z, 1)
+def flat():
+    return Net(lambda z: z[:, 0], 1)
+def parallel():
+    return nn.DataParallel(Net(lambda z: z))
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "classes", "message"),
+    [
+        ("mapping", 10, r"got dict of \['logits'\] \(2, 10\); let the factory return a module whose forward returns"),
+        ("pair", 10, r"got tuple of \[0\] \(2, 10\), \[1\] \(2, 4\); let the factory return a module"),
+        ("attribute", 10, r"got Output of \.logits \(2, 10\); let the factory return a module"),
+        ("one", 2, r"got \(2, 1\), one logit z for two classes; let the network return F\.pad\(z, \(1, 0\)\)"),
+        ("flat", 2, r"got \(2,\), one logit z for two classes; let the network return torch\.stack\("),
+        ("one", 10, r"for the data's 10 classes, got \(2, 1\)$"),
+    ],
+)
+def test_outputs_that_are_no_logits_say_what_to_do(factory: str, classes: int, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OUTPUTS)
+    with pytest.raises(InputError, match=message):
+        load(f"{tmp_path / 'mine.py'}:{factory}", classes=classes)
+
+
+def test_a_parallel_network_is_the_one_inside(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OUTPUTS)
+    assert type(load(f"{tmp_path / 'mine.py'}:parallel").network).__name__ == "Net"

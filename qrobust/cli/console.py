@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qrobust.text import printable
+
 if TYPE_CHECKING:
     from qrobust.progress import Reporter
 
 LOG_SECONDS = 30
+
+
+def echo(line: str, *, err: bool = False, **style: Any) -> None:
+    """Print one line. What names of files, classes or nodes hold reaches no terminal as a command to it."""
+    click.secho(printable(line), err=err, **style)
 
 
 class _LogBar:
@@ -34,10 +41,8 @@ class _LogBar:
         if now - self.told >= LOG_SECONDS:
             self.told = now
             left = (now - self.start) * (self.length - self.done) / max(1, self.done)
-            click.echo(
-                f"  {self.label}: {self.done}/{self.length}, {left:.0f} s left  {current_item or ''}".rstrip(),
-                err=True,
-            )
+            line = f"  {self.label}: {self.done}/{self.length}, {left:.0f} s left  {current_item or ''}"
+            echo(line.rstrip(), err=True)
 
 
 class Console:
@@ -48,25 +53,25 @@ class Console:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def detail(self, text: str) -> None:
         if self.verbose and not self.quiet:
-            click.echo(f"  {text}", err=True)
+            echo(f"  {text}", err=True)
 
     def warn(self, text: str) -> None:
-        click.secho(text, fg="yellow", err=True)
+        echo(text, err=True, fg="yellow")
 
     def bar(self, label: str, length: int) -> AbstractContextManager[Any]:
         if not sys.stderr.isatty() and not self.quiet:
             return _LogBar(label, length)
         return click.progressbar(
             length=length,
-            label=f"  {label}",
+            label=f"  {printable(label)}",
             file=sys.stderr,
             show_eta=True,
             hidden=self.quiet,
-            item_show_func=lambda item: item or "",
+            item_show_func=lambda item: printable(item or ""),
             update_min_steps=max(1, length // 200),
         )
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from qrobust.cli.console import console
+from qrobust.cli.console import console, echo
 from qrobust.cli.options import (
+    RunCommand,
+    allow_code,
     common,
     measuring,
 )
@@ -16,24 +18,26 @@ from qrobust.cli.parsing import NO_TARGET_IMAGES, choices, cores
 from qrobust.cli.run_folders import (
     reopen,
 )
-from qrobust.cli.types import DurationType, FractionType
+from qrobust.cli.types import DurationType, FolderType, FractionType
 
 
-@click.command()
-@click.argument("run_folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@click.command(cls=RunCommand)
+@click.argument("run_folder", metavar="[DIR]", type=FolderType(), required=False)
 @click.option(
     "--model",
     "models",
     multiple=True,
-    help="An .onnx classifier; repeat it, the first is the reference.",
+    help="An .onnx classifier; repeat it, the first is the reference. With a run's DIR: the run's own model, which a "
+    "FILE.py:FACTORY needs to run again.",
 )
+@allow_code
 @click.option(
     "--data",
     help="With --model: imagefolder:DIR, npz:FILE, torchvision:NAME or digits.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FolderType(),
     help="With --model: folder of the evaluation.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the evaluation that --out holds.")
@@ -111,7 +115,10 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     )
     own = {name: options.pop(name) for name in names}
     budget, workers = options.pop("budget"), options.pop("workers")
+    if run_folder is not None and len(models) == 1 and not models[0].endswith(".onnx"):
+        options["model"], models = models[0], ()
     if models:
+        options.pop("allow_code")
         _evaluate_files(run_folder, models, budget=budget, workers=workers, **own, **options)
         return
     from qrobust.errors import InputError
@@ -127,7 +134,7 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
     for name, clean in summary["clean_accuracy"].items():
         shifted = summary["shift_accuracy"][name]
         under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
-        click.echo(
+        echo(
             f"{name}: clean {100 * clean:.2f} %{under_shift} "
             f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
         )
@@ -139,7 +146,7 @@ def _say_stored(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         s = entry["summary"]
         means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s["accuracy"].items())
-        click.echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
+        echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
 
 
 def _evaluate_files(
@@ -179,12 +186,13 @@ def _evaluate_files(
         overwrite=overwrite,
         resume=resume,
     )
-    click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
+    for line in (*table(evaluation_table(record)), "", sample(record["summary"])):
+        echo(line)
     _say_stored(record["stored"])
-    click.echo(f"Record: {out / 'record.json'}")
+    echo(f"Record: {out / 'record.json'}")
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--image-size", type=int, help="Side in pixels, where the file leaves it open.")
 @click.option(
@@ -232,5 +240,7 @@ def audit(
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
-        click.echo(f"{file}{f' as on {target}' if target else ''}\n" + "\n".join(audit_lines(result)))
+        echo(f"{file}{f' as on {target}' if target else ''}")
+        for line in audit_lines(result):
+            echo(line)
     check_share(result, min_integer, min_integer_nodes)

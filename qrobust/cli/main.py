@@ -8,7 +8,16 @@ from typing import Any
 import click
 
 from qrobust import __version__
+from qrobust.cli.console import echo
 from qrobust.cli.file_commands import audit, evaluate
+from qrobust.cli.interrupts import (
+    end,
+    remember_arguments,
+    signals_raise,
+)
+from qrobust.cli.options import (
+    RunCommand,
+)
 from qrobust.cli.run_commands import compensate, demo, export, quantize, report, run_command, sensitivity
 from qrobust.errors import InputError, QRobustError
 
@@ -16,9 +25,18 @@ from qrobust.errors import InputError, QRobustError
 class Group(click.Group):
     """Turns every qrobust error into one line and its exit code, in this one place."""
 
+    command_class = RunCommand
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        remember_arguments(ctx, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with signals_raise():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise end() from error
         except QRobustError as error:
             message, code = str(error), error.exit_code
         except OSError as error:  # a full disk, a folder that went away
@@ -26,10 +44,14 @@ class Group(click.Group):
                 raise
             told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             message, code = told, InputError.exit_code
+        except SystemExit as error:  # click's own are of another kind
+            from qrobust.user_code import complaint
+
+            message, code = f"a user's code ended the program ({complaint(error)})", InputError.exit_code
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else ctx.command_path
             message, code = f"{error.format_message()} See {path} --help.", error.exit_code
-        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        echo(f"Error: {' '.join(message.split())}", err=True)
         raise click.exceptions.Exit(code)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from qrobust.cli.types import FractionType
+from qrobust.cli.interrupts import (
+    Interruptible,
+)
+from qrobust.cli.types import FolderType, FractionType
 
 Command = Callable[..., Any]
+
+
+class FilledCommand(click.Command):
+    """A command whose options and arguments are never empty: that is a variable of the shell that is not set."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from qrobust.errors import InputError
+
+        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.params:
+            values = given.get(param.name or "")
+            for value in values if isinstance(values, list | tuple) else (values,):
+                if isinstance(value, str) and not value.strip():
+                    name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
+                    raise InputError(
+                        f"{name}: expected a value, got an empty string; is a variable of the shell unset?"
+                    )
+        return super().parse_args(ctx, args)
 
 
 def options(*decorators: Command) -> Callable[[Command], Command]:
@@ -232,7 +252,8 @@ measuring = options(
 training = options(
     click.option(
         "--hold-out",
-        help="Comma-separated shifts, of those chosen, that are measured but never trained on; '' for none.",
+        help="Comma-separated shifts, of those chosen, that are measured but never trained on; none: all are.  "
+        "[default: none]",
     ),
     click.option(
         "--mac-budget",
@@ -294,21 +315,36 @@ training = options(
         help="Train and choose with labels, or by the float model's view alone.  [default: labels]",
     ),
 )
+allow_code = click.option(
+    "--allow-code",
+    multiple=True,
+    metavar="SHA256",
+    help="Run a Python file with this SHA-256, though only the run's configuration names it; repeat it for several.",
+)
 run_dir = options(
-    click.argument("run_folder", metavar="DIR", type=click.Path(path_type=Path)),
+    click.argument("run_folder", metavar="DIR", type=FolderType()),
+    click.option("--model", help="The run's own model: a FILE.py:FACTORY runs only if it is named again."),
+    allow_code,
     click.option(
         "--seed",
         type=int,
         help="Must be the run's own, which drew its splits.  [default: the run's]",
     ),
 )
-resume = click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+resume = options(
+    click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped."),
+    allow_code,
+)
 out_options = options(
     click.option(
         "--out",
         required=True,
-        type=click.Path(path_type=Path),
+        type=FolderType(),
         help="Folder of the run; must be new or empty, unless --resume or --overwrite is given.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
 )
+
+
+class RunCommand(Interruptible, FilledCommand):
+    """Says what is kept when it is interrupted, and takes no empty value."""

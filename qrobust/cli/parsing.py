@@ -28,8 +28,11 @@ def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expect
 
     if text is None:
         return None
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+        if not all(parts):
+            raise ValueError("an empty part")
+        return tuple(map(kind, parts))
     except (ValueError, click.BadParameter) as error:
         raise InputError(f"{name}: expected comma-separated {expected}, got {text!r}") from error
 
@@ -61,6 +64,8 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
     }
     parsed = {k: split_commas(k, v, *kinds[k]) if k in kinds else v for k, v in options.items()}
     found = {k: v for k, v in parsed.items() if v is not None}
+    if found.get("hold_out") == ("none",):
+        found["hold_out"] = ()
     if "scene" in found:
         if "shifts" in found:
             raise InputError("scene: expected either --scene or --shifts, got both")

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from qrobust.cli.console import console
+from qrobust.cli.console import console, echo
 from qrobust.cli.options import (
+    RunCommand,
     common,
     inputs,
     measuring,
@@ -22,12 +23,14 @@ from qrobust.cli.parsing import cores
 from qrobust.cli.run_folders import (
     begin,
     begin_or_resume,
+    claim,
     finish,
     reopen,
 )
+from qrobust.cli.types import FolderType
 
 
-@click.command("quantize-and-compensate")
+@click.command(cls=RunCommand, name="quantize-and-compensate")
 @inputs
 @measuring
 @training
@@ -48,7 +51,7 @@ def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> Non
     finish(run, stages.run_all(run, resume=resume))
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @inputs
 @out_options
 @resume
@@ -65,20 +68,20 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     kill
     """
     from qrobust.pipeline import stages
+    from qrobust.pipeline.export import checks_passed
+    from qrobust.report.verdict import validation_sentence
 
     run = begin_or_resume(out, overwrite, resume, compensating=False, **options)
     if not (resume and run.require_folder().stage("quantize")):
         stages.quantize(run)
     stage = run.require_folder().need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():
-        agreement = stage["parity"][name]["agreement"]
-        click.echo(
-            f"{run.require_folder().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
-            f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
-        )
+        echo(f"{run.require_folder().graph(name)}: {checks_passed(name, audited, stage['parity'][name])}")
+    if measured := stage["quantization"].get("validation"):  # folders of earlier versions have none
+        echo(validation_sentence(measured))
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @run_dir
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @common
@@ -98,19 +101,17 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(layers, indent=2))
         return
-    click.echo(
-        f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop"
-    )
+    echo(f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop")
     for layer in sorted(layers, key=lambda found: -found["divergence"]):
-        click.echo(
+        echo(
             f"{layer['name']:34s} {layer['weight_bits']:4d} {layer['weight_sqnr_db']:9.1f} "
             f"{layer['input_sqnr_db']:9.1f} {layer['output_sqnr_db']:9.1f} {layer['divergence']:9.5f} "
             f"{100 * layer['accuracy_drop']:+.2f}"
         )
-    click.echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
+    echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @run_dir
 @click.option(
     "--method",
@@ -152,20 +153,20 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
         done = run.require_folder().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
         measures = end["measures"]
-        click.echo(
+        echo(
             f"on validation images, {measures['shift']} under shift {100 * start['start_shift_accuracy']:.1f} -> "
             f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
             f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
     elif method == "none":
         stages.forget_compensation(run)
-        click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
+        echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
         stages.make_baseline(run, str(method))
-        click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
+        echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @run_dir
 @common
 def export(run_folder: Path, **options: Any) -> None:
@@ -174,10 +175,10 @@ def export(run_folder: Path, **options: Any) -> None:
 
     run = reopen(run_folder, **options)
     stages.export(run)
-    click.echo(str(run.require_folder().graph("compensated")))
+    echo(str(run.require_folder().graph("compensated")))
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @run_dir
 @common
 def report(run_folder: Path, **options: Any) -> None:
@@ -188,10 +189,10 @@ def report(run_folder: Path, **options: Any) -> None:
     finish(run, stages.write_report(run))
 
 
-@click.command()
+@click.command(cls=RunCommand)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FolderType(),
     default=Path("qrobust-demo"),
     show_default=True,
     help="Folder of the run.",
@@ -207,13 +208,15 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
     """
     from qrobust.pipeline import demo as example
     from qrobust.pipeline import stages
-    from qrobust.pipeline.run_folder import check_folder
+    from qrobust.pipeline.config import RunConfig
 
-    check_folder(out, overwrite=overwrite, resumable=False)
+    claim(out, overwrite=overwrite, resumable=False)
+    threads = cores() if options["threads"] is None else options["threads"]
+    RunConfig(**example.OPTIONS, seed=options["seed"], threads=threads)  # before anything is trained
     with example.weights_file(
         options["seed"],
         console(options["verbose"], options["quiet"]),
-        options["threads"] or cores(),
+        threads,
     ) as weights:
         run = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
         finish(run, stages.run_all(run, resume=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -44,3 +45,19 @@ class DurationType(click.ParamType):
         if not 0 < seconds < float("inf"):
             self.fail(f"expected a time such as 90s, 10m or 1h, got {value!r}", param, ctx)
         return seconds
+
+
+class FolderType(click.Path):
+    """A folder; of a path with `..` what it leads to now, before a folder in it is made."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from qrobust.pipeline.output_folder import plain
+
+        if not str(value):
+            self.fail("expected a folder, got ''", param, ctx)
+        path = super().convert(value, param, ctx)
+        assert isinstance(path, Path)
+        return plain(path)

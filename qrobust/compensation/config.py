@@ -30,22 +30,22 @@ class CalibratorConfig(Section):
     """
 
     mac_budget: float = choice(0.10, above=0, at_most=1)
-    latency_budget: float | None = None
+    latency_budget: float | None = choice(None, at_least=0, at_most=1000)
     # One standard error of some thousand images below the half point beyond which the report does not recommend.
     clean_budget: float = choice(0.3, at_least=0, at_most=100)
     branches: tuple[str, ...] = choice((), one_of=("residual", "photometric", "geometric"))
-    steps: int = choice(4000, at_least=5)
-    batch_size: int = choice(128, at_least=16)
+    steps: int = choice(4000, at_least=5, at_most=10**8)
+    batch_size: int = choice(128, at_least=16, at_most=2**16)
     learning_rate: float = choice(2e-3, above=0, at_most=1)
     use_labels: bool = True
     hard_shift_share: float = choice(0.0, at_least=0, at_most=1)
-    evolution_steps: int = choice(0, at_least=0)
-    few_shot: int | None = choice(None, at_least=0)
-    distillation_weight: float = choice(1.0, at_least=0)
-    reverse_weight: float = choice(0.0, at_least=0)
+    evolution_steps: int = choice(0, at_least=0, at_most=10**6)
+    few_shot: int | None = choice(None, at_least=0, at_most=10**9)
+    distillation_weight: float = choice(1.0, at_least=0, at_most=10**6)
+    reverse_weight: float = choice(0.0, at_least=0, at_most=10**6)
 
     def mistakes(self) -> Iterator[str]:
         """See `Section`."""
         yield from super().mistakes()
-        if self.well_typed() and self.latency_budget and not 1 < self.latency_budget < float("inf"):
+        if self.well_typed() and self.latency_budget and not self.latency_budget > 1:
             yield f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}"

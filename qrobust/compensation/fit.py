@@ -28,7 +28,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
-from qrobust.storage import read_json, write_json
+from qrobust.storage import read_json, write_sealed
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
 RESTORE_SHARE, FLOAT_SHARE = 0.4, 0.4
@@ -363,7 +363,7 @@ def choose_calibrator(
         reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
             chosen.parent.mkdir(exist_ok=True)
-            write_json(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
+            write_sealed(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
             return fresh(*choice), ratio
     raise InputError(
         f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "

@@ -18,6 +18,7 @@ from qrobust.data.sources import (
     folder_images,
 )
 from qrobust.errors import InputError
+from qrobust.paths import check_file
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -78,6 +79,7 @@ def open_corruption_set(
 
 
 def _load(path: Path) -> np.ndarray:
+    check_file(path, "stored set")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

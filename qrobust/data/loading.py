@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from qrobust.data.sources import (
+    LEAST_SIZE,
     NATIVE_SIZE_LIMIT,
     Images,
     digits_images,
@@ -17,6 +18,7 @@ from qrobust.data.sources import (
 )
 from qrobust.data.splits import SPLIT_NAMES, Data, Split
 from qrobust.errors import InputError
+from qrobust.paths import check_file, user_path
 
 SCHEMES = "imagefolder:DIR, npz:FILE, torchvision:NAME or digits"
 
@@ -142,18 +144,15 @@ def _open_pools(
     spec: str, names_file: str | Path | None, root: str | Path | None, skip_bad: bool, *, test_only: bool = False
 ) -> tuple[Images, Images | None, Images | None]:
     scheme, _, value = spec.partition(":")
-    names = None if names_file is None else _read_names(Path(names_file).expanduser())
+    names = None if names_file is None else _read_names(user_path(names_file))
     if scheme == "imagefolder" and value:
-        return _open_folder(Path(value).expanduser(), names, skip_bad, test_only)
+        return _open_folder(user_path(value), names, skip_bad, test_only)
     if skip_bad:
         raise InputError(f"skip_bad_images: expected data in imagefolder:DIR, which holds files, got {spec}")
     if scheme == "npz" and value:
-        path = Path(value).expanduser()
-        if not path.is_file():
-            raise InputError(f"data: no file {path}")
-        return npz_images(path, names), None, None
+        return npz_images(check_file(user_path(value), "data"), names), None, None
     if scheme == "torchvision" and value:
-        folder = Path(root or "~/.cache/torchvision").expanduser()
+        folder = user_path(root or "~/.cache/torchvision")
         train, test = (torchvision_images(value, folder, part, names) for part in (True, False))
         return train, None, test
     if spec == "digits":
@@ -164,10 +163,14 @@ def _open_pools(
 
 
 def _read_names(file: Path) -> list[str]:
+    check_file(file, "class_names")
     try:
-        return [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
+        names = [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class_names: cannot read {file} ({error})") from error
+    if not names:
+        raise InputError(f"class_names: expected one class name per line, {file} holds none")
+    return names
 
 
 def _open_folder(
@@ -197,10 +200,14 @@ def _open_folder(
 def _choose_size(pools: list[Images], preferred_size: int | None) -> int:
     native = {pool.native_size() for pool in pools}
     size = native.pop() if len(native) == 1 else None
-    if size is not None and size <= NATIVE_SIZE_LIMIT:
+    if size is not None and LEAST_SIZE <= size <= NATIVE_SIZE_LIMIT:
         return size
     if preferred_size is not None:
         return preferred_size
     if size is not None:
+        if size < LEAST_SIZE:
+            raise InputError(
+                f"image_size: expected at least {LEAST_SIZE}, the images have {size} px; --image-size enlarges them"
+            )
         return size
     raise InputError("image_size: the images differ in size and the model has no preset; give --image-size")

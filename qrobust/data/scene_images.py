@@ -12,6 +12,7 @@ import torch
 from qrobust.data.sources import flat_images, folder_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.paths import user_path
 
 # Shares of the images that are learned from and chosen by; the rest is measured on.
 TRAINING, VALIDATION = 0.6, 0.2
@@ -34,7 +35,7 @@ class TargetImages:
 
 def folder_of(spec: str) -> Path:
     """The folder that `imagefolder:DIR` names, however it is spelled."""
-    return Path(spec.removeprefix("imagefolder:")).expanduser().resolve()
+    return user_path(spec.removeprefix("imagefolder:")).resolve()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,14 +14,19 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qrobust.errors import InputError
+from qrobust.paths import check_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# What is decoded, whatever a file's name says: other formats of Pillow's start programs, as EPS does Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 # Decoded images are kept only while a source fits in this; larger sources decode on every read.
 CACHE_BYTES = 256 * 2**20
 # Shorter side before the centre crop, relative to the crop: the ImageNet convention, 256 for 224.
 RESIZE_RATIO = 256 / 224
 # Up to this side a uniform, square data set is used at its own size whatever the model prefers.
 NATIVE_SIZE_LIMIT = 128
+# Below this side there is nothing to shift.
+LEAST_SIZE = 8
 # A label above this is taken for a mistake where classes have no names.
 MOST_UNNAMED = 100_000
 # What lies further from the centre of a long image than this many shorter sides is cropped anyway.
@@ -135,15 +141,16 @@ def decode_file(path: Path) -> np.ndarray:
         InputError: it is no image, is damaged, has floating-point pixels, whose range is not known, or more
             pixels than Pillow takes for safe.
     """
+    check_file(path, "data")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"data: {path} has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"data: cannot decode image {path} (it has no known format)") from error
+        raise InputError(f"data: cannot decode image {path} (it is none of {', '.join(FORMATS)})") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"data: cannot decode image {path} ({error})") from error
 
@@ -216,8 +223,8 @@ def _files(root: Path, paths: Sequence[Path], labels: Sequence[int], names: Sequ
     version, listing = hashlib.sha256(), hashlib.sha256()
     for path in paths:
         name, status = path.relative_to(root), path.stat()
-        listing.update(f"{name}\n".encode())
-        version.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        listing.update(os.fsencode(f"{name}\n"))
+        version.update(os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
     return Images(
         lambda i: decode_file(paths[i]),
         labels,
@@ -253,6 +260,8 @@ def array_images(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         )
     if len(images) == 0:
         raise InputError(f"data: {origin} holds no image")
+    if 0 in images.shape[1:3]:
+        raise InputError(f"data: images in {origin} must have pixels, got {images.shape}")
     names = list(class_names) if class_names is not None else _numbered(labels)
     if not names:
         raise InputError(
@@ -284,7 +293,7 @@ def npz_images(path: Path, class_names: Sequence[str] | None = None) -> Images:
     Pickles are refused.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = {"images", "labels"} - set(archive.files)
             if missing:
                 raise InputError(f"data: {path} must hold arrays 'images' and 'labels', lacks {sorted(missing)}")

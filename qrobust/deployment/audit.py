@@ -6,7 +6,6 @@ import math
 import platform
 import re
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,11 +30,12 @@ from qrobust.deployment.onnx_graph import (
 from qrobust.deployment.profiling import Kernel, run_profiled
 from qrobust.deployment.session import open_session
 from qrobust.errors import ExportCheckError, InputError
+from qrobust.storage import scratch
 
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
 COMPUTE = re.compile(r"Conv(?!ert)|Gemm|MatMul|Einsum|Attention|LSTM|GRU|RNN|MoE")
 INTEGER = re.compile(r"^Q(?!MoE)|Integer|^DynamicQuantize")
-CONTROL = frozenset({"If", "Loop", "Scan"})
+CONTROL = frozenset({"If"})
 # Blocked layouts pad channels, which would count work that is not the model's.
 BLOCKED_LAYOUT = "NchwcTransformer"
 TIMED_ROUNDS = 6
@@ -82,8 +82,7 @@ def audit(
         InputError: not an ONNX file that onnxruntime runs, not one image input, an image size that is missing,
             or nothing to audit: neither a convolution nor a matrix product.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch() as folder:
         time_share = _time_share(path, image_size, signed_activations, folder)
         graph, compute, other = _execute(path, image_size, signed_activations, folder)
         if not compute:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qrobust.classifier import parse_normalization
-from qrobust.deployment.session import PIXELS, open_session
+from qrobust.deployment.session import PIXELS, _plainly, open_session
 from qrobust.errors import InputError
 
 CHANNELS = (1, 3)
@@ -206,8 +206,11 @@ class OnnxClassifier:
         self.input_name, self.channels = inputs[0].name, inputs[0].shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
+        try:
+            return torch.from_numpy(self.session.run(None, {self.input_name: images.detach().numpy()})[0])
+        except Exception as error:  # onnxruntime raises a type per cause, none of them public
+            shape = tuple(images.shape)
+            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({_plainly(error)})") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened_once, (self.path, self.signed_activations, self.exact_sums)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,6 +10,7 @@ from torch import nn
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
 from qrobust.quantization.target import Target
+from qrobust.storage import scratch
 
 
 class SessionOptions(TypedDict):
@@ -45,7 +45,7 @@ def deploy(
     Raises:
         ExportCheckError: the exported file is not valid ONNX.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
+    with scratch() as folder:
+        path = folder / "graph.onnx"
         export(model, path, image_size, channels=channels)
         return open_on_target(path, target, threads)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from qrobust.deployment.onnx_graph import OPSET, Node, array, attributes
-from qrobust.errors import ExportCheckError
+from qrobust.errors import ExportCheckError, InputError
 from qrobust.quantization.integer_layers import (
     WIDE,
     WIDENED,
@@ -169,6 +170,7 @@ def export(
 
     Raises:
         ExportCheckError: the exporter or the ONNX checker refuses the model.
+        InputError: the model joins images of a batch in a way that holds for one batch size only.
     """
     example = torch.full((2, channels, image_size, image_size), 0.5)
     noise = io.StringIO()
@@ -199,9 +201,14 @@ def export(
         exporter_log.setLevel(level)
     assert program is not None
     proto = program.model_proto
+    if proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        raise InputError(
+            f"model: its graph holds for batches of {len(example)} alone{_joining(model, example)}; keep the images "
+            "of a batch apart, such as (f(x) + f(x.flip(3))) / 2 instead of both views along the batch"
+        )
     _strip(proto)
+    _unshare_constants(proto)  # first: the others change constants for the one reader that they look at
     _widen(proto)
-    _unshare_constants(proto)
     if storage == "int4":
         _pack_weights(proto)
     for key, value in (metadata or {}).items():
@@ -211,9 +218,26 @@ def export(
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker raises several types
-        raise ExportCheckError(f"export: the ONNX checker refuses {path.name} ({error})") from error
+        name = (metadata or {}).get("qrobust.graph", path.name)
+        raise ExportCheckError(f"export: the ONNX checker refuses {name} ({error})") from error
     with atomic_write(path) as part:
         onnx.save_model(proto, part)
+
+
+def _joining(model: nn.Module, example: torch.Tensor) -> str:
+    """The first operator of a traced model whose result is of another batch size than the images."""
+    if isinstance(model, fx.GraphModule):
+        graph = copy.deepcopy(model)
+        ShapeProp(graph).propagate(example)
+        images = {node for node in graph.graph.nodes if node.op == "placeholder"}
+        for node in [n for n in graph.graph.nodes if n.op.startswith("call")]:
+            meta = node.meta.get("tensor_meta")
+            if images.isdisjoint(node.all_input_nodes) or not isinstance(meta, TensorMetadata):
+                continue
+            images.add(node)
+            if meta.shape[:1] != (len(example),):
+                return f", since {node.name!r} makes {meta.shape[0] if meta.shape else 'one'} rows of them"
+    return ""
 
 
 def _widen(proto: onnx.ModelProto) -> None:

@@ -13,6 +13,7 @@ import onnx
 from qrobust.errors import InputError
 
 OPSET = 21
+LOOPS = ("Loop", "Scan")
 Node: TypeAlias = onnx.NodeProto
 Graph: TypeAlias = onnx.GraphProto
 
@@ -57,13 +58,36 @@ def array(tensor: onnx.TensorProto) -> np.ndarray:
 
 
 def all_graphs(graph: Graph) -> Iterator[Graph]:
-    """A graph, and those inside its If, Loop and Scan nodes."""
+    """A graph, and those inside its nodes: the branches of an If, the bodies of loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in [attribute.g, *attribute.graphs]:
                 if inner.node:
                     yield from all_graphs(inner)
+
+
+def refuse_loops(path: Path) -> None:
+    """Refuse a file with operators that repeat a graph: how often is data, which may mean for ever.
+
+    Raises:
+        InputError: it has a Loop or a Scan. What is not ONNX at all is left to onnxruntime.
+    """
+    if path.suffix == ".ort":  # strings have their length before them and a zero after them
+        content = path.read_bytes()
+        found = {kind for kind in LOOPS if len(kind).to_bytes(4, "little") + kind.encode() + b"\0" in content}
+    else:
+        try:
+            proto = onnx.load(path, load_external_data=False)
+        except Exception:  # protobuf raises its own types
+            return
+        wholes: list[Any] = [proto.graph, *proto.functions]
+        nodes = [node for part in wholes for graph in all_graphs(part) for node in graph.node]
+        found = {node.op_type for node in nodes if node.op_type in LOOPS and node.domain in ("", "ai.onnx")}
+    if found:
+        raise InputError(
+            f"onnx: {path} has {' and '.join(sorted(found))}; expected a graph without loops, whose time is bounded"
+        )
 
 
 def _external_data(proto: onnx.ModelProto) -> list[str]:

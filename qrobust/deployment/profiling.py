@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qrobust.deployment.classifiers import OnnxClassifier
-from qrobust.deployment.session import PIXELS, Session, _plainly, open_session
+from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, _plainly, open_session
 from qrobust.errors import InputError
 
 # Calls before times count, and seconds of one classifier's turn.
@@ -87,8 +87,9 @@ def image_feed(session: Session, path: Path, image_size: int | None) -> dict[str
             f"onnx: {path} must have an image input (N, C, H, W) or (N, H, W, C), "
             f"has {image.name!r} {image.type} {image.shape}"
         )
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size: expected at least 1, got {image_size}")
+    if image_size is not None and not 1 <= image_size <= MOST_SIDE:
+        bound = "at least 1" if image_size < 1 else f"at most {MOST_SIDE}"
+        raise InputError(f"image_size: expected {bound}, got {image_size}")
     shape = [d if isinstance(d, int) and d > 0 else None for d in image.shape]
     if shape[0] is None:
         shape[0] = 1
@@ -128,7 +129,11 @@ def run_profiled(
         found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
         reason = f"{f'node {found[1]}: ' if found[1] else ''}{found[2]}" if found else line
         raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error
-    events = json.loads(Path(session.end_profiling()).read_text())
+    notes = Path(session.end_profiling())
+    try:
+        events = json.loads(notes.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"onnx: onnxruntime's profile {notes} is not whole; is the folder (TMPDIR) full?") from error
     runs: list[list[Kernel]] = [[]]
     for event in events:
         if event["name"] == "model_run":  # noted when a run ends

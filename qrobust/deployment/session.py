@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # reads it while it is imported
 
 from qrobust.errors import InputError
+from qrobust.paths import check_file
 
+# Else onnxruntime looks up a host for telemetry and writes an id of the device below the user's cache folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 Session: TypeAlias = onnxruntime.InferenceSession
 LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+# Side of images, in pixels, that no classifier takes.
+MOST_SIDE = 4096
 # Types an image input may have.
 PIXELS = {
     "tensor(float)": np.float32,
@@ -53,10 +59,12 @@ def open_session(
         profile: prefix of the file in which onnxruntime notes every kernel that ran.
 
     Raises:
-        InputError: the file is missing or onnxruntime refuses it.
+        InputError: the file is missing, it loops, or onnxruntime refuses it.
     """
-    if not path.is_file():
-        raise InputError(f"onnx: {path} is a folder, expected a file" if path.is_dir() else f"onnx: no file {path}")
+    from qrobust.deployment.onnx_graph import refuse_loops
+
+    check_file(path, "onnx")
+    refuse_loops(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

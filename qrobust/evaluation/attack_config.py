@@ -25,8 +25,8 @@ class AttackConfig(Section):
     norms: tuple[str, ...] = choice((), one_of=("linf", "l2"))
     epsilons: tuple[float, ...] = choice((1 / 255, 2 / 255, 4 / 255, 8 / 255), at_least=0, at_most=1)
     l2_epsilons: tuple[float, ...] = choice((), at_least=0)
-    images: int = choice(200, option="attack_images", at_least=0)
-    steps: int = choice(10, option="attack_steps", at_least=1)
+    images: int = choice(200, option="attack_images", at_least=0, at_most=10**9)
+    steps: int = choice(10, option="attack_steps", at_least=1, at_most=10**6)
 
     def mistakes(self) -> Iterator[str]:
         """See `Section`."""

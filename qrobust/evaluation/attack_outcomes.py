@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from qrobust.data.splits import Split
-from qrobust.errors import InputError
 from qrobust.evaluation.attack_plan import Graphs, Trial
-from qrobust.storage import save_npz
+from qrobust.storage import read_npz, save_npz
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,15 @@ def read_outcomes(path: Path) -> Outcomes:
     Raises:
         InputError: it is missing or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-            columns = zip(*(arrays[k].tolist() for k in Label.__annotations__), strict=True)
-            labels = [Label(*values) for values in columns]
-            return Outcomes(
-                arrays["index"],
-                arrays["label"],
-                dict(zip(labels, arrays["right"], strict=True)),
-                dict(zip(labels, arrays["key"].tolist(), strict=True)),
-            )
-    except Exception as error:  # numpy raises a different type for each kind of damage
-        raise InputError(f"attacks: cannot read {path} ({error})") from error
+    arrays = read_npz(path, "attacks", (*Label.__annotations__, "right", "key", "index", "label"))
+    columns = zip(*(arrays[k].tolist() for k in Label.__annotations__), strict=True)
+    labels = [Label(*values) for values in columns]
+    return Outcomes(
+        arrays["index"],
+        arrays["label"],
+        dict(zip(labels, arrays["right"], strict=True)),
+        dict(zip(labels, arrays["key"].tolist(), strict=True)),
+    )
 
 
 def kept_or_tried(

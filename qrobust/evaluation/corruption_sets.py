@@ -65,7 +65,7 @@ class SelectedConditions:
     @property
     def folder_name(self) -> str:
         """Where in `predictions` its cells are kept."""
-        return f"stored-{hashlib.sha256(self.name.encode()).hexdigest()[:12]}"
+        return f"stored-{hashlib.sha256(self.name.encode(errors='backslashreplace')).hexdigest()[:12]}"
 
 
 def open_sets(

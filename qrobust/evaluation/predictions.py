@@ -23,7 +23,8 @@ from qrobust.evaluation.workers import Processes
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
-from qrobust.storage import save_npz
+from qrobust.storage import read_npz, save_npz
+from qrobust.user_code import expect, ran
 
 # What `within_budget` chose, in the folder of predictions.
 SUBSET = "subset.json"
@@ -140,10 +141,13 @@ def predict_each(
         InputError: a classifier's output is not `(N, K)` finite numbers.
     """
 
+    code = ran()
+
     def work() -> Iterator[tuple[Callable[[torch.Tensor], Answer], torch.Tensor]]:
         for classifiers, task in asked:
             classes = len(task.split.source.class_names)
             answer = partial(_answer, dict(classifiers), task.condition, task.table, seed, classes)
+            answer = partial(_in_worker, code, answer) if by else answer
             for images, _ in task.split.batches(batch_size or BATCH):
                 yield answer, images
 
@@ -154,6 +158,12 @@ def predict_each(
             parts.append(next(answers))
             progress(parts[-1].n)
         yield {name: Predictions.joined([part.found[name] for part in parts]) for name in classifiers}
+
+
+def _in_worker(code: Mapping[Path, str], answer: Callable[[torch.Tensor], Answer], pixels: torch.Tensor) -> Answer:
+    """`_answer` in another process, in which a user's files must be those that ran here."""
+    expect(code)
+    return answer(pixels)
 
 
 @torch.no_grad()
@@ -213,7 +223,7 @@ def _key(digest: str, task: Task, seed: int, depends_on: tuple[object, ...]) -> 
 
 def condition_file(folder: Path, condition: Condition) -> Path:
     """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
-    name = quote(condition[0], safe="")
+    name = quote(condition[0], safe="", errors="surrogatepass")
     if len(name) > LONGEST_NAME:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
     return folder / f"{name}-{condition[1]}.npz"
@@ -268,13 +278,10 @@ def _kept(folder: Path, task: Task, keys: Mapping[str, str]) -> dict[str, Predic
     """What is kept of a condition and still fits."""
     path, kept = condition_file(folder, task.condition), {}
     if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                for name, key in keys.items():
-                    if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
-                        kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
-        except Exception as error:  # numpy raises a different type for each kind of damage
-            raise InputError(f"predictions: cannot read {path} ({error}); removed, it is made again") from error
+        stored = read_npz(path, "predictions")
+        for name, key in keys.items():
+            if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
+                kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
     return kept
 
 
@@ -315,14 +322,10 @@ def read_predictions(
     )
     labels, indices, found = None, None, ConditionPredictions()
     for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in stored.files}
-                condition = str(arrays["shift"]), int(arrays["severity"])
-                names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
-                found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
-        except Exception as error:  # numpy raises a different type for each kind of damage
-            raise InputError(f"predictions: cannot read {path} ({error})") from error
+        arrays = read_npz(path, "predictions", ("shift", "severity", "label", "index"))
+        condition = str(arrays["shift"]), int(arrays["severity"])
+        names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
+        found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
         if indices is not None and not np.array_equal(indices, arrays["index"]):
             raise InputError(f"predictions: {path} is of other images than {paths[0].name}")
         labels, indices = arrays["label"], arrays["index"]
@@ -381,7 +384,7 @@ def within_budget(
         next(predict_each([(classifiers, Task(condition, images, table))], seed=seed, by=by, batch_size=size))
 
     count = kept.get("n")
-    if {key: kept.get(key) for key in about} != about or not isinstance(count, int):
+    if {key: kept.get(key) for key in about} != about or not (isinstance(count, int) and 0 < count <= len(split)):
         started, probe = clock(), split.first(PROBE)
         # Processes start and sessions are slow at first: once, whatever the number of images.
         ask(split.first(BATCH), CLEAN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +23,8 @@ from qrobust.errors import InputError, QRobustError
 T = TypeVar("T")
 # Batches per process that wait in memory, one of which is being worked on.
 AHEAD = 2
+# Each takes some hundred megabytes, and beyond one for each core nothing is gained.
+WORKERS_PER_CORE = 4
 
 
 class Processes:
@@ -77,10 +80,13 @@ def check_workers(workers: int) -> None:
     """Check the number of processes.
 
     Raises:
-        InputError: fewer than 1.
+        InputError: fewer than 1, or many times more than there are cores.
     """
     if workers < 1:
         raise InputError(f"workers: expected at least 1, got {workers}")
+    most = WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if workers > most:
+        raise InputError(f"workers: expected at most {most}, {WORKERS_PER_CORE} for each core here, got {workers}")
 
 
 @contextmanager
@@ -102,6 +108,7 @@ def processes(workers: int) -> Iterator[Processes | None]:
 
 
 def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
 

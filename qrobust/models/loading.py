@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,11 @@ from torch import nn
 
 from qrobust.classifier import Normalization, NormalizedModel, parse_normalization, refuse_quantized
 from qrobust.errors import InputError
-from qrobust.models.registry import ModelSpec
+from qrobust.models.registry import ModelSpec, without_auxiliary_heads
+from qrobust.paths import check_file
+from qrobust.user_code import (
+    complaint,
+)
 
 
 def load_model(
@@ -47,11 +54,13 @@ def load_model(
     torch.manual_seed(seed)
     if pretrained and found.pretrained is not None:
         network = found.pretrained()
+        without_auxiliary_heads(network)
     else:
         network = found.build(classes)
         refuse_quantized(network)
+        unused = without_auxiliary_heads(network)
         if weights is not None:
-            _load_weights(network, weights)
+            _load_weights(network, weights, unused)
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"weights: {name!r} holds NaN or infinity")
@@ -70,8 +79,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     A training checkpoint that holds the state dict under `state_dict` or `model` is accepted.
     """
-    if not path.is_file():
-        raise InputError(f"weights: no file {path}")
+    check_file(path, "weights")
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -79,9 +87,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is deprecated in the file nobody here can change anything
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage raises another type
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
             reason = "it is damaged, or holds more than tensors"
         raise InputError(f"weights: {path} is not a readable state dict or safetensors file ({reason})") from error
@@ -90,15 +100,25 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"weights: expected a state dict of tensors in {path}, got {type(state).__name__}")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
+    plain = OrderedDict((str(k).removeprefix("module."), v) for k, v in state.items())
+    versions = getattr(state, "_metadata", {})  # of each module's entries, by its path
+    inner = {k: v for k, v in versions.items() if k.partition(".")[0] == "module"}
+    plain._metadata = {k.partition(".")[2]: v for k, v in inner.items()} or versions  # type: ignore[attr-defined]  # torch's
+    return plain
 
 
-def _load_weights(network: nn.Module, path: Path) -> None:
+def _load_weights(network: nn.Module, path: Path, unused: tuple[str, ...] = ()) -> None:
+    """Give a network its weights; entries whose names begin with one of `unused` are left out."""
     given, own = read_state_dict(path), network.state_dict()
+    for name in [name for name in given if name.startswith(unused)]:
+        del given[name]
     for name in own:
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, own[name])
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    for name, value in given.items():
+        if kind := _unusual(value):
+            raise InputError(f"weights: expected dense tensors of real numbers, {name!r} in {path} is {kind}")
     shapes = [n for n in sorted(own.keys() & given.keys()) if own[n].shape != given[n].shape]
     if shapes:
         name = shapes[0]
@@ -111,7 +131,44 @@ def _load_weights(network: nn.Module, path: Path) -> None:
             f"weights: {path} does not fit the model: {len(missing)} entries missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}"
         )
-    network.load_state_dict(given)
+    # Formats without versions, such as safetensors, hold what this version of the network's code writes.
+    given._metadata = own._metadata | given._metadata  # type: ignore[attr-defined]  # torch's
+    try:
+        network.load_state_dict(given)
+    except Exception as error:  # modules may read their entries themselves
+        raise InputError(f"weights: the model cannot load {path} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _outputs(found: object, classes: int) -> str:
+    """What a network returns instead of logits, and what to do about it."""
+    if isinstance(found, torch.Tensor):
+        if classes == 2 and found.shape in ((2,), (2, 1)):
+            same = "torch.stack((torch.zeros_like(z), z), 1)" if found.ndim == 1 else "F.pad(z, (1, 0))"
+            return f"{tuple(found.shape)}, one logit z for two classes; let the network return {same} instead"
+        return f"{tuple(found.shape)}"
+    parts: dict[str, object] = {}
+    if isinstance(found, Mapping):
+        parts = {f"[{key!r}]": value for key, value in found.items()}
+    elif isinstance(found, tuple | list):
+        parts = {f"[{i}]": value for i, value in enumerate(found)}
+    elif hasattr(found, "logits"):
+        parts = {".logits": found.logits}
+    tensors = [f"{name} {tuple(part.shape)}" for name, part in parts.items() if isinstance(part, torch.Tensor)]
+    held = f" of {', '.join(tensors)}" if tensors else ""
+    return f"{type(found).__name__}{held}; let the factory return a module whose forward returns the logits alone"
+
+
+def _unusual(value: torch.Tensor) -> str | None:
+    """What a tensor is that is no plain array of real numbers."""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    if value.is_quantized or value.is_complex():
+        return str(value.dtype).removeprefix("torch.")
+    return "without values (meta)" if value.is_meta else None
 
 
 def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> int:
@@ -123,12 +180,16 @@ def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> i
                 logits = network(torch.full((2, channels, image_size, image_size), 0.5))
             if isinstance(logits, torch.Tensor) and len(logits) != 2:
                 raise ValueError(f"2 images become {len(logits)} rows of logits")
+        except SystemExit as error:
+            raise InputError(f"model: {spec} failed ({complaint(error)})") from error
         except Exception as error:  # the user's code may raise anything
-            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            reasons.append(_first_line(error))
             continue
         if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise InputError(f"model: expected logits (2, {classes}) for the data's {classes} classes, got {shape}")
+            raise InputError(
+                f"model: expected logits (2, {classes}) for the data's {classes} classes, got "
+                f"{_outputs(logits, classes)}"
+            )
         return channels
     raise InputError(
         f"model: expected a network for images of 3 channels or 1, {spec} fails on those of {image_size} px "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +14,17 @@ from torch.nn.parameter import is_lazy
 from qrobust.errors import InputError
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
+from qrobust.user_code import (
+    file_of,
+    load,
+    running,
+)
 
 BUILT_IN: dict[str, Callable[[int], nn.Module]] = {
     f.__name__: f for f in (resnet8, resnet20, resnet32, cifar_resnet18, cifar_mobilenet_v2, cifar_vgg16_bn)
 }
+# Of torchvision's builders: as those for pretrained weights, which people fine-tune, build the same network.
+ARGUMENTS = {name: {"transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")}
 SCHEMES = f"torchvision:NAME, path/to/file.py:FACTORY or one of {', '.join(BUILT_IN)}"
 
 
@@ -33,6 +38,8 @@ class ModelSpec:
         normalization: default, as for `parse_normalization`.
         preferred_size: image side it was made for, or None.
         pretrained: maker of torchvision's own weights, or None.
+        version: of a user's file, which changes with it; else "".
+        note: what weights do not say and `build` assumes, or nothing.
     """
 
     spec: str
@@ -40,6 +47,8 @@ class ModelSpec:
     normalization: str
     preferred_size: int | None
     pretrained: Callable[[], nn.Module] | None = None
+    version: str = ""
+    note: str = ""
 
 
 def find_model(spec: str) -> ModelSpec:
@@ -55,7 +64,7 @@ def find_model(spec: str) -> ModelSpec:
         return _torchvision_model(spec, name)
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py") and factory:
-        return ModelSpec(spec, _file_factory(Path(path).expanduser(), factory), "none", None)
+        return _file_model(spec, factory)
     raise InputError(f"model: expected {SCHEMES}, got {spec!r}")
 
 
@@ -69,8 +78,7 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
     size = weights.transforms().crop_size[0]
 
     def build(classes: int) -> nn.Module:
-        extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        return models.get_model(name, weights=None, num_classes=classes, **extra)
+        return models.get_model(name, weights=None, num_classes=classes, **ARGUMENTS.get(name, {}))
 
     def pretrained() -> nn.Module:
         try:
@@ -78,31 +86,24 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
         except OSError as error:
             raise InputError(f"pretrained: torchvision cannot fetch weights of {name} ({error})") from error
 
-    return ModelSpec(spec, build, "imagenet", size, pretrained)
+    note = (
+        f"{spec} is built with transform_input=True, as torchvision does for pretrained weights; for weights that "
+        "were trained without, give a factory (--model FILE.py:FACTORY)"
+    )
+    return ModelSpec(spec, build, "imagenet", size, pretrained, note if name in ARGUMENTS else "")
 
 
-def _file_factory(path: Path, factory: str) -> Callable[[int], nn.Module]:
-    if not path.is_file():
-        raise InputError(f"model: no file {path}")
-    module_spec = importlib.util.spec_from_file_location(f"qrobust_user_{path.stem}", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(f"model: {path} cannot be imported ({type(error).__name__}: {error})") from error
-    made = getattr(module, factory, None)
+def _file_model(spec: str, factory: str) -> ModelSpec:
+    path, file = file_of(spec), load(spec, "model")
+    made = file.names.get(factory)
     if not callable(made):
         raise InputError(f"model: {path} has no callable {factory!r}")
 
     def build(classes: int) -> nn.Module:
-        takes_classes = "num_classes" in inspect.signature(made).parameters
-        try:
-            model = made(num_classes=classes) if takes_classes else made()
-        except Exception as error:  # the user's code may raise anything
-            raise InputError(f"model: {path}:{factory} failed ({type(error).__name__}: {error})") from error
+        with running(path, f"model: {path}:{factory} failed"):
+            model = _call(made, classes, f"{path}:{factory}")
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
         if not isinstance(model, nn.Module):
             raise InputError(f"model: {path}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
         if isinstance(model, torch.jit.ScriptModule):
@@ -117,4 +118,37 @@ def _file_factory(path: Path, factory: str) -> Callable[[int], nn.Module]:
                 )
         return model
 
-    return build
+    return ModelSpec(spec, build, "none", None, version=file.version)
+
+
+def _call(made: Callable[..., Any], classes: int, told: str) -> Any:
+    """Call a factory: with the class count if it takes `num_classes`, has one required argument or any keywords."""
+    try:
+        parameters = list(inspect.signature(made).parameters.values())
+    except (TypeError, ValueError):  # of what is not written in Python
+        return made()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
+    takes = [p for p in parameters if p.name == "num_classes"] or required
+    if len(takes) > 1:
+        names = ", ".join(p.name for p in takes)
+        raise InputError(f"model: {told}: expected at most one required argument, the class count, got {names}")
+    if takes and takes[0].kind == inspect.Parameter.POSITIONAL_ONLY:
+        return made(classes)
+    if takes:
+        return made(**{takes[0].name: classes})
+    return made(num_classes=classes) if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters) else made()
+
+
+def without_auxiliary_heads(network: nn.Module) -> tuple[str, ...]:
+    """Take out heads that torchvision's networks have for training alone, and tell how names of theirs begin."""
+    from torchvision.models import GoogLeNet, Inception3
+
+    prefixes = []
+    for path, module in list(network.named_modules()):
+        if isinstance(module, GoogLeNet | Inception3):
+            module.aux_logits = False
+            for head in ("aux1", "aux2") if isinstance(module, GoogLeNet) else ("AuxLogits",):
+                setattr(module, head, None)
+                prefixes.append(f"{path}.{head}.".removeprefix("."))
+    return tuple(prefixes)

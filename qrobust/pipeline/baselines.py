@@ -38,7 +38,7 @@ from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.quantize import finetune
 from qrobust.quantization.recipe import Recipe
 from qrobust.shifts.filters import to_unit
-from qrobust.storage import write_json
+from qrobust.storage import write_sealed
 
 # Training images whose batch-norm statistics are taken, in batches of so many.
 REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128
@@ -128,7 +128,7 @@ def _reestimated_and_calibrated(run: Run) -> Made:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
-        write_json(checkpoints_of(run, fake_quantized).chosen, chosen)
+        write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
     fit = fit_in_run(run, fake_quantized, calibrator_data(run))
     spent = checkpoints_of(run, fake_quantized).all()
     return Made(Compensated(fit.calibrator, fake_quantized), fit_result(run, fit), spent)

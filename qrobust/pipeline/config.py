@@ -15,6 +15,9 @@ from qrobust.quantization.config import QATConfig, QuantizationConfig
 DEFAULT_SEVERITIES = (3, 5)
 # So that seeds of steps, which are made of it, have 64 bits.
 MOST_SEED = 2**32 - 1
+# More images than any data set has. Like the other upper bounds it is no advice: beyond, a machine runs out of memory.
+MOST_IMAGES = 10**9
+MOST_SIDE, MOST_THREADS = 4096, 512
 # Entries of a `config.json` that versions before 0.2 called otherwise.
 RENAMED = {
     "scene_names": "scenarios",
@@ -62,10 +65,10 @@ class DataConfig(Section):
     root: str | None = choice(None, option="data_root")
     class_names: str | None = None
     skip_bad_images: bool = False
-    image_size: int | None = choice(None, at_least=8)
-    calibration_images: int = choice(512, at_least=1)
-    train_images: int | None = choice(None, at_least=1)
-    test_images: int | None = choice(None, at_least=1)
+    image_size: int | None = choice(None, at_least=8, at_most=MOST_SIDE)
+    calibration_images: int = choice(512, at_least=1, at_most=MOST_IMAGES)
+    train_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
+    test_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,10 @@ class ShiftConfig(Section):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Every choice of a run; see `qrobust run --help-all` for what each means."""
+    """Every choice of a run; see `qrobust run --help-all` for what each means.
+
+    `code` is no choice: the SHA-256 of every user's file that ran for it, see `qrobust.user_code.code_of`.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -114,7 +120,8 @@ class RunConfig(Section):
     calibrator: CalibratorConfig = field(default_factory=CalibratorConfig)
     attacks: AttackConfig = field(default_factory=AttackConfig)
     seed: int = choice(0, at_least=0, at_most=MOST_SEED)
-    threads: int = choice(1, at_least=1)
+    threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a JSON file, by option name."""
@@ -165,6 +172,9 @@ class RunConfig(Section):
             InputError: entries are unknown, of another type than they should be, or make no sense.
         """
         named = {RENAMED.get(key, key): value for key, value in data.items()}
+        code = data.get("code", {})
+        if not isinstance(code, dict) or not all(isinstance(found, dict) for found in code.values()):
+            raise InputError(f"config: code: expected hashes by file, got {code!r}")
         return cls.from_options({k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
 
 

@@ -15,6 +15,7 @@ from qrobust.classifier import NORMALIZATIONS
 from qrobust.data.loading import open_data
 from qrobust.models.resnet import resnet8
 from qrobust.progress import Reporter
+from qrobust.storage import atomic_write
 
 OPTIONS: dict[str, Any] = {
     "model": "resnet8",
@@ -54,5 +55,6 @@ def weights_file(seed: int, reporter: Reporter, threads: int) -> Iterator[Path]:
                 bar.update(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
-        torch.save(model.state_dict(), path)
+        with atomic_write(path) as part:
+            torch.save(model.state_dict(), part)
         yield path

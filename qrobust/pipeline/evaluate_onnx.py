@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
-from qrobust.errors import InputError, QRobustError
+from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.evaluate import Evaluation, evaluate
@@ -31,9 +31,10 @@ from qrobust.evaluation.summary import (
     overview,
 )
 from qrobust.evaluation.workers import check_workers
-from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED
+from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_SIDE, MOST_THREADS
 from qrobust.pipeline.evaluate import corruption_set_entries
-from qrobust.pipeline.run_folder import begin_folder, check_folder
+from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
+from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
 from qrobust.progress import Reporter
 from qrobust.record import (
     EVALUATION_SCHEMA,
@@ -52,7 +53,8 @@ from qrobust.shifts.registry import (
     table_for,
 )
 from qrobust.shifts.rendering import render
-from qrobust.storage import discard_backup, has_backup, read_json, restore_backup, write_json, write_text
+from qrobust.storage import read_json, write_json, write_text
+from qrobust.user_code import code_of, trust
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,15 @@ class Choices:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("image_size", 8), ("seed", 0), ("budget", 1)):
+        for name, least, most in (("image_size", 8, MOST_SIDE), ("seed", 0, MOST_SEED), ("budget", 1, 10**8)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}: expected at least {least}, got {value}")
-        if self.seed > MOST_SEED:
-            raise InputError(f"seed: expected at most {MOST_SEED}, got {self.seed}")
+            if value is not None and not least <= value <= most:
+                bound = f"at most {most}" if value > most else f"at least {least}"
+                raise InputError(f"{name}: expected {bound}, got {value}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if any(isinstance(v, str) and not v.strip() for v in (value if isinstance(value, tuple) else (value,))):
+                raise InputError(f"{entry.name}: expected a value, got an empty string")
         _ = self.attack_choices
 
     @property
@@ -124,21 +129,37 @@ def evaluate_files(
     Raises:
         InputError: anything is not usable.
     """
-    if threads < 1:
-        raise InputError(f"threads: expected at least 1, got {threads}")
-    going_on = resume and (out / "config.json").is_file()
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
+    out = plain(out)
+    if not (resume and configuration(out)):
+        _check_folder(out, overwrite=overwrite)
+    with claimed(out, replacing=overwrite):
+        return _evaluate(choices, out, reporter, threads=threads, workers=workers, overwrite=overwrite, resume=resume)
+
+
+def _check_folder(out: Path, *, overwrite: bool) -> None:
+    check_folder(
+        out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
+    )
+
+
+def _evaluate(
+    choices: Choices, out: Path, reporter: Reporter, *, threads: int, workers: int, overwrite: bool, resume: bool
+) -> Record:
+    """`evaluate_files` in a claimed folder."""
+    earlier = begun(out) if resume else None
     config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
-    if going_on:
-        _check_same(config, read_json(out / "config.json"))
+    if earlier:
+        _check_same(config, read_json(earlier / "config.json"), other_unfinished(earlier))
     else:
-        check_folder(
-            out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
-        )
+        _check_folder(out, overwrite=overwrite)
     check_workers(workers)
+    trust(choices.shifts)
     opened = _open(choices, threads)
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
-    with _folder_for(out, config, going_on=going_on):
+    with _place_for(out, config, earlier) as place:
         found = evaluate(
             opened.classifiers,
             opened.split,
@@ -146,8 +167,8 @@ def evaluate_files(
             attacks=choices.attack_choices,
             corruption_sets=opened.stored,
             cache=Cache(
-                out / "predictions",
-                out / "attacks.npz",
+                place / "predictions",
+                place / "attacks.npz",
                 {name: _digest(path) for name, path in opened.paths.items()},
                 (choices.data, choices.input_range, opened.sums),
             ),
@@ -157,11 +178,12 @@ def evaluate_files(
             severity_table=opened.table,
             progress=reporter.bar,
         )
-    record = _record(config, opened, found, threads)
+    record = _record(config, choices.shifts, opened, found, threads)
     for name, text in csv_files(record).items():
-        write_text(out / name, text)
-    write_text(out / "report.md", evaluation_report(record))
-    write_json(out / "record.json", record)
+        write_text(place / name, text)
+    write_text(place / "report.md", evaluation_report(record))
+    write_json(place / "record.json", record)
+    promote(place)
     return record
 
 
@@ -178,10 +200,10 @@ class _Opened:
     sums: str
 
 
-def _check_same(config: dict[str, Any], kept: dict[str, Any]) -> None:
+def _check_same(config: dict[str, Any], kept: dict[str, Any], other: str) -> None:
     for key, value in config.items():
         if kept.get(key) != value:
-            raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
+            raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
 
 
 def _open(choices: Choices, threads: int) -> _Opened:
@@ -246,7 +268,9 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
             bar.update(len(images))
 
 
-def _record(config: dict[str, Any], opened: _Opened, found: Evaluation, threads: int) -> Record:
+def _record(
+    config: dict[str, Any], shifts: tuple[str, ...], opened: _Opened, found: Evaluation, threads: int
+) -> Record:
     source = opened.split.source
     return {
         "schema": EVALUATION_SCHEMA,
@@ -254,6 +278,7 @@ def _record(config: dict[str, Any], opened: _Opened, found: Evaluation, threads:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": config,
+        "code": code_of(shifts, {}),
         "models": {name: _about_file(opened.paths[name], c) for name, c in opened.classifiers.items()},
         "summary": _summary(found),
         "rows": comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of),
@@ -311,22 +336,21 @@ def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
 
 
 @contextmanager
-def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterator[None]:
-    """A folder with nothing but its configuration, or the one of an evaluation that goes on.
+def _place_for(out: Path, config: dict[str, Any], earlier: Path | None) -> Iterator[Path]:
+    """A place in the claimed folder with nothing but a configuration, or where an earlier evaluation began.
 
-    Where what follows ends in an error of ours, what `out` held before is there again, and of a new evaluation
-    only what is worth going on with.
+    What `out` holds stays until the new one is done. Where what follows fails, of a new evaluation only what is worth
+    going on with is kept: of one that is to replace another, where it was stopped, not where it failed.
     """
-    if not going_on:
-        begin_folder(out, config)
+    place = earlier or begin_folder(out, config)
     try:
-        (out / "predictions").mkdir(exist_ok=True)
-        yield
-    except (QRobustError, OSError):
-        if not going_on and (has_backup(out) or not any(out.glob("predictions/**/*.npz"))):
-            restore_backup(out)
+        (place / "predictions").mkdir(exist_ok=True)
+        yield place
+    except BaseException as error:
+        failed_to_replace = place.name == NEW and isinstance(error, Exception)
+        if not earlier and (failed_to_replace or not any(place.glob("predictions/**/*.npz"))):
+            discard(place)
         raise
-    discard_backup(out)
 
 
 def _sha256(path: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,12 @@ from qrobust.classifier import parse_normalization
 from qrobust.deployment.audit import audit
 from qrobust.deployment.deploy import open_on_target
 from qrobust.deployment.export import export as export_graph
-from qrobust.deployment.parity import check_export, parity
+from qrobust.deployment.parity import (
+    check_export,
+    check_meaning,
+    compare,
+    logits_of,
+)
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import MADE_BY
 from qrobust.pipeline.stage import invalidate, stage
@@ -22,7 +26,7 @@ from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
 from qrobust.report.model_card import unmeasured_card
 from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.rendering import render
-from qrobust.storage import save_npz, write_text
+from qrobust.storage import replacement, save_npz, write_text
 
 PARITY_IMAGES = 1000
 
@@ -62,11 +66,13 @@ class ExportedGraph:
         name: of the graph.
         audit: what onnxruntime runs on integers; see `qrobust.deployment.audit`.
         parity: torch against onnxruntime on the same images; see `qrobust.deployment.parity`.
+        logits: of the graph `(N, K)` on the validation images of its parity.
     """
 
     name: str
     audit: dict[str, Any]
     parity: dict[str, Any]
+    logits: torch.Tensor
 
 
 def as_result(*graphs: ExportedGraph) -> dict[str, dict[str, Any]]:
@@ -74,15 +80,22 @@ def as_result(*graphs: ExportedGraph) -> dict[str, dict[str, Any]]:
     return {"audit": {g.name: g.audit for g in graphs}, "parity": {g.name: g.parity for g in graphs}}
 
 
-def export_checked(run: Run, name: str, model: torch.nn.Module) -> ExportedGraph:
+def export_checked(
+    run: Run, name: str, model: torch.nn.Module, *, network: torch.nn.Module | None = None
+) -> ExportedGraph:
     """Write a graph and pass it through its export checks: checker, audit, parity.
+
+    Args:
+        run: of the graph.
+        name: of the graph.
+        model: what is exported.
+        network: what a float model was rewritten from, which its graph must then equal.
 
     Raises:
         ExportCheckError: it fails one; the graph that was there before stays.
     """
     path = run.require_folder().graph(name)
-    part = path.with_name(f".{name}.onnx")
-    try:
+    with replacement(path) as part:
         export_graph(
             model,
             part,
@@ -94,19 +107,26 @@ def export_checked(run: Run, name: str, model: torch.nn.Module) -> ExportedGraph
         audited = audit(part, signed_activations=run.target.signed or None)
         split = run.data.validation.at_most(PARITY_IMAGES)
         images = to_unit(split.read(slice(None)))
-        measured = parity(model, open_on_target(part, run.target, run.config.threads), images, split.labels)
+        classifier = open_on_target(part, run.target, run.config.threads)
+        wanted, got = (logits_of(one, images) for one in (network or model, classifier))
+        if network is not None:
+            check_meaning(wanted, got)
+        measured = compare(wanted, got, split.labels)
         layers = sum(isinstance(module, IntegerConv2d | IntegerLinear) for module in model.modules())
         check_export(name, audited, measured, layers)
         invalidate(run, MADE_BY.get(name, name))
-        os.replace(part, path)
-        write_text(run.require_folder().card(name), unmeasured_card(name))
-    finally:
-        part.unlink(missing_ok=True)
-    run.reporter.detail(
-        f"{name}.onnx: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix "
-        f"products integer, agreement with torch {100 * measured['agreement']:.2f} %"
+    write_text(run.require_folder().card(name), unmeasured_card(name))
+    run.reporter.detail(f"{name}.onnx: {checks_passed(name, audited, measured)}")
+    return ExportedGraph(name, audited, measured, got)
+
+
+def checks_passed(name: str, audited: dict[str, Any], measured: dict[str, Any]) -> str:
+    """How much of a graph is integer, and what it was compared with, in words."""
+    reference = "your network" if name == "float" else "its fake-quantized model in torch"
+    return (
+        f"{audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix products integer, parity "
+        f"with {reference} {100 * measured['agreement']:.2f} %"
     )
-    return ExportedGraph(name, audited, measured)
 
 
 def _metadata(run: Run, name: str) -> dict[str, object]:

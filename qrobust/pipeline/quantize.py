@@ -10,12 +10,15 @@ from torch import fx
 
 from qrobust.classifier import count_macs, state_hash
 from qrobust.data.splits import TrainingData
+from qrobust.deployment.audit import audit
 from qrobust.deployment.session import sums_saturate
 from qrobust.errors import ExportCheckError, InputError
-from qrobust.pipeline.export import as_result, export_checked
+from qrobust.evaluation.statistics import wilson_interval
+from qrobust.pipeline.export import PARITY_IMAGES, as_result, export_checked
+from qrobust.pipeline.output_folder import promote
 from qrobust.pipeline.provenance import training_conditions
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import discard_unfinished
+from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit
@@ -23,29 +26,32 @@ from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
-from qrobust.quantization.tracing import folded
+from qrobust.quantization.tracing import computed_weights, folded
 from qrobust.shifts.filters import to_unit
-from qrobust.storage import discard_backup
 
 NOISE_IMAGES, NOISE_PIXELS = 32, 2**19
 # At most so many validation images, and pixels of them, to estimate saturation on.
 SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 # Accuracy, as a fraction, whose loss on such CPUs nobody should learn of from a record alone.
 MATERIAL = 0.01
+# Share of integer multiply-accumulates below which a graph is a float one.
+NOTHING = 0.005
+# What `audit` says of a product that is in float by its nature, and not because of what is around it.
+NO_INTEGER_FORM = ("weight-not-quantized", "no-integer-kernel")
 
 
 def quantize(run: Run) -> None:
     """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
 
-    A folder in which this fails is removed where it holds nothing that another stage, or `--resume`, could use, and
-    a run that it was to replace is there again.
+    Where this fails, what it made is removed if `--resume` could not use it. What it is to replace stays until the
+    end; then the run lies where that was.
     """
     try:
         _quantize(run)
-    except Exception:
+    except BaseException:
         discard_unfinished(run.require_folder())
         raise
-    discard_backup(run.require_folder().path)
+    run.folder = RunFolder(promote(run.require_folder().path))
 
 
 def _quantize(run: Run) -> None:
@@ -58,8 +64,12 @@ def _quantize(run: Run) -> None:
             result["earlier_s"] = fit.earlier_s
         floating = folded(run.model, quantized.observed.images[:1])
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
-        result |= as_result(export_checked(run, "float", floating), export_checked(run, "int8", fake_quantized))
-        _warn_of_float(run, result["audit"]["int8"], len(in_float))
+        graphs = (
+            export_checked(run, "float", floating, network=run.model),
+            export_checked(run, "int8", fake_quantized),
+        )
+        result |= as_result(*graphs)
+        _warn_of_float(run, result["audit"]["int8"], len(in_float), floating)
         run.save_model()
         run.save_fake_quantized(fake_quantized)
         run.require_folder().drop_checkpoints(run.require_folder().checkpoints.glob("qat-*"))
@@ -73,6 +83,7 @@ def _quantize(run: Run) -> None:
             "target": run.config.quantization.target,
             "recipe": asdict(quantized.recipe),
             "trials": [asdict(t) for t in quantized.trials],
+            "validation": _validated(run, {graph.name: graph.logits for graph in graphs}),
             "kept_in_float": in_float,
             "keep_float_auto": _bought(run, quantized.gained, result["audit"]["int8"]),
             "layer_noise": [asdict(n) for n in noise],
@@ -110,17 +121,55 @@ def _trained(
     )
 
 
-def _warn_of_float(run: Run, audited: dict[str, Any], on_purpose: int) -> None:
+def _validated(run: Run, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Accuracy and agreement of both graphs, as onnxruntime runs them, on validation images."""
+    labels = run.data.validation.at_most(PARITY_IMAGES).labels
+    predicted = {name: values.argmax(1) for name, values in logits.items()}
+    right = {name: int((prediction == labels).sum()) for name, prediction in predicted.items()}
+    n, lost = len(labels), right["float"] - right["int8"]
+    if lost >= MATERIAL * n:
+        config = run.config.quantization
+        remedies = {
+            "--ptq auto": config.ptq != "auto",
+            "--equalize": config.ptq != "auto" and not config.equalize,
+            "--qat-epochs 1": not run.config.qat.epochs,
+            f"--keep-float {'with more layers' if config.keep_float else 'auto:N'}": True,
+        }
+        untried = [remedy for remedy, missing in remedies.items() if missing]
+        run.reporter.warn(
+            f"warning: INT8 loses {100 * lost / n:.1f} points of accuracy on {n:,} validation images "
+            f"({100 * right['float'] / n:.1f} -> {100 * right['int8'] / n:.1f} %); try {', '.join(untried)}"
+        )
+    return {
+        "n": n,
+        "accuracy": {name: count / n for name, count in right.items()},
+        "interval": {name: list(wilson_interval(count, n)) for name, count in right.items()},
+        "agreement": float((predicted["float"] == predicted["int8"]).double().mean()),
+    }
+
+
+def _warn_of_float(run: Run, audited: dict[str, Any], on_purpose: int, floating: fx.GraphModule) -> None:
     """Tell what the network computes in float because it has no integer form here, as the products of attention."""
     left = audited["quantizable_ops"] - audited["integer_ops"] - on_purpose
-    if left:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
-        share = audited["integer_mac_share"]
-        work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
-        run.reporter.warn(
-            f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
-            f"here and stay in float ({kinds}{work})"
-        )
+    if left <= 0:
+        return
+    kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
+    share = audited["integer_mac_share"]
+    work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
+    path = run.require_folder().graph("int8")
+    if weights := computed_weights(floating):
+        more = f" and {len(weights) - 1} more" if weights[1:] else ""
+        why = f"weights computed in the forward pass, from {weights[0]!r}{more}; store what is computed as the weight"
+    else:
+        explained = audit(path, signed_activations=run.target.signed or None, explain=True)
+        blocked = sorted(explained["blocked"], key=lambda found: -(found["macs"] or 0))
+        reasons = [reason for found in blocked for reason in found["reasons"]]
+        why = next((r["why"] for r in reasons if r["code"] in NO_INTEGER_FORM), reasons[0]["why"])
+    idle = "" if share is None or share > NOTHING else "; int8.onnx is no faster than float.onnx"
+    run.reporter.warn(
+        f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
+        f"here and stay in float ({kinds}{work}): {why}{idle} (more: `qrobust audit {path}`)"
+    )
 
 
 def _bought(run: Run, gained: tuple[Fidelity, Fidelity] | None, audited: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import qrobust
 from qrobust.evaluation.summary import STATISTICS
 from qrobust.pipeline.run import Run
@@ -18,7 +16,7 @@ from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.model_card import model_card
 from qrobust.report.robustbench import csv_files
-from qrobust.storage import write_json, write_text
+from qrobust.storage import read_npz, write_json, write_text
 
 COMPENSATION_KEYS = (
     "width",
@@ -68,7 +66,7 @@ def build_record(run: Run) -> Record:
         "qrobust": qrobust.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": run.config.as_json(),
+        "config": run.config_with_code.as_json(),
         "n_test": evaluated["summary"]["n_test"],
         "summary": summary,
         "rows": evaluated["rows"],
@@ -127,12 +125,11 @@ def write_report(run: Run) -> Record:
     record = build_record(run)
     pictures = None
     if record["compensation"] and folder.pictures.exists():
-        with np.load(folder.pictures, allow_pickle=False) as stored:
-            pictures = {key: stored[key] for key in stored.files}
+        pictures = read_npz(folder.pictures, "pictures", ("clean",))
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
     for name, text in csv_files(record).items():
-        write_text(folder.path / name, text)
+        write_text(folder.file(name), text)
     for name in record["summary"]["clean_accuracy"]:
         write_text(folder.card(name), model_card(record, name))
     write_json(folder.record, record)

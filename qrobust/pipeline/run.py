@@ -6,9 +6,11 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +29,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
+from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import RunFolder, is_run
 from qrobust.progress import Reporter
@@ -36,6 +39,14 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write, read_json
+from qrobust.user_code import (
+    code_of,
+    govern,
+    hashes,
+    is_code,
+    same_code,
+    trust,
+)
 
 BATCH = 64
 
@@ -48,12 +59,30 @@ class Run:
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
 
+    def __post_init__(self) -> None:
+        trust(self.code_specs)
+
     @classmethod
-    def open(cls, path: Path, reporter: Reporter, **changes: object) -> Run:
+    def open(
+        cls,
+        path: Path,
+        reporter: Reporter,
+        *,
+        named: Sequence[str] = (),
+        allow_code: Sequence[str] = (),
+        **changes: Any,
+    ) -> Run:
         """Reopen a run's folder, with some choices changed.
 
+        Args:
+            path: the folder.
+            reporter: where progress is told.
+            named: `FILE.py:NAME` that may run though only the folder names them otherwise.
+            allow_code: SHA-256 of files that may run.
+            changes: choices; a model must be the run's own, and is thereby named.
+
         Raises:
-            InputError: the folder is not a run's.
+            InputError: the folder is not a run's, or is of another model.
         """
         folder = RunFolder(path)
         if not folder.config.is_file():
@@ -68,7 +97,31 @@ class Run:
         given = {k: v for k, v in changes.items() if v is not None or k == "target_images"}
         if given.get("seed", config.seed) != config.seed:
             raise InputError(f"seed: the splits of {path} were drawn with {config.seed}, got {given['seed']}")
-        return cls(RunConfig.from_options(config.as_json() | given), folder, reporter)
+        model = given.pop("model", None)
+        if model is not None and not same_code(str(model), config.model.spec):
+            raise InputError(f"model: {path} is a run of {config.model.spec}, got {model}")
+        own = RunConfig.from_options(config.as_json() | given)
+        shifts: Any = given.get("shifts", ())
+        govern(
+            {**dict.fromkeys(own.shifts.names, "shifts"), own.model.spec: "model"},
+            owner=path,
+            named=[*named, *shifts, *([own.model.spec] if model is not None else [])],
+            anew=shifts,
+            recorded=own.code,
+            allowed=hashes(allow_code),
+            warn=reporter.warn,
+        )
+        return cls(own, folder, reporter)
+
+    @property
+    def code_specs(self) -> list[str]:
+        """Every `FILE.py:NAME` that the configuration names."""
+        return [spec for spec in (self.config.model.spec, *self.config.shifts.names) if is_code(spec)]
+
+    @property
+    def config_with_code(self) -> RunConfig:
+        """The configuration, with what ran of the files that it names."""
+        return replace(self.config, code=code_of(self.code_specs, self.config.code))
 
     def require_folder(self) -> RunFolder:
         """The folder, which must have been made."""
@@ -116,8 +169,13 @@ class Run:
         """The float classifier: from the folder once it is there, else from where the user said."""
         c, stored = self.config.model, self.folder is not None and self.folder.weights.exists()
         if not stored and c.weights is None and not c.pretrained:
-            self.reporter.warn("warning: no --weights given, the network has random weights")
-        weights = Path(c.weights).expanduser() if c.weights else None
+            if is_code(c.spec):
+                self.reporter.say(f"no --weights given: the weights are those that {c.spec} set")
+            else:
+                self.reporter.warn("warning: no --weights given, the network has random weights")
+        if not stored and c.weights and self.model_spec.note:
+            self.reporter.say(self.model_spec.note)
+        weights = user_path(c.weights) if c.weights else None
         return load_model(
             self.model_spec,
             classes=len(self._data.class_names),
@@ -269,9 +327,10 @@ class Run:
 
 def _integers(path: Path, command: str) -> dict[str, torch.Tensor]:
     """What a stage saved, which the command makes again."""
+    check_file(path, "run folder")
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"run folder: {path} cannot be read ({error}); run `qrobust {command}` again") from error
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from qrobust.errors import InputError
 from qrobust.pipeline.config import RunConfig
-from qrobust.storage import backup_dir, read_json, restore_backup, write_json
+from qrobust.pipeline.output_folder import (
+    NEW,
+    configuration,
+    content,
+    discard,
+    holds_current_folder,
+    make_place,
+)
+from qrobust.storage import read_json, remove, write_json, write_sealed
 
 GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
@@ -38,9 +46,19 @@ class RunFolder:
         self.html = path / "report.html"
         self.markdown = path / "report.md"
 
+    def file(self, name: str) -> Path:
+        """A file in the folder; its name may come from another file in it.
+
+        Raises:
+            InputError: the name leads out of the folder.
+        """
+        if name in ("", "..") or {name} != {PurePosixPath(name).name, PureWindowsPath(name).name} or "\0" in name:
+            raise InputError(f"run folder: expected the name of a file in {self.path}, got {name!r}")
+        return self.path / name
+
     def graph(self, name: str) -> Path:
         """The ONNX file of a graph."""
-        return self.path / f"{name}.onnx"
+        return self.file(f"{name}.onnx")
 
     def stage(self, name: str) -> Any | None:
         """What a finished stage left, or None."""
@@ -52,7 +70,7 @@ class RunFolder:
 
     def card(self, name: str) -> Path:
         """The model card of a graph."""
-        return self.path / f"{name}.card.md"
+        return self.file(f"{name}.card.md")
 
     def graphs(self) -> list[str]:
         """Names of the graphs whose stages are done."""
@@ -69,16 +87,16 @@ class RunFolder:
             raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
         return result
 
-    def finish(self, name: str, result: object) -> None:
+    def finish(self, name: str, result: dict[str, Any]) -> None:
         """Record that a stage is done, last of all it writes."""
         self.stages.mkdir(exist_ok=True)
-        write_json(self.stages / f"{name}.json", result)
+        write_sealed(self.stages / f"{name}.json", result)
 
     def keep_finished(self, paths: Iterable[Path]) -> None:
         """Keep the checkpoints of a calibrator's training that is done, in place of those of the one before."""
         kept = [path for path in paths if path.exists()]
         for path in set(self.finished.glob("*")) - {self.finished / path.name for path in kept}:
-            path.unlink()
+            remove(path)
         self.finished.mkdir(parents=True, exist_ok=True)
         for path in kept:
             path.replace(self.finished / path.name)
@@ -125,9 +143,9 @@ def check_folder(
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"out: {path} is a file, expected a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if content(path) or (path / NEW).exists():
         try:
-            config = read_json(path / "config.json")
+            config = read_json(configuration(path) or path / "config.json")
         except InputError:
             config = {}
         if not made(config):
@@ -135,7 +153,15 @@ def check_folder(
         if not overwrite:
             ways = "--resume goes on with it, " if resumable else ""
             raise InputError(f"out: {path} is not empty; {ways}--overwrite replaces it")
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if holds_current_folder(path):
+            raise InputError(
+                f"out: {path} is the current folder or holds it, which nothing replaces; call this from elsewhere"
+            )
+    try:
+        real = path.resolve()  # of a link, where it leads
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"out: {path} is a link that leads nowhere") from error
+    parent = next(p for p in (real, *real.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")
 
@@ -143,34 +169,38 @@ def check_folder(
 def create_folder(path: Path, config: RunConfig, *, overwrite: bool) -> RunFolder:
     """A folder for a new run, with nothing but its configuration; what `check_folder` refuses is refused.
 
-    A run that it held is set aside until the new one is quantized.
+    A run that the claimed folder holds stays until the new one is quantized, see `qrobust.pipeline.output_folder`.
     """
     check_folder(path, overwrite=overwrite)
-    begin_folder(path, config.as_json())
-    return RunFolder(path)
+    return RunFolder(begin_folder(path, config.as_json()))
 
 
-def begin_folder(path: Path, config: dict[str, Any]) -> None:
-    """A folder with nothing but a configuration; what it held is set aside.
+def begin_folder(path: Path, config: dict[str, Any]) -> Path:
+    """A place in the claimed folder with nothing but a configuration; what the folder held stays.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
-        backup_dir(path)
+        place = make_place(path)
         try:
-            write_json(path / "config.json", config)
-        except OSError:
-            restore_backup(path)
+            write_json(place / "config.json", config)
+        except BaseException:
+            discard(place)
             raise
     except OSError as error:
         raise InputError(f"out: cannot write to {path} ({error.strerror or error})") from error
+    return place
+
+
+def other_unfinished(place: Path) -> str:
+    """What to add to a refusal to go on there: what it began to replace may have been meant."""
+    if place.name != NEW:
+        return ""
+    return f" (what --overwrite began lies in {place}; remove it to go on with what was there before)"
 
 
 def discard_unfinished(folder: RunFolder) -> None:
-    """Remove a folder in which not even the first stage is done, nor any training begun; any other is kept.
-
-    A run that it was to replace is there again.
-    """
+    """Remove a run of which not even the first stage is done, nor any training begun; any other is kept."""
     if not folder.stage("quantize") and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
-        restore_backup(folder.path)
+        discard(folder.path)

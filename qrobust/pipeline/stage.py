@@ -51,7 +51,7 @@ def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]
     earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
     result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
     invalidate(run, name)
-    write_json(folder.config, run.config.as_json())
+    write_json(folder.config, run.config_with_code.as_json())
     folder.finish(name, result)
     run.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
 
@@ -69,14 +69,16 @@ def is_current(run: Run, name: str) -> bool:
 
 
 def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
-    """Changes with every choice that training depends on, with the code of own shifts and with a scene's images.
+    """Changes with every choice that training depends on, with the user's own code and with a scene's images.
 
     Args:
         run: of the run.
         kind: what the key is for.
         without: choices that this does not depend on.
     """
-    choices = {k: v for k, v in sorted(run.config.as_json().items()) if k not in (*MEASURING, *without)}
+    choices = {k: v for k, v in sorted(run.config.as_json().items()) if k not in (*MEASURING, "code", *without)}
     own = {name: shift.version for name, _ in run.conditions if (shift := find_shift(name)).is_custom}
+    if version := run.model_spec.version:
+        own["model"] = version
     found = [part for part in (own, run.target_images and run.target_images.summary()) if part]
     return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]

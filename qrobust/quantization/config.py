@@ -76,7 +76,7 @@ class QATConfig(Section):
         shifts: whether training sees shifted images, too.
     """
 
-    epochs: float = choice(0.0, option="qat_epochs", at_least=0)
+    epochs: float = choice(0.0, option="qat_epochs", at_least=0, at_most=10**4)
     learning_rate: float = choice(1e-4, option="qat_learning_rate", above=0, at_most=1)
     ranges: str = choice("learned", option="qat_ranges", one_of=("learned", "frozen"))
     distillation: float = choice(0.9, option="qat_distillation", at_least=0, at_most=1)

@@ -23,6 +23,7 @@ from qrobust.quantization.tracing import (
     CLAMPS,
     LAYERS,
     calls,
+    constants,
     described,
 )
 
@@ -46,8 +47,14 @@ def convert(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits
             and the nearest layer.
     """
 
-    def parameters(observer: Observer, where: str, low: int, high: int) -> tuple[float, int]:
+    fixed = {node.name for node in constants(prepared)}
+
+    def parameters(observer: Observer, source: fx.Node, low: int, high: int) -> tuple[float, int]:
         seen = (observer.low, observer.high)
+        if seen[0] == seen[1] and source.name in fixed and observer.finite:
+            # Such as a temperature or a mask of ones: a grid of zero and the value holds it exactly.
+            return quantization_parameters(*seen, low, high) if seen[0] else (1.0, low)
+        where = described(prepared, source)
         if not observer.seen or not observer.finite or seen[0] == seen[1]:
             what = "NaN or infinite" if not observer.finite else "constant" if observer.seen else "never observed"
             raise RangeError(
@@ -71,7 +78,7 @@ def _frozen(
     prepared: fx.GraphModule,
     target: Target,
     bits: Bits,
-    parameters: Callable[[Observer, str, int, int], tuple[float, int]],
+    parameters: Callable[[Observer, fx.Node, int, int], tuple[float, int]],
 ) -> fx.GraphModule:
     fake_quantized = copy.deepcopy(prepared)
     widths = _activation_bits(fake_quantized, bits)
@@ -80,8 +87,8 @@ def _frozen(
         assert isinstance(observer, Observer)
         if id(observer) not in made:
             low, high = target.activations(widths[id(observer)])
-            where = described(fake_quantized, node.all_input_nodes[0])
-            made[id(observer)] = ActivationQuantizer(*parameters(observer, where, low, high), low, high)
+            found = parameters(observer, node.all_input_nodes[0], low, high)
+            made[id(observer)] = ActivationQuantizer(*found, low, high)
         set_module(fake_quantized, str(node.target), made[id(observer)])
     modules = dict(fake_quantized.named_modules(remove_duplicate=False))
     for node, layer in calls(fake_quantized, LAYERS):

@@ -30,6 +30,7 @@ from qrobust.quantization.torch_ao import insert_observers
 from qrobust.quantization.tracing import (
     LAYERS,
     calls,
+    channels_last,
     described,
     layer_names,
     traced,
@@ -82,8 +83,8 @@ def prepare(
         equalize(graph)
     in_float = tuple(str(n.target) for n, _ in calls(graph, LAYERS) if bits[public_name(str(n.target))] is None)
     prepared = insert_observers(graph, example, leaves=leaves, in_float=in_float)
-    # Convolutions on a CPU are fastest with channels last, depthwise ones above all.
-    return prepared.to(memory_format=torch.channels_last), layers
+    channels_last(prepared)
+    return prepared, layers
 
 
 def observe(

@@ -20,7 +20,7 @@ from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat, train
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
-from qrobust.quantization.tracing import folded
+from qrobust.quantization.tracing import channels_last, folded
 from qrobust.shifts.filters import to_unit
 
 BATCH = 64
@@ -206,7 +206,7 @@ def finetune(
         The trained model, or the one given where no state was better than it, and what training did.
     """
     trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=config.ranges == "learned")
-    trainable = trainable.to(memory_format=torch.channels_last)
+    channels_last(trainable)
     some = validation.at_most(QAT_IMAGES)
     with reporter.bar("train the fake-quantized model", steps) as bar:
         fit = train(

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
 from qrobust.quantization.integer_layers import ActivationQuantizer, SelfAttention
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites import rewrite
-from qrobust.quantization.rewrites.fx_utils import public_name, remove_call
+from qrobust.quantization.rewrites.fx_utils import argument, public_name, remove_call
 from qrobust.quantization.rewrites.structure import (
     explicit_padding,
     out_of_place,
@@ -31,6 +32,7 @@ from qrobust.quantization.rewrites.structure import (
 
 ADDITIONS = (operator.add, torch.add, "add")
 PRODUCTS = (operator.mul, torch.mul, "mul")
+ARITHMETIC = (*ADDITIONS, *PRODUCTS, operator.sub, torch.sub, "sub", operator.truediv, torch.div, "div")
 RESHAPES = (
     torch.flatten,
     torch.reshape,
@@ -163,6 +165,36 @@ def layer_names(graph: fx.GraphModule) -> list[str]:
     return list(dict.fromkeys(public_name(str(node.target)) for node, _ in calls(graph, LAYERS)))
 
 
+def constants(graph: fx.GraphModule) -> set[fx.Node]:
+    """Nodes whose value no image changes: parameters, buffers and what is computed from them alone."""
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op not in ("placeholder", "output") and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def computed_weights(graph: fx.GraphModule) -> list[str]:
+    """Parameters from which weights of convolutions and linear layers are computed, which keeps those in float."""
+    fixed, names = constants(graph), []
+    for node in graph.graph.nodes:
+        if node.target in (F.conv2d, F.linear):
+            weight = argument(node, 1, "weight", None)
+            while isinstance(weight, fx.Node) and weight in fixed:
+                if weight.op == "get_attr":
+                    names.append(public_name(str(weight.target)))
+                    break
+                weight = next(iter(weight.all_input_nodes), None)
+    return list(dict.fromkeys(names))
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lay out what has four axes with channels last: convolutions on a CPU, above all depthwise ones, want it so."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.contiguous(memory_format=torch.channels_last)
+
+
 def described(graph: fx.GraphModule, node: fx.Node) -> str:
     """A node for a message: its name, and the network's own module that it calls, or else that runs before it."""
     origins = graph.meta.get("origins", {})
@@ -181,9 +213,9 @@ def described(graph: fx.GraphModule, node: fx.Node) -> str:
 def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: tuple[type[nn.Module], ...]) -> None:
     """Take away quantizers that cost accuracy and buy nothing.
 
-    Between an operator and its activation (the activation would stay in float), on the logits (distinct
-    ones would tie), and on a linear layer's output that only float layers read (integer kernels give
-    float there at no cost). What is only moved keeps the grid it is on.
+    Between an operator and its activation (the activation would stay in float), on the logits and before arithmetic
+    of logits with a constant, such as a temperature (distinct ones would tie), and on a linear layer's output that
+    only float layers read (integer kernels give float there at no cost). What is only moved keeps the grid it is on.
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
 
@@ -201,11 +233,21 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
         into_float = is_call(node.args[0], nn.Linear) and all(is_call(u, (*leaves, *FLOAT_LAYERS)) for u in users)
         if before_activation or (into_float and users):
             remove_call(graph, node)
+    fixed = constants(graph)
     tail = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     while isinstance(tail, fx.Node):
         source = tail.args[0] if tail.args else None
         if is_call(tail, quantizer):
             remove_call(graph, tail)
+        elif tail.op != "call_module" and tail.target in ARITHMETIC:
+            varying = [n for n in tail.all_input_nodes if n not in fixed]
+            if len(varying) != 1 or len(varying[0].users) != 1:
+                break
+            source = varying[0]
+            for constant in [n for n in tail.all_input_nodes if is_call(n, quantizer) and n in fixed]:
+                tail.replace_input_with(constant, constant.all_input_nodes[0])
+                if not constant.users:
+                    graph.graph.erase_node(constant)
         elif not moves(tail, RESHAPES):
             break
         tail = source

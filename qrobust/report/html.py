@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 from PIL import Image
 
@@ -27,8 +28,10 @@ from qrobust.report.verdict import (
     headline,
     percent,
     points,
+    validation_sentence,
     verdict,
 )
+from qrobust.text import printable
 
 PICTURE_SIDE = 112
 
@@ -46,11 +49,13 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # markup has no names as they are
     )
-    environment.filters |= {"percent": percent, "points": points, "pretty": lambda v: json.dumps(v, indent=1)}
+    environment.filters |= {"percent": percent, "points": points, "pretty": _pretty}
     every = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
     graphs = [k for k in every if k in LABELS]
     compared = len(record["methods"]) > 1
+    validation = record["quantization"].get("validation")  # folders of earlier versions have none
     return environment.get_template("report.html").render(
         record=record,
         summary=record["summary"],
@@ -68,8 +73,13 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),
+        validation=validation_sentence(validation) if validation else "",
         pictures=_picture_rows(pictures) if pictures else [],
     )
+
+
+def _pretty(value: object) -> markupsafe.Markup:
+    return markupsafe.escape(json.dumps(value, indent=1))  # ASCII, and the only text of several lines
 
 
 def _picture_rows(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -20,13 +20,15 @@ from qrobust.report.verdict import (
     points,
     verdict,
 )
+from qrobust.text import markdown
 
 LISTED = 5
 
 
 def markdown_report(record: dict[str, Any]) -> str:
     """The verdict, the headline table and a row per shift and severity."""
-    lines = [f"# qrobust: {record['config']['model']}", "", *(f"- {v}" for v in verdict(record)), ""]
+    lines = [f"# qrobust: {markdown(record['config']['model'])}", ""]
+    lines += [*(f"- {markdown(v)}" for v in verdict(record)), ""]
     lines += table(headline(record))
     if len(record["methods"]) > 1:
         lines += ["", *table(comparison(record))]
@@ -47,7 +49,6 @@ def markdown_report(record: dict[str, Any]) -> str:
                 *gain,
             ]
         )
-    skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
     return "\n".join(
         [
             *lines,
@@ -55,7 +56,7 @@ def markdown_report(record: dict[str, Any]) -> str:
             *_mce(s, NAMES),
             sample(s),
             "",
-            *skipped,
+            *_skipped(record),
             *table(rows),
             "",
             *_stored(record, NAMES),
@@ -69,7 +70,7 @@ def _stored(record: dict[str, Any], names: dict[str, str]) -> list[str]:
     return [
         line
         for name, note, rows in stored_tables(record, names)
-        for line in (f"## Stored images: {name}", "", *table(rows), "", note, "")
+        for line in (f"## Stored images: {markdown(name)}", "", *table(rows), "", markdown(note), "")
     ]
 
 
@@ -81,6 +82,11 @@ def _attacks(record: dict[str, Any], names: dict[str, str], note: str) -> list[s
         return []
     parts = [line for rows in tables if rows for line in (*table(rows), "")]
     return ["## Attacks", "", f"n = {attacks['n']}. {note}", "", *parts]
+
+
+def _skipped(record: dict[str, Any]) -> list[str]:
+    """A sentence about files that were left out, followed by an empty line; or nothing."""
+    return [markdown(skipped_sentence(record["skipped_images"])), ""] if record["skipped_images"] else []
 
 
 def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
@@ -133,16 +139,18 @@ def evaluation_report(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         drops = [points(v["drop_pp"], v["drop_interval_pp"]) for v in row["versus"].values()]
         rows.append([row["shift"], str(row["severity"]), *(percent(row["accuracy"][n]) for n in names), *drops])
-    lines = [f"# qrobust: {', '.join(names)} on {record['config']['data']}", "", *table(evaluation_table(record)), ""]
+    title = markdown(f"{', '.join(names)} on {record['config']['data']}")
+    lines = [f"# qrobust: {title}", "", *table(evaluation_table(record)), ""]
     mce = _mce(record["summary"], {n: n for n in names})
-    skipped = [skipped_sentence(record["skipped_images"]), ""] if record["skipped_images"] else []
     stored = _stored(record, {n: n for n in names})
     attacks = _attacks(record, {n: n for n in names}, NO_GRADIENT)
-    return "\n".join([*lines, *mce, sample(record["summary"]), "", *skipped, *table(rows), "", *stored, *attacks])
+    return "\n".join(
+        [*lines, *mce, sample(record["summary"]), "", *_skipped(record), *table(rows), "", *stored, *attacks]
+    )
 
 
 def table(rows: list[list[str]]) -> list[str]:
     """Lines of a Markdown table; the first row is the header."""
     rule = "|" + "|".join(["---"] + ["---:"] * (len(rows[0]) - 1)) + "|"
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
     return [lines[0], rule, *lines[1:]]

@@ -15,6 +15,7 @@ from qrobust.report.verdict import (
     points,
     times_elsewhere,
 )
+from qrobust.text import code, markdown
 
 WORST = 5
 
@@ -29,13 +30,13 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     s, config = record["summary"], record["config"]
     method = next((m for m in record["methods"] if m["method"] == graph), None)
     lines = [f"# {graph}.onnx: {NAMES[graph]}", "", *_what(record, graph), "", "## Learned from", ""]
-    splits = record["splits"]
+    splits, weights = record["splits"], markdown(config["weights"] or "that it came with")
     lines.append(
-        f"The classifier: `{config['model']}`, weights {config['weights'] or 'that it came with'}; how it was "
-        f"trained is its owner's to say. Ranges were observed on {splits['calibration']['n']} calibration images of "
-        f"`{config['data']}`; choices were made on {splits['validation']['n']} validation images."
+        f"The classifier: {code(config['model'])}, weights {weights}; how it was trained is its owner's to say. "
+        f"Ranges were observed on {splits['calibration']['n']} calibration images of {code(config['data'])}; choices "
+        f"were made on {splits['validation']['n']} validation images."
         if graph != "float"
-        else f"The float network `{config['model']}` as it was given, batch norms folded."
+        else f"The float network {code(config['model'])} as it was given, batch norms folded."
     )
     if method:
         lines += ["", f"{NAMES[graph]}: {_lessons(method, config['data'])}"]
@@ -58,13 +59,13 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     if target_images and graph in target_images.get("accuracy", {}):
         low, high = target_images["interval"][graph]
         lines.append(
-            f"- on {target_images['n']} test images of `{target_images['images']}`: {percent(target_images['accuracy'][graph])} "
+            f"- on {target_images['n']} test images of {code(target_images['images'])}: {percent(target_images['accuracy'][graph])} "
             f"[{100 * low:.1f}, {100 * high:.1f}]"
         )
     elif target_images and not target_images["labelled"]:
         sure = target_images["confidence"]
         lines.append(
-            f"- on {target_images['n']} test images of `{target_images['images']}`, which have no labels: accuracy is not known; "
+            f"- on {target_images['n']} test images of {code(target_images['images'])}, which have no labels: accuracy is not known; "
             f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
         )
     if method:
@@ -106,9 +107,10 @@ def _lessons(method: dict[str, Any], data: str) -> str:
     budget = training_images.get("clean_budget")
     gate = "" if budget is None else f" Its gate was to cost at most {budget:g} points of clean validation accuracy."
     drawn = f"{training_images['drawn']} images drawn from " if "drawn" in training_images else ""
+    shifts = markdown(named + ", ".join(method["trained_on"]))
     return (
-        f"{named}{', '.join(method['trained_on'])}{severities}; on {drawn}{training_images['images']} training images of "
-        f"`{data}` {labels}{target_images}, disjoint from those below.{gate}"
+        f"{shifts}{severities}; on {drawn}{training_images['images']} training images of "
+        f"{code(data)} {labels}{target_images}, disjoint from those below.{gate}"
     )
 
 
@@ -146,11 +148,14 @@ def _limits(record: dict[str, Any], graph: str, method: dict[str, Any] | None) -
             limits.append("- Its training diverged; this is the best state before that.")
         unseen = {row["shift"] for row in record["rows"]} - {"clean", *method["trained_on"]}
         if method["trained_on"]:
-            known = f"measured on shifts it never saw: {', '.join(sorted(unseen))}" if unseen else "not measured"
+            strangers = markdown(", ".join(sorted(unseen)))
+            known = f"measured on shifts it never saw: {strangers}" if unseen else "not measured"
             limits.append(f"- Its gain is for the shifts it learned from; beyond them it is {known}.")
         losing = [r for r in record["rows"] if r["accuracy"][graph] < r["accuracy"]["int8"]]
         if losing:
             names = ", ".join(f"{r['shift']} {r['severity']}".removesuffix(" 0") for r in losing)
-            limits.append(f"- Below the INT8 graph without it, if only by an image, on: {names}.")
-    limits += [f"- {flag}" for flag in record["attacks"]["flags"] if flag.startswith(f"UNRELIABLE: {graph},")]
+            limits.append(f"- Below the INT8 graph without it, if only by an image, on: {markdown(names)}.")
+    limits += [
+        f"- {markdown(flag)}" for flag in record["attacks"]["flags"] if flag.startswith(f"UNRELIABLE: {graph},")
+    ]
     return limits

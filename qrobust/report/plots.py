@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
 import markupsafe
@@ -11,13 +12,20 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from qrobust.text import printable
+
 COLOURS = {"float": "#6b7280", "int8": "#d97706", "compensated": "#047857"}
 LABELS = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 
 
+# Names are no formulas: a dollar sign in one begins none.
+drawing = matplotlib.rc_context({"svg.hashsalt": "qrobust", "svg.fonttype": "none", "text.parse_math": False})
+
+
 def _svg(figure: Figure) -> markupsafe.Markup:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "qrobust", "svg.fonttype": "none"}):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the text
         figure.savefig(
             buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", transparent=True
         )
@@ -26,6 +34,7 @@ def _svg(figure: Figure) -> markupsafe.Markup:
     return markupsafe.Markup(re.sub(r"^.*?<svg", "<svg", text, flags=re.DOTALL))
 
 
+@drawing
 def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Markup:
     """Gain under shift, in points, against what it costs: clean accuracy, time at batch 1, multiply-accumulates.
 
@@ -64,6 +73,7 @@ def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Ma
     return _svg(figure)
 
 
+@drawing
 def gains_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
     """Accuracy per shift, mean over its severities, one bar per graph."""
     names = list(dict.fromkeys(r["shift"] for r in record["rows"]))
@@ -75,7 +85,7 @@ def gains_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
             100 * np.mean([r["accuracy"][graph] for r in record["rows"] if r["shift"] == name]) for name in names
         ]
         axes.barh(np.arange(len(names)) + index * height, values, height, color=COLOURS[graph], label=LABELS[graph])
-    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [n.replace("_", " ") for n in names])
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [printable(n.replace("_", " ")) for n in names])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy, % (mean over severities)")
@@ -84,6 +94,7 @@ def gains_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
     return _svg(figure)
 
 
+@drawing
 def severity_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
     """Accuracy against severity, mean over the shifts measured at it; severity 0 is clean."""
     severities = sorted({r["severity"] for r in record["rows"]})
@@ -103,6 +114,7 @@ def severity_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Marku
     return _svg(figure)
 
 
+@drawing
 def layers_plot(record: dict[str, Any]) -> markupsafe.Markup:
     """Signal-to-noise ratio per layer and, where it was measured, what the layer alone does to the output."""
     quantization = record["quantization"]
@@ -112,7 +124,7 @@ def layers_plot(record: dict[str, Any]) -> markupsafe.Markup:
     axes = figure.add_subplot(1, 3 if effects else 1, 1)
     for key, marker, label in (("weight", "s", "weights"), ("input", "o", "input alone"), ("output", "D", "output")):
         axes.plot([layer[f"{key}_sqnr_db"] for layer in layers], rows, marker, markersize=4, label=label)
-    axes.set_yticks(rows, [layer["name"] for layer in layers], fontsize=7)
+    axes.set_yticks(rows, [printable(layer["name"]) for layer in layers], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("signal to quantization noise, dB")
     axes.grid(axis="x", alpha=0.3)

@@ -8,11 +8,13 @@ from pathlib import PurePath
 from typing import Any
 
 from qrobust.shifts.registry import STORED
+from qrobust.text import spreadsheet_cell
 
 
 def unaggregated_csv(rows: list[dict[str, Any]], names: list[str]) -> str:
     """A header line of shifts, one of severities, then a line of accuracies per classifier, as fractions.
 
+    A name that a spreadsheet would take for a formula has an apostrophe before it.
     `pandas.read_csv(file, header=[0, 1], index_col=0)` reads it, and so do RobustBench's own tools. Clean
     accuracy is not in that form; every shift that was measured is, not only the benchmark's fifteen corruptions.
 
@@ -23,10 +25,10 @@ def unaggregated_csv(rows: list[dict[str, Any]], names: list[str]) -> str:
     rows = [row for row in rows if row["shift"] != "clean"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["", *(row["shift"] for row in rows)])
+    writer.writerow(["", *(spreadsheet_cell(row["shift"]) for row in rows)])
     writer.writerow(["", *(row["severity"] for row in rows)])
     for name in names:
-        writer.writerow([name, *(row["accuracy"][name] for row in rows)])
+        writer.writerow([spreadsheet_cell(name), *(row["accuracy"][name] for row in rows)])
     return buffer.getvalue()
 
 

@@ -57,6 +57,18 @@ def points(value: float | None, interval: list[float] | None = None) -> str:
     return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
+def validation_sentence(measured: dict[str, Any]) -> str:
+    """What both graphs do on validation images, which is known before anything else is measured."""
+    figures = []
+    for name in ("float", "int8"):
+        low, high = measured["interval"][name]
+        figures.append(f"{NAMES[name]} {percent(measured['accuracy'][name])} [{100 * low:.1f}, {100 * high:.1f}]")
+    return (
+        f"Validation images (n = {measured['n']:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
+        f"does on {percent(measured['agreement'])}."
+    )
+
+
 def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
     """Sentences about the mean corruption error; none where no corruption of the benchmark was measured.
 
@@ -156,7 +168,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
         sentences.append(
             f"On an x86 CPU without VNNI expect {percent(saturation['accuracy_without_vnni'])} "
             f"[{100 * low:.1f}, {100 * high:.1f}] instead of {percent(saturation['accuracy'])} (simulated on "
-            f"{saturation['n']} validation images); `--target x86-avx2` is for those."
+            f"{saturation['n']} validation images); --target x86-avx2 is for those."
         )
     sentences += corruption_error(s, {k: NAMES[k] for k in ("float", "int8", "compensated")})
     sentences.append(significance(record, "drop", "Float and INT8"))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
-import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,15 @@ from typing import Any
 import torch
 
 from qrobust.errors import InputError
+from qrobust.paths import user_path
 from qrobust.shifts import corruptions as c
 from qrobust.shifts import transformations as t
+from qrobust.user_code import (
+    UserFile,
+    file_of,
+    is_code,
+    loaded,
+)
 
 TABLES = ("cifar-c", "imagenet-c")
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -371,34 +376,27 @@ def find_shift(name: str) -> Shift:
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    if ".py:" in name:
-        return _own_shift(name)
+    if is_code(name):
+        return _own_shift(name, loaded(name, "shift"))
     if name not in SHIFTS:
         raise InputError(f"shift: expected one of {', '.join(SHIFTS)}, or FILE.py:FUNCTION, got {name!r}")
     return SHIFTS[name]
 
 
 @functools.cache
-def _own_shift(name: str) -> Shift:
-    """Load a user's function `(images, strength, generators) -> images`.
+def _own_shift(name: str, file: UserFile) -> Shift:
+    """A user's function `(images, strength, generators) -> images`.
 
     The strengths of severities 1 to 5 are its attribute `strengths`, or else 0.2, 0.4, 0.6, 0.8 and 1.
     """
-    file, _, wanted = name.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise InputError(f"shift: no file {path}, named by {name!r}")
-    try:
-        function = runpy.run_path(str(path)).get(wanted)
-    except Exception as error:  # whatever a user's file raises
-        raise InputError(f"shift: {path} cannot be run ({type(error).__name__}: {error})") from error
+    wanted, path = name.rpartition(":")[2], file_of(name)
+    function = file.names.get(wanted)
     if not callable(function):
         raise InputError(f"shift: expected a function {wanted!r} in {path}, found none")
     strengths = getattr(function, "strengths", (0.2, 0.4, 0.6, 0.8, 1.0))
     if not isinstance(strengths, tuple | list) or len(strengths) != len(SEVERITIES):
         raise InputError(f"shift: expected 5 strengths of {name}, got {strengths!r}")
     strengths = tuple(strengths)
-    version = hashlib.sha256(path.read_bytes()).hexdigest()
     # What a user's function moves is not known; so it counts as one that moves.
     return Shift(
         name,
@@ -408,7 +406,7 @@ def _own_shift(name: str) -> Shift:
         dict.fromkeys(TABLES, tuple((s,) for s in strengths)),
         keeps_pixels=False,
         is_custom=True,
-        version=version,
+        version=file.version,
     )
 
 
@@ -441,8 +439,14 @@ def register_shift(
 
 
 def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
-    """The folders of every `stored:DIR` among names of shifts, by these names."""
-    return {n: Path(n.removeprefix(STORED)).expanduser() for n in names if n.startswith(STORED)}
+    """The folders of every `stored:DIR` among names of shifts, by these names.
+
+    Raises:
+        InputError: one names no folder.
+    """
+    if STORED in names:
+        raise InputError(f"shift: expected a folder after {STORED}, got {STORED!r}")
+    return {n: user_path(n.removeprefix(STORED)) for n in names if n.startswith(STORED)}
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -456,7 +460,7 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     rendered = [name for name in names or ("default",) if not name.startswith(STORED)]
     found = [part for name in rendered for part in SUITES.get(name, (name,))]
     for name in found:
-        if name not in SHIFTS and ".py:" not in name:
+        if name not in SHIFTS and not is_code(name):
             raise InputError(
                 f"shift: expected one of {', '.join(SHIFTS)}, a suite ({', '.join(SUITES)}), FILE.py:FUNCTION "
                 f"or {STORED}DIR, got {name!r}{_hint(name, (*SHIFTS, *SUITES))}"
@@ -471,7 +475,7 @@ def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
         InputError: a name is none of these.
     """
     for name in names:
-        if name not in (*SCENARIOS, *SHIFTS, *SUITES) and ".py:" not in name and not name.startswith(STORED):
+        if name not in (*SCENARIOS, *SHIFTS, *SUITES) and not is_code(name) and not name.startswith(STORED):
             raise InputError(
                 f"scene: expected one of {', '.join(SCENARIOS)}, imagefolder:DIR, or what --shifts takes, got "
                 f"{name!r}{_hint(name, (*SCENARIOS, *SHIFTS, *SUITES))}"

@@ -20,9 +20,12 @@ from qrobust.shifts.registry import (
 )
 from qrobust.shifts.rng import Generators
 from qrobust.shifts.transformations import pose
+from qrobust.user_code import file_of, running
 
 # So many float32 values stay in a core's own cache.
 CACHED_VALUES = 2**18
+# Smaller images have nothing that could be moved or blurred, and some shifts never end on them.
+LEAST_SIDE = 8
 
 __all__ = ["generators_for", "render", "render_grid", "to_uint8", "to_unit"]
 
@@ -33,13 +36,13 @@ def generators_for(images: torch.Tensor, label: str) -> Generators:
     So what an image becomes depends on neither batch size, order nor position in a data set. Of two images
     one in 2^32 pairs shares its numbers.
     """
-    start = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little")
+    start = int.from_bytes(hashlib.blake2b(label.encode(errors="backslashreplace"), digest_size=8).digest(), "little")
     return Generators([start ^ zlib.crc32(pixels) for pixels in images.contiguous().numpy()])
 
 
 def torch_generators_for(images: torch.Tensor, label: str) -> list[torch.Generator]:
     """One generator per image, as `generators_for`, for a user's function."""
-    generators, key = [], hashlib.blake2b(label.encode()).digest()
+    generators, key = [], hashlib.blake2b(label.encode(errors="backslashreplace")).digest()
     for pixels in images.contiguous().numpy():
         digest = hashlib.blake2b(pixels, digest_size=8, key=key).digest()
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
@@ -51,6 +54,8 @@ def _check_images(images: torch.Tensor) -> None:
         raise InputError(
             f"images: expected uint8 (N, 3, H, W) or (N, 1, H, W), got {images.dtype} {tuple(images.shape)}"
         )
+    if min(images.shape[2:]) < LEAST_SIDE:
+        raise InputError(f"images: expected sides of at least {LEAST_SIDE} px, got {tuple(images.shape)}")
 
 
 def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: int) -> torch.Tensor:
@@ -102,10 +107,8 @@ def _apply(images: torch.Tensor, shift: Shift, strength: tuple, label: str) -> t
 
 def _own(shift: Shift, images: torch.Tensor, strength: tuple, generators: list[torch.Generator]) -> torch.Tensor:
     """A user's function, whose result is not trusted."""
-    try:
+    with running(file_of(shift.name), f"shift: {shift.name} failed"):
         result = shift.function(images.clone(), *strength, generators)
-    except Exception as error:  # whatever a user's function raises
-        raise InputError(f"shift: {shift.name} failed ({type(error).__name__}: {error})") from error
     if not isinstance(result, torch.Tensor) or not result.is_floating_point() or result.shape != images.shape:
         got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
         raise InputError(f"shift: {shift.name} must return float images {tuple(images.shape)}, got {got}")
