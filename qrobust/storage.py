@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"results: cannot read {path} ({error})") from error
     if not isinstance(found, dict):
         raise InputError(f"results: expected a JSON object in {path}, got {type(found).__name__}")

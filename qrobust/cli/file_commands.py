@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from qrobust.cli.run_folders import (
     reopen,
 )
 from qrobust.cli.types import DurationType, FractionType
+
+if TYPE_CHECKING:
+    from qrobust.record import CorruptionSet
 
 
 @click.command()
@@ -116,30 +119,31 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
         return
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
+    from qrobust.record import EvaluationResult
 
     given = [f"--{k.replace('_', '-')}" for k, v in own.items() if v]
     if run_folder is None or given:
         raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
     run = reopen(run_folder, **options)
     stages.evaluate(run, budget=budget, workers=workers)
-    result = run.require_folder().need_stage("evaluate", "evaluate")
-    summary = result["summary"]
-    for name, clean in summary["clean_accuracy"].items():
-        shifted = summary["shift_accuracy"][name]
+    result = run.require_folder().need_result(EvaluationResult, "evaluate", "evaluate")
+    summary = result.summary
+    for name, clean in summary.clean_accuracy.items():
+        shifted = summary.shift_accuracy[name]
         under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
         click.echo(
             f"{name}: clean {100 * clean:.2f} %{under_shift} "
-            f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
+            f"(n = {summary.n_test} of {summary.of}, {summary.n_conditions} conditions)"
         )
-    _say_stored(result["stored"])
+    _say_corruption_sets(result.corruption_sets)
 
 
-def _say_stored(entries: list[dict[str, Any]]) -> None:
-    """A line for each stored set."""
+def _say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
+    """A line for each corruption data set."""
     for entry in entries:
-        s = entry["summary"]
-        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s["accuracy"].items())
-        click.echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
+        s = entry.summary
+        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s.accuracy.items())
+        click.echo(f"{entry.name}: {means} (n = {s.n_test} of {s.of}, {s.n_conditions} conditions)")
 
 
 def _evaluate_files(
@@ -179,8 +183,8 @@ def _evaluate_files(
         overwrite=overwrite,
         resume=resume,
     )
-    click.echo("\n".join([*table(evaluation_table(record)), "", sample(record["summary"])]))
-    _say_stored(record["stored"])
+    click.echo("\n".join([*table(evaluation_table(record)), "", sample(record.summary)]))
+    _say_corruption_sets(record.corruption_sets)
     click.echo(f"Record: {out / 'record.json'}")
 
 

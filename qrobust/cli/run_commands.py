@@ -45,7 +45,7 @@ def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> Non
     from qrobust.pipeline import stages
 
     run = begin_or_resume(out, overwrite, resume, **options)
-    finish(run, stages.run_all(run, resume=resume))
+    finish(run.require_folder(), stages.run_all(run, resume=resume))
 
 
 @click.command()
@@ -146,7 +146,7 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
         raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
     run = reopen(run_folder, **options)
     if compare:
-        finish(run, stages.compare(run))
+        finish(run.require_folder(), stages.compare(run))
     elif method in (None, "calibrator"):
         stages.compensate(run)
         done = run.require_folder().need_stage("compensate", "compensate")
@@ -182,10 +182,11 @@ def export(run_folder: Path, **options: Any) -> None:
 @common
 def report(run_folder: Path, **options: Any) -> None:
     """Write record.json, report.html and report.md from what the stages left."""
-    from qrobust.pipeline import stages
+    from qrobust.pipeline.report import write_report
+    from qrobust.pipeline.run_folder import open_run
 
-    run = reopen(run_folder, **options)
-    finish(run, stages.write_report(run))
+    folder, config = open_run(run_folder, threads=options["threads"])
+    finish(folder, write_report(folder, config))
 
 
 @click.command()
@@ -216,4 +217,4 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
         options["threads"] or cores(),
     ) as weights:
         run = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
-        finish(run, stages.run_all(run, resume=False))
+        finish(run.require_folder(), stages.run_all(run, resume=False))

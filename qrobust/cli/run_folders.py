@@ -12,6 +12,8 @@ from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
     from qrobust.pipeline.run import Run
+    from qrobust.pipeline.run_folder import RunFolder
+    from qrobust.record import Record
 
 
 def begin(
@@ -69,10 +71,10 @@ def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **opti
     return run
 
 
-def finish(run: Run, record: dict[str, Any]) -> None:
+def finish(folder: RunFolder, record: Record) -> None:
     """Print the table and where the report lies."""
     from qrobust.report.markdown import table
     from qrobust.report.verdict import headline, verdict
 
     click.echo("\n".join([*table(headline(record)), "", *verdict(record), ""]))
-    click.echo(f"Report: {run.require_folder().html}\nRecord: {run.require_folder().record}")
+    click.echo(f"Report: {folder.html}\nRecord: {folder.record}")

@@ -19,6 +19,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.attack_plan import Graph
 from qrobust.evaluation.attack_summary import attacked
 from qrobust.evaluation.corruption_sets import SelectedConditions, stored_predictions
+from qrobust.evaluation.other_images import corruption_set, target_row
 from qrobust.evaluation.predictions import (
     CLEAN,
     SUBSET,
@@ -30,18 +31,16 @@ from qrobust.evaluation.predictions import (
     within_budget,
 )
 from qrobust.evaluation.summary import (
-    method_rows,
+    remedy_gains,
     run_rows,
-    stored_figures,
     summarise,
-    target_images_row,
 )
 from qrobust.evaluation.workers import Processes, check_workers, processes
 from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
-from qrobust.record import hardware
+from qrobust.record import Attacks, CorruptionSet, RemedyGain, TargetImages, hardware, versions
 from qrobust.storage import read_json, write_json
 
 LATENCY_BATCHES = (1, 32)
@@ -115,12 +114,11 @@ def _measure(
                 predictions[condition] = _condition_predictions(
                     run, split, condition, sessions, by, lambda n: bar.update(n)
                 )
-        result["scene"] = _target_images(run, sessions, by)
-        result["stored"] = _stored(run, stored, sessions, by)
+        result["target_images"] = _target_images(run, sessions, by)
+        result["corruption_sets"] = _stored(run, stored, sessions, by)
         labels, of = split.labels.numpy(), len(run.data.test)
         trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        rows = run_rows(predictions, labels, seed=config.seed, of=of)
-        result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
+        result["rows"] = run_rows(predictions, labels, seed=config.seed, of=of, seen=trained_on)
         result["summary"] = summarise(
             predictions,
             labels,
@@ -130,12 +128,13 @@ def _measure(
             classes=len(run.data.class_names),
             of=of,
         )
-        result["methods"] = method_rows(predictions, labels, seed=config.seed)
-        result["methods"] += _in_torch(run, split, predictions) if in_torch else []
+        result["remedies"] = remedy_gains(predictions, labels, seed=config.seed)
+        result["remedies"] += _in_torch(run, split, predictions) if in_torch else []
         result["attacks"] = _attacks(run, {n: s for n, s in sessions.items() if n in GRAPHS})
         result["splits"] = run.data.summary()
         result["severity_table"] = run.table
-        result["hardware"] = hardware(config.threads) | {"sums": sums(**run.session_options)}
+        result["hardware"] = hardware(config.threads, sums(**run.session_options))
+        result["versions"] = versions()
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
@@ -192,7 +191,7 @@ def _condition_predictions(
     )
 
 
-def _target_images(run: Run, sessions: dict[str, Any], by: Processes | None) -> dict[str, object] | None:
+def _target_images(run: Run, sessions: dict[str, Any], by: Processes | None) -> TargetImages | None:
     """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
     if run.target_images is None:
         return None
@@ -202,11 +201,11 @@ def _target_images(run: Run, sessions: dict[str, Any], by: Processes | None) -> 
         found = _condition_predictions(
             run, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, run.config.scene_images
         )
-    about = {"images": run.config.scene_images, "labelled": run.target_images.labelled}
-    return about | target_images_row(found, split.labels.numpy(), seed=run.config.seed)
+    images = str(run.config.scene_images)
+    return target_row(found, split.labels.numpy(), images=images, seed=run.config.seed)
 
 
-def _in_torch(run: Run, split: Split, predictions: ConditionPredictions) -> list[dict[str, object]]:
+def _in_torch(run: Run, split: Split, predictions: ConditionPredictions) -> list[RemedyGain]:
     """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
     some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(run.fake_quantized)}
     fake_quantized, about = state_hash(run.fake_quantized).encode(), (some.identity(), run.table, run.config.seed)
@@ -226,12 +225,12 @@ def _in_torch(run: Run, split: Split, predictions: ConditionPredictions) -> list
                 progress=lambda n: bar.update(n),
             )
             both[condition] = {"int8": known["int8"].first(len(some))} | found
-    return method_rows(both, some.labels.numpy(), seed=run.config.seed)
+    return remedy_gains(both, some.labels.numpy(), seed=run.config.seed)
 
 
 def _stored(
     run: Run, stored: list[SelectedConditions], sessions: dict[str, Any], by: Processes | None
-) -> list[dict[str, object]]:
+) -> list[CorruptionSet]:
     """Each stored set by itself, on its own images."""
     folder, config, result = run.require_folder(), run.config, []
     graphs = {name: folder.graph(name).read_bytes() for name in sessions}
@@ -248,10 +247,11 @@ def _stored(
                 progress=bar.update,
             )
         result.append(
-            {"name": found.name, "predictions": found.folder_name}
-            | stored_figures(
+            corruption_set(
                 predictions,
                 found.labels,
+                name=found.name,
+                folder=found.folder_name,
                 seed=config.seed,
                 table=run.table,
                 classes=len(run.data.class_names),
@@ -261,7 +261,7 @@ def _stored(
     return result
 
 
-def _attacks(run: Run, sessions: dict[str, Any]) -> dict[str, object]:
+def _attacks(run: Run, sessions: dict[str, Any]) -> Attacks:
     """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
     config, folder = run.config, run.require_folder()
     graphs = {

@@ -23,6 +23,7 @@ from qrobust.evaluation.attack_config import AttackChoices
 from qrobust.evaluation.attack_plan import Graph
 from qrobust.evaluation.attack_summary import attacked
 from qrobust.evaluation.corruption_sets import open_sets, stored_predictions
+from qrobust.evaluation.other_images import corruption_set
 from qrobust.evaluation.predictions import (
     BATCH,
     CLEAN,
@@ -33,20 +34,23 @@ from qrobust.evaluation.predictions import (
     within_budget,
 )
 from qrobust.evaluation.summary import (
-    STATISTICS,
     comparison_rows,
     drops,
     overview,
-    stored_figures,
 )
 from qrobust.evaluation.workers import check_workers, processes
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED
 from qrobust.pipeline.run_folder import begin_folder, check_folder
 from qrobust.progress import Reporter
 from qrobust.record import (
+    EARLIER_SCHEMAS,
     EVALUATION_SCHEMA,
-    Record,
+    STATISTICS,
+    EvaluationRecord,
+    EvaluationSummary,
+    ModelFile,
     hardware,
+    taken,
     versions,
 )
 from qrobust.report.markdown import evaluation_report, skipped_sentence
@@ -116,7 +120,7 @@ def evaluate_files(
     workers: int = 1,
     overwrite: bool = False,
     resume: bool = False,
-) -> Record:
+) -> EvaluationRecord:
     """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
 
     Everything is opened and checked before the folder is touched. Predictions are kept per cell, so that an
@@ -141,11 +145,14 @@ def evaluate_files(
     if going_on:
         kept = read_json(out / "config.json")
         for key, value in config.items():
-            if kept.get(key) != value:
+            if key != "schema" and kept.get(key) != value:
                 raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}")
     else:
         check_folder(
-            out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
+            out,
+            overwrite=overwrite,
+            kind="evaluation",
+            made=lambda found: found.get("schema") in (EVALUATION_SCHEMA, EARLIER_SCHEMAS[EVALUATION_SCHEMA]),
         )
     check_workers(workers)
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
@@ -244,10 +251,11 @@ def evaluate_files(
                     progress=bar.update,
                 )
             entries.append(
-                {"name": found.name, "predictions": found.folder_name}
-                | stored_figures(
+                corruption_set(
                     answers,
                     found.labels,
+                    name=found.name,
+                    folder=found.folder_name,
                     seed=choices.seed,
                     table=table,
                     classes=len(source.class_names),
@@ -265,33 +273,33 @@ def evaluate_files(
         )
     labels = split.labels.numpy()
     reference, *others = classifiers
-    summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
-    summary["versus"] = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
-    record = {
-        "schema": EVALUATION_SCHEMA,
-        "qrobust": qrobust.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": config,
-        "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
-        "summary": summary,
-        "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
-        "stored": entries,
-        "attacks": attacks,
-        "statistics": STATISTICS,
-        "severity_table": table,
-        "class_names": list(source.class_names),
-        "image_size": source.image_size,
-        "channels": source.channels,
-        "skipped_images": list(source.skipped),
-        "fingerprint": split.fingerprint(),
-        "versions": versions(),
-        "hardware": hardware(threads) | {"sums": added},
-    }
+    headline = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
+    versus = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
+    record = EvaluationRecord(
+        qrobust=qrobust.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        config=config,
+        data=choices.data,
+        models={name: _about_file(paths[name], c) for name, c in classifiers.items()},
+        summary=taken(EvaluationSummary, headline, versus=versus),
+        rows=tuple(comparison_rows(predictions, labels, seed=choices.seed, of=of)),
+        corruption_sets=tuple(entries),
+        attacks=attacks,
+        statistics=STATISTICS,
+        severity_table=table,
+        class_names=source.class_names,
+        image_size=source.image_size,
+        channels=source.channels,
+        skipped_images=tuple(source.skipped),
+        fingerprint=split.fingerprint(),
+        versions=versions(),
+        hardware=hardware(threads, added),
+    )
     for name, text in csv_files(record).items():
         write_text(out / name, text)
     write_text(out / "report.md", evaluation_report(record))
-    write_json(out / "record.json", record)
+    write_json(out / "record.json", record.to_json())
     return record
 
 
@@ -349,15 +357,15 @@ def _content(path: Path) -> bytes:
     return own.read_bytes() + b"".join(map(_sha256, others))
 
 
-def _about_file(path: Path, classifier: ForeignClassifier) -> dict[str, object]:
+def _about_file(path: Path, classifier: ForeignClassifier) -> ModelFile:
     own, *others = files_of(path)
-    return {
-        "file": str(path),
-        "sha256": _sha256(own).hex(),
-        "external_data": {f.name: _sha256(f).hex() for f in others},
-        "size_bytes": sum(file.stat().st_size for file in (own, *others)),
-        "layout": classifier.layout,
-        "batch": classifier.batch,
-        "pixels": classifier.dtype.__name__,
-        "output": "probabilities" if classifier.probabilities else "logits",
-    }
+    return ModelFile(
+        file=str(path),
+        sha256=_sha256(own).hex(),
+        external_data={f.name: _sha256(f).hex() for f in others},
+        size_bytes=sum(file.stat().st_size for file in (own, *others)),
+        layout=classifier.layout,
+        batch=classifier.batch,
+        pixels=classifier.dtype.__name__,
+        output="probabilities" if classifier.probabilities else "logits",
+    )

@@ -39,7 +39,7 @@ from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.pipeline.config import RunConfig
-from qrobust.pipeline.run_folder import RunFolder, is_run
+from qrobust.pipeline.run_folder import RunFolder, open_run
 from qrobust.progress import Reporter
 from qrobust.quantization.ptq import (
     Observed,
@@ -65,7 +65,7 @@ from qrobust.shifts.registry import (
     expand,
     table_for,
 )
-from qrobust.storage import atomic_write, read_json
+from qrobust.storage import atomic_write
 
 BATCH = 64
 # Validation images that `--ptq auto` chooses by, and that the effect of single layers is measured on.
@@ -114,19 +114,8 @@ class Run:
         Raises:
             InputError: the folder is not a run's.
         """
-        folder = RunFolder(path)
-        if not folder.config.is_file():
-            raise InputError(
-                f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first"
-            )
-        kept = read_json(folder.config)
-        if not is_run(kept):
-            raise InputError(f"run folder: {path} is not a run's folder (its config.json is of something else)")
-        # No scene is a choice; of others None means that nothing was said.
-        given = {k: v for k, v in changes.items() if v is not None or k == "scene_images"}
-        if given.get("seed", kept.get("seed")) != kept.get("seed"):
-            raise InputError(f"seed: the splits of {path} were drawn with {kept.get('seed')}, got {given['seed']}")
-        return cls(RunConfig.from_json(kept | given), folder, reporter)
+        folder, config = open_run(path, **changes)
+        return cls(config, folder, reporter)
 
     def require_folder(self) -> RunFolder:
         """The folder, which must have been made."""
