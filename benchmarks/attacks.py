@@ -40,7 +40,7 @@ from qrobust.data.loading import open_data
 from qrobust.evaluation.statistics import wilson_interval
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 
 RESULTS = Path(__file__).parent / "results"
 # Where an undefended network is neither untouched nor at zero; without gradients that takes a larger budget.
@@ -206,7 +206,7 @@ def main(
         "commit": git_commit(),
         "seed": seed,
         "versions": versions() | {p: version(p) for p in LIBRARIES},
-        "hardware": hardware(1),
+        "hardware": to_json(hardware(1)),
         "splits": data.summary(),
         "training": {"test_accuracy": recipe["test_accuracy"], "recipe": recipe["recipe"]},
         "clean_accuracy": int(is_right(model, images, labels).sum()) / len(labels),

@@ -36,7 +36,7 @@ from qrobust.evaluation.statistics import paired_bootstrap
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
 from qrobust.progress import Reporter
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.shifts.registry import SUITES, defined_conditions, find_shift
 
 RESULTS = Path(__file__).parent / "results"
@@ -132,7 +132,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
         raise click.ClickException(f"out: {folder} was done with other options; move it away to do it anew")
     done = {path.stem for path in (folder / "stages").glob("*.json")}
     if (folder / "record.json").exists():
-        measured = {row["method"] for row in json.loads((folder / "record.json").read_text())["methods"]}
+        measured = {row["remedy"] for row in json.loads((folder / "record.json").read_text())["remedies"]}
         if set(job.methods) <= measured and "evaluate" in done:
             return
     if "quantize" not in done:
@@ -207,7 +207,7 @@ def means(out: Path, networks: dict[str, Any]) -> dict[str, Any]:
 
 def outcome(record: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a job's record."""
-    keys = ("summary", "rows", "methods", "compensation", "splits", "severity_table", "stages", "hardware", "config")
+    keys = ("summary", "rows", "remedies", "compensation", "splits", "severity_table", "stages", "hardware", "config")
     kept = {key: record[key] for key in keys}
     kept["attacks"] = {key: record["attacks"][key] for key in ("level", "n", "worst", "flags")}
     kept["integer"] = {
@@ -269,7 +269,7 @@ def kinds_of(jobs: dict[str, Any]) -> set[str]:
     """Which `--jobs` a network's finished ones are of."""
     named = {"scene": "scenes", "without": "families", "w4a4": "bits"}
     found = {named.get(kind, kind) for kind in (name.partition("-")[0] for name in jobs)}
-    others = {row["method"] for row in jobs.get("u13", {"methods": []})["methods"]} & set(BASELINES)
+    others = {row["remedy"] for row in jobs.get("u13", {"remedies": []})["remedies"]} & set(BASELINES)
     return found | ({"methods"} if others else set())
 
 
@@ -290,7 +290,7 @@ def write(out: Path, trainings: Path, threads: int, results: str, steps: int, la
         "networks": found,
         "means": means(out, found),
         "versions": versions(),
-        "hardware": hardware(threads),
+        "hardware": to_json(hardware(threads)),
     }
     text = json.dumps(result, indent=1)
     for folder, name in ((str(out), "OUT"), (str(trainings), "RUNS"), (str(Path.home()), "~")):

@@ -39,7 +39,7 @@ from qrobust.data.sources import (
 from qrobust.data.splits import Split
 from qrobust.evaluation.predictions import predict
 from qrobust.evaluation.workers import processes
-from qrobust.record import hardware
+from qrobust.record import hardware, to_json
 from qrobust.shifts import corruptions
 from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.registry import SHIFTS, SUITES
@@ -321,7 +321,7 @@ def main(
             "commit": git_commit(),
             "command": f"corruptions.py --images DIR --{name} --repeats {repeats} --rounds {rounds}",
             "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-            "hardware": hardware(1),
+            "hardware": to_json(hardware(1)),
         }
         RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 

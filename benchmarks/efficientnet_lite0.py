@@ -51,7 +51,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     from qrobust.evaluation.statistics import wilson_interval
     from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
-    from qrobust.record import hardware, versions
+    from qrobust.record import hardware, to_json, versions
     from qrobust.storage import read_json, write_json
 
     torch.set_num_threads(threads)
@@ -126,7 +126,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
                 "itself_one_by_one": distance(together, logits(fake_quantized, 1)),
             },
             "size_bytes": {name: path.stat().st_size for name, path in graphs.items()},
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
             "versions": versions(),
             "commit": git_commit(),
             "seed": 0,

@@ -24,7 +24,7 @@ from typing import Any
 import click
 from figures import git_commit
 
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +85,7 @@ def measure(
         "shifts": shifts,
         "severities": severities,
         "images": images,
-        "cells": record["summary"]["n_cells"],
+        "cells": record["summary"]["n_conditions"],
         "seconds": seconds,
         "peak_mib": peak,
     }
@@ -130,7 +130,7 @@ def main(data: str, run: Path, out: Path, workers: int, threads: int) -> None:
             "attacks": attacks,
             "training_steps": json.loads((run / "config.json").read_text())["steps"],
             "workers": workers,
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
             "versions": versions(),
             "commit": git_commit(),
             "seed": 0,

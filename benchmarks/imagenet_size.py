@@ -24,7 +24,7 @@ TRAINING, VALIDATION = 70, 30
 KEYS = (
     "summary",
     "rows",
-    "methods",
+    "remedies",
     "compensation",
     "severity_table",
     "splits",

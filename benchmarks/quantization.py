@@ -36,7 +36,7 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.evaluation.predictions import CLEAN, predict
 from qrobust.evaluation.statistics import paired_bootstrap, wilson_interval
-from qrobust.record import hardware
+from qrobust.record import hardware, to_json
 from qrobust.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -224,7 +224,7 @@ def main(data: str, trainings: Path, out: Path, networks: str, variants: str, th
         found = network_result(network, wanted, data, trainings / network, out / network, threads)
         found["duration_s"] = round(time.monotonic() - started)
         found["commit"] = git_commit()
-        found["hardware"] = hardware(threads)
+        found["hardware"] = to_json(hardware(threads))
         result["networks"][network] = found
         result["variants"] = wanted
         result["seed"] = 0

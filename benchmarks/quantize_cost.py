@@ -82,7 +82,7 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
     if count:
         click.echo(json.dumps(measure(data, class_names, count, threads)))
         return
-    from qrobust.record import hardware
+    from qrobust.record import hardware, to_json
     from qrobust.storage import write_json
 
     rows = []
@@ -98,7 +98,7 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
             "image_size": SIZE,
             "batch": BATCH,
             "rows": rows,
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
             "commit": git_commit(),
             "seed": 0,
             "command": "python benchmarks/quantize_cost.py --data imagefolder:DIR/images "

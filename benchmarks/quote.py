@@ -43,8 +43,8 @@ def headline() -> str:
             "|---|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"ResNet-20 on CIFAR-10 (JPEG), {r['n_test']:,} test images, {s['n_cells']} combinations of shift and "
-            f"severity, onnxruntime {r['versions']['onnxruntime']} with {r['hardware']['threads']} thread(s) of "
+            f"ResNet-20 on CIFAR-10 (JPEG), {r['n_test']:,} test images, {s['n_conditions']} combinations of shift "
+            f"and severity, onnxruntime {r['versions']['onnxruntime']} with {r['hardware']['threads']} thread(s) of "
             f"{r['hardware']['processor']}. Gain under shift {change(s, 'compensation_gain')}, clean cost "
             f"{change(s, 'clean_cost')}, cost of quantization {change(s, 'quantization_drop')} on clean images; the "
             f"calibrator has {percent(s['macs']['calibrator_share'])} of the classifier's multiply-accumulates. "

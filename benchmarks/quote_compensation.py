@@ -110,9 +110,9 @@ def compensation_methods() -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for network, name, job in [*_jobs("u13", REFERENCE, SMALL), *_jobs("scene-")]:
-        for row in job["methods"]:
-            time = f"{row['latency_ratio']['batch_1']:.2f}x" if "latency_ratio" in row else "-"
-            method = "calibrator" if row["method"] == "compensated" else row["method"]
+        for row in job["remedies"]:
+            time = f"{row['latency_ratio']['batch_1']:.2f}x" if row.get("latency_ratio") else "-"
+            method = "calibrator" if row["remedy"] == "compensated" else row["remedy"]
             lines.append(
                 f"| {network} | {name.removeprefix('scene-')} | {method} | {percent(row['clean_accuracy'])} | "
                 f"{percent(row['shift_accuracy'])} | {change(row, 'gain')} | {change(row, 'clean_cost')} | {time} | "

@@ -35,7 +35,7 @@ def robustness_summary() -> str:
     kept = next(iter(networks.values()))
     lines += [
         "",
-        f"n = {kept['summary']['n_test']:,} test images, {kept['summary']['n_cells']} cells, severity table "
+        f"n = {kept['summary']['n_test']:,} test images, {kept['summary']['n_conditions']} cells, severity table "
         f"`{kept['severity_table']}`, onnxruntime {kept['versions']['onnxruntime']}. Drops are float minus "
         "quantized.",
     ]

@@ -27,7 +27,7 @@ from qrobust.evaluation.statistics import paired_bootstrap
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.progress import Reporter
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,7 +80,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
             {"epsilon": epsilon, "pp": 100 * float(each.mean()), "interval_pp": [100 * low, 100 * high]}
         )
     found = figures(outcomes, level="full", classes=len(opened_run.data.class_names))
-    return found | {"pair_minus_int8": differences, "run_commit": (run / "commit").read_text()}
+    return to_json(found) | {"pair_minus_int8": differences, "run_commit": (run / "commit").read_text()}
 
 
 @click.command()
@@ -95,7 +95,7 @@ def main(runs: Path, models: str, images: int, threads: int) -> None:
         RESULTS / "risk.json",
         {
             "networks": found,
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
             "versions": versions(),
             "commit": git_commit(),
             "command": f"python benchmarks/risk.py --runs OUT --models {models} --images {images}",

@@ -53,7 +53,7 @@ from qrobust.quantization.ptq import quantize
 from qrobust.quantization.saturation import saturation_risk, without_vnni
 from qrobust.quantization.target import X86_VNNI, Target
 from qrobust.quantization.tracing import calls, trace
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 
 RESULTS = Path(__file__).parent / "results"
 SESSION = Path(__file__).parent / "saturation_session.py"
@@ -461,7 +461,7 @@ def main(
         "seed": seed,
         "emulator": emulator,
         "versions": versions(),
-        "hardware": hardware(1),
+        "hardware": to_json(hardware(1)),
         "splits": data.summary(),
         "training": {k: {"test_accuracy": v["test_accuracy"], "recipe": v["recipe"]} for k, v in trained.items()},
         "operators": operators,

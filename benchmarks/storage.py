@@ -26,7 +26,7 @@ from qrobust.models.registry import find_model
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,7 +78,7 @@ def main(threads: int) -> None:
         RESULTS / "storage.json",
         {
             "rows": rows,
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
             "versions": versions(),
             "commit": git_commit(),
             "seed": 0,

@@ -26,7 +26,7 @@ from qrobust.compensation.baselines import adapt_batch_norm
 from qrobust.evaluation.predictions import BATCH, Condition, read_predictions
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 from qrobust.storage import write_json
@@ -100,7 +100,7 @@ def main(runs: Path, models: str, images: int, threads: int) -> None:
         {
             "networks": found,
             "prior": PRIOR,
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
             "versions": versions(),
             "seed": 0,
             "commit": git_commit(),

@@ -26,7 +26,7 @@ from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import ARM64, X86_AVX2, X86_VNNI
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.storage import write_json
 
 RESULT = Path(__file__).parent / "results" / "without_vnni.json"
@@ -75,7 +75,7 @@ def main(seed: int) -> None:
         RESULT,
         {
             "rows": rows,
-            "hardware": hardware(2),
+            "hardware": to_json(hardware(2)),
             "versions": versions(),
             "commit": git_commit(),
             "seed": seed,

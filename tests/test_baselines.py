@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from qrobust.pipeline.baselines import make_baseline
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.stage import stage
 from qrobust.progress import Reporter
-from qrobust.record import read_record
+from qrobust.record import Gain, LatencyRatio, Remedy, TargetImages, read_record
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import float_operators
 from qrobust.storage import read_json, write_sealed
@@ -143,7 +144,7 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     assert "Ship " in result.output
     record = json.loads((run / "record.json").read_text())
-    rows = {row["method"]: row for row in record["methods"]}
+    rows = {row["remedy"]: row for row in record["remedies"]}
     assert set(rows) == {
         "compensated",
         "bn-reestimate",
@@ -173,7 +174,7 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
     assert qrobust("report", run, "-q").exit_code == 0
     record = json.loads((run / "record.json").read_text())
     assert list(record["summary"]["clean_accuracy"]) == ["float", "int8"]
-    assert record["methods"] == []
+    assert record["remedies"] == []
 
 
 def test_unknown_method_and_scene_are_refused(finished_run: Path, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_every_graph_has_a_card(finished_run: Path) -> None:
 def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_path: Path) -> None:
     """Not what the last command was asked for."""
     run = shutil.copytree(finished_run, tmp_path / "run")
-    learned = read_record(run / "record.json")["compensation"]["training_images"]
+    learned = read_json(run / "record.json")["compensation"]["training_images"]
     later = (
         "--method",
         "auto-contrast",
@@ -227,9 +228,9 @@ def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_pa
     assert f"on {learned} training images of `digits` with labels" in card
     assert "to cost at most 0.3 points of clean validation accuracy" in card
     assert "nothing, it is not trained" in (run / "auto-contrast.card.md").read_text()
-    rows = {row["method"]: row for row in read_record(run / "record.json")["methods"]}
-    assert rows["auto-contrast"]["lessons"] is None
-    assert rows["compensated"]["lessons"]["images"] == learned
+    rows = {row["remedy"]: row for row in read_json(run / "record.json")["remedies"]}
+    assert rows["auto-contrast"]["provenance"] is None
+    assert rows["compensated"]["provenance"]["images"] == learned
     assert rows["compensated"]["classifier_hash"]["before"] == rows["compensated"]["classifier_hash"]["after"]
 
     assert qrobust("export", run, "-q").exit_code == 0
@@ -239,64 +240,77 @@ def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_pa
     assert not list(run.glob("compensated.*")) + list(run.glob("auto-contrast.*"))
 
 
-def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
+def test_recommendation_weighs_gain_clean_cost_and_time(finished_run: Path) -> None:
     from qrobust.report.verdict import recommendation
 
-    def row(method: str, gain: float, cost: float, faster: float) -> dict[str, object]:
-        return {
-            "method": method,
-            "gain_pp": gain,
-            "gain_interval_pp": [gain - 1, gain + 1],
-            "clean_cost_pp": cost,
-            "clean_cost_interval_pp": [cost - 0.1, cost + 0.1],
-            "runtime": "onnxruntime",
-            "latency_ratio": {"batch_1": 1.2},
-            "float_latency_ratio": {"batch_1": faster},
-            "lessons": {"scene_alone": True},
-        }
+    measured = read_record(finished_run / "record.json")
+    learned = measured.remedies[0].provenance
+    assert learned is not None
 
-    rows = [row("finetune", 30, 2.0, 2.0), row("compensated", 20, 0.2, 0.8), row("auto-contrast", 5, 0, 1.5)]
-    record: dict[str, Any] = {"methods": rows, "scene": None}
-    text = recommendation(record)
+    def row(name: str, gain: float, cost: float, faster: float, runtime: str = "onnxruntime", **of: Any) -> Remedy:
+        return replace(
+            measured.remedies[0],
+            remedy=name,
+            gain_pp=gain,
+            gain_interval_pp=(gain - 1, gain + 1),
+            clean_cost_pp=cost,
+            clean_cost_interval_pp=(cost - 0.1, cost + 0.1),
+            runtime=runtime,
+            latency_ratio=LatencyRatio(batch_1=1.2, batch_32=1.2),
+            float_latency_ratio=LatencyRatio(batch_1=faster, batch_32=faster),
+            provenance=replace(learned, **of),
+        )
+
+    def said(*remedies: Remedy, target: TargetImages | None = None) -> str:
+        return recommendation(replace(measured, remedies=remedies, target_images=target))
+
+    values = (("finetune", 30, 2.0, 2.0), ("compensated", 20, 0.2, 0.8), ("auto-contrast", 5, 0, 1.5))
+    rows = [row(*v, target_images_only=True) for v in values]
+    text = said(*rows)
     assert text.startswith("Ship INT8 + calibrator (+20.0 points")
     assert "where time decides, ship auto-contrast" in text
-    text = recommendation(record | {"methods": rows[:1]})
+    text = said(rows[0])
     assert text.startswith(
         "What gains under shift costs more than 0.5 points of clean accuracy. Where a cost of +2.0"
     )
     assert "ship the INT8 graph as it is; where it is not, ship fine-tuned (+30.0" in text
-    none = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
-    assert recommendation(record | {"methods": none}).startswith("Ship the INT8 graph as it is")
-    # What learned from a scene is judged on the scene, whatever it does to rendered shifts.
-    target_images = {
-        "labelled": True,
-        "gain": {
-            "compensated": {"gain_pp": -3.0, "gain_interval_pp": [-5.0, -1.0]},
-            "auto-contrast": {"gain_pp": 9.0, "gain_interval_pp": [7.0, 11.0]},
+    none = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0, "torch")]
+    assert said(*none).startswith("Ship the INT8 graph as it is")
+    # What learned from target images is judged on them, whatever it does to rendered shifts.
+    target = TargetImages(
+        images="imagefolder:a",
+        labelled=True,
+        n=100,
+        confidence={},
+        gain={
+            "compensated": Gain(gain_pp=-3.0, gain_interval_pp=(-5.0, -1.0)),
+            "auto-contrast": Gain(gain_pp=9.0, gain_interval_pp=(7.0, 11.0)),
         },
-    }
-    text = recommendation(record | {"scene": target_images})
-    assert text.startswith("Ship auto-contrast + INT8 (+9.0 points [+7.0, +11.0] on the scene")
+    )
+    text = said(*rows, target=target)
+    assert text.startswith("Ship auto-contrast + INT8 (+9.0 points [+7.0, +11.0] on the target images")
     assert "calibrator" not in text
-    mixed = record | {"scene": target_images, "methods": [row | {"lessons": {"scene_alone": False}} for row in rows]}
-    assert recommendation(mixed).startswith("Ship INT8 + calibrator (+20.0")
-    unlabelled = record | {"scene": {"labelled": False}}
-    assert recommendation(unlabelled).startswith("Which method to ship is not known")
+    mixed = [row(*v, target_images_only=False) for v in values]
+    assert said(*mixed, target=target).startswith("Ship INT8 + calibrator (+20.0")
+    unlabelled = said(*rows, target=replace(target, labelled=False, gain=None))
+    assert unlabelled.startswith("Which remedy to ship is not known")
 
 
 def test_flags_stand_on_the_card_of_their_graph(finished_run: Path) -> None:
     record = read_record(finished_run / "record.json")
-    record["attacks"]["flags"] = ["UNRELIABLE: int8, Linf: pgd-10 from float leaves 20.0% at epsilon 0.01"]
+    flags = ("UNRELIABLE: int8, Linf: pgd-10 from float leaves 20.0% at epsilon 0.01",)
+    record = replace(record, attacks=replace(record.attacks, flags=flags))
     flagged = {name for name in ("float", "int8", "compensated") if "UNRELIABLE" in model_card(record, name)}
     assert flagged == {"int8"}
 
 
 def test_float_operators_are_listed_with_their_share_of_the_time(finished_run: Path) -> None:
-    audited = {
-        "float_compute": {},
-        "other_ops": {"GridSample": 1, "Mul": 3, "Reshape": 9, "QLinearAdd": 2, "DequantizeLinear": 1},
-        "time_share": {"QLinearConv": 0.8, "Mul": 0.03, "GridSample": 0.05, "Reshape": 0.07, "QLinearAdd": 0.05},
-    }
+    audited = replace(
+        read_record(finished_run / "record.json").audit["compensated"],
+        float_compute={},
+        other_ops={"GridSample": 1, "Mul": 3, "Reshape": 9, "QLinearAdd": 2, "DequantizeLinear": 1},
+        time_share={"QLinearConv": 0.8, "Mul": 0.03, "GridSample": 0.05, "Reshape": 0.07, "QLinearAdd": 0.05},
+    )
     sentence = float_operators(audited)
     assert sentence == (
         "4 operators in float take 8.0 % of its time on one thread (1 GridSample 5.0 %, 3 Mul 3.0 %)."
@@ -351,8 +365,8 @@ def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(
     result = qrobust("compensate", run, "--compare", "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
     assert result.output.count("left out: parity:") == 5
-    record = read_record(run / "record.json")
-    assert {row["method"] for row in record["methods"]} == {"compensated", "denoise"}
+    record = read_json(run / "record.json")
+    assert {row["remedy"] for row in record["remedies"]} == {"compensated", "denoise"}
 
 
 def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(

@@ -21,9 +21,10 @@ from qrobust.evaluation.summary import run_rows
 from qrobust.pipeline.provenance import training_images
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
-from qrobust.record import read_record, without_timings
+from qrobust.record import to_json, without_timings
 from qrobust.report.plots import layers_plot
 from qrobust.shifts.registry import SUITES
+from qrobust.storage import read_json
 
 COMMANDS = (
     "quantize-and-compensate",
@@ -47,7 +48,7 @@ def test_every_command_has_help(command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from qrobust.cli import main; "
+        "import sys; from click.testing import CliRunner; from qrobust.cli.main import main; "
         "CliRunner().invoke(main, ['--help']); "
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy', 'matplotlib') if m in sys.modules])"
     )
@@ -56,7 +57,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_whole_run_keeps_its_contract(finished_run: Path) -> None:
-    record = read_record(finished_run / "record.json")
+    record = read_json(finished_run / "record.json")
     s = record["summary"]
     for key in ("clean_accuracy", "shift_accuracy", "latency_ms", "size_bytes"):
         assert set(s[key]) == {"float", "int8", "compensated"}
@@ -88,17 +89,17 @@ def test_whole_run_keeps_its_contract(finished_run: Path) -> None:
 
 
 def test_compensation_wins_contrast_back(finished_run: Path) -> None:
-    rows = {r["shift"]: r for r in read_record(finished_run / "record.json")["rows"]}
+    rows = {r["shift"]: r for r in read_json(finished_run / "record.json")["rows"]}
     assert rows["clean"]["accuracy"]["int8"] > 0.8
     assert rows["contrast"]["gain_interval_pp"][0] > 10
 
 
 def test_predictions_rebuild_the_rows_without_inference(finished_run: Path) -> None:
-    wanted = read_record(finished_run / "record.json")["rows"]
+    wanted = read_json(finished_run / "record.json")["rows"]
     conditions = [(r["shift"], r["severity"]) for r in wanted]
     labels, predictions = read_predictions(finished_run / "predictions", conditions)
-    rows = run_rows(predictions, labels, seed=0, of=len(labels))
-    assert rows == [{k: v for k, v in r.items() if k != "seen_by_calibrator"} for r in wanted]
+    seen = ("contrast", "gaussian_noise", "inversion")
+    assert to_json(run_rows(predictions, labels, seed=0, of=len(labels), seen=seen)) == wanted
 
 
 def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path) -> None:
@@ -120,7 +121,7 @@ def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path)
 def test_same_seed_same_record(finished_run: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     assert qrobust("run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL).exit_code == 0
-    first, second = (without_timings(read_record(p / "record.json")) for p in (finished_run, out))
+    first, second = (without_timings(read_json(p / "record.json")) for p in (finished_run, out))
     assert first == second
     assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
 
@@ -147,7 +148,7 @@ def test_stages_one_by_one_equal_the_whole(finished_run: Path, weights: Path, tm
     ):
         result = qrobust(command, out, *chosen(names))
         assert result.exit_code == 0, result.output
-    first, second = (without_timings(read_record(p / "record.json")) for p in (finished_run, out))
+    first, second = (without_timings(read_json(p / "record.json")) for p in (finished_run, out))
     assert first == second
 
 
@@ -173,10 +174,10 @@ def test_evaluate_before_compensation_and_early_report(weights: Path, tmp_path: 
         assert "first" in result.output
     options = ["--shifts", "fog", "--attack-images", 0, "--budget", "1h", "--workers", 2]
     measured = qrobust("evaluate", out, "-q", *options)
-    assert "(n = 40 of 40, 2 cells)" in measured.output
+    assert "(n = 40 of 40, 2 conditions)" in measured.output
     assert json.loads((out / "predictions" / "subset.json").read_text())["n"] == 40
     assert qrobust("report", out, "-q").exit_code == 0
-    assert set(read_record(out / "record.json")["summary"]["clean_accuracy"]) == {"float", "int8"}
+    assert set(read_json(out / "record.json")["summary"]["clean_accuracy"]) == {"float", "int8"}
 
 
 def test_resume_goes_on_and_refuses_other_choices(finished_run: Path, weights: Path, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_resume_goes_on_and_refuses_other_choices(finished_run: Path, weights: P
     arguments = ["run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL]
     assert qrobust(*arguments, "--resume").exit_code == 0
     assert (out / "calibrator.safetensors").read_bytes() == kept
-    first, second = (without_timings(read_record(p / "record.json")) for p in (finished_run, out))
+    first, second = (without_timings(read_json(p / "record.json")) for p in (finished_run, out))
     assert first == second
     result = qrobust(*arguments, "--resume", "--seed", 4)
     assert result.exit_code == 2

@@ -46,14 +46,3 @@ def test_every_option_that_a_page_names_exists() -> None:
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())):
             assert option in known, f"{option} in {page.name}"
-
-
-def test_every_part_of_a_record_is_documented(finished_run: Path) -> None:
-    from qrobust.record import read_record
-
-    record, text = read_record(finished_run / "record.json"), (ROOT / "docs" / "record.md").read_text()
-    for keys in (record, record["rows"][1]):
-        for key in keys:
-            assert f"`{key}`" in text, key
-    for key in record["summary"]:
-        assert f"`{key}`" in text or f"`{key.replace('_interval_pp', '_pp')}`" in text, key

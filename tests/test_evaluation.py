@@ -61,46 +61,47 @@ def predictions() -> ConditionPredictions:
 
 def test_rows_carry_counts_tests_and_confidence(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=1000)
-    assert [(r["shift"], r["severity"]) for r in rows] == CELLS
-    assert {(r["n"], r["of"]) for r in rows} == {(N, 1000)}
-    assert [r["drop_p_adjusted"] for r in rows] == holm([r["drop_p"] for r in rows])
+    assert [(r.shift, r.severity) for r in rows] == CELLS
+    assert {(r.n, r.of) for r in rows} == {(N, 1000)}
+    assert [r.drop_p_adjusted for r in rows] == holm([r.drop_p for r in rows])
     # The calibrator here restores what quantization lost, so both tests see the same images.
-    assert [r["gain_p"] for r in rows] == [r["drop_p"] for r in rows]
-    assert [r["confidence_shift"]["float"] for r in rows] == pytest.approx([0.0, -0.1, -0.2, -0.3])
-    assert rows[3]["drop_interval_pp"][0] <= rows[3]["drop_pp"] <= rows[3]["drop_interval_pp"][1]
-    assert rows[3]["flips"]["harmful"] == pytest.approx(rows[3]["drop_pp"] / 100)
+    assert [r.gain_p for r in rows] == [r.drop_p for r in rows]
+    assert [r.confidence_shift["float"] for r in rows] == pytest.approx([0.0, -0.1, -0.2, -0.3])
+    assert rows[3].drop_interval_pp[0] <= rows[3].drop_pp <= rows[3].drop_interval_pp[1]
+    assert rows[3].flips.harmful == pytest.approx(rows[3].drop_pp / 100)
 
 
 def test_summary_agrees_with_its_rows(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=N)
     s = summarise(predictions, LABELS, ("fog",), seed=0, table="cifar-c", classes=5, of=N)
-    assert s["quantization_drop_pp"] == pytest.approx(rows[0]["drop_pp"])
-    under = np.mean([r["drop_pp"] for r in rows[1:]])
-    assert s["shift_quantization_drop_pp"] == pytest.approx(under)
-    assert s["difference_in_differences_pp"] == pytest.approx(under - rows[0]["drop_pp"])
-    assert s["compensation_gain_pp"] == pytest.approx(under)
-    assert (s["n_seen_cells"], s["n_unseen_cells"]) == (2, 1)
-    low, high = s["shift_interval"]["int8"]
-    assert low < s["shift_accuracy"]["int8"] < high
-    error = 1 - np.mean([r["accuracy"]["int8"] for r in rows[1:3]])
-    assert s["mce"]["normalizer"] == "none"
-    assert s["mce"]["corruptions"] == 1
-    assert s["mce"]["value"]["int8"] == pytest.approx(error)
-    assert s["mce"]["relative"]["int8"] == pytest.approx(error - (1 - rows[0]["accuracy"]["int8"]))
-    assert s["lost_images"][0]["cells"] >= s["lost_images"][-1]["cells"] >= 1
-    assert len(s["lost_images"]) <= 20
-    assert {c["n"] for c in s["worst_classes"]} == {50}
+    assert s.quantization_drop_pp == pytest.approx(rows[0].drop_pp)
+    under = np.mean([r.drop_pp for r in rows[1:]])
+    assert s.shift_quantization_drop_pp == pytest.approx(under)
+    assert s.difference_in_differences_pp == pytest.approx(under - rows[0].drop_pp)
+    assert s.compensation_gain_pp == pytest.approx(under)
+    assert (s.n_seen_conditions, s.n_unseen_conditions) == (2, 1)
+    low, high = s.shift_interval["int8"]
+    assert low < s.shift_accuracy["int8"] < high
+    error = 1 - np.mean([r.accuracy["int8"] for r in rows[1:3]])
+    assert s.mce.normalizer == "none"
+    assert s.mce.corruptions == 1
+    assert s.mce.value["int8"] == pytest.approx(error)
+    assert s.mce.relative["int8"] == pytest.approx(error - (1 - rows[0].accuracy["int8"]))
+    assert s.lost_images[0].conditions >= s.lost_images[-1].conditions >= 1
+    assert len(s.lost_images) <= 20
+    assert {c.n for c in s.worst_classes} == {50}
 
 
 def test_alexnet_normalises_five_severities_of_imagenet_c() -> None:
     conditions = [CLEAN, *(("fog", s) for s in range(1, 6))]
     found = {condition: {"a": said(LABELS < 2)} for condition in conditions}
     s = overview(found, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)
-    assert s["mce"]["normalizer"] == "alexnet"
-    assert s["mce"]["value"]["a"] == pytest.approx(0.5 / 0.819324)
-    assert overview({c: found[c] for c in conditions[:5]}, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)[
-        "mce"
-    ]["value"]["a"] == pytest.approx(0.5)
+    assert s.mce.normalizer == "alexnet"
+    assert s.mce.value["a"] == pytest.approx(0.5 / 0.819324)
+    four = {c: found[c] for c in conditions[:5]}
+    plain = overview(four, LABELS, seed=0, table="imagenet-c", classes=1000, of=N).mce
+    assert plain is not None
+    assert plain.value["a"] == pytest.approx(0.5)
 
 
 def test_generic_rows_compare_with_the_first(predictions: ConditionPredictions) -> None:
@@ -110,11 +111,11 @@ def test_generic_rows_compare_with_the_first(predictions: ConditionPredictions) 
     rows = comparison_rows(generic, LABELS, seed=0, of=N)
     plain = run_rows(predictions, LABELS, seed=0, of=N)
     for row, wanted in zip(rows, plain, strict=True):
-        assert row["versus"]["b"]["drop_interval_pp"] == wanted["drop_interval_pp"]
-        assert row["versus"]["c"]["drop_p_adjusted"] == 1.0
+        assert row.versus["b"].drop_interval_pp == wanted.drop_interval_pp
+        assert row.versus["c"].drop_p_adjusted == 1.0
         # Two comparisons per row make the family larger.
-        assert row["versus"]["b"]["drop_p_adjusted"] >= wanted["drop_p_adjusted"]
-    assert drops(generic, "a", "c", LABELS, seed=0)["lost_images"] == []
+        assert row.versus["b"].drop_p_adjusted >= wanted.drop_p_adjusted
+    assert drops(generic, "a", "c", LABELS, seed=0).lost_images == ()
 
 
 class Brightest:
@@ -176,10 +177,10 @@ def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: P
 def test_csv_has_robustbench_form(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=N)
     summary = overview(predictions, LABELS, seed=0, table="cifar-c", classes=5, of=N)
-    lines = unaggregated_csv(rows, list(summary["clean_accuracy"])).splitlines()
+    lines = unaggregated_csv(rows, list(summary.clean_accuracy)).splitlines()
     assert lines[:2] == [",fog,fog,rotation", ",3,5,5"]
     assert lines[3].split(",")[0] == "int8"
-    assert [float(v) for v in lines[3].split(",")[1:]] == [r["accuracy"]["int8"] for r in rows[1:]]
+    assert [float(v) for v in lines[3].split(",")[1:]] == [r.accuracy["int8"] for r in rows[1:]]
 
 
 def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6, also: int = 0) -> Split:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from qrobust.pipeline.run_folder import TORCH_ONLY
 from qrobust.pipeline.stage import choices_key
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization import qat
-from qrobust.record import read_record
+from qrobust.record import TargetImages, read_record
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import verdict
 from qrobust.shifts.registry import _own_shift
@@ -259,7 +260,7 @@ def test_a_comparison_goes_on_without_a_calibrator(
     result = qrobust("compensate", run, "--compare", "--steps", 21, "-q", "--threads", 1, "--attacks", "none")
     assert result.exit_code == 0, result.output
     assert "warning: calibrator left out: classifier: its gradient vanishes" in result.output
-    methods = {row["method"] for row in read_record(run / "record.json")["methods"]}
+    methods = {row["remedy"] for row in read_json(run / "record.json")["remedies"]}
     assert methods == {"denoise", "anti-adversary"}
 
 
@@ -284,24 +285,21 @@ def test_the_time_left_is_of_the_steps_that_are_made_here() -> None:
 
 def test_a_card_tells_what_its_graph_is_and_is_not(finished_run: Path) -> None:
     record = read_record(finished_run / "record.json")
-    method = record["methods"][0]
+    remedy = record.remedies[0]
     assert "float take" in model_card(record, "compensated")
-    training_images = method["lessons"] | {"severities": [2, 4], "drawn": 256}
-    record["methods"] = [method | {"lessons": training_images}]
-    count = method["lessons"]["images"]
-    assert f"at severity 2, 4; on 256 images drawn from {count} training images" in model_card(record, "compensated")
-    record["scene"] = {
-        "labelled": False,
-        "n": 7,
-        "images": "imagefolder:a",
-        "confidence": {"int8": 0.633, "compensated": 0.41},
-    }
-    assert "mean confidence 41.0 %, of INT8 63.3 %" in model_card(record, "compensated")
-    assert "diverged" not in model_card(record, "compensated")
-    record["methods"][0]["diverged"] = True
+    assert remedy.provenance is not None
+    provenance = replace(remedy.provenance, severities=(2, 4), batch_norm_images=256)
+    count, remedy = provenance.images, replace(remedy, provenance=provenance)
+    sure = {"int8": 0.633, "compensated": 0.41}
+    target = TargetImages(images="imagefolder:a", labelled=False, n=7, confidence=sure)
+    record = replace(record, remedies=(remedy,), target_images=target)
+    card = model_card(record, "compensated")
+    assert f"at severity 2, 4; on 256 images drawn from {count} training images" in card
+    assert "mean confidence 41.0 %, of INT8 63.3 %" in card
+    assert "diverged" not in card
+    record = replace(record, remedies=(replace(remedy, diverged=True),), target_images=None, weights=None)
     assert "Its training diverged" in model_card(record, "compensated")
-    assert "Training of INT8 + calibrator diverged" in " ".join(verdict(record | {"scene": None}))
-    record["config"]["weights"] = None
+    assert "Training of INT8 + calibrator diverged" in " ".join(verdict(record))
     assert "weights that it came with" in model_card(record, "int8")
 
 
@@ -361,15 +359,15 @@ def test_a_comparison_keeps_what_it_leaves_out(
     result = qrobust("compensate", run, "--compare", *options, "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
     assert "calibrator left out: mac_budget: expected at least" in result.output
-    record = read_record(run / "record.json")
+    record = read_json(run / "record.json")
     assert record["compensation"] is None
-    assert "calibrator" not in record["summary"]["macs"]
+    assert record["summary"]["macs"]["calibrator"] is None
     assert {row["seen_by_calibrator"] for row in record["rows"]} == {False}
-    assert {row["method"] for row in read_record(run / "record.json")["methods"]} == {"auto-contrast", TORCH_ONLY}
+    assert {row["remedy"] for row in read_json(run / "record.json")["remedies"]} == {"auto-contrast", TORCH_ONLY}
     assert (run / "stages" / "compensate.json").read_bytes() == before[run / "stages" / "compensate.json"]
     assert qrobust("evaluate", run, "-q", "--attacks", "none", "--threads", 1).exit_code == 0
     assert qrobust("report", run, "-q").exit_code == 0
-    assert "compensated" in {row["method"] for row in read_record(run / "record.json")["methods"]}
+    assert "compensated" in {row["remedy"] for row in read_json(run / "record.json")["remedies"]}
 
 
 def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_its_export(

@@ -15,13 +15,14 @@ from qrobust.evaluation.metrics import (
     relative_corruption_error,
     worst_classes,
 )
+from qrobust.record import Flips, WorstClass
 
 LABELS = np.array([0, 1, 2, 3, 4])
 
 
 def test_flips_are_told_apart() -> None:
     before, after = np.array([0, 1, 0, 0, 4]), np.array([1, 1, 2, 1, 4])
-    assert flips(before, after, LABELS) == {"harmful": 0.2, "helpful": 0.2, "neutral": 0.2}
+    assert flips(before, after, LABELS) == Flips(harmful=0.2, helpful=0.2, neutral=0.2)
     assert agreement(before, after) == pytest.approx(0.4)
 
 
@@ -74,11 +75,8 @@ def test_worst_classes_and_lost_images() -> None:
     after = np.array([[1, 0, 0, 0, 1, 1], [1, 0, 1, 0, 1, 0]], bool)
     found = worst_classes(before.mean(0), after.mean(0), labels)
     # Class 2 gains, and is not listed.
-    assert found == [{"class": 0, "n": 2, "drop_pp": 50.0}, {"class": 1, "n": 2, "drop_pp": 50.0}]
-    assert lost_images(before, after) == [
-        {"image": 1, "cells": 2},
-        {"image": 2, "cells": 1},
-        {"image": 3, "cells": 1},
-    ]
+    assert found == tuple(WorstClass(class_index=index, n=2, drop_pp=50.0) for index in (0, 1))
+    lost = [(image.image, image.conditions) for image in lost_images(before, after)]
+    assert lost == [(1, 2), (2, 1), (3, 1)]
     assert len(lost_images(before, after, top=1)) == 1
     assert len(worst_classes(before.mean(0), after.mean(0), labels, top=1)) == 1

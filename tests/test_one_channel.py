@@ -15,7 +15,7 @@ from PIL import Image
 
 from qrobust.data.scene_images import open_target_images
 from qrobust.models.registry import find_model
-from qrobust.record import read_record
+from qrobust.storage import read_json
 
 NETWORK = """
 from torch import nn
@@ -121,13 +121,13 @@ def test_every_stage(folder: Path) -> None:
     ):
         result = qrobust(*command, "--threads", 1, "-q")
         assert result.exit_code == 0, result.output
-    record = read_record(run / "record.json")
+    record = read_json(run / "record.json")
     assert record["channels"] == 1
     assert record["summary"]["clean_accuracy"]["float"] > 0.9
-    methods = {m["method"] for m in record["methods"]}
+    methods = {m["remedy"] for m in record["remedies"]}
     assert methods == {"compensated", "bn-reestimate", "auto-contrast", "anti-adversary"}
     assert record["compensation"]["branches"] == ["residual", "photometric", "geometric"]
-    assert record["stored"][0]["rows"][0]["accuracy"]["float"] > 0.8
+    assert record["corruption_sets"][0]["rows"][0]["accuracy"]["float"] > 0.8
     assert record["attacks"]["n"] == 4
     for name, audited in record["audit"].items():
         graph = onnx.load(run / f"{name}.onnx")

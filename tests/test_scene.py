@@ -124,7 +124,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
         result = qrobust(*command)
         assert result.exit_code == 0, result.output
     record = json.loads((run / "record.json").read_text())
-    target_images = record["scene"]
+    target_images = record["target_images"]
     assert record["compensation"]["trained_on"] == [f"imagefolder:{folder}"]
     assert target_images["n"] == 40
     assert target_images["labelled"] == labelled

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import qrobust
 
-from qrobust.record import read_record
+from qrobust.storage import read_json
 
 
 def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Pat
         result = qrobust(command, out, "-q", *allowed)
         assert result.exit_code == 0, result.output
     assert f"{own}:dim" in (out / "report.html").read_text()
-    rows = {r["shift"]: r for r in read_record(out / "record.json")["rows"]}
+    rows = {r["shift"]: r for r in read_json(out / "record.json")["rows"]}
     assert set(rows) == {"clean", f"{own}:dim", "bayer_mosaic", "vignetting", "low_light", "rolling_shutter"}
     # Severity 5 is strength 1 by default: a black picture, so one class for all.
     black = rows[f"{own}:dim"]["accuracy"]["float"]

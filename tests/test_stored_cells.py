@@ -15,7 +15,8 @@ from qrobust.data.splits import Split
 from qrobust.evaluation.predictions import read_predictions
 from qrobust.evaluation.statistics import mcnemar_exact
 from qrobust.evaluation.summary import comparison_rows
-from qrobust.record import read_record
+from qrobust.record import to_json
+from qrobust.storage import read_json
 
 N = 10
 
@@ -44,8 +45,8 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     record = run([good, bad], data, tmp_path / "out", *options)
     # The run's own rows know nothing of the set.
     plain = run([good, bad], data, tmp_path / "plain", "--shifts", "contrast", "--severities", "2,5")
-    assert (record["rows"], record["summary"], plain["stored"]) == (plain["rows"], plain["summary"], [])
-    (stored,) = record["stored"]
+    assert (record["rows"], record["summary"], plain["corruption_sets"]) == (plain["rows"], plain["summary"], [])
+    (stored,) = record["corruption_sets"]
     assert stored["name"] == f"stored:{root}"
     conditions = [("fog", 2), ("fog", 5), ("smog", 2), ("smog", 5)]
     assert [(r["shift"], r["severity"]) for r in stored["rows"]] == conditions
@@ -53,20 +54,20 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     assert {(r["n"], r["of"], r["family"]) for r in stored["rows"]} == {(N, N, "stored")}
     s = stored["summary"]
     assert s["accuracy"]["good"] == pytest.approx(0.65)
-    assert (s["n_test"], s["of"], s["n_cells"], s["mce"]["corruptions"]) == (N, N, 4, 1)
+    assert (s["n_test"], s["of"], s["n_conditions"], s["mce"]["corruptions"]) == (N, N, 4, 1)
     assert s["mce"]["value"]["good"] == pytest.approx(0.35)
     assert s["versus"]["bad"]["drop_pp"] == pytest.approx(100 * (s["accuracy"]["good"] - s["accuracy"]["bad"]))
     # Paired with the reference on the set's own labels, and rebuilt without inference.
     labels, predictions = read_predictions(tmp_path / "out" / "predictions" / stored["predictions"], conditions)
     assert labels.tolist() == np.load(root / "labels.npy")[:N].tolist()
-    assert comparison_rows(predictions, labels, seed=0, of=N) == stored["rows"]
+    assert to_json(comparison_rows(predictions, labels, seed=0, of=N)) == stored["rows"]
     right = [predictions["fog", 5][name].prediction == labels for name in ("good", "bad")]
     assert stored["rows"][1]["versus"]["bad"]["drop_p"] == mcnemar_exact(*right)
     lines = (tmp_path / "out" / "results-set.csv").read_text().splitlines()
     assert lines[:3] == [",fog,fog,smog,smog", ",2,5,2,5", "good,0.8,0.5,0.8,0.5"]
     assert (tmp_path / "out" / "results.csv").read_text().startswith(",contrast,contrast\n")
     report = (tmp_path / "out" / "report.md").read_text()
-    assert f"## Stored images: stored:{root}" in report
+    assert f"## Corruption data set: stored:{root}" in report
     assert "| smog | 5 | 50.0 % |" in report
     text = (Path(__file__).parent.parent / "docs" / "record.md").read_text()
     for keys in (stored, s, stored["rows"][0]):
@@ -76,7 +77,7 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     assert len(kept) == 3 + 4  # clean and contrast; the set
     again = run([good, bad], data, tmp_path / "out", *options, "--resume")
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    assert again["stored"] == record["stored"]
+    assert again["corruption_sets"] == record["corruption_sets"]
 
 
 def test_a_stored_set_alone_and_a_part_of_it(data: str, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_stored_set_alone_and_a_part_of_it(data: str, tmp_path: Path) -> None:
     assert [r["shift"] for r in record["rows"]] == ["clean"]
     assert record["summary"]["shift_accuracy"] == {"a": None, "b": None}
     assert record["summary"]["versus"]["b"]["shift_quantization_drop_pp"] is None
-    (stored,) = record["stored"]
+    (stored,) = record["corruption_sets"]
     assert {(r["n"], r["of"]) for r in stored["rows"]} == {(6, N)}
     assert "n = 6 of 10 (a subset stratified by class)" in (tmp_path / "out" / "report.md").read_text()
 
@@ -104,7 +105,7 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
     record = run([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
     assert asked == [4]  # cells of the set, beside those that are rendered
-    assert {(r["n"], r["of"]) for r in record["stored"][0]["rows"]} == {(4, N)}
+    assert {(r["n"], r["of"]) for r in record["corruption_sets"][0]["rows"]} == {(4, N)}
     assert {r["n"] for r in record["rows"]} == {4}
 
 
@@ -121,7 +122,7 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
                 Image.new("RGB", (SIDE, SIDE), (20 + 60 * shown,) * 3).save(part / f"{i}.png")
     model, data = graph(tmp_path / "m.onnx"), f"imagefolder:{tmp_path / 'data'}"
     record = run([model], data, tmp_path / "out", "--shifts", f"stored:{root}", "--severities", "3")
-    assert record["stored"][0]["rows"][0]["accuracy"] == {"m": 1.0}
+    assert record["corruption_sets"][0]["rows"][0]["accuracy"] == {"m": 1.0}
     assert (
         f"stored:{root}: m 100.00 % (n = 12 of 12, 1 cells)"
         in qrobust(
@@ -241,13 +242,13 @@ def test_a_run_measures_a_stored_set(finished_run: Path, tmp_path: Path) -> None
         assert result.exit_code == 0, result.output
         assert f"stored:{root}: float " in result.output
         assert qrobust("report", out, "-q").exit_code == 0
-        record = read_record(out / "record.json")
+        record = read_json(out / "record.json")
         assert record["attacks"]["level"] == "none"
-        (stored,) = record["stored"]
+        (stored,) = record["corruption_sets"]
         assert {r["n"] for r in stored["rows"]} == {N}
         assert set(stored["summary"]["versus"]) == {"int8", "compensated"}
         for report in ("report.html", "report.md"):
-            assert f"Stored images: stored:{root}" in (out / report).read_text()
+            assert f"Corruption data set: stored:{root}" in (out / report).read_text()
     assert record["summary"]["compensation_gain_pp"] is None
     (root / "labels.npy").unlink()
     refused = qrobust("evaluate", out, "-q")

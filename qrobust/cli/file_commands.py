@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from qrobust.cli.run_folders import (
     reopen,
 )
 from qrobust.cli.types import DurationType, FolderType, FractionType
+
+if TYPE_CHECKING:
+    from qrobust.record import CorruptionSet
 
 
 @click.command(cls=RunCommand)
@@ -123,30 +126,31 @@ def evaluate(run_folder: Path | None, models: tuple[str, ...], **options: Any) -
         return
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
+    from qrobust.record import EvaluationResult
 
     given = [f"--{k.replace('_', '-')}" for k, v in own.items() if v]
     if run_folder is None or given:
         raise InputError(f"evaluate: expected a run's DIR or --model FILE.onnx, got {', '.join(given) or 'neither'}")
     run = reopen(run_folder, **options)
     stages.evaluate(run, budget=budget, workers=workers)
-    result = run.require_folder().need_stage("evaluate", "evaluate")
-    summary = result["summary"]
-    for name, clean in summary["clean_accuracy"].items():
-        shifted = summary["shift_accuracy"][name]
+    result = run.require_folder().need_result(EvaluationResult, "evaluate", "evaluate")
+    summary = result.summary
+    for name, clean in summary.clean_accuracy.items():
+        shifted = summary.shift_accuracy[name]
         under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
         echo(
             f"{name}: clean {100 * clean:.2f} %{under_shift} "
-            f"(n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} cells)"
+            f"(n = {summary.n_test} of {summary.of}, {summary.n_conditions} conditions)"
         )
-    _say_stored(result["stored"])
+    _say_corruption_sets(result.corruption_sets)
 
 
-def _say_stored(entries: list[dict[str, Any]]) -> None:
-    """A line for each stored set."""
+def _say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
+    """A line for each corruption data set."""
     for entry in entries:
-        s = entry["summary"]
-        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s["accuracy"].items())
-        echo(f"{entry['name']}: {means} (n = {s['n_test']} of {s['of']}, {s['n_cells']} cells)")
+        s = entry.summary
+        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in s.accuracy.items())
+        echo(f"{entry.name}: {means} (n = {s.n_test} of {s.of}, {s.n_conditions} conditions)")
 
 
 def _evaluate_files(
@@ -186,9 +190,9 @@ def _evaluate_files(
         overwrite=overwrite,
         resume=resume,
     )
-    for line in (*table(evaluation_table(record)), "", sample(record["summary"])):
+    for line in (*table(evaluation_table(record)), "", sample(record.summary)):
         echo(line)
-    _say_stored(record["stored"])
+    _say_corruption_sets(record.corruption_sets)
     echo(f"Record: {out / 'record.json'}")
 
 

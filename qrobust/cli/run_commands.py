@@ -24,6 +24,7 @@ from qrobust.cli.run_folders import (
     begin,
     begin_or_resume,
     claim,
+    claim_existing,
     finish,
     reopen,
 )
@@ -48,7 +49,7 @@ def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> Non
     from qrobust.pipeline import stages
 
     run = begin_or_resume(out, overwrite, resume, **options)
-    finish(run, stages.run_all(run, resume=resume))
+    finish(run.require_folder(), stages.run_all(run, resume=resume))
 
 
 @click.command(cls=RunCommand)
@@ -69,15 +70,18 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """
     from qrobust.pipeline import stages
     from qrobust.pipeline.export import checks_passed
+    from qrobust.record import QuantizationResult
     from qrobust.report.verdict import validation_sentence
 
     run = begin_or_resume(out, overwrite, resume, compensating=False, **options)
     if not (resume and run.require_folder().stage("quantize")):
         stages.quantize(run)
-    stage = run.require_folder().need_stage("quantize", "quantize")
-    for name, audited in stage["audit"].items():
-        echo(f"{run.require_folder().graph(name)}: {checks_passed(name, audited, stage['parity'][name])}")
-    if measured := stage["quantization"].get("validation"):  # folders of earlier versions have none
+    folder = run.require_folder()
+    result = folder.need_result(QuantizationResult, "quantize", "quantize")
+    for name, audited in result.audit.items():
+        passed = checks_passed(name, audited.integer_ops, audited.quantizable_ops, result.parity[name].agreement)
+        echo(f"{folder.graph(name)}: {passed}")
+    if measured := result.quantization.validation:  # folders of earlier versions have none
         echo(validation_sentence(measured))
 
 
@@ -147,7 +151,7 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
         raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
     run = reopen(run_folder, **options)
     if compare:
-        finish(run, stages.compare(run))
+        finish(run.require_folder(), stages.compare(run))
     elif method in (None, "calibrator"):
         stages.compensate(run)
         done = run.require_folder().need_stage("compensate", "compensate")
@@ -183,10 +187,12 @@ def export(run_folder: Path, **options: Any) -> None:
 @common
 def report(run_folder: Path, **options: Any) -> None:
     """Write record.json, report.html and report.md from what the stages left."""
-    from qrobust.pipeline import stages
+    from qrobust.pipeline.report import write_report
+    from qrobust.pipeline.run_folder import open_run
 
-    run = reopen(run_folder, **options)
-    finish(run, stages.write_report(run))
+    claim_existing(run_folder)
+    folder, _, config = open_run(run_folder, threads=options["threads"])
+    finish(folder, write_report(folder, config))
 
 
 @click.command(cls=RunCommand)
@@ -219,4 +225,4 @@ def demo(out: Path, overwrite: bool, **options: Any) -> None:
         threads,
     ) as weights:
         run = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
-        finish(run, stages.run_all(run, resume=False))
+        finish(run.require_folder(), stages.run_all(run, resume=False))

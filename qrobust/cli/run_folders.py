@@ -13,6 +13,8 @@ from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
     from qrobust.pipeline.run import Run
+    from qrobust.pipeline.run_folder import RunFolder
+    from qrobust.record import Record
 
 
 def claim(out: Path, *, overwrite: bool, resumable: bool = True) -> None:
@@ -88,12 +90,17 @@ def begin_or_resume(
     return run
 
 
-def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Run:
-    """A run for the run that a folder holds, which it has until the command ends; see `Run.open`."""
+def claim_existing(folder: Path) -> None:
+    """Have the run that a folder holds until the command ends."""
     from qrobust.pipeline.output_folder import claimed, configuration
 
     if configuration(folder):
         click.get_current_context().with_resource(claimed(folder, "run folder"))
+
+
+def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Run:
+    """A run for the run that a folder holds, which it has until the command ends; see `Run.open`."""
+    claim_existing(folder)
     return _open(folder, verbose, quiet, threads, **options)
 
 
@@ -119,12 +126,12 @@ def _open(
     return run
 
 
-def finish(run: Run, record: dict[str, Any]) -> None:
+def finish(folder: RunFolder, record: Record) -> None:
     """Print the table and where the report lies."""
     from qrobust.report.markdown import table
     from qrobust.report.verdict import headline, verdict
 
     for line in (*table(headline(record)), "", *verdict(record), ""):
         echo(line)
-    echo(f"Report: {run.require_folder().html}")
-    echo(f"Record: {run.require_folder().record}")
+    echo(f"Report: {folder.html}")
+    echo(f"Record: {folder.record}")

@@ -16,12 +16,13 @@ from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.attack_outcomes import Label, Outcomes, kept_or_tried
 from qrobust.evaluation.attack_plan import Graphs, balls, plan
 from qrobust.evaluation.statistics import wilson_interval
+from qrobust.record import AttackResult, Attacks, WorstCase
 
 REFERENCE = "float"
-NOTHING: dict[str, object] = {"level": "none", "n": 0, "rows": [], "worst": [], "zero_gradients": {}, "flags": []}
+NOTHING = Attacks(level="none", n=0, rows=(), worst=(), zero_gradients={}, flags=())
 
 
-def figures(outcomes: Outcomes, *, level: str, classes: int, reference: str = REFERENCE) -> dict[str, object]:
+def figures(outcomes: Outcomes, *, level: str, classes: int, reference: str = REFERENCE) -> Attacks:
     """The record's `attacks`.
 
     Args:
@@ -31,46 +32,40 @@ def figures(outcomes: Outcomes, *, level: str, classes: int, reference: str = RE
         reference: the graph that the others are compared with.
     """
     blind = {label.classifier: float((~found).mean()) for label, found in outcomes.of("gradient")}
-    return {
-        "level": level,
-        "n": len(outcomes.label),
-        "rows": [
+    return Attacks(
+        level=level,
+        n=len(outcomes.label),
+        rows=tuple(
             _row(outcomes, label, right, reference) for label, right in outcomes.of() if label.kind != "gradient"
-        ],
-        "worst": _worst(outcomes),
-        "zero_gradients": blind,
-        "flags": _flags(outcomes, blind, 1 / classes),
-    }
-
-
-def _share(right: np.ndarray) -> dict[str, object]:
-    hits, n = int(right.sum()), len(right)
-    return {"n": n, "robust_accuracy": hits / n, "interval": list(wilson_interval(hits, n))}
-
-
-def _row(outcomes: Outcomes, label: Label, right: np.ndarray, reference: str) -> dict[str, object]:
-    """A row; what the reference says of the same pixels is compared with, where they are the same."""
-    row = (
-        {
-            "classifier": label.classifier,
-            "source": label.source or None,
-            "attack": label.attack,
-            "kind": label.kind,
-            "norm": label.norm,
-            "epsilon": None if label.norm == "pose" else label.epsilon,
-        }
-        | _share(right)
-        | {"differential_risk": None, "differential_interval": None}
+        ),
+        worst=tuple(_worst(outcomes)),
+        zero_gradients=blind,
+        flags=tuple(_flags(outcomes, blind, 1 / classes)),
     )
+
+
+def _row(outcomes: Outcomes, label: Label, right: np.ndarray, reference: str) -> AttackResult:
+    """A row; what the reference says of the same pixels is compared with, where they are the same."""
+    hits, n, risk = int(right.sum()), len(right), None
     same = outcomes.of(
         classifier=reference, source=label.source, attack=label.attack, norm=label.norm, epsilon=label.epsilon
     )
     compared = next((r for other, r in same if other.kind != "gradient"), None)
     if compared is not None and label.classifier != reference and label.kind != "pose":
         risk = differential_risk(torch.from_numpy(compared), torch.from_numpy(right))
-        n = len(right)
-        row |= {"differential_risk": risk, "differential_interval": list(wilson_interval(round(risk * n), n))}
-    return row
+    return AttackResult(
+        classifier=label.classifier,
+        source=label.source or None,
+        attack=label.attack,
+        kind=label.kind,
+        norm=label.norm,
+        epsilon=None if label.norm == "pose" else label.epsilon,
+        n=n,
+        robust_accuracy=hits / n,
+        interval=wilson_interval(hits, n),
+        differential_risk=risk,
+        differential_interval=None if risk is None else wilson_interval(round(risk * n), n),
+    )
 
 
 def _budgets(outcomes: Outcomes) -> dict[str, dict[str, list[float]]]:
@@ -85,7 +80,7 @@ def _clean(outcomes: Outcomes, name: str) -> np.ndarray:
     return next(right for _, right in outcomes.of("clean", classifier=name))
 
 
-def _worst(outcomes: Outcomes) -> list[dict[str, object]]:
+def _worst(outcomes: Outcomes) -> list[WorstCase]:
     """Images that withstand everything that lies within a ball: all attacks, all sources, smaller balls too."""
     rows = []
     for name, norms in _budgets(outcomes).items():
@@ -97,8 +92,17 @@ def _worst(outcomes: Outcomes) -> list[dict[str, object]]:
                     if label.epsilon <= epsilon
                 }
                 right = worst_case(tried).numpy()
+                hits, n = int(right.sum()), len(right)
                 rows.append(
-                    {"classifier": name, "norm": norm, "epsilon": epsilon, "attacks": len(tried) - 1} | _share(right)
+                    WorstCase(
+                        classifier=name,
+                        norm=norm,
+                        epsilon=epsilon,
+                        attacks=len(tried) - 1,
+                        n=n,
+                        robust_accuracy=hits / n,
+                        interval=wilson_interval(hits, n),
+                    )
                 )
     return rows
 
@@ -150,7 +154,7 @@ def attacked(
     seed: int,
     about: tuple[object, ...],
     bar: Callable[[str, int], AbstractContextManager[Any]],
-) -> dict[str, object]:
+) -> Attacks:
     """Attack the first images; what was found is kept per trial.
 
     Args:

@@ -31,6 +31,7 @@ from qrobust.evaluation.predictions import (
 )
 from qrobust.evaluation.workers import Processes, processes
 from qrobust.progress import Bar, Reporter
+from qrobust.record import Attacks
 from qrobust.shifts.registry import defined_conditions, table_for
 from qrobust.storage import read_json, write_json
 
@@ -81,7 +82,7 @@ class Evaluation:
     severity_table: str
     seed: int
     corruption_sets: tuple[CorruptionSetResult, ...]
-    attacks: dict[str, Any]
+    attacks: Attacks
 
     def accuracy(self, classifier: str, condition: Condition = CLEAN) -> float:
         """The share of images that a classifier gets right under a condition."""
@@ -244,7 +245,7 @@ def _attacked(
     cache: Cache | None,
     seed: int,
     progress: MakeBar,
-) -> dict[str, Any]:
+) -> Attacks:
     """The figures of attacks on the first images of the whole split, whatever the budget."""
     if choices is None:
         return NOTHING

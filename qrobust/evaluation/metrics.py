@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qrobust.record import Flips, LostImage, WorstClass
+
 # AlexNet's top-1 errors on ImageNet-C, means over the five severities, by which arXiv 1903.12261 divides; as its
 # authors publish them at github.com/hendrycks/robustness. The keys are the benchmark's fifteen corruptions.
 ALEXNET_ERRORS = {
@@ -35,17 +37,13 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
     return float((a == b).mean())
 
 
-def flips(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def flips(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> Flips:
     """Share of images whose prediction changed: to wrong (harmful), to right (helpful), else neutral."""
     changed = before != after
     harmful = changed & (before == labels)
     helpful = changed & (after == labels)
     neutral = changed & ~harmful & ~helpful
-    return {
-        "harmful": float(harmful.mean()),
-        "helpful": float(helpful.mean()),
-        "neutral": float(neutral.mean()),
-    }
+    return Flips(harmful=float(harmful.mean()), helpful=float(helpful.mean()), neutral=float(neutral.mean()))
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
@@ -97,7 +95,7 @@ def relative_corruption_error(errors: Mapping[str, float], clean_error: float, n
     return float(np.mean(growths))
 
 
-def worst_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, top: int = 5) -> list[dict[str, float]]:
+def worst_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, top: int = 5) -> tuple[WorstClass, ...]:
     """Classes whose accuracy falls most, worst first, those that do not fall left out.
 
     Args:
@@ -105,28 +103,23 @@ def worst_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, top
         after: the same afterwards.
         labels: `(n,)`.
         top: at most so many.
-
-    Returns:
-        Per class `class` (its index), `n` (images) and `drop_pp`.
     """
     classes = [(int(c), labels == c) for c in np.unique(labels)]
     drops = [
-        {"class": c, "n": int(own.sum()), "drop_pp": 100 * float((before - after)[own].mean())} for c, own in classes
+        WorstClass(class_index=c, n=int(own.sum()), drop_pp=100 * float((before - after)[own].mean()))
+        for c, own in classes
     ]
-    return sorted((d for d in drops if round(d["drop_pp"], 9) > 0), key=lambda d: -d["drop_pp"])[:top]
+    return tuple(sorted((d for d in drops if round(d.drop_pp, 9) > 0), key=lambda d: -d.drop_pp)[:top])
 
 
-def lost_images(before: np.ndarray, after: np.ndarray, top: int = 20) -> list[dict[str, int]]:
+def lost_images(before: np.ndarray, after: np.ndarray, top: int = 20) -> tuple[LostImage, ...]:
     """Images that the second classifier loses most often where the first is right.
 
     Args:
         before: whether the first is right `(cells, n)`, bool.
         after: the same of the second.
-        top: at most so many.
-
-    Returns:
-        Per image `image` (its position) and `conditions` (in how many it is lost), most first.
+        top: at most so many; those lost in most conditions first.
     """
     count = (before & ~after).sum(axis=0)
     order = np.argsort(-count, kind="stable")[:top]
-    return [{"image": int(i), "cells": int(count[i])} for i in order if count[i]]
+    return tuple(LostImage(image=int(i), conditions=int(count[i])) for i in order if count[i])

@@ -19,20 +19,19 @@ from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
+from qrobust.evaluation.other_images import corruption_set, target_row
 from qrobust.evaluation.predictions import CLEAN, Cache
 from qrobust.evaluation.summary import (
-    method_rows,
+    remedy_gains,
     run_rows,
-    stored_figures,
     summarise,
-    target_images_row,
 )
 from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
-from qrobust.record import hardware
+from qrobust.record import CorruptionSet, RemedyGain, TargetImages, hardware, versions
 
 LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
@@ -85,10 +84,11 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         )
         trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
         result |= _figures(found, trained_on)
-        result["methods"] += _in_torch(run, found) if in_torch else []
-        result["scene"] = _target_images(run, sessions, workers)
+        result["remedies"] += _in_torch(run, found) if in_torch else []
+        result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
-        result["hardware"] = hardware(config.threads) | {"sums": sums(**session_options(run.target))}
+        result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
+        result["versions"] = versions()
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
@@ -112,9 +112,8 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
 
 def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
     """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
-    rows = run_rows(found.predictions, found.labels, seed=found.seed, of=found.of)
     return {
-        "rows": [row | {"seen_by_calibrator": row["shift"] in trained_on} for row in rows],
+        "rows": run_rows(found.predictions, found.labels, seed=found.seed, of=found.of, seen=trained_on),
         "summary": summarise(
             found.predictions,
             found.labels,
@@ -124,20 +123,21 @@ def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
             classes=len(found.class_names),
             of=found.of,
         ),
-        "methods": method_rows(found.predictions, found.labels, seed=found.seed),
-        "stored": corruption_set_entries(found),
+        "remedies": remedy_gains(found.predictions, found.labels, seed=found.seed),
+        "corruption_sets": corruption_set_entries(found),
         "attacks": found.attacks,
         "severity_table": found.severity_table,
     }
 
 
-def corruption_set_entries(found: Evaluation) -> list[dict[str, object]]:
-    """The record's `stored`: each corruption data set by itself, on its own images."""
+def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
+    """Each corruption data set by itself, on its own images."""
     return [
-        {"name": one.name, "predictions": one.folder_name}
-        | stored_figures(
+        corruption_set(
             one.predictions,
             one.labels,
+            name=one.name,
+            folder=one.folder_name,
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
@@ -154,7 +154,7 @@ def _cache(run: Run, names: Collection[str]) -> Cache:
     return Cache(folder.predictions, folder.attacks, digests, (run.config.data.spec,))
 
 
-def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> dict[str, object] | None:
+def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
     """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
@@ -171,13 +171,11 @@ def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) 
         seed=seed,
         progress=_called(run, "measure the scene"),
     )
-    return {"images": spec, "labelled": target_images.labelled} | target_images_row(
-        found.predictions[CLEAN], found.labels, seed=seed
-    )
+    return target_row(found.predictions[CLEAN], found.labels, images=spec, seed=seed)
 
 
-def _in_torch(run: Run, known: Evaluation) -> list[dict[str, object]]:
-    """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
+def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
+    """The row of a remedy that has no graph, on the first images, against the INT8 graph on the same ones."""
     kept = run.require_folder().predictions / TORCH_ONLY
     found = measure(
         {TORCH_ONLY: AntiAdversary(run.fake_quantized)},
@@ -195,7 +193,7 @@ def _in_torch(run: Run, known: Evaluation) -> list[dict[str, object]]:
         condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
         for condition, own in found.predictions.items()
     }
-    return method_rows(both, found.labels, seed=known.seed)
+    return remedy_gains(both, found.labels, seed=known.seed)
 
 
 def _called(run: Run, label: str) -> MakeBar:

@@ -25,7 +25,6 @@ from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
 from qrobust.evaluation.summary import (
-    STATISTICS,
     comparison_rows,
     drops,
     overview,
@@ -37,9 +36,14 @@ from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, d
 from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
 from qrobust.progress import Reporter
 from qrobust.record import (
+    EARLIER_SCHEMAS,
     EVALUATION_SCHEMA,
-    Record,
+    STATISTICS,
+    EvaluationRecord,
+    EvaluationSummary,
+    ModelFile,
     hardware,
+    taken,
     versions,
 )
 from qrobust.report.markdown import evaluation_report, skipped_sentence
@@ -111,7 +115,7 @@ def evaluate_files(
     workers: int = 1,
     overwrite: bool = False,
     resume: bool = False,
-) -> Record:
+) -> EvaluationRecord:
     """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
 
     Everything is opened and checked before the folder is touched. Predictions are kept per cell, so that an
@@ -140,13 +144,16 @@ def evaluate_files(
 
 def _check_folder(out: Path, *, overwrite: bool) -> None:
     check_folder(
-        out, overwrite=overwrite, kind="evaluation", made=lambda found: found.get("schema") == EVALUATION_SCHEMA
+        out,
+        overwrite=overwrite,
+        kind="evaluation",
+        made=lambda found: found.get("schema") in (EVALUATION_SCHEMA, EARLIER_SCHEMAS[EVALUATION_SCHEMA]),
     )
 
 
 def _evaluate(
     choices: Choices, out: Path, reporter: Reporter, *, threads: int, workers: int, overwrite: bool, resume: bool
-) -> Record:
+) -> EvaluationRecord:
     """`evaluate_files` in a claimed folder."""
     earlier = begun(out) if resume else None
     config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
@@ -182,7 +189,7 @@ def _evaluate(
     for name, text in csv_files(record).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
-    write_json(place / "record.json", record)
+    write_json(place / "record.json", record.to_json())
     promote(place)
     return record
 
@@ -202,7 +209,7 @@ class _Opened:
 
 def _check_same(config: dict[str, Any], kept: dict[str, Any], other: str) -> None:
     for key, value in config.items():
-        if kept.get(key) != value:
+        if key != "schema" and kept.get(key) != value:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
 
 
@@ -270,36 +277,36 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
 
 def _record(
     config: dict[str, Any], shifts: tuple[str, ...], opened: _Opened, found: Evaluation, threads: int
-) -> Record:
+) -> EvaluationRecord:
     source = opened.split.source
-    return {
-        "schema": EVALUATION_SCHEMA,
-        "qrobust": qrobust.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": config,
-        "code": code_of(shifts, {}),
-        "models": {name: _about_file(opened.paths[name], c) for name, c in opened.classifiers.items()},
-        "summary": _summary(found),
-        "rows": comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of),
-        "stored": corruption_set_entries(found),
-        "attacks": found.attacks,
-        "statistics": STATISTICS,
-        "severity_table": found.severity_table,
-        "class_names": list(found.class_names),
-        "image_size": source.image_size,
-        "channels": source.channels,
-        "skipped_images": list(source.skipped),
-        "fingerprint": replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
-        "versions": versions(),
-        "hardware": hardware(threads) | {"sums": opened.sums},
-    }
+    return EvaluationRecord(
+        qrobust=qrobust.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        config=config,
+        code=code_of(shifts, {}),
+        data=config["data"],
+        models={name: _about_file(opened.paths[name], c) for name, c in opened.classifiers.items()},
+        summary=_summary(found),
+        rows=tuple(comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of)),
+        corruption_sets=tuple(corruption_set_entries(found)),
+        attacks=found.attacks,
+        statistics=STATISTICS,
+        severity_table=found.severity_table,
+        class_names=found.class_names,
+        image_size=source.image_size,
+        channels=source.channels,
+        skipped_images=tuple(source.skipped),
+        fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
+        versions=versions(),
+        hardware=hardware(threads, opened.sums),
+    )
 
 
-def _summary(found: Evaluation) -> dict[str, object]:
+def _summary(found: Evaluation) -> EvaluationSummary:
     """The headline of each classifier, and what the others lose against the first."""
     reference, *others = found.predictions[CLEAN]
-    summary = overview(
+    headline = overview(
         found.predictions,
         found.labels,
         seed=found.seed,
@@ -308,7 +315,7 @@ def _summary(found: Evaluation) -> dict[str, object]:
         of=found.of,
     )
     versus = {name: drops(found.predictions, reference, name, found.labels, seed=found.seed) for name in others}
-    return summary | {"versus": versus}
+    return taken(EvaluationSummary, headline, versus=versus)
 
 
 def _names(models: Sequence[str]) -> list[str]:
@@ -368,15 +375,15 @@ def _digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def _about_file(path: Path, classifier: ForeignClassifier) -> dict[str, object]:
+def _about_file(path: Path, classifier: ForeignClassifier) -> ModelFile:
     own, *others = files_of(path)
-    return {
-        "file": str(path),
-        "sha256": _sha256(own).hex(),
-        "external_data": {f.name: _sha256(f).hex() for f in others},
-        "size_bytes": sum(file.stat().st_size for file in (own, *others)),
-        "layout": classifier.layout,
-        "batch": classifier.batch,
-        "pixels": classifier.dtype.__name__,
-        "output": "probabilities" if classifier.probabilities else "logits",
-    }
+    return ModelFile(
+        file=str(path),
+        sha256=_sha256(own).hex(),
+        external_data={f.name: _sha256(f).hex() for f in others},
+        size_bytes=sum(file.stat().st_size for file in (own, *others)),
+        layout=classifier.layout,
+        batch=classifier.batch,
+        pixels=classifier.dtype.__name__,
+        output="probabilities" if classifier.probabilities else "logits",
+    )

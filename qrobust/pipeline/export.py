@@ -116,16 +116,17 @@ def export_checked(
         check_export(name, audited, measured, layers)
         invalidate(run, MADE_BY.get(name, name))
     write_text(run.require_folder().card(name), unmeasured_card(name))
-    run.reporter.detail(f"{name}.onnx: {checks_passed(name, audited, measured)}")
+    passed = checks_passed(name, audited["integer_ops"], audited["quantizable_ops"], float(measured["agreement"]))
+    run.reporter.detail(f"{name}.onnx: {passed}")
     return ExportedGraph(name, audited, measured, got)
 
 
-def checks_passed(name: str, audited: dict[str, Any], measured: dict[str, Any]) -> str:
+def checks_passed(name: str, integer_ops: int, quantizable_ops: int, agreement: float) -> str:
     """How much of a graph is integer, and what it was compared with, in words."""
     reference = "your network" if name == "float" else "its fake-quantized model in torch"
     return (
-        f"{audited['integer_ops']} of {audited['quantizable_ops']} convolutions and matrix products integer, parity "
-        f"with {reference} {100 * measured['agreement']:.2f} %"
+        f"{integer_ops} of {quantizable_ops} convolutions and matrix products integer, parity with {reference} "
+        f"{100 * agreement:.2f} %"
     )
 
 

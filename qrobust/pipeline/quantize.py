@@ -97,6 +97,7 @@ def _quantize(run: Run) -> None:
         result["skipped_images"] = list(run.data.skipped)
         result["class_names"] = list(run.data.class_names)
         result["image_size"] = size
+        result["channels"] = run.model.channels
 
 
 def _trained(

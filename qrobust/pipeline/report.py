@@ -1,136 +1,149 @@
-"""Stage 6: from what the stages left to one record and its reports."""
+"""Stage 6: from what the stages left to one record and its reports; needs no torch."""
 
 from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import qrobust
-from qrobust.evaluation.summary import STATISTICS
-from qrobust.pipeline.run import Run
+from qrobust.deployment.onnx_graph import load
+from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY, RunFolder
-from qrobust.record import SCHEMA, Record, versions
+from qrobust.record import (
+    STATISTICS,
+    Compensation,
+    CompensationResult,
+    EvaluationResult,
+    ExportedGraphs,
+    ExportResult,
+    Macs,
+    QuantizationResult,
+    Record,
+    Remedy,
+    RemedyGain,
+    RemedyResult,
+    Seeds,
+    StageTime,
+    Summary,
+    taken,
+    versions,
+)
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.model_card import model_card
 from qrobust.report.robustbench import csv_files
 from qrobust.storage import read_npz, write_json, write_text
 
-COMPENSATION_KEYS = (
-    "width",
-    "branches",
-    "latency_ratio",
-    "training_images",
-    "trained_on",
-    "training",
-    "gate_gain",
-    "gate_offset",
-    "polish",
-    "validation",
-    "classifier_hash",
-)
 
+def build_record(folder: RunFolder, config: RunConfig) -> Record:
+    """Gather what the stages left into one record; see docs/record.md.
 
-def build_record(run: Run) -> Record:
-    """Gather what the stages left into one record; see docs/record.md."""
-    folder = run.require_folder()
-    quantized = folder.need_stage("quantize", "quantize")
-    evaluated = folder.need_stage("evaluate", "evaluate")
-    measured = "compensated" in evaluated["summary"]["clean_accuracy"]  # else it is there, but was left out
-    compensated, exported = (folder.stage(name) if measured else None for name in ("compensate", "export"))
-    stages = {
-        "quantize": quantized,
-        "compensate": compensated,
-        "export": exported,
-        "evaluate": evaluated,
-    }
-    macs = dict(quantized["macs"])
+    Args:
+        folder: of the run, with finished `quantize` and `evaluate` stages.
+        config: of the run.
+
+    Raises:
+        InputError: a stage is missing, or what it left is damaged.
+    """
+    quantized = folder.need_result(QuantizationResult, "quantize", "quantize")
+    evaluated = folder.need_result(EvaluationResult, "evaluate", "evaluate")
+    measured = "compensated" in evaluated.summary.clean_accuracy  # else it is there, but was left out
+    compensated = folder.result(CompensationResult, "compensate") if measured else None
+    exported = folder.result(ExportResult, "export") if measured else None
+    others = [found for name in BASELINES if (found := folder.result(RemedyResult, name))]
+    graphs: list[ExportedGraphs] = [quantized, *([exported] if exported else []), *others]
+    stages = {"quantize": quantized, "compensate": compensated, "export": exported, "evaluate": evaluated}
+    macs = quantized.macs
     if compensated:
-        compensated.setdefault("gate_gain", 1.0)  # in folders of versions that did not choose one
-        macs["calibrator"] = compensated["macs"]["calibrator"]
-        macs["calibrator_share"] = macs["calibrator"] / macs["classifier"]
-    summary = evaluated["summary"] | {
-        "latency_ms": evaluated["latency_ms"],
-        "size_bytes": evaluated["size_bytes"],
-        "macs": macs,
-    }
-    others = [found for name in BASELINES if (found := folder.stage(name))]
-    gates = {
-        gate: {k: v for made in (quantized, exported, *others) if made for k, v in made[gate].items()}
-        for gate in ("audit", "parity")
-    }
-    return {
-        "schema": SCHEMA,
-        "qrobust": qrobust.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": run.config_with_code.as_json(),
-        "n_test": evaluated["summary"]["n_test"],
-        "summary": summary,
-        "rows": evaluated["rows"],
-        "methods": [_with_costs(row, evaluated, folder) for row in evaluated["methods"]],
-        "scene": evaluated["scene"],
-        "statistics": STATISTICS,
-        "severity_table": evaluated["severity_table"],
-        "stored": evaluated["stored"],
-        "attacks": evaluated["attacks"],
-        "quantization": quantized["quantization"],
-        "audit": gates["audit"],
-        "parity": gates["parity"],
-        "compensation": None if compensated is None else {k: compensated[k] for k in COMPENSATION_KEYS},
-        "splits": evaluated.get("splits", quantized["splits"]),
-        "skipped_images": quantized["skipped_images"],
-        "class_names": quantized["class_names"],
-        "image_size": quantized["image_size"],
-        "channels": run.onnx_classifier("float").channels,
-        "seeds": {"run": run.config.seed},
-        "versions": versions(),
-        "hardware": evaluated["hardware"],
-        "stages": {name: {"duration_s": s["duration_s"]} for name, s in stages.items() if s},
-    }
+        added = compensated.macs.calibrator
+        macs = Macs(classifier=macs.classifier, calibrator=added, calibrator_share=added / macs.classifier)
+    return Record(
+        qrobust=qrobust.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        config=config.as_json(),
+        model=config.model.spec,
+        weights=config.model.weights,
+        data=config.data.spec,
+        n_test=evaluated.summary.n_test,
+        summary=taken(
+            Summary,
+            evaluated.summary,
+            latency_ms=evaluated.latency_ms,
+            size_bytes=evaluated.size_bytes,
+            macs=macs,
+        ),
+        rows=evaluated.rows,
+        remedies=tuple(_with_costs(gain, evaluated, folder) for gain in evaluated.remedies),
+        target_images=evaluated.target_images,
+        statistics=STATISTICS,
+        severity_table=evaluated.severity_table,
+        corruption_sets=evaluated.corruption_sets,
+        attacks=evaluated.attacks,
+        quantization=quantized.quantization,
+        audit={name: audit for made in graphs for name, audit in made.audit.items()},
+        parity={name: parity for made in graphs for name, parity in made.parity.items()},
+        compensation=taken(Compensation, compensated) if compensated else None,
+        splits=evaluated.splits or quantized.splits,
+        skipped_images=quantized.skipped_images,
+        class_names=quantized.class_names,
+        image_size=quantized.image_size,
+        channels=quantized.channels or _channels(folder),
+        seeds=Seeds(run=config.seed),
+        versions=evaluated.versions or versions(),
+        hardware=evaluated.hardware,
+        stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
+    )
 
 
-def _with_costs(row: dict[str, Any], evaluated: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """What a method gains, and beside it what it takes to run it and what it learned from."""
-    name = row["method"]
-    made = folder.need_stage("compensate" if name == "compensated" else name, "compensate")
+def _channels(folder: RunFolder) -> int:
+    """Of the images that the float graph reads, for folders whose stages do not say."""
+    shape = load(folder.graph("float")).graph.input[0].type.tensor_type.shape
+    return int(shape.dim[1].dim_value)
+
+
+def _with_costs(gain: RemedyGain, evaluated: EvaluationResult, folder: RunFolder) -> Remedy:
+    """What a remedy gains, and beside it what it takes to run it and what it learned from."""
+    name = gain.remedy
     if name == TORCH_ONLY:
-        return row | {"runtime": "torch", "trained_on": [], "lessons": None, "training_s": 0.0, "diverged": False}
-    latency = evaluated["latency_ms"]
-    return row | {
-        "runtime": "onnxruntime",
-        "macs": made["macs"]["calibrator"],
-        "trained_on": made["trained_on"],
-        "lessons": made.get("lessons"),
-        "training_s": made["duration_s"],
-        "diverged": _diverged(made),
-        "classifier_hash": made.get("classifier_hash"),
-        "latency_ratio": {b: latency[name][b] / latency["int8"][b] for b in latency[name]},
-        "float_latency_ratio": {b: latency["float"][b] / latency[name][b] for b in latency[name]},
-    }
+        return taken(Remedy, gain, runtime="torch", trained_on=(), provenance=None, training_s=0.0, diverged=False)
+    made: CompensationResult | RemedyResult = (
+        folder.need_result(CompensationResult, "compensate", "compensate")
+        if name == "compensated"
+        else folder.need_result(RemedyResult, name, "compensate")
+    )
+    latency = evaluated.latency_ms
+    return taken(
+        Remedy,
+        gain,
+        runtime="onnxruntime",
+        macs=made.macs.calibrator,
+        trained_on=made.trained_on,
+        provenance=made.provenance,
+        training_s=made.duration_s,
+        diverged=made.training is not None and made.training.diverged,
+        classifier_hash=made.classifier_hash,
+        latency_ratio=latency[name].over(latency["int8"]),
+        float_latency_ratio=latency["float"].over(latency[name]),
+    )
 
 
-def _diverged(made: dict[str, Any]) -> bool:
-    """Whether a training of a stage stopped at what is not finite; a calibrator has two."""
-    training = made.get("training", {})
-    fits = [training] if "diverged" in training else training.values()
-    return any(fit["diverged"] for fit in fits)
+def write_report(folder: RunFolder, config: RunConfig) -> Record:
+    """Stage 6: record.json, report.html, report.md, results.csv, and a model card beside every graph.
 
-
-def write_report(run: Run) -> Record:
-    """Stage 6: record.json, report.html, report.md, results.csv, and a model card beside every graph."""
-    folder = run.require_folder()
-    record = build_record(run)
+    Raises:
+        InputError: a stage is missing, or what it left is damaged.
+    """
+    record = build_record(folder, config)
     pictures = None
-    if record["compensation"] and folder.pictures.exists():
+    if record.compensation and folder.pictures.exists():
         pictures = read_npz(folder.pictures, "pictures", ("clean",))
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
     for name, text in csv_files(record).items():
         write_text(folder.file(name), text)
-    for name in record["summary"]["clean_accuracy"]:
+    for name in record.summary.clean_accuracy:
         write_text(folder.card(name), model_card(record, name))
-    write_json(folder.record, record)
+    write_json(folder.record, record.to_json())
     return record

@@ -31,14 +31,14 @@ from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
-from qrobust.pipeline.run_folder import RunFolder, is_run
+from qrobust.pipeline.run_folder import RunFolder, open_run
 from qrobust.progress import Reporter
 from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.shifts.registry import defined_conditions, expand, table_for
-from qrobust.storage import atomic_write, read_json
+from qrobust.storage import atomic_write
 from qrobust.user_code import (
     code_of,
     govern,
@@ -84,24 +84,10 @@ class Run:
         Raises:
             InputError: the folder is not a run's, or is of another model.
         """
-        folder = RunFolder(path)
-        if not folder.config.is_file():
-            raise InputError(
-                f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first"
-            )
-        kept = read_json(folder.config)
-        if not is_run(kept):
-            raise InputError(f"run folder: {path} is not a run's folder (its config.json is of something else)")
-        config = RunConfig.from_json(kept)
-        # No target images is a choice; of others None means that nothing was said.
-        given = {k: v for k, v in changes.items() if v is not None or k == "target_images"}
-        if given.get("seed", config.seed) != config.seed:
-            raise InputError(f"seed: the splits of {path} were drawn with {config.seed}, got {given['seed']}")
-        model = given.pop("model", None)
-        if model is not None and not same_code(str(model), config.model.spec):
-            raise InputError(f"model: {path} is a run of {config.model.spec}, got {model}")
-        own = RunConfig.from_options(config.as_json() | given)
-        shifts: Any = given.get("shifts", ())
+        folder, kept, own = open_run(path, **{name: value for name, value in changes.items() if name != "model"})
+        model, shifts = changes.get("model"), changes.get("shifts") or ()
+        if model is not None and not same_code(str(model), kept.model.spec):
+            raise InputError(f"model: {path} is a run of {kept.model.spec}, got {model}")
         govern(
             {**dict.fromkeys(own.shifts.names, "shifts"), own.model.spec: "model"},
             owner=path,

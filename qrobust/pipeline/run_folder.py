@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from qrobust.errors import InputError
 from qrobust.pipeline.config import RunConfig
@@ -17,6 +17,7 @@ from qrobust.pipeline.output_folder import (
     holds_current_folder,
     make_place,
 )
+from qrobust.record import StageResult, from_json, to_json
 from qrobust.storage import read_json, remove, write_json, write_sealed
 
 GRAPHS = ("float", "int8", "compensated")
@@ -25,6 +26,8 @@ BASELINES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-cont
 TORCH_ONLY = "anti-adversary"
 # The stage that makes a graph, where it is not called like it.
 MADE_BY = {"float": "quantize", "int8": "quantize", "compensated": "export"}
+
+R = TypeVar("R", bound=StageResult)
 
 
 class RunFolder:
@@ -68,6 +71,23 @@ class RunFolder:
             raise InputError(f"run folder: {path} is not what a stage left; remove it and run that stage again")
         return found
 
+    def result(self, kind: type[R], name: str) -> R | None:
+        """What a finished stage left, or None.
+
+        Raises:
+            InputError: the file is damaged; one line names the key.
+        """
+        found = self.stage(name)
+        return None if found is None else from_json(kind, found, self.stages / f"{name}.json")
+
+    def need_result(self, kind: type[R], name: str, command: str) -> R:
+        """What a finished stage left.
+
+        Raises:
+            InputError: as for `result`, or it has not run; the message says which command to run.
+        """
+        return from_json(kind, self.need_stage(name, command), self.stages / f"{name}.json")
+
     def card(self, name: str) -> Path:
         """The model card of a graph."""
         return self.file(f"{name}.card.md")
@@ -90,7 +110,7 @@ class RunFolder:
     def finish(self, name: str, result: dict[str, Any]) -> None:
         """Record that a stage is done, last of all it writes."""
         self.stages.mkdir(exist_ok=True)
-        write_sealed(self.stages / f"{name}.json", result)
+        write_sealed(self.stages / f"{name}.json", to_json(result))
 
     def keep_finished(self, paths: Iterable[Path]) -> None:
         """Keep the checkpoints of a calibrator's training that is done, in place of those of the one before."""
@@ -164,6 +184,26 @@ def check_folder(
     parent = next(p for p in (real, *real.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"out: cannot write to {path} ({parent} is not a writable folder)")
+
+
+def open_run(path: Path, **changes: object) -> tuple[RunFolder, RunConfig, RunConfig]:
+    """A run's folder, its configuration, and that with some choices changed; needs no torch.
+
+    Raises:
+        InputError: the folder is not a run's.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise InputError(f"run folder: {path} is not a run's folder (no config.json); run `qrobust quantize` first")
+    kept = read_json(folder.config)
+    if not is_run(kept):
+        raise InputError(f"run folder: {path} is not a run's folder (its config.json is of something else)")
+    config = RunConfig.from_json(kept)
+    # No target images is a choice; of others None means that nothing was said.
+    given = {k: v for k, v in changes.items() if v is not None or k == "target_images"}
+    if given.get("seed", config.seed) != config.seed:
+        raise InputError(f"seed: the splits of {path} were drawn with {config.seed}, got {given['seed']}")
+    return folder, config, RunConfig.from_options(config.as_json() | given)
 
 
 def create_folder(path: Path, config: RunConfig, *, overwrite: bool) -> RunFolder:

@@ -40,7 +40,7 @@ def run_all(run: Run, *, resume: bool) -> Record:
             run.reporter.say(f"{name}: done before, kept")
             continue
         stage(run)
-    return write_report(run)
+    return write_report(run.require_folder(), run.config)
 
 
 def compare(run: Run) -> Record:
@@ -66,7 +66,7 @@ def compare(run: Run) -> Record:
             failed.add(method)
             run.reporter.warn(f"warning: {method} left out: {error}")
     evaluate(run, without=failed)  # what was made with other choices stays
-    return write_report(run)
+    return write_report(run.require_folder(), run.config)
 
 
 def forget_compensation(run: Run) -> None:

@@ -35,6 +35,7 @@ from qrobust.quantization.tracing import (
     layer_names,
     traced,
 )
+from qrobust.record import Trial
 
 # Calibration images that bias correction and learned rounding work on, and the memory they may take.
 KEPT_IMAGES, KEPT_BYTES = 256, 2**24
@@ -221,28 +222,6 @@ def restore(
             f"run folder: its integer weights are of another network, or another version made them ({error})"
         ) from error
     return fake_quantized
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One recipe that the search tried, and what it gave on validation images.
-
-    Attributes:
-        ranges, equalize, correct_bias, rounding: of the recipe.
-        divergence: mean KL divergence of the fake-quantized model's probabilities from the float model's, in nats.
-        agreement: share of predictions equal to the float model's.
-        accuracy: of the fake-quantized model, as a fraction.
-        kept: it was the best so far.
-    """
-
-    ranges: str
-    equalize: bool
-    correct_bias: bool
-    rounding: str
-    divergence: float
-    agreement: float
-    accuracy: float
-    kept: bool
 
 
 def search(

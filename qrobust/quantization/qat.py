@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from qrobust.quantization.layerwise import INTEGER_LAYERS
 from qrobust.quantization.rewrites.fx_utils import set_module
 from qrobust.quantization.sensitivity import divergence, logits_on
 from qrobust.quantization.tracing import LAYERS, calls
+from qrobust.record import QatFit
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 from qrobust.training_loop import fast_arithmetic, fit
@@ -165,29 +165,6 @@ def convert_qat(trainable: fx.GraphModule) -> fx.GraphModule:
         set_module(fake_quantized, str(node.target), layer.frozen(quantizer))
     fake_quantized.delete_all_unused_submodules()
     return fake_quantized.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class QatFit:
-    """What quantization-aware training did, on validation images.
-
-    Attributes:
-        start_accuracy, accuracy: of the fake-quantized model before, and of the one that was kept, as fractions.
-        start_divergence, divergence: from the float model, in nats, likewise.
-        best_step: the optimizer step whose state was kept; 0 is the start.
-        steps: optimizer steps made.
-        diverged: training was stopped at a loss that is not finite.
-        earlier_s: seconds of training by processes before the one that ended it.
-    """
-
-    start_accuracy: float
-    accuracy: float
-    start_divergence: float
-    divergence: float
-    best_step: int
-    steps: int
-    diverged: bool
-    earlier_s: float = field(compare=False)
 
 
 def train(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -29,35 +29,11 @@ from qrobust.quantization.integer_layers import (
 )
 from qrobust.quantization.rewrites.fx_utils import public_name
 from qrobust.quantization.tracing import calls
+from qrobust.record import LayerSaturation
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 # Floats of activations and of pair sums looked at in one go (or one image, or one pair): 4 MiB stay near the core.
 CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class LayerSaturation:
-    """What saturation did to one layer, on the images it was measured on.
-
-    Attributes:
-        name: the layer's name, as options take it; in a module of several fake-quantized models after that of its
-            fake-quantized model.
-        proven: no pair of its weights can overflow, whatever the activations.
-        risky_pairs: share of its weight pairs that could overflow.
-        saturated_sums: share of its pair sums that did.
-        changed_outputs: share of its outputs, before activation and rounding, that came out wrong.
-        mean_error: mean error of all outputs, in standard deviations of the layer's exact output (of a
-            constant output in its own unit).
-        largest_error: the largest error, same unit.
-    """
-
-    name: str
-    proven: bool
-    risky_pairs: float
-    saturated_sums: float
-    changed_outputs: float
-    mean_error: float
-    largest_error: float
 
 
 def _pairs(layer: IntegerConv2d | IntegerLinear) -> tuple[torch.Tensor, torch.Tensor]:

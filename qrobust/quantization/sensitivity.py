@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -15,46 +14,11 @@ from qrobust.quantization.layerwise import INTEGER_LAYERS, execute_layerwise
 from qrobust.quantization.recipe import layer_of
 from qrobust.quantization.rewrites.fx_utils import public_name, set_module
 from qrobust.quantization.tracing import calls
+from qrobust.record import Fidelity, LayerEffect, LayerNoise
 from qrobust.shifts.filters import to_unit
 
 BATCH = 50
 MOST_DB = 200.0
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """Signal-to-quantization-noise ratios of one layer, in decibels.
-
-    Attributes:
-        name: of the layer.
-        weight_bits: of the signed range that its weights use.
-        weight_sqnr_db: of its weights.
-        input_sqnr_db: of its input's own rounding and clipping alone.
-        output_sqnr_db: of its output, with everything before it quantized as well.
-    """
-
-    name: str
-    weight_bits: int
-    weight_sqnr_db: float
-    input_sqnr_db: float
-    output_sqnr_db: float
-
-
-@dataclass(frozen=True)
-class LayerEffect:
-    """What quantizing one layer alone (weights and input) does to an otherwise float network.
-
-    Attributes:
-        name: of the layer.
-        n: validation images.
-        accuracy_drop: float accuracy minus that with this layer quantized, as a fraction.
-        divergence: mean KL divergence of the predicted probabilities from the float ones, in nats.
-    """
-
-    name: str
-    n: int
-    accuracy_drop: float
-    divergence: float
 
 
 def sqnr_db(signal: torch.Tensor, noisy: torch.Tensor) -> float:
@@ -94,23 +58,6 @@ def divergence(float_logits: torch.Tensor, logits: torch.Tensor) -> float:
 def logits_on(model: nn.Module, split: Split) -> torch.Tensor:
     """Logits `(N, K)` of a classifier on a split's images."""
     return torch.cat([model(to_unit(images)) for images, _ in split.batches(BATCH)])
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How far a fake-quantized model is from the float network, on the same images.
-
-    Attributes:
-        n: images.
-        divergence: mean KL divergence of its probabilities from the float ones, in nats.
-        agreement: share of equal predictions.
-        accuracy: of the fake-quantized model, as a fraction.
-    """
-
-    n: int
-    divergence: float
-    agreement: float
-    accuracy: float
 
 
 def fidelity(reference: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> Fidelity:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+
+from qrobust.record import AttackResult, Attacks, WorstCase
 
 KINDS = {"white-box": "gradient", "transfer": "transfer", "black-box": "no gradient", "noise": "random noise"}
 LISTED = 5
@@ -30,54 +31,55 @@ def epsilon_text(norm: str, epsilon: float) -> str:
     return f"{255 * epsilon:g}/255" if norm == "Linf" else f"{epsilon:.3g}"
 
 
-def percent_interval(row: dict[str, Any]) -> str:
+def percent_interval(row: AttackResult | WorstCase) -> str:
     """Robust accuracy with its interval."""
-    low, high = row["interval"]
-    return f"{100 * row['robust_accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = row.interval
+    return f"{100 * row.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def attack_table(attacks: dict[str, Any], names: dict[str, str]) -> list[list[str]]:
+def attack_table(attacks: Attacks, names: dict[str, str]) -> list[list[str]]:
     """A header, then a line per graph, norm and budget; empty where nothing was attacked.
 
     Args:
         attacks: of a record.
         names: graphs to what they are called.
     """
-    rows = attacks["rows"]
+    rows = attacks.rows
     if not rows:
         return []
     table = [["graph", "norm", "epsilon", *KINDS.values(), "worst case", "only this wrong"]]
     for row in rows:
-        if row["kind"] == "clean":
-            line = [names[row["classifier"]], "clean", "0", "", "", "", "", percent_interval(row)]
+        if row.kind == "clean":
+            line = [names[row.classifier], "clean", "0", "", "", "", "", percent_interval(row)]
             table.append([*line, _largest_risk([row])])
-    for worst in attacks["worst"]:
-        same = [r for r in rows if all(r[k] == worst[k] for k in ("classifier", "norm", "epsilon"))]
-        line = [names[worst["classifier"]], worst["norm"], epsilon_text(worst["norm"], worst["epsilon"])]
-        line += [_least(r for r in same if r["kind"] == kind) for kind in KINDS]
+    for worst in attacks.worst:
+        budget = worst.classifier, worst.norm, worst.epsilon
+        same = [r for r in rows if (r.classifier, r.norm, r.epsilon) == budget]
+        line = [names[worst.classifier], worst.norm, epsilon_text(worst.norm, worst.epsilon)]
+        line += [_least(r for r in same if r.kind == kind) for kind in KINDS]
         table.append([*line, percent_interval(worst), _largest_risk(same)])
     return table
 
 
-def _least(rows: Iterable[dict[str, Any]]) -> str:
-    left = [row["robust_accuracy"] for row in rows]
+def _least(rows: Iterable[AttackResult]) -> str:
+    left = [row.robust_accuracy for row in rows]
     return f"{100 * min(left):.1f} %" if left else ""
 
 
-def _largest_risk(rows: Iterable[dict[str, Any]]) -> str:
-    risks = [row["differential_risk"] for row in rows if row["differential_risk"] is not None]
+def _largest_risk(rows: Iterable[AttackResult]) -> str:
+    risks = [row.differential_risk for row in rows if row.differential_risk is not None]
     return f"{100 * max(risks):.1f} %" if risks else ""
 
 
-def pose_table(attacks: dict[str, Any], names: dict[str, str]) -> list[list[str]]:
+def pose_table(attacks: Attacks, names: dict[str, str]) -> list[list[str]]:
     """A header, then a line per graph and grid of poses: images that are right in every pose; empty without."""
-    rows = [row for row in attacks["rows"] if row["kind"] == "pose"]
+    rows = [row for row in attacks.rows if row.kind == "pose"]
     head = [["graph", "right in every pose of", "worst of all"]] if rows else []
-    return head + [[names[r["classifier"]], r["attack"].replace("-", ", "), percent_interval(r)] for r in rows]
+    return head + [[names[r.classifier], r.attack.replace("-", ", "), percent_interval(r)] for r in rows]
 
 
-def flag_sentences(attacks: dict[str, Any]) -> list[str]:
+def flag_sentences(attacks: Attacks) -> list[str]:
     """The first few flags, and how many more there are."""
-    flags = list(attacks["flags"])
+    flags = list(attacks.flags)
     more = len(flags) - LISTED
     return flags if more <= 0 else [*flags[:LISTED], f"UNRELIABLE: {more} more contradictions are in the record"]

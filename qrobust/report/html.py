@@ -5,20 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import Any
+from typing import NamedTuple
 
 import jinja2
 import markupsafe
 import numpy as np
 from PIL import Image
 
+from qrobust.record import Record, to_json
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.plots import (
     LABELS,
     gains_plot,
     layers_plot,
-    methods_plot,
+    remedies_plot,
     severity_plot,
 )
 from qrobust.report.verdict import (
@@ -36,11 +37,11 @@ from qrobust.text import printable
 PICTURE_SIDE = 112
 
 
-def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) -> str:
+def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
     """Render a record.
 
     Args:
-        record: as `pipeline.build_record` makes it.
+        record: of a run.
         pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
     """
     environment = jinja2.Environment(
@@ -51,14 +52,18 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,  # markup has no names as they are
     )
-    environment.filters |= {"percent": percent, "points": points, "pretty": _pretty}
-    every = [k for k in NAMES if k in record["summary"]["clean_accuracy"]]
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "pretty": _pretty,
+    }
+    every = [k for k in NAMES if k in record.summary.clean_accuracy]
     graphs = [k for k in every if k in LABELS]
-    compared = len(record["methods"]) > 1
-    validation = record["quantization"].get("validation")  # folders of earlier versions have none
+    compared = len(record.remedies) > 1
+    validation = record.quantization.validation
     return environment.get_template("report.html").render(
         record=record,
-        summary=record["summary"],
+        summary=record.summary,
         graphs=graphs,
         every=every,
         names=NAMES,
@@ -66,9 +71,9 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
         verdict=verdict(record),
         headline=headline(record),
         comparison=comparison(record) if compared else [],
-        methods=methods_plot(record, NAMES) if compared else "",
+        remedies=remedies_plot(record, NAMES) if compared else "",
         stored_tables=stored_tables(record, NAMES),
-        attack_tables=[attack_table(record["attacks"], NAMES), pose_table(record["attacks"], NAMES)],
+        attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
         attack_note=NOTE,
         gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
@@ -79,16 +84,24 @@ def html_report(record: dict[str, Any], pictures: dict[str, np.ndarray] | None) 
 
 
 def _pretty(value: object) -> markupsafe.Markup:
-    return markupsafe.escape(json.dumps(value, indent=1))  # ASCII, and the only text of several lines
+    return markupsafe.escape(json.dumps(to_json(value), indent=1))  # ASCII, and the only text of several lines
 
 
-def _picture_rows(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+class PictureRow(NamedTuple):
+    """Images clean, shifted and calibrated, of one shift, as data URLs: a trio for each image."""
+
+    name: str
+    severity: str
+    images: list[list[str]]
+
+
+def _picture_rows(pictures: dict[str, np.ndarray]) -> list[PictureRow]:
     rows = []
     for key in pictures:
         if key.endswith(".before"):
             name, severity, _ = key.rsplit(".", 2)  # a user's own shift has a dot in its name
             trio = zip(pictures["clean"], pictures[key], pictures[f"{name}.{severity}.after"], strict=True)
-            rows.append({"name": name, "severity": severity, "images": [[_data_url(i) for i in t] for t in trio]})
+            rows.append(PictureRow(name, severity, [[_data_url(image) for image in one] for one in trio]))
     return rows
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from qrobust.record import Attacks, EvaluationRecord, MeanCorruptionError, Overview, Record
 from qrobust.report.attacks import (
     NO_GRADIENT,
     NOTE,
@@ -25,27 +25,26 @@ from qrobust.text import markdown
 LISTED = 5
 
 
-def markdown_report(record: dict[str, Any]) -> str:
+def markdown_report(record: Record) -> str:
     """The verdict, the headline table and a row per shift and severity."""
-    lines = [f"# qrobust: {markdown(record['config']['model'])}", ""]
-    lines += [*(f"- {markdown(v)}" for v in verdict(record)), ""]
+    lines = [f"# qrobust: {markdown(record.model)}", "", *(f"- {markdown(v)}" for v in verdict(record)), ""]
     lines += table(headline(record))
-    if len(record["methods"]) > 1:
+    if len(record.remedies) > 1:
         lines += ["", *table(comparison(record))]
-    s = record["summary"]
-    graphs = [k for k in ("float", "int8", "compensated") if k in s["clean_accuracy"]]
+    s = record.summary
+    graphs = [k for k in ("float", "int8", "compensated") if k in s.clean_accuracy]
     rows = [
         ["shift", "severity", *(NAMES[g] for g in graphs), "drop", *(["gain"] if "compensated" in graphs else [])]
     ]
-    for row in record["rows"]:
-        cells = [percent(row["accuracy"][g]) for g in graphs]
-        gain = [points(row["gain_pp"], row["gain_interval_pp"])] if "gain_pp" in row else []
+    for row in record.rows:
+        cells = [percent(row.accuracy[g]) for g in graphs]
+        gain = [points(row.gain_pp, row.gain_interval_pp)] if row.gain_pp is not None else []
         rows.append(
             [
-                row["shift"],
-                str(row["severity"]),
+                row.shift,
+                str(row.severity),
                 *cells,
-                points(row["drop_pp"], row["drop_interval_pp"]),
+                points(row.drop_pp, row.drop_interval_pp),
                 *gain,
             ]
         )
@@ -53,50 +52,48 @@ def markdown_report(record: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            *_mce(s, NAMES),
+            *_mce(s.mce, NAMES),
             sample(s),
             "",
-            *_skipped(record),
+            *_skipped(record.skipped_images),
             *table(rows),
             "",
             *_stored(record, NAMES),
-            *_attacks(record, NAMES, NOTE),
+            *_attacks(record.attacks, NAMES, NOTE),
         ]
     )
 
 
-def _stored(record: dict[str, Any], names: dict[str, str]) -> list[str]:
-    """A section per stored set."""
+def _stored(record: Record | EvaluationRecord, names: dict[str, str]) -> list[str]:
+    """A section per corruption data set."""
     return [
         line
         for name, note, rows in stored_tables(record, names)
-        for line in (f"## Stored images: {markdown(name)}", "", *table(rows), "", markdown(note), "")
+        for line in (f"## Corruption data set: {markdown(name)}", "", *table(rows), "", markdown(note), "")
     ]
 
 
-def _attacks(record: dict[str, Any], names: dict[str, str], note: str) -> list[str]:
+def _attacks(attacks: Attacks, names: dict[str, str], note: str) -> list[str]:
     """A section, or nothing."""
-    attacks = record["attacks"]
     tables = [attack_table(attacks, names), pose_table(attacks, names)]
-    if not attacks["rows"]:
+    if not attacks.rows:
         return []
     parts = [line for rows in tables if rows for line in (*table(rows), "")]
-    return ["## Attacks", "", f"n = {attacks['n']}. {note}", "", *parts]
+    return ["## Attacks", "", f"n = {attacks.n}. {note}", "", *parts]
 
 
-def _skipped(record: dict[str, Any]) -> list[str]:
+def _skipped(names: tuple[str, ...]) -> list[str]:
     """A sentence about files that were left out, followed by an empty line; or nothing."""
-    return [markdown(skipped_sentence(record["skipped_images"])), ""] if record["skipped_images"] else []
+    return [markdown(skipped_sentence(names)), ""] if names else []
 
 
-def _mce(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
+def _mce(mce: MeanCorruptionError | None, names: dict[str, str]) -> list[str]:
     """The mean corruption error as a table, followed by an empty line."""
-    mce = summary["mce"]
-    if not mce:
+    if not mce or not mce.relative:
         return []
-    by = "over AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
+    by = "over AlexNet's" if mce.normalizer == "alexnet" else "not normalised"
     rows = [["", f"mCE, {by}", "relative mCE, not normalised"]]
-    rows += [[names[k], percent(v), percent(mce["relative"][k])] for k, v in mce["value"].items()]
+    rows += [[names[k], percent(v), percent(mce.relative[k])] for k, v in mce.value.items()]
     return [*table(rows), ""]
 
 
@@ -106,9 +103,9 @@ def skipped_sentence(skipped: Sequence[str]) -> str:
     return f"Skipped {len(skipped)} images that cannot be decoded: {', '.join(skipped[:LISTED])}{more}"
 
 
-def sample(summary: dict[str, Any]) -> str:
+def sample(summary: Overview) -> str:
     """What the figures were measured on, and how to read them."""
-    n, of = summary["n_test"], summary["of"]
+    n, of = summary.n_test, summary.of
     subset = f" of {of} (a subset stratified by class)" if n < of else ""
     return (
         f"n = {n}{subset}. Intervals are at 95 % and stand for themselves, row by row; the record's adjusted "
@@ -116,36 +113,49 @@ def sample(summary: dict[str, Any]) -> str:
     )
 
 
-def evaluation_table(record: dict[str, Any]) -> list[list[str]]:
+def evaluation_table(record: EvaluationRecord) -> list[list[str]]:
     """A header, then a line per classifier; all but the first with what they lose against it."""
-    s = record["summary"]
-    reference, *others = s["clean_accuracy"]
-    header = ["", "clean", "under shift", *(["mCE"] if s["mce"] else [])]
+    s = record.summary
+    reference, *others = s.clean_accuracy
+    header = ["", "clean", "under shift", *(["mCE"] if s.mce else [])]
     rows = [header + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
-    for name, clean in s["clean_accuracy"].items():
-        line = [name, percent(clean), percent(s["shift_accuracy"][name])]
-        line += [percent(s["mce"]["value"][name])] if s["mce"] else []
-        for key in ("quantization_drop", "shift_quantization_drop") if others else ():
-            versus = s["versus"].get(name)
-            line.append(points(versus[f"{key}_pp"], versus[f"{key}_interval_pp"]) if versus else "")
+    for name, clean in s.clean_accuracy.items():
+        line = [name, percent(clean), percent(s.shift_accuracy[name])]
+        line += [percent(s.mce.value[name])] if s.mce else []
+        lost = s.versus.get(name)
+        if lost:
+            line.append(points(lost.quantization_drop_pp, lost.quantization_drop_interval_pp))
+            line.append(points(lost.shift_quantization_drop_pp, lost.shift_quantization_drop_interval_pp))
+        elif others:
+            line += ["", ""]
         rows.append(line)
     return rows
 
 
-def evaluation_report(record: dict[str, Any]) -> str:
+def evaluation_report(record: EvaluationRecord) -> str:
     """An evaluation of ONNX files: a line per classifier, then a row per shift and severity."""
-    names = list(record["summary"]["clean_accuracy"])
+    names = list(record.summary.clean_accuracy)
     rows = [["shift", "severity", *names, *(f"drop to {name}" for name in names[1:])]]
-    for row in record["rows"]:
-        drops = [points(v["drop_pp"], v["drop_interval_pp"]) for v in row["versus"].values()]
-        rows.append([row["shift"], str(row["severity"]), *(percent(row["accuracy"][n]) for n in names), *drops])
-    title = markdown(f"{', '.join(names)} on {record['config']['data']}")
-    lines = [f"# qrobust: {title}", "", *table(evaluation_table(record)), ""]
-    mce = _mce(record["summary"], {n: n for n in names})
+    for row in record.rows:
+        drops = [points(v.drop_pp, v.drop_interval_pp) for v in row.versus.values()]
+        rows.append([row.shift, str(row.severity), *(percent(row.accuracy[n]) for n in names), *drops])
+    title = "# qrobust: " + markdown(f"{', '.join(names)} on {record.data}")
+    lines = [title, "", *table(evaluation_table(record)), ""]
+    mce = _mce(record.summary.mce, {n: n for n in names})
     stored = _stored(record, {n: n for n in names})
-    attacks = _attacks(record, {n: n for n in names}, NO_GRADIENT)
+    attacks = _attacks(record.attacks, {n: n for n in names}, NO_GRADIENT)
     return "\n".join(
-        [*lines, *mce, sample(record["summary"]), "", *_skipped(record), *table(rows), "", *stored, *attacks]
+        [
+            *lines,
+            *mce,
+            sample(record.summary),
+            "",
+            *_skipped(record.skipped_images),
+            *table(rows),
+            "",
+            *stored,
+            *attacks,
+        ]
     )
 
 

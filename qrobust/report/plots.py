@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from qrobust.record import Record
 from qrobust.text import printable
 
 COLOURS = {"float": "#6b7280", "int8": "#d97706", "compensated": "#047857"}
@@ -35,7 +36,7 @@ def _svg(figure: Figure) -> markupsafe.Markup:
 
 
 @drawing
-def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Markup:
+def remedies_plot(record: Record, names: dict[str, str]) -> markupsafe.Markup:
     """Gain under shift, in points, against what it costs: clean accuracy, time at batch 1, multiply-accumulates.
 
     What has no graph has no time or multiply-accumulates to show.
@@ -43,20 +44,20 @@ def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Ma
     figure = Figure(figsize=(11, 3.8))
     clean = figure.add_subplot(1, 3, 1)
     time, macs = (figure.add_subplot(1, 3, column, sharey=clean) for column in (2, 3))
-    whole = record["summary"]["macs"]["classifier"]
-    for index, row in enumerate(record["methods"]):
-        x, y, (low, high) = -row["clean_cost_pp"], row["gain_pp"], row["gain_interval_pp"]
-        cheap, dear = row["clean_cost_interval_pp"]
+    whole = record.summary.macs.classifier
+    for index, row in enumerate(record.remedies):
+        x, y, (low, high) = -row.clean_cost_pp, row.gain_pp, row.gain_interval_pp
+        cheap, dear = row.clean_cost_interval_pp
         style: dict[str, Any] = {
             "yerr": [[y - low], [high - y]],
             "fmt": "o",
             "capsize": 2,
             "color": f"C{index}",
         }
-        clean.errorbar(x, y, xerr=[[x + dear], [-cheap - x]], label=names[row["method"]], **style)
-        if "latency_ratio" in row:
-            time.errorbar(row["latency_ratio"]["batch_1"], y, **style)
-            macs.errorbar(100 * row["macs"] / whole, y, **style)
+        clean.errorbar(x, y, xerr=[[x + dear], [-cheap - x]], label=names[row.remedy], **style)
+        if row.latency_ratio and row.macs is not None:
+            time.errorbar(row.latency_ratio.batch_1, y, **style)
+            macs.errorbar(100 * row.macs / whole, y, **style)
     for axes, neutral, label in (
         (clean, 0, "clean accuracy, points against INT8"),
         (time, 1, "times INT8's time at batch 1"),
@@ -74,16 +75,14 @@ def methods_plot(record: dict[str, Any], names: dict[str, str]) -> markupsafe.Ma
 
 
 @drawing
-def gains_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
+def gains_plot(record: Record, graphs: list[str]) -> markupsafe.Markup:
     """Accuracy per shift, mean over its severities, one bar per graph."""
-    names = list(dict.fromkeys(r["shift"] for r in record["rows"]))
+    names = list(dict.fromkeys(r.shift for r in record.rows))
     figure = Figure(figsize=(9, 0.42 * len(names) + 1))
     axes = figure.add_subplot()
     height = 0.8 / len(graphs)
     for index, graph in enumerate(graphs):
-        values = [
-            100 * np.mean([r["accuracy"][graph] for r in record["rows"] if r["shift"] == name]) for name in names
-        ]
+        values = [100 * np.mean([r.accuracy[graph] for r in record.rows if r.shift == name]) for name in names]
         axes.barh(np.arange(len(names)) + index * height, values, height, color=COLOURS[graph], label=LABELS[graph])
     axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [printable(n.replace("_", " ")) for n in names])
     axes.invert_yaxis()
@@ -95,15 +94,13 @@ def gains_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
 
 
 @drawing
-def severity_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Markup:
+def severity_plot(record: Record, graphs: list[str]) -> markupsafe.Markup:
     """Accuracy against severity, mean over the shifts measured at it; severity 0 is clean."""
-    severities = sorted({r["severity"] for r in record["rows"]})
+    severities = sorted({r.severity for r in record.rows})
     figure = Figure(figsize=(5, 3))
     axes = figure.add_subplot()
     for graph in graphs:
-        values = [
-            100 * np.mean([r["accuracy"][graph] for r in record["rows"] if r["severity"] == s]) for s in severities
-        ]
+        values = [100 * np.mean([r.accuracy[graph] for r in record.rows if r.severity == s]) for s in severities]
         axes.plot(severities, values, marker="o", color=COLOURS[graph], label=LABELS[graph])
     axes.set_xticks(severities)
     axes.set_ylim(0, 100)
@@ -115,28 +112,32 @@ def severity_plot(record: dict[str, Any], graphs: list[str]) -> markupsafe.Marku
 
 
 @drawing
-def layers_plot(record: dict[str, Any]) -> markupsafe.Markup:
+def layers_plot(record: Record) -> markupsafe.Markup:
     """Signal-to-noise ratio per layer and, where it was measured, what the layer alone does to the output."""
-    quantization = record["quantization"]
-    layers, effects = quantization["layer_noise"], {e["name"]: e for e in quantization["layer_effects"]}
+    quantization = record.quantization
+    layers, effects = quantization.layer_noise, {e.name: e for e in quantization.layer_effects}
     rows = np.arange(len(layers))
     figure = Figure(figsize=(12 if effects else 9, 0.24 * len(layers) + 1))
     axes = figure.add_subplot(1, 3 if effects else 1, 1)
-    for key, marker, label in (("weight", "s", "weights"), ("input", "o", "input alone"), ("output", "D", "output")):
-        axes.plot([layer[f"{key}_sqnr_db"] for layer in layers], rows, marker, markersize=4, label=label)
-    axes.set_yticks(rows, [printable(layer["name"]) for layer in layers], fontsize=7)
+    for ratios, marker, label in (
+        ([layer.weight_sqnr_db for layer in layers], "s", "weights"),
+        ([layer.input_sqnr_db for layer in layers], "o", "input alone"),
+        ([layer.output_sqnr_db for layer in layers], "D", "output"),
+    ):
+        axes.plot(ratios, rows, marker, markersize=4, label=label)
+    axes.set_yticks(rows, [printable(layer.name) for layer in layers], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("signal to quantization noise, dB")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
+    alone_effects = [effects.get(layer.name) for layer in layers]
     panels = (
-        ("divergence", 1, "KL divergence from float, nats"),
-        ("accuracy_drop", 100, "accuracy lost, points"),
+        ([e.divergence if e else 0.0 for e in alone_effects], "KL divergence from float, nats"),
+        ([100 * e.accuracy_drop if e else 0.0 for e in alone_effects], "accuracy lost, points"),
     )
-    for column, (key, unit, label) in enumerate(panels if effects else (), 2):
+    for column, (values, label) in enumerate(panels if effects else (), 2):
         alone = figure.add_subplot(1, 3, column, sharey=axes)
-        found = [unit * effects.get(layer["name"], {}).get(key, 0.0) for layer in layers]
-        alone.barh(rows, found, color=COLOURS["int8"])
+        alone.barh(rows, values, color=COLOURS["int8"])
         alone.tick_params(labelleft=False)
         alone.set_xlabel(label)
         alone.set_title("only this layer quantized", fontsize=8)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
+from qrobust.record import Audit, MeanCorruptionError, Record, Remedy, TargetImages, ValidationAgreement
 from qrobust.report.attacks import flag_sentences
 
 NAMES = {
@@ -40,7 +41,7 @@ MOVING = frozenset(
     }
 )
 LEVEL = 0.05
-# A method is worth shipping if it costs at most so much clean accuracy, in points.
+# A remedy is worth shipping if it costs at most so much clean accuracy, in points.
 MOST_CLEAN_COST = 0.5
 
 
@@ -49,7 +50,12 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def points(value: float | None, interval: list[float] | None = None) -> str:
+def bounds(interval: tuple[float, float]) -> str:
+    """The 95 % interval of a fraction, in per cent."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def points(value: float | None, interval: tuple[float, float] | None = None) -> str:
     """A difference in percentage points, with its 95 % interval; nothing where nothing was measured."""
     if value is None:
         return ""
@@ -57,55 +63,52 @@ def points(value: float | None, interval: list[float] | None = None) -> str:
     return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
-def validation_sentence(measured: dict[str, Any]) -> str:
+def validation_sentence(measured: ValidationAgreement) -> str:
     """What both graphs do on validation images, which is known before anything else is measured."""
-    figures = []
-    for name in ("float", "int8"):
-        low, high = measured["interval"][name]
-        figures.append(f"{NAMES[name]} {percent(measured['accuracy'][name])} [{100 * low:.1f}, {100 * high:.1f}]")
+    figures = [
+        f"{NAMES[name]} {percent(measured.accuracy[name])} {bounds(measured.interval[name])}"
+        for name in ("float", "int8")
+    ]
     return (
-        f"Validation images (n = {measured['n']:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
-        f"does on {percent(measured['agreement'])}."
+        f"Validation images (n = {measured.n:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
+        f"does on {percent(measured.agreement)}."
     )
 
 
-def corruption_error(summary: dict[str, Any], names: dict[str, str]) -> list[str]:
+def corruption_error(mce: MeanCorruptionError | None, names: dict[str, str]) -> list[str]:
     """Sentences about the mean corruption error; none where no corruption of the benchmark was measured.
 
     Args:
-        summary: of a record.
+        mce: of a summary.
         names: classifiers to what they are called.
     """
-    mce = summary["mce"]
     if not mce:
         return []
-    by = "divided by AlexNet's" if mce["normalizer"] == "alexnet" else "not normalised"
-    relative = {k: f" (relative {percent(v)})" for k, v in mce.get("relative", {}).items()}
+    by = "divided by AlexNet's" if mce.normalizer == "alexnet" else "not normalised"
+    relative = {k: f" (relative {percent(v)})" for k, v in (mce.relative or {}).items()}
     values = ", ".join(
-        f"{name} {percent(mce['value'][k])}{relative.get(k, '')}" for k, name in names.items() if k in mce["value"]
+        f"{name} {percent(mce.value[k])}{relative.get(k, '')}" for k, name in names.items() if k in mce.value
     )
-    return [f"Mean corruption error over {mce['corruptions']} corruptions, {by}: {values}."]
+    return [f"Mean corruption error over {mce.corruptions} corruptions, {by}: {values}."]
 
 
-def significance(record: dict[str, Any], key: str, what: str) -> str:
+def significance(p_values: list[float | None], what: str) -> str:
     """How many rows differ significantly, and how many comparisons that was corrected for.
 
     Args:
-        record: of a run.
-        key: `drop` or `gain`.
+        p_values: adjusted, one per row.
         what: what the rows compare.
     """
-    rows = record["rows"]
-    found = sum(row[f"{key}_p_adjusted"] < LEVEL for row in rows)
+    found = sum(p is not None and p < LEVEL for p in p_values)
     return (
-        f"{what} differ significantly in {found} of {len(rows)} rows (McNemar's exact test at {LEVEL:g}, Holm's "
+        f"{what} differ significantly in {found} of {len(p_values)} rows (McNemar's exact test at {LEVEL:g}, Holm's "
         "correction over the rows)."
     )
 
 
-def times_elsewhere(record: dict[str, Any]) -> list[str]:
+def times_elsewhere(record: Record) -> list[str]:
     """That times are not the target's, where this CPU took slower kernels to add as the target does."""
-    if record["hardware"].get("sums") != "exact-by-request":
+    if record.hardware.sums != "exact-by-request":
         return []
     return [
         "Times are of a CPU without VNNI, which adds as the target does by slower kernels: on the device they and "
@@ -113,120 +116,130 @@ def times_elsewhere(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def verdict(record: dict[str, Any]) -> list[str]:
+def verdict(record: Record) -> list[str]:
     """The verdict, most important sentence first."""
-    s = record["summary"]
-    shift, clean = s["shift_accuracy"], s["clean_accuracy"]
-    sentences, target_images = [], learned_scene(record)
-    if record["methods"]:
-        sentences.append(recommendation(record))
-    if record["scene"]:
-        sentences.append(scene_sentence(record["scene"]))
-    if "compensated" in shift and s["compensation_gain_pp"] is not None:
-        gain, cost = s["compensation_gain_pp"], s["clean_cost_pp"]
-        won = "Under rendered" if target_images else "Under"
-        sentences.append(
-            f"{won} shift the INT8 graph goes from {percent(shift['int8'])} to "
-            f"{percent(shift['compensated'])} ({points(gain, s['compensation_gain_interval_pp'])}), clean accuracy "
-            f"from {percent(clean['int8'])} to {percent(clean['compensated'])} "
-            f"(cost {points(cost, s['clean_cost_interval_pp'])})."
-        )
-        if "unseen_gain_pp" in s:
-            sentences.append(
-                f"On shifts the calibrator never saw in training: "
-                f"{points(s['unseen_gain_pp'], s['unseen_gain_interval_pp'])} "
-                f"over {s['n_unseen_cells']} of {s['n_cells']} cells."
-            )
-    if "compensated" in shift:
-        latency, macs = s["latency_ms"], s["macs"]
-        sentences.append(
-            f"It costs {percent(macs['calibrator_share'])} of the classifier's multiply-accumulates: at batch 1 "
-            f"{latency['int8']['batch_1']:.2f} ms become {latency['compensated']['batch_1']:.2f} ms "
-            f"(float {latency['float']['batch_1']:.2f} ms). {float_operators(record['audit']['compensated'])}"
-        )
+    s, compensated = record.summary, "compensated" in record.summary.shift_accuracy
+    sentences = [recommendation(record)] if record.remedies else []
+    if record.target_images:
+        sentences.append(target_sentence(record.target_images))
+    if compensated:
+        sentences += _gain_sentences(record)
     sentences += times_elsewhere(record)
-    diverged = [NAMES[row["method"]] for row in record["methods"] if row["diverged"]]
+    diverged = [NAMES[row.remedy] for row in record.remedies if row.diverged]
     if diverged:
         sentences.append(
             f"Training of {', '.join(diverged)} diverged, and the best state before that was kept: a smaller "
             "--learning-rate may do better."
         )
-    under_shift = points(s["shift_quantization_drop_pp"], s["shift_quantization_drop_interval_pp"])
-    sentences.append(
-        f"Quantization itself costs {points(s['quantization_drop_pp'], s['quantization_drop_interval_pp'])} on "
-        f"clean images{f' and {under_shift} under shift' if under_shift else ''}; float and INT8 agree on "
-        f"{percent(s['agreement'])} of clean predictions."
-    )
-    audit = record["audit"]["int8"]
-    sentences.append(
-        f"onnxruntime runs {audit['integer_ops']} of {audit['quantizable_ops']} convolutions and matrix products of "
-        f"the INT8 graph on integers."
-    )
-    saturation = record["quantization"]["saturation"]
-    if saturation and not saturation["proven"]:
-        low, high = saturation["accuracy_without_vnni_interval"]
+    sentences += _quantization_sentences(record)
+    sentences += corruption_error(s.mce, {k: NAMES[k] for k in ("float", "int8", "compensated")})
+    sentences.append(significance([row.drop_p_adjusted for row in record.rows], "Float and INT8"))
+    if compensated:
+        gains = [row.gain_p_adjusted for row in record.rows]
+        sentences.append(significance(gains, "INT8 with and without calibrator"))
+    return sentences + flag_sentences(record.attacks)
+
+
+def _gain_sentences(record: Record) -> list[str]:
+    """What the calibrator gains under shift, what it costs on clean images, and its work and time."""
+    s, sentences = record.summary, []
+    if s.compensation_gain_pp is not None:
+        under = "Under rendered shift" if learned_target(record) else "Under shift"
         sentences.append(
-            f"On an x86 CPU without VNNI expect {percent(saturation['accuracy_without_vnni'])} "
-            f"[{100 * low:.1f}, {100 * high:.1f}] instead of {percent(saturation['accuracy'])} (simulated on "
-            f"{saturation['n']} validation images); --target x86-avx2 is for those."
+            f"{under} the INT8 graph goes from {percent(s.shift_accuracy['int8'])} to "
+            f"{percent(s.shift_accuracy['compensated'])} "
+            f"({points(s.compensation_gain_pp, s.compensation_gain_interval_pp)}), clean accuracy "
+            f"from {percent(s.clean_accuracy['int8'])} to {percent(s.clean_accuracy['compensated'])} "
+            f"(cost {points(s.clean_cost_pp, s.clean_cost_interval_pp)})."
         )
-    sentences += corruption_error(s, {k: NAMES[k] for k in ("float", "int8", "compensated")})
-    sentences.append(significance(record, "drop", "Float and INT8"))
-    if "compensated" in shift:
-        sentences.append(significance(record, "gain", "INT8 with and without calibrator"))
-    return sentences + flag_sentences(record["attacks"])
+    if s.unseen_gain_pp is not None:
+        sentences.append(
+            f"On shifts the calibrator never saw in training: {points(s.unseen_gain_pp, s.unseen_gain_interval_pp)} "
+            f"over {s.n_unseen_conditions} of {s.n_conditions} conditions."
+        )
+    times = {name: latency.batch_1 for name, latency in s.latency_ms.items()}
+    sentences.append(
+        f"It costs {percent(s.macs.calibrator_share)} of the classifier's multiply-accumulates: at batch 1 "
+        f"{times['int8']:.2f} ms become {times['compensated']:.2f} ms (float {times['float']:.2f} ms). "
+        f"{float_operators(record.audit['compensated'])}"
+    )
+    return sentences
 
 
-def float_operators(audited: dict[str, Any]) -> str:
+def _quantization_sentences(record: Record) -> list[str]:
+    """What quantization costs, what of it runs on integers, and what other CPUs make of it."""
+    s, audit, saturation = record.summary, record.audit["int8"], record.quantization.saturation
+    under_shift = points(s.shift_quantization_drop_pp, s.shift_quantization_drop_interval_pp)
+    sentences = [
+        f"Quantization itself costs {points(s.quantization_drop_pp, s.quantization_drop_interval_pp)} on "
+        f"clean images{f' and {under_shift} under shift' if under_shift else ''}; float and INT8 agree on "
+        f"{percent(s.agreement)} of clean predictions.",
+        f"onnxruntime runs {audit.integer_ops} of {audit.quantizable_ops} convolutions and matrix products of "
+        f"the INT8 graph on integers.",
+    ]
+    if saturation and not saturation.proven:
+        sentences.append(
+            f"On an x86 CPU without VNNI expect {percent(saturation.accuracy_without_vnni)} "
+            f"{bounds(saturation.accuracy_without_vnni_interval)} instead of {percent(saturation.accuracy)} "
+            f"(simulated on {saturation.n} validation images); --target x86-avx2 is for those."
+        )
+    return sentences
+
+
+def float_operators(audited: Audit) -> str:
     """One sentence: which operators of a graph compute in float, and what share of the time each kind takes.
 
     Args:
-        audited: of a graph, from a record's `audit`. What only moves values, or has them on integers, is left out.
+        audited: of a graph. What only moves values, or has them on integers, is left out.
     """
-    counts = audited["float_compute"] | audited["other_ops"]
+    counts = audited.float_compute | audited.other_ops
     kinds = [k for k in counts if not k.startswith(("Q", "DequantizeLinear")) and k not in MOVING]
-    share = {k: audited["time_share"].get(k, 0.0) for k in kinds}
+    share = {k: audited.time_share.get(k, 0.0) for k in kinds}
     listed = ", ".join(f"{counts[k]} {k} {percent(share[k])}" for k in sorted(kinds, key=lambda k: -share[k]))
     total = percent(sum(share.values()))
     return f"{sum(counts[k] for k in kinds)} operators in float take {total} of its time on one thread ({listed})."
 
 
-def learned_scene(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The scene whose real images compensation learned from, where it learned from nothing else."""
-    training_images = [row["lessons"] for row in record["methods"] if row["lessons"]]
-    return record["scene"] if training_images and all(found["scene_alone"] for found in training_images) else None
+def learned_target(record: Record) -> TargetImages | None:
+    """The target images that compensation learned from, where it learned from nothing else."""
+    known = [row.provenance for row in record.remedies if row.provenance]
+    return record.target_images if known and all(found.target_images_only for found in known) else None
 
 
-def recommendation(record: dict[str, Any]) -> str:
-    """Which method to ship: the highest gain under shift among those that cost little clean accuracy; or none.
+def recommendation(record: Record) -> str:
+    """Which remedy to ship: the highest gain under shift among those that cost little clean accuracy; or none.
 
-    Where methods learned from a scene's real images alone, the gain is that on the scene's test images. Where the
-    best is slower than float, the best of those that are not is named, too; where all that gain cost more, the one of
-    highest gain. The choice is made on the images that it is measured on.
+    Where remedies learned from target images alone, the gain is that on their test part. Where the best is slower
+    than float, the best of those that are not is named, too; where all that gain cost more, the one of highest gain.
+    The choice is made on the images that it is measured on.
 
     Args:
-        record: of a run with at least one method.
+        record: of a run with at least one remedy.
     """
-    target_images, methods = learned_scene(record), record["methods"]
-    if target_images and not target_images["labelled"]:
-        return "Which method to ship is not known: the scene's images have no labels."
-    if target_images:
-        methods = [
-            row | target_images["gain"][row["method"]] for row in methods if row["method"] in target_images["gain"]
-        ]
-    where = "on the scene" if target_images else "under shift"
-    gaining = [r for r in methods if r["runtime"] == "onnxruntime" and r["gain_interval_pp"][0] > 0]
-    gaining.sort(key=lambda row: -row["gain_pp"])
+    target, remedies = learned_target(record), record.remedies
+    if target and not target.labelled:
+        return "Which remedy to ship is not known: the target images have no labels."
+    if target:
+        gains = target.gain or {}
+        remedies = tuple(
+            replace(row, gain_pp=gain.gain_pp, gain_interval_pp=gain.gain_interval_pp)
+            for row in remedies
+            if (gain := gains.get(row.remedy))
+        )
+    where = "on the target images" if target else "under shift"
+    gaining = [row for row in remedies if row.runtime == "onnxruntime" and row.gain_interval_pp[0] > 0]
+    gaining.sort(key=lambda row: -row.gain_pp)
     if not gaining:
         return f"Ship the INT8 graph as it is: no gain {where} has its interval above zero."
-    worth = [row for row in gaining if row["clean_cost_pp"] <= MOST_CLEAN_COST]
+    worth = [row for row in gaining if row.clean_cost_pp <= MOST_CLEAN_COST]
     if not worth:
-        cost = points(gaining[0]["clean_cost_pp"], gaining[0]["clean_cost_interval_pp"])
+        cost = points(gaining[0].clean_cost_pp, gaining[0].clean_cost_interval_pp)
         return (
             f"What gains {where} costs more than {MOST_CLEAN_COST:g} points of clean accuracy. Where a cost of "
             f"{cost} is too much, ship the INT8 graph as it is; where it is not, ship {_praise(gaining[0], where)}."
         )
-    best, fast = worth[0], next((r for r in worth if r["float_latency_ratio"]["batch_1"] >= 1), None)
+    times_faster = {row.remedy: row.float_latency_ratio.batch_1 for row in worth if row.float_latency_ratio}
+    best, fast = worth[0], next((row for row in worth if times_faster.get(row.remedy, 0.0) >= 1), None)
     text = f"Ship {_praise(best, where)}."
     if best is not fast:
         text += " At batch 1 it takes longer than the float classifier"
@@ -234,67 +247,62 @@ def recommendation(record: dict[str, Any]) -> str:
     return text
 
 
-def _praise(row: dict[str, Any], where: str) -> str:
+def _praise(row: Remedy, where: str) -> str:
+    times = f", {row.latency_ratio.batch_1:.2f} times the INT8 graph's time" if row.latency_ratio else ""
     return (
-        f"{NAMES[row['method']]} ({points(row['gain_pp'], row['gain_interval_pp'])} {where}, clean accuracy "
-        f"{points(-row['clean_cost_pp'])}, {row['latency_ratio']['batch_1']:.2f} times the INT8 graph's time)"
+        f"{NAMES[row.remedy]} ({points(row.gain_pp, row.gain_interval_pp)} {where}, clean accuracy "
+        f"{points(0.0 - row.clean_cost_pp)}{times})"
     )
 
 
-def comparison(record: dict[str, Any]) -> list[list[str]]:
-    """The table of methods: a header, then a row for each, highest gain first."""
+def comparison(record: Record) -> list[list[str]]:
+    """The table of remedies: a header, then a row for each, highest gain first."""
     header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time over INT8, batch 1")
-    rows = [[*header, "batch 32", "n"]]
-    for row in record["methods"]:
-        times = [
-            f"{row['latency_ratio'][b]:.2f}x" if "latency_ratio" in row else "-" for b in ("batch_1", "batch_32")
-        ]
+    rows, whole = [[*header, "batch 32", "n"]], record.summary.macs.classifier
+    for row in record.remedies:
+        ratio = row.latency_ratio
         rows.append(
             [
-                NAMES[row["method"]],
-                percent(row["clean_accuracy"]),
-                percent(row["shift_accuracy"]),
-                points(row["gain_pp"], row["gain_interval_pp"]),
-                points(row["clean_cost_pp"], row["clean_cost_interval_pp"]),
-                percent(row["macs"] / record["summary"]["macs"]["classifier"]) if "macs" in row else "-",
-                *times,
-                str(row["n"]),
+                NAMES[row.remedy],
+                percent(row.clean_accuracy),
+                percent(row.shift_accuracy),
+                points(row.gain_pp, row.gain_interval_pp),
+                points(row.clean_cost_pp, row.clean_cost_interval_pp),
+                "-" if row.macs is None else percent(row.macs / whole),
+                *((f"{ratio.batch_1:.2f}x", f"{ratio.batch_32:.2f}x") if ratio else ("-", "-")),
+                str(row.n),
             ]
         )
     return rows
 
 
-def scene_sentence(target_images: dict[str, Any]) -> str:
-    """What the graphs make of the real images of a new scene."""
-    where = f"On {target_images['n']} test images of {target_images['images']}"
-    if not target_images["labelled"]:
-        sure = ", ".join(f"{NAMES[k]} {percent(v)}" for k, v in target_images["confidence"].items())
+def target_sentence(target: TargetImages) -> str:
+    """What the graphs make of real images of the place of use."""
+    where = f"On {target.n} test images of {target.images}"
+    if target.accuracy is None or target.interval is None:
+        sure = ", ".join(f"{NAMES[k]} {percent(v)}" for k, v in target.confidence.items())
         return f"{where}, which have no labels, accuracy is not known; mean confidence: {sure}."
-    right = ", ".join(
-        f"{NAMES[k]} {percent(v)} [{100 * target_images['interval'][k][0]:.1f}, {100 * target_images['interval'][k][1]:.1f}]"
-        for k, v in target_images["accuracy"].items()
-    )
+    right = ", ".join(f"{NAMES[k]} {percent(v)} {bounds(target.interval[k])}" for k, v in target.accuracy.items())
     gains = "".join(
-        f"; {NAMES[k]} gains {points(g['gain_pp'], g['gain_interval_pp'])}" for k, g in target_images["gain"].items()
+        f"; {NAMES[k]} gains {points(g.gain_pp, g.gain_interval_pp)}" for k, g in (target.gain or {}).items()
     )
     return f"{where}: {right}{gains}."
 
 
-def headline(record: dict[str, Any]) -> list[list[str]]:
+def headline(record: Record) -> list[list[str]]:
     """The table of a run: a header, then a row per graph."""
-    s = record["summary"]
+    s = record.summary
     rows = [["", "clean", "under shift", "batch 1", "batch 32", "size"]]
     for key, name in NAMES.items():
-        if key in s["clean_accuracy"]:
-            latency = s["latency_ms"][key]
+        if key in s.clean_accuracy:
             rows.append(
                 [
                     name,
-                    percent(s["clean_accuracy"][key]),
-                    percent(s["shift_accuracy"][key]),
-                    f"{latency['batch_1']:.2f} ms",
-                    f"{latency['batch_32']:.1f} ms",
-                    f"{s['size_bytes'][key] / 1024:.0f} KiB",
+                    percent(s.clean_accuracy[key]),
+                    percent(s.shift_accuracy[key]),
+                    f"{s.latency_ms[key].batch_1:.2f} ms",
+                    f"{s.latency_ms[key].batch_32:.1f} ms",
+                    f"{s.size_bytes[key] / 1024:.0f} KiB",
                 ]
             )
     return rows

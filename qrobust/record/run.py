@@ -1,0 +1,188 @@
+"""The record of a run, and that of an evaluation of ONNX files: what `record.json` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from qrobust.errors import InputError
+from qrobust.record.attacks import Attacks
+from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.measurements import (
+    ConditionComparison,
+    ConditionResult,
+    EvaluationSummary,
+    Summary,
+)
+from qrobust.record.other_images import CorruptionSet, TargetImages
+from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
+from qrobust.record.quantization import Audit, Parity, Quantization
+from qrobust.record.typed_json import OneOf, from_json, to_json, was
+from qrobust.record.units import Positive
+from qrobust.storage import read_json
+
+SCHEMA = "qrobust.run/2"
+EVALUATION_SCHEMA = "qrobust.evaluation/2"
+# Of records that are still read.
+EARLIER_SCHEMAS = {SCHEMA: "qrobust.run/1", EVALUATION_SCHEMA: "qrobust.evaluation/1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The record of a run, schema `qrobust.run/2`.
+
+    Attributes:
+        schema: name and version of this form.
+        qrobust: version of qrobust.
+        created: when, UTC, ISO 8601.
+        command: the command line.
+        config: every choice of the run, as in `config.json`.
+        model: name of the network, as it was given.
+        weights: file of its weights, as it was given, or null.
+        data: the data, as it was given.
+        n_test: test images measured.
+        summary: the headline.
+        rows: one per condition, the clean one (`"shift": "clean"`, severity 0) first.
+        remedies: one per way to win robustness back, highest gain first, `anti-adversary` last.
+        target_images: real images of the place of use (`--scene imagefolder:DIR`), or null.
+        statistics: which intervals and tests, and how multiple comparisons are corrected for.
+        severity_table: `cifar-c` or `imagenet-c`.
+        corruption_sets: one per corruption data set among the shifts.
+        attacks: what attacks leave.
+        quantization: how the network was quantized.
+        audit: per graph, what onnxruntime runs on integers.
+        parity: per graph, torch against onnxruntime.
+        compensation: the calibrator, or null.
+        splits: per split, which images it holds.
+        skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        class_names: in index order.
+        image_size: side in px, as the network reads images.
+        channels: 3 (RGB) or 1 (luma).
+        seeds: what randomness was drawn from.
+        versions: of Python and packages.
+        hardware: where it was measured.
+        stages: per stage, what it took.
+    """
+
+    schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
+    qrobust: str
+    created: str
+    command: str
+    config: dict[str, Any]
+    model: str
+    weights: str | None
+    data: str
+    n_test: Positive
+    summary: Summary
+    rows: tuple[ConditionResult, ...]
+    remedies: tuple[Remedy, ...] = field(metadata=was("methods"))
+    target_images: TargetImages | None = field(metadata=was("scene"))
+    statistics: str
+    severity_table: str
+    corruption_sets: tuple[CorruptionSet, ...] = field(metadata=was("stored"))
+    attacks: Attacks
+    quantization: Quantization
+    audit: dict[str, Audit]
+    parity: dict[str, Parity]
+    compensation: Compensation | None
+    splits: dict[str, SplitSummary]
+    skipped_images: tuple[str, ...]
+    class_names: tuple[str, ...]
+    image_size: Positive
+    channels: Positive
+    seeds: Seeds
+    versions: dict[str, str]
+    hardware: Hardware
+    stages: dict[str, StageTime]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        data: dict[str, Any] = to_json(self)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """The record of an evaluation of ONNX files, schema `qrobust.evaluation/2`; classifiers are named after files.
+
+    Attributes:
+        schema: name and version of this form.
+        qrobust: version of qrobust.
+        created: when, UTC, ISO 8601.
+        command: the command line.
+        config: every choice of the evaluation, as in `config.json`.
+        data: the data, as it was given.
+        models: per classifier, its file.
+        summary: the headline.
+        rows: one per condition, the clean one first; Holm's correction is over all rows and classifiers.
+        corruption_sets: one per corruption data set among the shifts.
+        attacks: what attacks leave; none of kind `white-box`, and risks are against the first classifier.
+        statistics: which intervals and tests, and how multiple comparisons are corrected for.
+        severity_table: `cifar-c` or `imagenet-c`.
+        class_names: in index order.
+        image_size: side in px, as the classifiers read images.
+        channels: 3 (RGB) or 1 (luma).
+        skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        fingerprint: of the images' order.
+        versions: of Python and packages.
+        hardware: where it was measured.
+        code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
+    """
+
+    schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
+    qrobust: str
+    created: str
+    command: str
+    config: dict[str, Any]
+    data: str
+    models: dict[str, ModelFile]
+    summary: EvaluationSummary
+    rows: tuple[ConditionComparison, ...]
+    corruption_sets: tuple[CorruptionSet, ...] = field(metadata=was("stored"))
+    attacks: Attacks
+    statistics: str
+    severity_table: str
+    class_names: tuple[str, ...]
+    image_size: Positive
+    channels: Positive
+    skipped_images: tuple[str, ...]
+    fingerprint: str
+    versions: dict[str, str]
+    hardware: Hardware
+    code: dict[str, dict[str, str]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        data: dict[str, Any] = to_json(self)
+        return data
+
+
+def read_record(path: Path) -> Record:
+    """The record of a run, of this schema or of `qrobust.run/1`.
+
+    Raises:
+        InputError: the file is missing or damaged, or a value is missing or wrong; one line names its key.
+    """
+    return from_json(Record, _upgraded(read_json(path), SCHEMA, ("model", "weights", "data"), path), path)
+
+
+def read_evaluation(path: Path) -> EvaluationRecord:
+    """The record of an evaluation of ONNX files, of this schema or of `qrobust.evaluation/1`.
+
+    Raises:
+        InputError: as for `read_record`.
+    """
+    return from_json(EvaluationRecord, _upgraded(read_json(path), EVALUATION_SCHEMA, ("data",), path), path)
+
+
+def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """Data of the present schema; of what changed since the first, names are the reader's (see `was`)."""
+    found, earlier = data.get("schema"), EARLIER_SCHEMAS[schema]
+    if found == schema:
+        return data
+    if found != earlier:
+        raise InputError(f"{path}: schema: expected {schema} or {earlier}, got {found!r}")
+    config = data.get("config")
+    chosen = {key: config[key] for key in from_config if key in config} if isinstance(config, dict) else {}
+    return chosen | data | {"schema": schema}

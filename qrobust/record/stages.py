@@ -1,0 +1,155 @@
+"""What each stage of a run leaves in `stages/NAME.json`, from which the report makes the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qrobust.record.attacks import Attacks
+from qrobust.record.compensation import (
+    CalibratorTraining,
+    ClassifierHash,
+    Compensation,
+    RemedyGain,
+    SplitSummary,
+    TrainingProvenance,
+)
+from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
+from qrobust.record.other_images import CorruptionSet, TargetImages
+from qrobust.record.provenance import Hardware
+from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
+from qrobust.record.typed_json import was
+from qrobust.record.units import Bytes, Count, Positive, Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What every stage leaves.
+
+    Attributes:
+        choices: changes with every choice that the stage depends on; null where that is not compared.
+        duration_s: what it took, with what killed processes had trained before.
+    """
+
+    choices: str | None
+    duration_s: Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedGraphs:
+    """The graphs that a stage made.
+
+    Attributes:
+        audit: per graph, what onnxruntime runs on integers.
+        parity: per graph, torch against onnxruntime.
+    """
+
+    audit: dict[str, Audit]
+    parity: dict[str, Parity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationResult(StageResult, ExportedGraphs):
+    """`stages/quantize.json`.
+
+    Attributes:
+        quantization: how the network was quantized.
+        macs: of the classifier.
+        quantized_hash: SHA-256 of the fake-quantized network's parameters and buffers.
+        splits: per split, which images it holds.
+        skipped_images: files that could not be decoded.
+        class_names: in index order.
+        image_size: side in px, as the network reads images.
+        channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
+    """
+
+    quantization: Quantization
+    macs: Macs
+    quantized_hash: str = field(metadata=was("twin_hash"))
+    splits: dict[str, SplitSummary]
+    skipped_images: tuple[str, ...]
+    class_names: tuple[str, ...]
+    image_size: Positive
+    channels: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratorMacs:
+    """Multiply-accumulates for one image.
+
+    Attributes:
+        calibrator: what a remedy adds to the classifier's.
+    """
+
+    calibrator: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensationResult(StageResult, Compensation):
+    """`stages/compensate.json`.
+
+    Attributes:
+        macs: of the calibrator.
+        calibrator_version: of the architecture, which older folders do not name.
+        provenance: what it learned from.
+    """
+
+    macs: CalibratorMacs
+    calibrator_version: int | None = None
+    provenance: TrainingProvenance | None = field(default=None, metadata=was("lessons"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(StageResult, ExportedGraphs):
+    """`stages/export.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyResult(StageResult, ExportedGraphs):
+    """`stages/REMEDY.json` of a remedy other than a calibrator.
+
+    Attributes:
+        macs: what it adds.
+        trained_on: shifts, and the folder of target images.
+        provenance: what it learned from; null for what is not trained.
+        training: what training did, on validation images; null for what is not trained in steps.
+        classifier_hash: before and after, where a calibrator was trained in front of it, else null.
+    """
+
+    macs: CalibratorMacs
+    trained_on: tuple[str, ...]
+    provenance: TrainingProvenance | None = field(metadata=was("lessons"))
+    training: CalibratorTraining | QatTraining | None = None
+    classifier_hash: ClassifierHash | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(StageResult):
+    """`stages/evaluate.json`.
+
+    Attributes:
+        rows: one per condition, the clean one first.
+        summary: the headline.
+        remedies: what each gains and costs, highest gain first.
+        target_images: real images of the place of use, or null.
+        corruption_sets: one per corruption data set among the shifts.
+        attacks: what attacks leave.
+        splits: per split, which images it holds; null where an earlier version left it out.
+        severity_table: `cifar-c` or `imagenet-c`.
+        latency_ms: per graph.
+        size_bytes: per graph, of its file.
+        hardware: where it was measured.
+        versions: of Python and packages; null where an earlier version left it out.
+    """
+
+    rows: tuple[ConditionResult, ...]
+    summary: RunAccuracy
+    remedies: tuple[RemedyGain, ...] = field(metadata=was("methods"))
+    target_images: TargetImages | None = field(metadata=was("scene"))
+    corruption_sets: tuple[CorruptionSet, ...] = field(metadata=was("stored"))
+    attacks: Attacks
+    splits: dict[str, SplitSummary] | None = None
+    severity_table: str
+    latency_ms: dict[str, Latency]
+    size_bytes: dict[str, Bytes]
+    hardware: Hardware
+    versions: dict[str, str] | None = None
