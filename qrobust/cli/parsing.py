@@ -1,77 +1,90 @@
-"""From options as they were typed to entries of a configuration."""
+"""From options to a run's configuration: which field an option sets, what it is without, and what it may be."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import click
-
-from qrobust.cli.types import FractionType
+# Options whose field has another name; those of all others are called alike.
+FIELDS = {"scenario": "scene_names", "target_images": "scene_images"}
 
 
 def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expected: str) -> tuple | None:
-    """A comma-separated option as a tuple.
+@dataclass(frozen=True)
+class Field:
+    """A field of a run's configuration.
 
-    Args:
-        name: of the option, in a RunConfig.
-        text: as it was given, if it was.
-        kind: makes a value of a part, or raises.
-        expected: what the parts must be.
+    Attributes:
+        owner: the dataclass that has it.
+        name: in that dataclass.
+        default: its value where nothing is given; MISSING where something must be.
+        choices: what it may be, where it is one of a few names (a `Literal`), or a tuple of such.
     """
-    from qrobust.errors import InputError
 
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-    except (ValueError, click.BadParameter) as error:
-        raise InputError(f"{name}: expected comma-separated {expected}, got {text!r}") from error
+    owner: type
+    name: str
+    default: Any
+    choices: tuple[str, ...]
 
 
-# What --scene imagefolder:DIR sets, as it is without.
-NO_SCENE = {"scene_names": (), "scene_images": None, "scene_alone": True}
+def fields_of(kind: type, path: str = "") -> dict[str, Field]:
+    """The fields of a dataclass and of those that it consists of, by their path, such as `section.field`."""
+    hints = get_type_hints(kind)
+    found: dict[str, Field] = {}
+    for field in fields(kind):
+        hint, name = hints[field.name], f"{path}{field.name}"
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            found |= fields_of(hint, f"{name}.")
+        else:
+            literal = next((h for h in (hint, *get_args(hint)) if get_origin(h) is Literal), None)
+            found[name] = Field(kind, field.name, field.default, get_args(literal))
+    return found
+
+
+@functools.cache
+def _run_fields() -> dict[str, Field]:
+    from qrobust.pipeline.config import RunConfig
+
+    return fields_of(RunConfig)
+
+
+def field_of(option: str) -> Field | None:
+    """What an option sets, by its parameter's name; None for one that is no choice of a run."""
+    return _run_fields().get(FIELDS.get(option, option))
 
 
 def choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they stand in a RunConfig; those not given are left out."""
+    """Options as they stand in a run's configuration; those not given are left out.
+
+    Raises:
+        InputError: options that exclude each other.
+    """
     from qrobust.errors import InputError
     from qrobust.shifts.registry import scenes
 
-    fraction = FractionType()
-    words: tuple[Callable[[str], Any], str] = (str, "words")
-    fractions = (lambda t: fraction.convert(t, None, None)), "numbers or fractions such as 8/255"
-    kinds: dict[str, tuple[Callable[[str], Any], str]] = {
-        "shifts": words,
-        "scene": words,
-        "hold_out": words,
-        "layer_bits": words,
-        "keep_float": words,
-        "branches": words,
-        "norms": words,
-        "severities": (int, "integers"),
-        "epsilons": fractions,
-        "l2_epsilons": fractions,
-    }
-    parsed = {k: split_commas(k, v, *kinds[k]) if k in kinds else v for k, v in options.items()}
-    found = {k: v for k, v in parsed.items() if v is not None}
-    if "scene" in found:
-        if "shifts" in found:
-            raise InputError("scene: expected either --scene or --shifts, got both")
-        real = [name for name in found["scene"] if name.startswith("imagefolder:")]
-        shifts = tuple(name for name in found.pop("scene") if name not in real)
-        if len(real) > 1:
-            raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
-        found |= NO_SCENE | {"scene_names": shifts}
-        if real:
-            found |= {"scene_images": real[0], "scene_alone": not shifts}
-        if shifts:
-            found["shifts"] = scenes(shifts)
-    elif "shifts" in found:
-        found |= NO_SCENE  # of a run that had one
-    return found
+    given = {k: v for k, v in options.items() if v is not None}
+    names, folder = given.pop("scenario", None), given.pop("target_images", None)
+    if names is not None and "shifts" in given:
+        raise InputError("scenario: expected either --scenario or --shifts, got both")
+    if any(name.startswith("imagefolder:") for name in names or ()):
+        raise InputError(
+            f"scenario: expected names, got {','.join(names or ())}; real images of the surroundings are "
+            "--target-images DIR"
+        )
+    if names is None and folder is None and "shifts" not in given:
+        return given
+    # Any of the three takes the place of what a run had of all of them.
+    rendered = bool(names) or "shifts" in given
+    given[FIELDS["scenario"]] = names or ()
+    given[FIELDS["target_images"]] = None if folder is None else f"imagefolder:{folder.removeprefix('imagefolder:')}"
+    given["scene_alone"] = folder is None or not rendered
+    if names:
+        given["shifts"] = scenes(names)
+    return given

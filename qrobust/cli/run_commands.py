@@ -7,40 +7,72 @@ from typing import Any
 
 import click
 
+from qrobust.cli.command import CALIBRATOR, Command, Option
 from qrobust.cli.console import console
 from qrobust.cli.options import (
-    common,
-    inputs,
-    measuring,
-    out_options,
-    resume,
-    run_dir,
-    seed,
-    training,
+    ATTACK_OPTIONS,
+    CALIBRATOR_OPTIONS,
+    FORMER,
+    MODEL_OPTIONS,
+    NEW_RUN_OPTIONS,
+    QUANTIZATION_OPTIONS,
+    SHIFT_OPTIONS,
+    STAGE_OPTIONS,
+    with_options,
 )
 from qrobust.cli.parsing import cores
-from qrobust.cli.run_folders import (
-    begin,
-    begin_or_resume,
-    finish,
-    reopen,
-)
+from qrobust.cli.run_folders import begin, begin_or_resume, finish, reopen, resumed
+
+run_folder = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+OF_RUN = {"unset": "the run's"}
+SEED_OF_RUN = {"--seed": "is for new runs: this one keeps the seed that drew its splits"}
 
 
-@click.command("quantize-and-compensate")
-@inputs
-@measuring
-@training
-@out_options
-@resume
-@seed
-@common
-def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
-    """All stages: quantize, compensate, export, measure on onnxruntime, report. Short: `qrobust run`.
+@click.command(cls=Command)
+@with_options(*NEW_RUN_OPTIONS, out={"required": False, "default": Path("qrobust-demo"), "show_default": True})
+def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Do the whole job on built-in data, for a first look.
+
+    Trains a small residual network on scikit-learn's handwritten digits, quantizes it, measures it under shift,
+    compensates it and writes a report. It works offline and takes two to five minutes on two cores.
 
     \b
-    qrobust run --model resnet20 --weights weights.pt --data imagefolder:~/data/cifar10 --out runs/one
-    qrobust run --model torchvision:mobilenet_v2 --weights my.pt --data imagefolder:DIR --out runs/two
+    qrobust demo
+    qrobust demo --out runs/demo --resume     # after an interruption
+    """
+    from qrobust.errors import InputError
+    from qrobust.pipeline import demo as example
+    from qrobust.pipeline import stages
+    from qrobust.pipeline.config import RunConfig
+    from qrobust.pipeline.run_folder import check_folder
+
+    if resume and overwrite:
+        raise InputError("resume: expected it or --overwrite, got both")
+    if resume and (out / "config.json").is_file():
+        bench = resumed(out, **example.OPTIONS, **options)
+        if bench.place().weights.exists():
+            finish(bench, stages.run_all(bench, resume=True))
+            return
+        overwrite, options["seed"] = True, bench.config.seed  # interrupted before its network was kept
+    check_folder(out, overwrite=overwrite)
+    seed = RunConfig.seed if options["seed"] is None else options["seed"]
+    reporter = console(options["verbose"], options["quiet"])
+    with example.weights_file(seed, reporter, options["threads"] or cores()) as weights:
+        bench = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
+        finish(bench, stages.run_all(bench, resume=False))
+
+
+@click.command(cls=Command, former=FORMER)
+@with_options(
+    *MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *NEW_RUN_OPTIONS
+)
+def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Quantize, compensate, export, evaluate, report in one go.
+
+    \b
+    qrobust run --model resnet20 --weights w.pt --data imagefolder:~/data/cifar10 --out runs/one
+    qrobust run --model torchvision:mobilenet_v2 --pretrained --data imagefolder:DIR --out runs/two
+    qrobust run --resume --out runs/one       # after an interruption
     """
     from qrobust.pipeline import stages
 
@@ -48,20 +80,19 @@ def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> Non
     finish(bench, stages.run_all(bench, resume=resume))
 
 
-@click.command()
-@inputs
-@out_options
-@resume
-@seed
-@common
+@click.command(cls=Command)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
-    """Quantize a trained classifier: float.onnx and int8.onnx in a new run folder, audited.
+    """Turn a trained classifier into an INT8 graph.
+
+    Makes the run folder that the other stages work in. Writes float.onnx and int8.onnx, and checks that onnxruntime
+    runs the latter on integers and predicts as torch does.
 
     \b
-    qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
+    qrobust quantize --model resnet20 --weights w.pt --data imagefolder:DIR --out runs/one
     qrobust quantize ... --ptq auto                       # search on validation images, keep the best
     qrobust quantize ... --bits w4a8 --rounding adaround  # 4-bit weights, learned rounding
-    qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the twin; --resume goes on after a kill
+    qrobust quantize ... --bits w4a4 --qat-epochs 2       # quantization-aware training
     """
     from qrobust.pipeline import stages
 
@@ -77,16 +108,19 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
         )
 
 
-@click.command()
-@run_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@common
+@click.command(cls=Command, former=SEED_OF_RUN)
+@run_folder
+@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print JSON instead of a table.")
+@with_options(*STAGE_OPTIONS, threads=OF_RUN)
 def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
-    """Which layers of a run's classifier quantization costs most, one by one.
+    """Show which layers lose most by quantization.
 
-    Signal-to-noise ratios in decibels of each layer's weights, of its input's rounding alone, and of its
-    output with everything before it quantized; and what quantizing that layer alone does on validation
-    images. `qrobust quantize --keep-float auto:N` leaves the N worst in float.
+    For each layer: signal-to-noise ratios in decibels of its weights, of the rounding of its input, and of its output
+    with everything before it quantized; and how predictions on validation images change if it alone is quantized.
+    `qrobust quantize --keep-float auto:N` leaves the N most sensitive in float.
+
+    \b
+    qrobust sensitivity runs/one
     """
     import json
 
@@ -109,44 +143,53 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     click.echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
 
 
-@click.command()
-@run_dir
-@click.option(
-    "--method",
-    help="calibrator; bn-reestimate: batch-norm statistics of the shifted images; calibrator+bn-reestimate; "
-    "finetune: train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; "
-    "anti-adversary: gradient steps at inference, in torch only; none.  [default: calibrator]",
+@click.command(
+    cls=Command,
+    former=FORMER | SEED_OF_RUN | {"--method": "is now --remedy"},
 )
-@click.option("--compare", is_flag=True, help="Every method, measured together; says which to ship.")
+@run_folder
 @click.option(
-    "--skip-bad-images",
+    "--remedy",
+    cls=Option,
+    group=CALIBRATOR,
+    metavar="NAME",
+    unset="calibrator",
+    help="calibrator; bn-reestimate: batch-norm statistics of shifted images; calibrator+bn-reestimate; finetune: "
+    "train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; anti-adversary: "
+    "gradient steps at inference, in torch only; none: remove all remedies.",
+)
+@click.option(
+    "--compare",
+    cls=Option,
+    group=CALIBRATOR,
     is_flag=True,
-    default=None,
-    help="Leave out images of a scene's folder that cannot be decoded; list them.  [default: as the run did]",
+    help="Make every remedy, export, measure and report them, and say which to ship.",
 )
-@measuring
-@training
-@common
-def compensate(run_folder: Path, method: str | None, compare: bool, **options: Any) -> None:
-    """Win robustness back for the INT8 classifier of a run folder; by default, train a calibrator in front of it.
+@with_options("skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *STAGE_OPTIONS, threads=OF_RUN)
+def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: Any) -> None:
+    """Win back robustness, by default by a calibrator in front.
+
+    A calibrator is a small network that corrects the image; the classifier stays as it is, bit for bit. A training
+    that was interrupted continues if the options are the same. What is not given stays as the run has it.
 
     \b
     qrobust compensate runs/one                          # then: export, evaluate, report
-    qrobust compensate runs/one --method bn-reestimate   # exports its own graph; then: evaluate, report
-    qrobust compensate runs/one --compare                # every method, exported, measured and reported
-
-    A calibrator leaves the classifier as it is: its hash before and after is in the record. Training resumes
-    after an interruption if the options are the same.
+    qrobust compensate runs/one --scenario night         # train for what changes at night
+    qrobust compensate runs/one --remedy bn-reestimate   # exports its own graph; then: evaluate, report
+    qrobust compensate runs/one --compare                # every remedy, exported, measured and reported
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
 
-    if compare and method is not None:
-        raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
+    if compare and remedy is not None:
+        raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
+    for name in ATTACK_OPTIONS:
+        if not compare and options[name] is not None:
+            raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     bench = reopen(run_folder, **options)
     if compare:
         finish(bench, stages.compare(bench))
-    elif method in (None, "calibrator"):
+    elif remedy in (None, "calibrator"):
         stages.compensate(bench)
         done = bench.place().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
@@ -156,19 +199,25 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
             f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
             f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
-    elif method == "none":
+    elif remedy == "none":
         stages.forget_compensation(bench)
         click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
-        stages.make_alternative(bench, str(method))
-        click.echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
+        stages.make_alternative(bench, str(remedy))
+        click.echo(f"{remedy}: made; `qrobust evaluate {run_folder}` measures it")
 
 
-@click.command()
-@run_dir
-@common
+@click.command(cls=Command, former=SEED_OF_RUN)
+@run_folder
+@with_options(*STAGE_OPTIONS, threads=OF_RUN)
 def export(run_folder: Path, **options: Any) -> None:
-    """Write compensated.onnx: calibrator and classifier as one INT8 graph, through the gates."""
+    """Write calibrator and classifier as one INT8 graph.
+
+    Writes compensated.onnx, and checks that onnxruntime runs it on integers and predicts as torch does.
+
+    \b
+    qrobust export runs/one
+    """
     from qrobust.pipeline import stages
 
     bench = reopen(run_folder, **options)
@@ -176,43 +225,65 @@ def export(run_folder: Path, **options: Any) -> None:
     click.echo(str(bench.place().graph("compensated")))
 
 
-@click.command()
-@run_dir
-@common
+@click.command(
+    cls=Command,
+    former=FORMER
+    | SEED_OF_RUN
+    | dict.fromkeys(
+        ("--model", "--data", "--out"),
+        "is not for runs; ONNX files are measured by `qrobust evaluate-onnx FILE... --data SPEC --out DIR`",
+    ),
+)
+@run_folder
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "budget", "workers", *STAGE_OPTIONS, threads=OF_RUN)
+def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
+    """Measure a run's graphs clean, under shift and attacked.
+
+    All run on onnxruntime and see the same pixels. Predictions are kept: an evaluation that was interrupted continues
+    where it stopped, and a second one runs what is new. What is not given stays as the run has it.
+
+    \b
+    qrobust evaluate runs/one
+    qrobust evaluate runs/one --shifts corruptions-15 --severities 1,2,3,4,5 --attacks none --workers 4
+    """
+    from qrobust.pipeline import stages
+
+    bench = reopen(run_folder, **options)
+    stages.evaluate(bench, budget=budget, workers=workers)
+    result = bench.place().need_stage("evaluate", "evaluate")
+    summary = result["summary"]
+    for name, clean in summary["clean_accuracy"].items():
+        shifted = summary["shift_accuracy"][name]
+        under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
+        click.echo(f"{name}: clean {100 * clean:.2f} %{under_shift} ({sample_of(summary)})")
+    say_stored(result["stored"])
+
+
+def sample_of(summary: dict[str, Any]) -> str:
+    """How many images and conditions a summary is of."""
+    return f"n = {summary['n_test']} of {summary['of']}, {summary['n_cells']} conditions"
+
+
+def say_stored(entries: list[dict[str, Any]]) -> None:
+    """A line for each corruption data set."""
+    for entry in entries:
+        summary = entry["summary"]
+        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in summary["accuracy"].items())
+        click.echo(f"{entry['name']}: {means} ({sample_of(summary)})")
+
+
+@click.command(cls=Command, former=SEED_OF_RUN)
+@run_folder
+@with_options("verbose", "quiet")
 def report(run_folder: Path, **options: Any) -> None:
-    """Write record.json, report.html and report.md from what the stages left."""
+    """Write the report of what the stages of a run found.
+
+    Writes record.json, report.html, report.md, results.csv, and a model card beside every graph.
+
+    \b
+    qrobust report runs/one
+    """
     from qrobust.pipeline import stages
 
     bench = reopen(run_folder, **options)
     finish(bench, stages.write_report(bench))
-
-
-@click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("qrobust-demo"),
-    show_default=True,
-    help="Folder of the run.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
-@seed
-@common
-def demo(out: Path, overwrite: bool, **options: Any) -> None:
-    """The whole job on scikit-learn's handwritten digits: offline, with no files of your own.
-
-    Trains a small residual network on the spot, quantizes it, compensates it, and leaves a report. Takes
-    two to five minutes on two cores.
-    """
-    from qrobust.pipeline import demo as example
-    from qrobust.pipeline import stages
-    from qrobust.pipeline.run_folder import check_folder
-
-    check_folder(out, overwrite=overwrite, resumable=False)
-    with example.weights_file(
-        options["seed"],
-        console(options["verbose"], options["quiet"]),
-        options["threads"] or cores(),
-    ) as weights:
-        bench = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
-        finish(bench, stages.run_all(bench, resume=False))

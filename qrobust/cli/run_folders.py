@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
     from qrobust.pipeline.run import Workbench
+
+# Lines of the verdict at the end of a run, and the width that they have at least.
+VERDICT_LINES, LEAST_WIDTH = 6, 60
 
 
 def begin(
@@ -25,11 +30,15 @@ def begin(
     **options: Any,
 ) -> Workbench:
     """A workbench for a new run; everything is read and checked before the folder is touched."""
+    from qrobust.errors import InputError
     from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.inputs import prepare_inputs
     from qrobust.pipeline.run import Workbench
     from qrobust.pipeline.run_folder import check_folder, create_folder
 
+    for name in ("model", "data"):
+        if options.get(name) is None:
+            raise InputError(f"{name}: expected one for a new run, got none; --resume continues one that --out holds")
     check_folder(out, overwrite=overwrite)
     config = RunConfig(threads=cores() if threads is None else threads, **choices(options))
     bench = Workbench(config, None, console(verbose, quiet))
@@ -46,21 +55,27 @@ def begin_or_resume(
     compensating: bool = True,
     **options: Any,
 ) -> Workbench:
-    """A workbench for a new run, or for one that was interrupted, which must have been begun alike."""
+    """A workbench for a new run, or for one that was interrupted."""
     from qrobust.errors import InputError
-    from qrobust.pipeline import inputs
 
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
-    if not (resume and (out / "config.json").is_file()):
-        return begin(out, overwrite, compensating=compensating, **options)
-    bench = reopen(out, options["verbose"], options["quiet"], options["threads"])
-    given = {k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads")}
-    inputs.check_same_config(bench, choices(given))
+    if resume and (out / "config.json").is_file():
+        return resumed(out, **options)
+    return begin(out, overwrite, compensating=compensating, **options)
+
+
+def resumed(out: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+    """A workbench for a run that was interrupted; options that are given must be those that it was begun with."""
+    from qrobust.pipeline.inputs import check_same_config
+
+    bench = reopen(out, verbose, quiet, threads)
+    check_same_config(bench, choices(options))
     return bench
 
 
-def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
+def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None = None, **options: Any) -> Workbench:
+    """A workbench for a run that is there, with the options that are given in place of its own."""
     from qrobust.pipeline.run import Workbench
 
     bench = Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
@@ -70,9 +85,19 @@ def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **opti
 
 
 def finish(bench: Workbench, record: dict[str, Any]) -> None:
-    """Print the table and where the report lies."""
-    from qrobust.report.markdown import table
-    from qrobust.report.verdict import headline, verdict
+    """Print the beginning of the verdict, and where the report lies."""
+    from qrobust.report.verdict import verdict
 
-    click.echo("\n".join([*table(headline(record)), "", *verdict(record), ""]))
-    click.echo(f"Report: {bench.place().html}\nRecord: {bench.place().record}")
+    click.echo("\n".join([*beginning(verdict(record)), f"Report: {bench.place().html}"]))
+
+
+def beginning(sentences: list[str]) -> list[str]:
+    """As many whole sentences as a few lines of the terminal hold, the first one at any length."""
+    width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
+    lines: list[str] = []
+    for sentence in sentences:
+        more = textwrap.wrap(sentence, width)
+        if lines and len(lines) + len(more) > VERDICT_LINES:
+            break
+        lines += more
+    return lines

@@ -16,7 +16,7 @@ from qrobust.compensation.baselines import (
     reestimate_batch_norm,
 )
 from qrobust.compensation.batches import mixed_batch, sampling
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 from qrobust.pipeline.compensate import (
     QAT_RATE,
     RESTORE_SHARE,
@@ -55,10 +55,9 @@ def make_alternative(bench: Workbench, method: str) -> None:
         InputError: no such method, or one that does not fit the model.
     """
     if method not in (*ALTERNATIVES, TORCH_ONLY):
-        known = ", ".join(("calibrator", "none", *ALTERNATIVES, TORCH_ONLY))
-        raise InputError(f"method: expected one of {known}, got {method!r}")
+        raise unknown("method", method, ("calibrator", "none", *ALTERNATIVES, TORCH_ONLY))
     if method == "finetune" and not bench.training_cells:
-        raise InputError("method: finetune learns from shifts, got only a scene's real images")
+        raise InputError("method: finetune learns from shifts, got only real images of a scenario")
     if method.endswith("bn-reestimate"):
         estimated_norms(bench.model)  # refuse before anything is forgotten
     check_images(bench)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackChoices
@@ -29,25 +29,25 @@ class RunConfig:
     calibration_images: int = 512
     train_images: int | None = None
     test_images: int | None = None
-    target: str = "x86-vnni"
-    bits: str = "w8a8"
-    edges: str = "8bit"
+    target: Literal["x86-vnni", "x86-avx2", "arm64"] = "x86-vnni"
+    bits: Literal["w8a8", "w6a8", "w4a8", "w4a4"] = "w8a8"
+    edges: Literal["8bit", "same", "float"] = "8bit"
     layer_bits: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
-    ptq: str = "default"
-    observer: str = "mse"
+    ptq: Literal["default", "auto"] = "default"
+    observer: Literal["min-max", "moving-average", "percentile", "histogram", "mse"] = "mse"
     equalize: bool = False
     bias_correction: bool = False
-    rounding: str = "nearest"
-    storage: str = "int8"
+    rounding: Literal["nearest", "adaround"] = "nearest"
+    storage: Literal["int8", "int4"] = "int8"
     qat_epochs: float = 0.0
     qat_learning_rate: float = 1e-4
-    qat_ranges: str = "learned"
+    qat_ranges: Literal["learned", "frozen"] = "learned"
     qat_distillation: float = 0.9
     qat_shifts: bool = False
     shifts: tuple[str, ...] = ()
     severities: tuple[int, ...] = DEFAULT_SEVERITIES
-    severity_table: str = "auto"
+    severity_table: Literal["auto", "cifar-c", "imagenet-c"] = "auto"
     hold_out: tuple[str, ...] = ()
     mac_budget: float = 0.10
     latency_budget: float | None = None
@@ -66,7 +66,7 @@ class RunConfig:
     scene_alone: bool = True
     association_weight: float = 1.0
     reverse_weight: float = 0.0
-    attacks: str = "quick"
+    attacks: Literal["none", "quick", "full"] = "quick"
     norms: tuple[str, ...] = ()
     epsilons: tuple[float, ...] = AttackChoices.epsilons
     l2_epsilons: tuple[float, ...] = ()
@@ -100,9 +100,9 @@ class RunConfig:
         if not 0 <= self.favour <= 1:
             mistakes.append(f"favour: expected a share from 0 to 1, got {self.favour}")
         if self.scene_images is not None and not self.scene_images.removeprefix("imagefolder:").strip():
-            mistakes.append(f"scene: expected a folder after imagefolder:, got {self.scene_images!r}")
+            mistakes.append(f"scene_images: expected a folder after imagefolder:, got {self.scene_images!r}")
         elif self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
-            mistakes.append(f"scene: expected real images as imagefolder:DIR, got {self.scene_images!r}")
+            mistakes.append(f"scene_images: expected real images as imagefolder:DIR, got {self.scene_images!r}")
         if self.latency_budget and not 1 < self.latency_budget < float("inf"):
             mistakes.append(f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}")
         if not 0 <= self.clean_budget <= 100:

@@ -105,11 +105,11 @@ def check_scene(bench: Workbench, without: Collection[str] = ()) -> None:
             continue
         now = bench.scene.summary()
         if now != known:
-            again = "qrobust compensate" + ("" if name == "calibrator" else f" --method {name}")
+            again = "qrobust compensate" + ("" if name == "calibrator" else f" --remedy {name}")
             raise InputError(
-                f"scene: expected the images of {bench.config.scene_images} that {name} learned from, got others "
-                f"({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned from "
-                f"would be measured on; run `{again}` again"
+                f"scene_images: expected the images of {bench.config.scene_images} that {name} learned from, got "
+                f"others ({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned "
+                f"from would be measured on; run `{again}` again"
             )
 
 

@@ -34,7 +34,7 @@ from qrobust.data.scene_images import (
 )
 from qrobust.data.splits import Data, Split
 from qrobust.deployment.classifiers import OnnxClassifier
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 from qrobust.evaluation.corruption_sets import StoredCells, open_sets
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
@@ -139,7 +139,7 @@ class Workbench:
     @cached_property
     def target(self) -> Target:
         if self.config.target not in TARGETS:
-            raise InputError(f"target: expected one of {', '.join(TARGETS)}, got {self.config.target!r}")
+            raise unknown("target", self.config.target, TARGETS)
         return TARGETS[self.config.target]
 
     @cached_property
@@ -326,7 +326,9 @@ class Workbench:
         )
         splits = (scene.training, scene.validation, scene.test)
         if skipped := scene.training.source.skipped:
-            self.reporter.warn(f"scene: left out {len(skipped)} files that cannot be decoded: {', '.join(skipped)}")
+            self.reporter.warn(
+                f"target images: left out {len(skipped)} files that cannot be decoded: {', '.join(skipped)}"
+            )
         with about_scene(), self.reporter.bar("read the scene", sum(map(len, splits))) as bar:
             for images, _ in (batch for split in splits for batch in split.batches(BATCH)):
                 bar.update(len(images))
