@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import click
 import pytest
-from conftest import SMALL, qrobust
+from conftest import SMALL, qrobust, save_npz
 
 from qrobust.cli.command import Command, Option
 from qrobust.cli.main import main
@@ -22,6 +22,7 @@ from qrobust.cli.parsing import FIELDS, choices, field_of, fields_of
 from qrobust.cli.run_folders import VERDICT_LINES, beginning
 from qrobust.errors import InputError, RangeError, unknown
 from qrobust.pipeline.config import RunConfig
+from qrobust.pipeline.evaluate_onnx import Choices
 from qrobust.quantization.observers import RANGES
 from qrobust.quantization.recipe import BITS, EDGES, ROUNDINGS
 from qrobust.quantization.target import TARGETS
@@ -134,6 +135,15 @@ def test_choices_are_those_of_the_algorithms() -> None:
     assert known["rounding"].choices == ROUNDINGS
     assert known["severity_table"].choices == ("auto", *TABLES)
     assert set(FIELDS.values()) <= set(known)
+
+
+def test_files_are_measured_by_the_same_defaults() -> None:
+    of_runs = fields_of(RunConfig)
+    for name, known in fields_of(Choices).items():
+        if name in of_runs and name != "attacks":
+            assert known.default == of_runs[name].default, name
+    (attacks,) = (option for option in options_of("evaluate-onnx") if option.name == "attacks")
+    assert attacks.unset == fields_of(Choices)["attacks"].default
 
 
 # Errors
@@ -404,6 +414,20 @@ def test_every_option_of_a_command_is_read(
         assert not ignored, f"{command} ignores {', '.join(sorted(ignored))}"
         all_read |= read
     assert fields_set_by("run") <= all_read
+
+
+def test_every_option_for_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_standalone import graph
+
+    read = recorded(monkeypatch, Choices)
+    model, data = graph(tmp_path / "m.onnx"), f"npz:{save_npz(tmp_path / 'd.npz')}"
+    words = (model, "--data", data, "--shifts", "inversion", "--severities", 5, "--threads", 1, "-q")
+    result = qrobust("evaluate-onnx", *words, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    names = {str(option.name) for option in options_of("evaluate-onnx") if option.expose_value}
+    of_the_call = {"out", "resume", "overwrite", "workers", "threads", "verbose", "quiet"}
+    assert names - of_the_call - {"scenario"} <= read
+    assert fields_of(Choices).keys() <= read
 
 
 def test_compensate_attacks_only_to_compare(finished_run: Path) -> None:
