@@ -31,20 +31,20 @@ import click
 import numpy as np
 from figures import git_commit, record
 
-from qrobust.evaluation.predictions import Cell, predict, read_predictions
+from qrobust.evaluation.predictions import Condition, predict, read_predictions
 from qrobust.evaluation.statistics import paired_bootstrap
-from qrobust.pipeline.run import Workbench
-from qrobust.pipeline.run_folder import ALTERNATIVES, TORCH_ONLY
+from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
 from qrobust.progress import Reporter
 from qrobust.record import hardware, versions
-from qrobust.shifts.registry import SUITES, cells, find_shift
+from qrobust.shifts.registry import SUITES, defined_conditions, find_shift
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("cifar_resnet18", "cifar_mobilenet_v2", "cifar_vgg16_bn")
 KINDS = ("u13", "scenes", "families", "bits", "few", "methods")
 SEVERITY = "5"
 FAMILIES = tuple(dict.fromkeys(find_shift(name).family for name in SUITES["u13"]))
-SCENES, SCENE_IMAGES = 5, 1000
+SCENARIOS, SCENE_IMAGES = 5, 1000
 FEW = (100, 300, 1000)
 # The job whose pair is attacked, through the calibrator too.
 ADAPTIVE = "u13"
@@ -70,7 +70,7 @@ def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) 
     u13 = (*shifts, "--latency-budget", str(latency_budget)) if latency_budget else shifts
     fewer = ("--steps", str(steps // 4))
     if "u13" in kinds or "methods" in kinds:
-        others = (*ALTERNATIVES, TORCH_ONLY) if "methods" in kinds else ()
+        others = (*BASELINES, TORCH_ONLY) if "methods" in kinds else ()
         yield Job("u13", (*u13, "--steps", str(steps)), others)
     alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "scenes" in kinds:
@@ -115,13 +115,13 @@ def finished(out: Path, models: str, job: str) -> dict[str, Path]:
 
 def worst_shifts(base: Path) -> list[str]:
     """The shifts of `u13` on which the INT8 graph is worst, by validation images."""
-    bench = Workbench.open(base, Reporter(), threads=2)
-    split, session = bench.data.validation.first(SCENE_IMAGES), bench.session("int8")
+    opened_run = Run.open(base, Reporter(), threads=2)
+    split, session = opened_run.data.validation.first(SCENE_IMAGES), opened_run.onnx_classifier("int8")
     accuracy = {}
-    for cell in cells(SUITES["u13"], (int(SEVERITY),), bench.table):
-        found = predict({"int8": session}, split, cell, table=bench.table, seed=1)["int8"]
-        accuracy[cell[0]] = float(np.mean(found.prediction == split.labels.numpy()))
-    return sorted(accuracy, key=lambda name: accuracy[name])[:SCENES]
+    for condition in defined_conditions(SUITES["u13"], (int(SEVERITY),), opened_run.table):
+        found = predict({"int8": session}, split, condition, table=opened_run.table, seed=1)["int8"]
+        accuracy[condition[0]] = float(np.mean(found.prediction == split.labels.numpy()))
+    return sorted(accuracy, key=lambda name: accuracy[name])[:SCENARIOS]
 
 
 def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> None:
@@ -161,12 +161,14 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
     qrobust("report", str(folder))
 
 
-def differences(plus: Path, minus: Path, cells: list[Cell], of: str = "compensated", against: str = "int8") -> Any:
+def differences(
+    plus: Path, minus: Path, conditions: list[Condition], of: str = "compensated", against: str = "int8"
+) -> Any:
     """Per test image, the mean over cells of whether `of` in run `plus` is right minus `against` in run `minus`."""
     right = []
     for run, name in ((plus, of), (minus, against)):
-        labels, found = read_predictions(run / "predictions", cells)
-        right.append(np.mean([found[cell][name].prediction == labels for cell in cells], axis=0))
+        labels, found = read_predictions(run / "predictions", conditions)
+        right.append(np.mean([found[condition][name].prediction == labels for condition in conditions], axis=0))
     return right[0] - right[1]
 
 
@@ -190,16 +192,16 @@ def means(out: Path, networks: dict[str, Any]) -> dict[str, Any]:
             run, seen = out / model / name, job["compensation"]["trained_on"]
             shifted = [(r["shift"], r["severity"]) for r in job["rows"] if r["shift"] != "clean"]
             kind = name.partition("-")[0]
-            cells = [c for c in shifted if c[0] not in seen] if kind == "without" else shifted
-            gain = differences(run, run, cells)
+            conditions = [c for c in shifted if c[0] not in seen] if kind == "without" else shifted
+            gain = differences(run, run, conditions)
             found.setdefault(kind, []).append(gain)
             found.setdefault(f"{kind} {model}", []).append(gain)
             if kind in ("u13", "w4a4"):
                 for what, plus in (("cost", "int8"), ("left", "compensated")):
-                    lost = differences(run, run, cells, plus, "float")
+                    lost = differences(run, run, conditions, plus, "float")
                     found.setdefault(f"{kind} {what} {model}", []).append(lost)
             if kind == "w4a4" and (out / model / "u13" / "record.json").exists():
-                found[f"w4a4 against w8a8 {model}"] = [differences(run, out / model / "u13", cells)]
+                found[f"w4a4 against w8a8 {model}"] = [differences(run, out / model / "u13", conditions)]
     return {name: mean_of(images) for name, images in found.items()}
 
 
@@ -267,7 +269,7 @@ def kinds_of(jobs: dict[str, Any]) -> set[str]:
     """Which `--jobs` a network's finished ones are of."""
     named = {"scene": "scenes", "without": "families", "w4a4": "bits"}
     found = {named.get(kind, kind) for kind in (name.partition("-")[0] for name in jobs)}
-    others = {row["method"] for row in jobs.get("u13", {"methods": []})["methods"]} & set(ALTERNATIVES)
+    others = {row["method"] for row in jobs.get("u13", {"methods": []})["methods"]} & set(BASELINES)
     return found | ({"methods"} if others else set())
 
 

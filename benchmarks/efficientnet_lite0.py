@@ -49,7 +49,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
     from qrobust.deployment.profiling import latencies_ms
     from qrobust.evaluation.predictions import CLEAN, predict
     from qrobust.evaluation.statistics import wilson_interval
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.progress import Reporter
     from qrobust.record import hardware, versions
     from qrobust.storage import read_json, write_json
@@ -90,8 +90,8 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
             "largest_lead_where_unlike": float((best[:, 0] - best[:, 1])[unlike].max()) if unlike.any() else 0.0,
         }
 
-    twin = Workbench.open(out / "default", Reporter(), threads=threads).twin
-    together = logits(twin, 32)
+    fake_quantized = Run.open(out / "default", Reporter(), threads=threads).fake_quantized
+    together = logits(fake_quantized, 32)
     times = {f"batch_{b}": latencies_ms(sessions, SIZE, b) for b in (1, 8)}
     variants = {}
     for name, stage in stages.items():
@@ -123,7 +123,7 @@ def main(data: str, class_names: str, out: Path, threads: int) -> None:
             "twin_of_default": {
                 "n": len(together),
                 "session": distance(together, logits(sessions["default"], 32)),
-                "itself_one_by_one": distance(together, logits(twin, 1)),
+                "itself_one_by_one": distance(together, logits(fake_quantized, 1)),
             },
             "size_bytes": {name: path.stat().st_size for name, path in graphs.items()},
             "hardware": hardware(threads),

@@ -44,11 +44,11 @@ BATCHES, ROUNDS = (1, 32), 31
 def both(model: nn.Module, size: int, widened: tuple[int, ...], threads: int, folder: Path) -> dict[str, Any]:
     """Times of a network with and without the fourth channel, and whether its outputs differ."""
     images = torch.rand(16, 3, size, size, generator=torch.Generator().manual_seed(0))
-    twin = quantize(model, X86_VNNI, [images])
+    fake_quantized = quantize(model, X86_VNNI, [images])
     with mock.patch.object(graph, "WIDENED", widened):
-        graph.export(twin, folder / "wide.onnx", size)
+        graph.export(fake_quantized, folder / "wide.onnx", size)
     with mock.patch.object(graph, "_widen"):
-        graph.export(twin, folder / "plain.onnx", size)
+        graph.export(fake_quantized, folder / "plain.onnx", size)
     sessions = {name: OnnxClassifier(folder / f"{name}.onnx", threads) for name in ("plain", "wide")}
     found = {}
     for batch in BATCHES:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from qrobust.compensation.calibrator import RESIDUAL_BOUND, Correction
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
@@ -49,14 +49,14 @@ def inside(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, t
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/calibrator.png"), show_default=True)
 def main(run: Path, out: Path) -> None:
     """Draw the calibrator of RUN at work."""
-    bench = Workbench.open(run, Reporter(), threads=1)
+    opened_run = Run.open(run, Reporter(), threads=1)
     figure, grid = plt.subplots(len(SHIFTS), len(COLUMNS), figsize=(8.4, 1.55 * len(SHIFTS)))
-    pixels = bench.data.test.read(slice(0, len(SHIFTS)))
+    pixels = opened_run.data.test.read(slice(0, len(SHIFTS)))
     for row, (name, clean) in enumerate(zip(SHIFTS, pixels, strict=True)):
-        shifted = to_unit(render(clean[None], name, 5, table=bench.table, seed=bench.config.seed))
-        calibrated, added, attention, gate = inside(bench.calibrator, shifted)
-        label = int(bench.data.test.labels[row])
-        before, after = (int(bench.twin(image).argmax()) for image in (shifted, calibrated[None]))
+        shifted = to_unit(render(clean[None], name, 5, table=opened_run.table, seed=opened_run.config.seed))
+        calibrated, added, attention, gate = inside(opened_run.calibrator, shifted)
+        label = int(opened_run.data.test.labels[row])
+        before, after = (int(opened_run.fake_quantized(image).argmax()) for image in (shifted, calibrated[None]))
         pictures = (to_unit(clean), shifted[0], 0.5 + added.clamp(-0.5, 0.5), attention, calibrated)
         notes = (f"a {label}", f"says {before}", "", f"gate {gate:.2f}", f"says {after}")
         for axes, picture, note in zip(grid[row], pictures, notes, strict=True):

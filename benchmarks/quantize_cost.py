@@ -57,11 +57,11 @@ def measure(data: str, class_names: str, count: int, threads: int) -> dict[str, 
             yield to_unit(split.read(torch.arange(start, start + BATCH) % len(split)))
 
     started = time.perf_counter()
-    twin = quantize(model, X86_VNNI, batches())
+    fake_quantized = quantize(model, X86_VNNI, batches())
     quantized = time.perf_counter() - started
     above = peak_mib() - imported
     with tempfile.TemporaryDirectory() as folder:
-        export(twin, Path(folder) / "int8.onnx", SIZE)
+        export(fake_quantized, Path(folder) / "int8.onnx", SIZE)
     exported = time.perf_counter() - started - quantized
     return {
         "images": count,

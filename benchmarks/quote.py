@@ -19,8 +19,8 @@ from figures import ROOT, change, percent, record
 from quote_compensation import COMPENSATION
 from quote_robustness import ROBUSTNESS
 
-from qrobust.pipeline.quantize import QAT_VALIDATION_IMAGES
 from qrobust.quantization.qat import beyond_luck
+from qrobust.quantization.quantize import QAT_IMAGES as QAT_VALIDATION_IMAGES
 
 PLOT = ROOT / "docs" / "report.svg"
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -128,18 +128,20 @@ def saturation_native_networks() -> str:
     flags = ", ".join(r["hardware"]["flags"])
     trained = [row for row in r["networks"] if "accuracy" in row]
     agreed = [row["simulated_and_emulated"]["agreement"] for row in trained]
-    twins = ", ".join(f"{percent(row['accuracy']['twin'])} ({row['network']}, {row['weights']})" for row in trained)
+    fake_quantized_models = ", ".join(
+        f"{percent(row['accuracy']['twin'])} ({row['network']}, {row['weights']})" for row in trained
+    )
     about = (
         f"all on {r['hardware']['processor']} ({flags}), with VNNI by `session.x64quantprecision`. Simulation and "
         f"this CPU agree on {percent(min(agreed))} or more of the predictions of each trained network. "
-        f"Accuracy of the twin itself, where nothing saturates either: {twins}."
+        f"Accuracy of the fake-quantized model itself, where nothing saturates either: {fake_quantized_models}."
     )
     return _networks(r, "measured", about)
 
 
 def _networks(r: dict[str, Any], how: str, about: str) -> str:
     lines = [
-        "| network | weights | n | error without VNNI | left after simulation | twin to session, with VNNI "
+        "| network | weights | n | error without VNNI | left after simulation | fake-quantized model to session, with VNNI "
         f"| correlation | accuracy with VNNI | without, {how} | without, simulated |",
         "|---|---|" + "---:|" * 8,
     ]
@@ -173,10 +175,10 @@ def without_vnni() -> str:
     ]
     for row in r["rows"]:
         ms = row["latency_ms"]
-        cells = " | ".join(f"{ms[form]:.1f} ms ({ms['float'] / ms[form]:.2f}x)" for form in forms)
+        conditions = " | ".join(f"{ms[form]:.1f} ms ({ms['float'] / ms[form]:.2f}x)" for form in forms)
         lines.append(
             f"| {row['network'].removeprefix('torchvision:')} | {row['image_size']} | {row['threads']} "
-            f"| {row['batch']} | {ms['float']:.1f} ms | {cells} |"
+            f"| {row['batch']} | {ms['float']:.1f} ms | {conditions} |"
         )
     flags = ", ".join(r["hardware"]["flags"])
     about = f"Random weights; {r['hardware']['processor']} ({flags}), onnxruntime {r['versions']['onnxruntime']}."
@@ -298,7 +300,7 @@ def quantization_again() -> str:
 
 def _accuracies(results: str) -> str:
     lines = [
-        "| network | variant | accuracy | drop, points | integer | file | agreement with twin "
+        "| network | variant | accuracy | drop, points | integer | file | agreement with fake-quantized model "
         "| largest logit difference |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -374,8 +376,8 @@ def _speed(results: str, graphs: tuple[str, ...]) -> str:
     for network, found in record(results)["networks"].items():
         for key, t in found["latency_ms"].items():
             _, threads, _, batch = key.split("_")
-            cells = " | ".join(f"{t[n]:.2f} ms" for n in graphs)
-            lines.append(f"| {network} | {threads} | {batch} | {cells} | {t['float'] / t['w8a8']:.2f} |")
+            conditions = " | ".join(f"{t[n]:.2f} ms" for n in graphs)
+            lines.append(f"| {network} | {threads} | {batch} | {conditions} | {t['float'] / t['w8a8']:.2f} |")
     return "\n".join(lines)
 
 
@@ -396,10 +398,10 @@ def efficientnet_lite0() -> str:
         f"chosen. `auto` is `--ptq auto`. With the images on which that chooses, `default` agrees on "
         f"{percent(more['agreement'])} of {more['n']}."
     )
-    twin, lead = r["twin_of_default"], "largest_lead_where_unlike"
-    itself, session = twin["itself_one_by_one"], twin["session"]
+    fake_quantized, lead = r["twin_of_default"], "largest_lead_where_unlike"
+    itself, session = fake_quantized["itself_one_by_one"], fake_quantized["session"]
     beside = (
-        f"On {session['unlike']} of these {twin['n']} the twin of `default` says another class than its session; "
+        f"On {session['unlike']} of these {fake_quantized['n']} the fake-quantized model of `default` says another class than its session; "
         f"asked one by one instead of in batches of 32, it says another than itself on {itself['unlike']}. Logits "
         f"differ by {session['mean_difference']:.3f} and {itself['mean_difference']:.3f} on average; where classes "
         f"differ, the first leads by at most {max(session[lead], itself[lead]):.2f}."
@@ -416,8 +418,8 @@ def first_convolution() -> str:
     ]
     for row in r["rows"]:
         times = (t for batch in row["times"].values() for t in (batch["plain_ms"], batch["wide_ms"]))
-        cells = " | ".join(f"{t:.2f} ms" for t in times)
-        lines.append(f"| {row['network']} | {row['size']} | {cells} | {row['largest_difference']:g} |")
+        conditions = " | ".join(f"{t:.2f} ms" for t in times)
+        lines.append(f"| {row['network']} | {row['size']} | {conditions} | {row['largest_difference']:g} |")
     where = f"{r['hardware']['threads']} thread(s) of {r['hardware']['processor']}"
     return "\n".join([*lines, "", f"W8A8, random weights, onnxruntime {r['versions']['onnxruntime']}, {where}."])
 
@@ -431,10 +433,12 @@ def storage() -> str:
         "|---|---:|" + "---:|" * 9,
     ]
     for row in r["rows"]:
-        cells = [f"{row['size_bytes'][s] / 2**20:.2f} MiB" for s in ("int8", "int4")]
+        conditions = [f"{row['size_bytes'][s] / 2**20:.2f} MiB" for s in ("int8", "int4")]
         times = (row["load_ms"], row["times_ms"]["batch_1"], row["times_ms"]["batch_32"])
-        cells += [f"{t[s]:.2f} ms" for t in times for s in ("int8", "int4")]
-        lines.append(f"| {row['network']} | {row['size']} | {' | '.join(cells)} | {row['largest_difference']:g} |")
+        conditions += [f"{t[s]:.2f} ms" for t in times for s in ("int8", "int4")]
+        lines.append(
+            f"| {row['network']} | {row['size']} | {' | '.join(conditions)} | {row['largest_difference']:g} |"
+        )
     where = f"{r['hardware']['threads']} thread(s) of {r['hardware']['processor']}"
     return "\n".join([*lines, "", f"W4A8, random weights, onnxruntime {r['versions']['onnxruntime']}, {where}."])
 
@@ -486,8 +490,8 @@ def corruption_speed() -> str:
     ]
     rows = {**part[sizes[0]]["corruptions"], "mean of the 15": None}
     for name in rows:
-        cells = [part[s]["mean_of_15"] if rows[name] is None else part[s]["corruptions"][name] for s in sizes]
-        figures = (f"{c['reference_ms']:.3f} ms | {c['ours_ms']:.3f} ms | {c['ratio']:.1f}" for c in cells)
+        conditions = [part[s]["mean_of_15"] if rows[name] is None else part[s]["corruptions"][name] for s in sizes]
+        figures = (f"{c['reference_ms']:.3f} ms | {c['ours_ms']:.3f} ms | {c['ratio']:.1f}" for c in conditions)
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(figures)} |")
     tables = {part[s]["table"] for s in sizes}
     named = (

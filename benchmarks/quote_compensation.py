@@ -269,12 +269,12 @@ def streams() -> str:
                 "int8": "INT8",
                 "adapted": "float, batch norms adapted",
             }.get(row["method"], row["method"])
-            cells = [
+            conditions = [
                 f"{row[key]['pp']:.1f} % [{low:.1f}, {high:.1f}]"
                 for key in ("single", "mixed")
                 for low, high in [row[key]["interval_pp"]]
             ]
-            lines.append(f"| {network} | {method} | {row['batch'] or 'any'} | {' | '.join(cells)} |")
+            lines.append(f"| {network} | {method} | {row['batch'] or 'any'} | {' | '.join(conditions)} |")
     n = next(iter(found["networks"].values()))["n"]
     return "\n".join(
         [*lines, "", f"n = {n:,} test images in each stream, severity 5, prior of {found['prior']} images."]

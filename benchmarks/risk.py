@@ -3,7 +3,8 @@
     python benchmarks/risk.py --runs OUT --models resnet20
 
 `OUT` is where compensation.py left its runs. PGD with five random starts through the float network, the INT8 graph's
-twin, and the calibrator and the twin together, each shown to all three graphs on onnxruntime: with the
+fake-quantized model, and the calibrator and the fake-quantized model together, each shown to all three graphs on
+onnxruntime: with the
 difference of INT8 and the pair on the same images, image by image. A run that was killed goes on.
 """
 
@@ -23,7 +24,7 @@ from qrobust.evaluation.attack_outcomes import Outcomes, kept_or_tried
 from qrobust.evaluation.attack_plan import Graph, balls, plan
 from qrobust.evaluation.attack_summary import figures
 from qrobust.evaluation.statistics import paired_bootstrap
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.progress import Reporter
 from qrobust.record import hardware, versions
@@ -46,17 +47,21 @@ def left(outcomes: Outcomes, name: str, epsilon: float) -> np.ndarray:
 
 def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
     """The figures of one network's run."""
-    bench = Workbench.open(run, Reporter(), threads=threads)
-    folder, config = bench.place(), bench.config
+    opened_run = Run.open(run, Reporter(), threads=threads)
+    folder, config = opened_run.require_folder(), opened_run.config
     graphs = {
         name: Graph(
-            bench.torch_classifier(name), bench.session(name), sha256(folder.graph(name).read_bytes()).hexdigest()
+            opened_run.torch_classifier(name),
+            opened_run.onnx_classifier(name),
+            sha256(folder.graph(name).read_bytes()).hexdigest(),
         )
         for name in GRAPHS
     }
-    choices, some = config.attack_choices, bench.data.test.first(images)
-    budgets = balls(("linf",), choices.epsilons, (), bench.data.image_size)
-    planned = plan("full", budgets, list(graphs), steps=choices.steps, side=bench.data.image_size, seed=config.seed)
+    choices, some = config.attacks, opened_run.data.test.first(images)
+    budgets = balls(("linf",), choices.epsilons, (), opened_run.data.image_size)
+    planned = plan(
+        "full", budgets, list(graphs), steps=choices.steps, side=opened_run.data.image_size, seed=config.seed
+    )
     trials = [t for t in planned if t.kind in ("clean", "gradient", "noise") or t.attack in ATTACKS]
     with click.progressbar(length=len(some) * len(trials), label=run.parent.name, file=sys.stderr) as bar:
         outcomes = kept_or_tried(
@@ -64,7 +69,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
             graphs,
             some,
             trials,
-            about=(some.identity(), config.data, config.seed),
+            about=(some.identity(), config.data.spec, config.seed),
             progress=lambda done, _: bar.update(done),
         )
     differences = []
@@ -74,7 +79,7 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
         differences.append(
             {"epsilon": epsilon, "pp": 100 * float(each.mean()), "interval_pp": [100 * low, 100 * high]}
         )
-    found = figures(outcomes, level="full", classes=len(bench.data.class_names))
+    found = figures(outcomes, level="full", classes=len(opened_run.data.class_names))
     return found | {"pair_minus_int8": differences, "run_commit": (run / "commit").read_text()}
 
 

@@ -174,7 +174,7 @@ def operator_graph(layer: IntegerConv2d | IntegerLinear, zero_point: int, output
 
 
 def check_operators(folder: Path) -> list[dict[str, Any]]:
-    """Every operator exact, saturated, as the twin has it and as it is simulated."""
+    """Every operator exact, saturated, as the fake-quantized model has it and as it is simulated."""
     generator = torch.Generator().manual_seed(0)
     cases: dict[str, tuple[IntegerConv2d | IntegerLinear, int, torch.Tensor]] = {}
     for channels, kernel in ((4, 3), (3, 3), (5, 2), (16, 1), (1, 3)):
@@ -194,12 +194,12 @@ def check_operators(folder: Path) -> list[dict[str, Any]]:
         cases[name] = (operator_layer(weight.to(torch.int8), stride, padding, groups), zero_point, pixels)
     jobs, exact, simulated = [], [], []
     for i, (layer, zero_point, pixels) in enumerate(cases.values()):
-        twin = trace(
+        fake_quantized = trace(
             nn.Sequential(ActivationQuantizer(INPUT_SCALE, zero_point, 0, 255), layer).eval(),
             (ActivationQuantizer, IntegerConv2d, IntegerLinear),
         )
         x = (pixels - zero_point) * INPUT_SCALE
-        both = twin(x), without_vnni(twin)(x)
+        both = fake_quantized(x), without_vnni(fake_quantized)(x)
         output_scale = 2.0 ** math.ceil(math.log2(max(float(v.abs().max()) for v in both) / 127))
         if isinstance(layer, IntegerConv2d):
             both = tuple((v / output_scale).round() + 128 for v in both)
@@ -220,9 +220,9 @@ def check_operators(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def quantizer_names(twin: fx.GraphModule) -> list[str]:
-    """What each quantizer of a twin reads, in the order of their calls."""
-    return [str(node.args[0]) for node, _ in calls(twin, ActivationQuantizer)]
+def quantizer_names(fake_quantized: fx.GraphModule) -> list[str]:
+    """What each quantizer of a fake-quantized model reads, in the order of their calls."""
+    return [str(node.args[0]) for node, _ in calls(fake_quantized, ActivationQuantizer)]
 
 
 def with_every_activation(path: Path, result: Path) -> list[str]:
@@ -236,16 +236,16 @@ def with_every_activation(path: Path, result: Path) -> list[str]:
     return names
 
 
-def activations(twin: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
-    """What every quantizer of a twin gives, as integers, in the order of their calls."""
+def activations(fake_quantized: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
+    """What every quantizer of a fake-quantized model gives, as integers, in the order of their calls."""
     seen: list[np.ndarray] = []
 
     def note(quantizer: nn.Module, _: object, output: torch.Tensor) -> None:
         assert isinstance(quantizer, ActivationQuantizer)
         seen.append(((output / quantizer.scale).round() + quantizer.zero_point).numpy().astype(np.uint8))
 
-    handles = [m.register_forward_hook(note) for m in twin.modules() if isinstance(m, ActivationQuantizer)]
-    twin(images)
+    handles = [m.register_forward_hook(note) for m in fake_quantized.modules() if isinstance(m, ActivationQuantizer)]
+    fake_quantized(images)
     for handle in handles:
         handle.remove()
     return seen
@@ -263,19 +263,19 @@ def distance(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 def check_network(
     name: str,
     weights: str,
-    twin: fx.GraphModule,
+    fake_quantized: fx.GraphModule,
     images: torch.Tensor,
     labels: torch.Tensor | None,
     inner: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """One graph exact, saturated, as the twin has it and as it is simulated."""
+    """One graph exact, saturated, as the fake-quantized model has it and as it is simulated."""
     plain, open_graph = folder / "int8.onnx", folder / "activations.onnx"
-    export(twin, plain, images.shape[-1])
+    export(fake_quantized, plain, images.shape[-1])
     outputs = with_every_activation(plain, open_graph)
-    simulated_twin = without_vnni(twin)
+    simulated_twin = without_vnni(fake_quantized)
     twin_logits, simulated = (
-        torch.cat([m(part) for part in images.split(50)]).numpy() for m in (twin, simulated_twin)
+        torch.cat([m(part) for part in images.split(50)]).numpy() for m in (fake_quantized, simulated_twin)
     )
     jobs = [(plain, images.numpy()), (open_graph, images[:inner].numpy())]
     (native, native_inside), native_flags = run(jobs, saturated=False)
@@ -283,8 +283,11 @@ def check_network(
     (emulated, emulated_inside), emulated_flags = run(jobs, saturated=True)
     seconds = time.monotonic() - started
     native_logits, emulated_logits = native["logits"], emulated["logits"]
-    mine, twins = activations(simulated_twin, images[:inner]), activations(twin, images[:inner])
-    names = quantizer_names(twin)
+    mine, fake_quantized_models = (
+        activations(simulated_twin, images[:inner]),
+        activations(fake_quantized, images[:inner]),
+    )
+    names = quantizer_names(fake_quantized)
     assert len(names) == len(outputs) == len(mine)
     error, expected = (emulated_logits - native_logits).ravel(), (simulated - twin_logits).ravel()
     audited = audit(plain)
@@ -309,7 +312,7 @@ def check_network(
                 "after": names[i],
                 "native_unlike_emulated": float((native_inside[o] != emulated_inside[o]).mean()),
                 "simulated_unlike_emulated": float((mine[i] != emulated_inside[o]).mean()),
-                "twin_unlike_native": float((twins[i] != native_inside[o]).mean()),
+                "twin_unlike_native": float((fake_quantized_models[i] != native_inside[o]).mean()),
             }
             for i, o in enumerate(outputs)
         ],
@@ -321,7 +324,7 @@ def check_network(
 
 
 @torch.inference_mode()
-def settle(model: nn.Module, images: torch.Tensor) -> None:
+def discard_backup(model: nn.Module, images: torch.Tensor) -> None:
     """Give random weights batch-norm statistics that fit them, lest activations fade away in the depth."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -369,7 +372,7 @@ def main(
     inner: int,
     seed: int,
 ) -> None:
-    """Compare the simulation with a run whose sums saturate, and the twin with one whose sums are exact."""
+    """Compare the simulation with a run whose sums saturate, and the fake-quantized model with one whose sums are exact."""
     torch.set_num_threads(1)
     emulator = None
     if HAS_VNNI:
@@ -404,11 +407,11 @@ def main(
             worst = worst_layer(saturation_risk(eight, validation(data)))
             mixed = copy.deepcopy(eight)
             mixed.set_submodule(f"network.{worst}", seven.get_submodule(f"network.{worst}"))
-            for weights, twin in (("8 bit", eight), ("7 bit", seven), (f"8 bit, `{worst}` 7 bit", mixed)):
+            for weights, fake_quantized in (("8 bit", eight), ("7 bit", seven), (f"8 bit, `{worst}` 7 bit", mixed)):
                 images, labels = pixels(data, "test", n), data.test.labels[:n]
-                row = check_network(recipe["model"], weights, twin, images, labels, inner, folder)
+                row = check_network(recipe["model"], weights, fake_quantized, images, labels, inner, folder)
                 started = time.monotonic()
-                row["risk"] = saturation_risk(twin, validation(data))
+                row["risk"] = saturation_risk(fake_quantized, validation(data))
                 row["risk_seconds"] = round(time.monotonic() - started, 1)
                 networks.append(row)
                 click.echo(json.dumps({k: v for k, v in row.items() if k not in ("activations", "risk")}))
@@ -423,9 +426,9 @@ def main(
                 normalization="cifar10",
                 seed=seed,
             )
-            settle(model, pixels(larger, "calibration", 32))
-            twin = quantize(model, X86_VNNI, pixels(larger, "calibration", 32).split(16))
-            row = check_network(spec_name, "8 bit", twin, pixels(larger, "test", 16), None, 8, folder)
+            discard_backup(model, pixels(larger, "calibration", 32))
+            fake_quantized = quantize(model, X86_VNNI, pixels(larger, "calibration", 32).split(16))
+            row = check_network(spec_name, "8 bit", fake_quantized, pixels(larger, "test", 16), None, 8, folder)
             networks.append(row)
             click.echo(json.dumps({k: v for k, v in row.items() if k != "activations"}))
         if photographs:
@@ -445,8 +448,8 @@ def main(
             images = torch.cat([part.read(slice(None)).float() / 255 for part in rest])
             labels = torch.cat([part.labels for part in rest])
             for weights, target in (("8 bit", X86_VNNI), ("7 bit", SEVEN_BITS)):
-                twin = quantize(model, target, pixels(found, "calibration", 64).split(16))
-                row = check_network("efficientnet_lite0", weights, twin, images, labels, 8, folder)
+                fake_quantized = quantize(model, target, pixels(found, "calibration", 64).split(16))
+                row = check_network("efficientnet_lite0", weights, fake_quantized, images, labels, 8, folder)
                 networks.append(row)
                 click.echo(json.dumps({k: v for k, v in row.items() if k != "activations"}))
     result = {

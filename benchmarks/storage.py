@@ -41,10 +41,10 @@ def measure(name: str, size: int, threads: int, folder: Path) -> dict[str, Any]:
         find_model(name), classes=10, image_size=size, weights=None, pretrained=False, normalization=None, seed=0
     )
     images = torch.rand(16, 3, size, size, generator=torch.Generator().manual_seed(0))
-    twin = quantize(model, X86_VNNI, [images], recipe=Recipe("w4a8"))
+    fake_quantized = quantize(model, X86_VNNI, [images], recipe=Recipe("w4a8"))
     paths = {storage: folder / f"{storage}.onnx" for storage in STORAGES}
     for storage, path in paths.items():
-        export(twin, path, size, storage=storage)
+        export(fake_quantized, path, size, storage=storage)
     loads: dict[str, list[float]] = {storage: [] for storage in STORAGES}
     for _ in range(LOADS):
         for storage, path in paths.items():

@@ -23,8 +23,8 @@ from figures import git_commit
 from torch import nn
 
 from qrobust.compensation.baselines import adapt_batch_norm
-from qrobust.evaluation.predictions import BATCH, Cell, read_predictions
-from qrobust.pipeline.run import Workbench
+from qrobust.evaluation.predictions import BATCH, Condition, read_predictions
+from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.record import hardware, versions
 from qrobust.shifts.filters import to_unit
@@ -42,28 +42,30 @@ def right(model: nn.Module, pixels: torch.Tensor, labels: np.ndarray, size: int)
     return np.concatenate(found) == labels
 
 
-def shifted(bench: Workbench, cells: list[Cell], images: int) -> Iterator[torch.Tensor]:
+def shifted(opened_run: Run, conditions: list[Condition], images: int) -> Iterator[torch.Tensor]:
     """The first test images under each shift, with the pixels that the run was measured on."""
-    seed = bench.config.seed
-    for cell in cells:
-        parts = bench.data.test.first(images).batches(BATCH)
-        yield torch.cat([render(part, *cell, table=bench.table, seed=seed) for part, _ in parts])
+    seed = opened_run.config.seed
+    for condition in conditions:
+        parts = opened_run.data.test.first(images).batches(BATCH)
+        yield torch.cat([render(part, *condition, table=opened_run.table, seed=seed) for part, _ in parts])
 
 
 def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
     """Accuracies of one network, as fractions with intervals in points, by classifier, stream and batch size."""
-    bench = Workbench.open(run, Reporter(), threads=threads)
+    opened_run = Run.open(run, Reporter(), threads=threads)
     torch.set_num_threads(threads)
-    cells = list(bench.cells)
-    labels, kept = read_predictions(run / "predictions", cells)
+    conditions = list(opened_run.conditions)
+    labels, kept = read_predictions(run / "predictions", conditions)
     labels = labels[:images]
     # Each image of the mixed stream is under one shift, by seed, all shifts alike.
-    under = np.random.default_rng(bench.config.seed).permutation(np.arange(len(labels)) % len(cells))
+    under = np.random.default_rng(opened_run.config.seed).permutation(np.arange(len(labels)) % len(conditions))
     position = np.arange(len(labels))
-    adapted = adapt_batch_norm(bench.model, PRIOR)
+    adapted = adapt_batch_norm(opened_run.model, PRIOR)
     single: dict[int, list[np.ndarray]] = {size: [] for size in SIZES}
     pixels = []
-    with click.progressbar(shifted(bench, cells, images), length=len(cells), label=run.parent.name) as bar:
+    with click.progressbar(
+        shifted(opened_run, conditions, images), length=len(conditions), label=run.parent.name
+    ) as bar:
         for found in bar:
             pixels.append(found)
             for size in SIZES:
@@ -74,13 +76,13 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
         mixed = right(adapted, stream, labels, size)
         rows.append({"method": "adapted", "batch": size, "single": mean_of(single[size]), "mixed": mean_of([mixed])})
     for name in next(iter(kept.values())):
-        each = np.stack([kept[cell][name].prediction[:images] == labels for cell in cells])
+        each = np.stack([kept[condition][name].prediction[:images] == labels for condition in conditions])
         one_by_one = {"single": mean_of(list(each)), "mixed": mean_of([each[under, position]])}
         rows.append({"method": name, "batch": None, **one_by_one})
     by_shift = {
-        cell[0]: {f"adapted {size}": float(single[size][at].mean()) for size in SIZES}
-        | {name: float((kept[cell][name].prediction[:images] == labels).mean()) for name in kept[cell]}
-        for at, cell in enumerate(cells)
+        condition[0]: {f"adapted {size}": float(single[size][at].mean()) for size in SIZES}
+        | {name: float((kept[condition][name].prediction[:images] == labels).mean()) for name in kept[condition]}
+        for at, condition in enumerate(conditions)
     }
     return {"rows": rows, "by_shift": by_shift, "n": len(labels), "run_commit": (run / "commit").read_text()}
 

@@ -93,8 +93,8 @@ def images(n: int, side: int, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     made = []
     for i in range(n):
-        cells = 2 ** (1 + i % 4)
-        coarse = torch.rand(1, 3, cells, cells, generator=generator) - 0.5
+        conditions = 2 ** (1 + i % 4)
+        coarse = torch.rand(1, 3, conditions, conditions, generator=generator) - 0.5
         shade, contrast = torch.rand(2, 1, 3, 1, 1, generator=generator)
         pattern = torch.nn.functional.interpolate(coarse, size=side, mode="nearest" if i % 2 else "bicubic")
         made.append(pattern * (0.2 + 1.5 * contrast) + 0.2 + 0.6 * shade)
@@ -110,7 +110,7 @@ def unsettle(model: Any, pixels: Any) -> None:
     """
     import torch
 
-    def settle(norm: Any, inputs: Any) -> None:
+    def discard_backup(norm: Any, inputs: Any) -> None:
         norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
         norm.running_var.copy_(inputs[0].square().mean((0, 2, 3)))
         norm.weight.uniform_(0.7, 1.4)
@@ -121,7 +121,9 @@ def unsettle(model: Any, pixels: Any) -> None:
             parameter.uniform_(0.05, 0.2)
         elif not parameter.any() and name.endswith(("weight", "class_token")):
             parameter.normal_(0, 0.02)
-    hooks = [m.register_forward_pre_hook(settle) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    hooks = [
+        m.register_forward_pre_hook(discard_backup) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)
+    ]
     with torch.no_grad():
         model(pixels)
     for hook in hooks:
@@ -186,17 +188,17 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
             plain = folded(model, pixels[:1])
             row["float_layers"] = dict(sorted(Counter(float_layers(plain)).items()))
             at("quantize")
-            twin = quantize(model, X86_VNNI, pixels.split(4), recipe=Recipe(ranges="moving-average"))
+            fake_quantized = quantize(model, X86_VNNI, pixels.split(4), recipe=Recipe(ranges="moving-average"))
             at("export")
             path = Path(folder) / "int8.onnx"
-            export(twin, path, side)
+            export(fake_quantized, path, side)
             at("run")
             audited: Any = audit(path)
             with torch.inference_mode():
                 wanted = torch.cat([model(part) for part in tests.split(4)])
                 nudged = torch.cat([model(part) for part in tests.mul(255).round().div(255).split(4)])
             labels = wanted.argmax(1)
-            measured = parity(twin, OnnxClassifier(path, 1), tests, labels)
+            measured = parity(fake_quantized, OnnxClassifier(path, 1), tests, labels)
             row["size_bytes"] = path.stat().st_size
     except QRobustError as error:
         return row | {"reason": str(error), "seconds": time.monotonic() - started}

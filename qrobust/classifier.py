@@ -2,7 +2,7 @@
 
 C is 3 (red, green, blue) or 1 (luma), as the network was made for.
 
-The float model, its fake-quantized twin, the compensated pair and an onnxruntime session all have this
+The float model, its fake-quantized model, the compensated pair and an onnxruntime session all have this
 shape, so whatever measures one measures all.
 """
 

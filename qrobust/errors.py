@@ -27,7 +27,7 @@ class RangeError(InputError):
     """An activation has no range that could be quantized: constant, not finite, or never observed."""
 
 
-class GateError(QRobustError):
+class ExportCheckError(QRobustError):
     """An exported graph failed a gate: checker, audit or parity."""
 
     exit_code = 3

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 Progress = Callable[[int, int, str], None]
 
 
-def told(bar: Bar) -> Progress:
+def progress_callback(bar: Bar) -> Progress:
     """What a training loop calls with the steps done so far, for a bar of those that it makes itself.
 
     A training first calls with where it begins: its pace is that of the steps from there on, not of what came before.

@@ -16,7 +16,7 @@ from qrobust.errors import InputError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name to write under. What was written becomes `path` at the end; where that fails, nothing of it is left.
 
     Raises:
@@ -34,8 +34,8 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> None:
-    """Make an empty folder; what it held is kept beside it until `settle` or `give_back`.
+def backup_dir(path: Path) -> None:
+    """Make an empty folder; what it held is kept beside it until `discard_backup` or `restore_backup`.
 
     Raises:
         OSError: that cannot be done; the folder is as it was.
@@ -48,24 +48,24 @@ def set_aside(path: Path) -> None:
     try:
         path.mkdir(parents=True)
     except OSError:
-        give_back(path)
+        restore_backup(path)
         raise
 
 
-def give_back(path: Path) -> None:
-    """Remove a folder; what it held before `set_aside` is there again."""
+def restore_backup(path: Path) -> None:
+    """Remove a folder; what it held before `backup_dir` is there again."""
     shutil.rmtree(path, ignore_errors=True)
-    if holds_back(path):
+    if has_backup(path):
         _before(path).rename(path.absolute())
 
 
-def settle(path: Path) -> None:
-    """What a folder held before `set_aside` is not needed any more."""
+def discard_backup(path: Path) -> None:
+    """What a folder held before `backup_dir` is not needed any more."""
     shutil.rmtree(_before(path), ignore_errors=True)
 
 
-def holds_back(path: Path) -> bool:
-    """Whether there is something that `give_back` would restore."""
+def has_backup(path: Path) -> bool:
+    """Whether there is something that `restore_backup` would restore."""
     return _before(path).exists()
 
 
@@ -75,7 +75,7 @@ def _before(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write text so that the file is either the old or the whole new one."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def write_json(path: Path, value: object) -> None:
 
 def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays so that the file is either the old or the whole new one."""
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
 
 

@@ -1,4 +1,4 @@
-"""The training loop that the calibrator and the twin share: resumable, keeps the best, stops when it diverges."""
+"""The training loop of calibrator and classifier: resumable, keeps the best, stops when it diverges."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from qrobust.errors import InputError
 from qrobust.progress import Progress
-from qrobust.storage import whole
+from qrobust.storage import atomic_write
 
 
 def native_bfloat16() -> bool:
@@ -45,6 +46,17 @@ class Outcome:
     steps: int
     diverged: bool
     earlier_s: float
+
+
+def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put module and optimizer where the checkpoint left them; returns the rest of what it holds."""
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:  # each kind of damage raises another type
+        raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
+    return state
 
 
 def fit(
@@ -87,12 +99,7 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step, diverged, note, earlier, began = 0, False, "", 0.0, time.perf_counter()
     if checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, weights_only=True)
-            module.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # each kind of damage raises another type
-            raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
+        state = _resumed(checkpoint, module, optimizer)
         step, start, kept = state["step"], tuple(state["start"]), state["kept"]
         best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
     else:
@@ -113,14 +120,14 @@ def fit(
             break
         optimizer.step()
         step += 1
-        judged = step == steps or judge_after(step)
-        if judged:
+        deployed = step == steps or judge_after(step)
+        if deployed:
             found = judge()
             note = describe(found)
             better = replaces_start(found, start) if best_step == 0 and replaces_start else score(found) > score(best)
             if better:
                 best, best_step, kept = found, step, copy.deepcopy(module.state_dict())
-        if judged or step % checkpoint_every == 0:
+        if deployed or step % checkpoint_every == 0:
             state = {
                 "model": module.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -131,7 +138,7 @@ def fit(
                 "kept": kept,
                 "seconds": earlier + time.perf_counter() - began,
             }
-            with whole(checkpoint) as part:
+            with atomic_write(checkpoint) as part:
                 torch.save(state, part)
         progress(step, steps, note)
     module.load_state_dict(kept)

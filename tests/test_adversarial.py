@@ -16,6 +16,7 @@ from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation import attack_plan as suite
+from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.attack_outcomes import Outcomes, kept_or_tried, read_outcomes
 from qrobust.evaluation.attack_plan import (
     Graph,
@@ -25,7 +26,6 @@ from qrobust.evaluation.attack_plan import (
 )
 from qrobust.evaluation.attack_summary import figures
 from qrobust.evaluation.statistics import wilson_interval
-from qrobust.pipeline.config import RunConfig
 from qrobust.record import read_record
 from qrobust.report.attacks import attack_table, flag_sentences, pose_table
 
@@ -259,8 +259,8 @@ def test_l2_budgets_are_in_proportion() -> None:
     assert balls(("l2",), (4 / 255,), (), 224) == [("L2", L2Ball(1.75))]
     both = balls(("linf", "l2"), (0.1, 0.05), (2.0,), 32)
     assert both == [("Linf", LinfBall(0.05)), ("Linf", LinfBall(0.1)), ("L2", L2Ball(2.0))]
-    assert RunConfig("m", "d").attack_choices.tried_norms == ("linf",)
-    assert RunConfig("m", "d", attacks="full").attack_choices.tried_norms == ("linf", "l2")
+    assert AttackConfig().tried_norms == ("linf",)
+    assert AttackConfig("full").tried_norms == ("linf", "l2")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

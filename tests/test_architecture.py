@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
     "errors": 0,
     "__init__": 0,
+    "choices": 1,
     "storage": 1,
     "progress": 1,
     "record": 2,
@@ -26,6 +27,7 @@ ROWS = {
     "deployment": 6,
     "compensation": 7,
     "pipeline": 8,
+    "api": 9,
     "cli": 9,
     "__main__": 10,
 }
@@ -99,3 +101,43 @@ def test_heavy_libraries_have_one_adapter(path: Path) -> None:
 
 def test_every_room_has_a_row() -> None:
     assert {room(p) for p in FILES} <= set(ROWS)
+
+
+# What takes more than the rule allows, and why.
+LONG = {
+    "training_loop.fit": "one loop whose steps share their state",
+    "calibrator.__init__": "one list of layers, in the order of the network",
+}
+LINES, POSITIONAL, PARAMETERS = 60, 8, 12
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_are_short_and_take_few_parameters(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        lines = node.end_lineno - node.lineno + 1
+        if ast.get_docstring(node):
+            lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+        positional = len(node.args.posonlyargs) + len(node.args.args)
+        found = (lines, positional, positional + len(node.args.kwonlyargs))
+        name = f"{path.stem}.{node.name}"
+        short = all(value <= most for value, most in zip(found, (LINES, POSITIONAL, PARAMETERS), strict=True))
+        assert short or name in LONG, f"{name} has (lines, positional, parameters) {found}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) not in ("cli", "pipeline")], ids=lambda p: p.stem)
+def test_algorithms_take_arguments_and_no_run(path: Path) -> None:
+    """Nothing below `pipeline/` is handed a run, a run folder or a whole configuration, under any name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            assert argument.arg not in ("run", "bench", "run_folder", "workbench"), f"{node.name}({argument.arg})"
+            annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+            named = (
+                {part.id for part in ast.walk(argument.annotation) if isinstance(part, ast.Name)}
+                if annotation
+                else set()
+            )
+            assert not named & {"Run", "RunFolder", "RunConfig"}, f"{node.name}({argument.arg}: {annotation})"

@@ -17,7 +17,7 @@ from onnx_graphs import GraphBuilder, conv_graph, gemm_graph, s8
 from qrobust.deployment.audit import audit, check_share
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.session import open_session
-from qrobust.errors import GateError, InputError
+from qrobust.errors import ExportCheckError, InputError
 
 
 def floats(g: GraphBuilder, *shape: int) -> str:
@@ -130,7 +130,7 @@ def test_work_that_is_not_known_is_named_and_gates(tmp_path: Path) -> None:
     assert audited["unknown_macs"] == {"LSTM": 1}
     assert audited["float_compute"] == {"Conv": 1, "LSTM": 1}
     assert audited["total_macs"] == 8 * 3 * 8
-    with pytest.raises(GateError, match="of LSTM are not known"):
+    with pytest.raises(ExportCheckError, match="of LSTM are not known"):
         check_share(audited, 0.5, None)
     assert "not counted, their work is not known: 1 LSTM" in qrobust("audit", path).output
 
@@ -173,9 +173,9 @@ def test_what_onnxruntime_says_comes_without_its_sources(tmp_path: Path) -> None
 def test_shares_gate() -> None:
     audited = {"unknown_macs": {}, "integer_mac_share": 0.9, "integer_ops": 1, "quantizable_ops": 4}
     check_share(audited, 0.9, 0.25)
-    with pytest.raises(GateError, match=r"90\.0% of the multiply-accumulates"):
+    with pytest.raises(ExportCheckError, match=r"90\.0% of the multiply-accumulates"):
         check_share(audited, 0.95, None)
-    with pytest.raises(GateError, match="1 of 4 operators"):
+    with pytest.raises(ExportCheckError, match="1 of 4 operators"):
         check_share(audited, None, 0.5)
 
 

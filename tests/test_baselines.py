@@ -22,10 +22,10 @@ from qrobust.compensation.baselines import (
     adapt_batch_norm,
     reestimate_batch_norm,
 )
-from qrobust.errors import GateError, InputError
+from qrobust.errors import ExportCheckError, InputError
 from qrobust.pipeline import baselines as alternatives
-from qrobust.pipeline.baselines import make_alternative
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.baselines import make_baseline
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.stage import stage
 from qrobust.progress import Reporter
 from qrobust.record import read_record
@@ -196,8 +196,8 @@ def test_every_graph_has_a_card(finished_run: Path) -> None:
         assert card.startswith(f"# {name}.onnx")
         assert f"- clean: {100 * accuracy:.1f} %" in card
     count = record["compensation"]["training_images"]
-    lessons = f"inversion at severity 5; on {count} training images of `digits` with labels, disjoint"
-    assert lessons in card
+    training_images = f"inversion at severity 5; on {count} training images of `digits` with labels, disjoint"
+    assert training_images in card
     assert "shifts it never saw: rotation" in card
 
 
@@ -267,17 +267,17 @@ def test_recommendation_weighs_gain_clean_cost_and_time() -> None:
     none = [row("compensated", 0.5, 0, 2.0), row("denoise", 3, 0, 2.0) | {"runtime": "torch"}]
     assert recommendation(record | {"methods": none}).startswith("Ship the INT8 graph as it is")
     # What learned from a scene is judged on the scene, whatever it does to rendered shifts.
-    scene = {
+    target_images = {
         "labelled": True,
         "gain": {
             "compensated": {"gain_pp": -3.0, "gain_interval_pp": [-5.0, -1.0]},
             "auto-contrast": {"gain_pp": 9.0, "gain_interval_pp": [7.0, 11.0]},
         },
     }
-    text = recommendation(record | {"scene": scene})
+    text = recommendation(record | {"scene": target_images})
     assert text.startswith("Ship auto-contrast + INT8 (+9.0 points [+7.0, +11.0] on the scene")
     assert "calibrator" not in text
-    mixed = record | {"scene": scene, "methods": [row | {"lessons": {"scene_alone": False}} for row in rows]}
+    mixed = record | {"scene": target_images, "methods": [row | {"lessons": {"scene_alone": False}} for row in rows]}
     assert recommendation(mixed).startswith("Ship INT8 + calibrator (+20.0")
     unlabelled = record | {"scene": {"labelled": False}}
     assert recommendation(unlabelled).startswith("Which method to ship is not known")
@@ -340,12 +340,12 @@ def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(
 ) -> None:
     from qrobust.pipeline import stages
 
-    def make(bench: Workbench, method: str) -> None:
+    def make(opened_run: Run, method: str) -> None:
         if method != "denoise":
-            raise GateError(f"parity: {method} no")
-        make_alternative(bench, method)
+            raise ExportCheckError(f"parity: {method} no")
+        make_baseline(opened_run, method)
 
-    monkeypatch.setattr(stages, "make_alternative", make)
+    monkeypatch.setattr(stages, "make_baseline", make)
     run = shutil.copytree(finished_run, tmp_path / "run")
     result = qrobust("compensate", run, "--compare", "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
@@ -359,11 +359,11 @@ def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(
 ) -> None:
     asked = {}
 
-    def train(*_: object, **options: object) -> None:
-        asked.update(options)
+    def train(*arguments: object, **options: object) -> None:
+        asked["learning_rate"] = arguments[5].learning_rate
         raise InputError("enough was seen")
 
-    monkeypatch.setattr(alternatives, "train_twin_in_stage", train)
+    monkeypatch.setattr(alternatives, "finetune", train)
     run = shutil.copytree(finished_run, tmp_path / "run")
     result = qrobust("compensate", run, "--remedy", "finetune", "--learning-rate", "0.01", "-q")
     assert "enough was seen" in result.output
@@ -371,18 +371,18 @@ def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(
 
 
 def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(finished_run: Path) -> None:
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    vars(bench)["model"] = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    vars(opened_run)["model"] = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     for method in ("bn-reestimate", "calibrator+bn-reestimate"):
         with pytest.raises(InputError, match="expected batch norms"):
-            make_alternative(bench, method)
-    assert bench.place().stage("evaluate")
+            make_baseline(opened_run, method)
+    assert opened_run.require_folder().stage("evaluate")
 
 
 def test_a_stage_counts_what_was_done_before_it_began(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    bench = Workbench.open(run, Reporter(), threads=1)
-    with stage(bench, "denoise", began_s=1000.0):
+    opened_run = Run.open(run, Reporter(), threads=1)
+    with stage(opened_run, "denoise", began_s=1000.0):
         pass
-    assert bench.place().need_stage("denoise", "compensate")["duration_s"] >= 1000.0
+    assert opened_run.require_folder().need_stage("denoise", "compensate")["duration_s"] >= 1000.0

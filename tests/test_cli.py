@@ -15,10 +15,11 @@ import torch
 from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
-from qrobust.errors import GateError, InputError
+from qrobust.errors import ExportCheckError, InputError
 from qrobust.evaluation.predictions import read_predictions
 from qrobust.evaluation.summary import run_rows
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.provenance import training_images
+from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.record import read_record, without_timings
 from qrobust.report.plots import layers_plot
@@ -96,8 +97,8 @@ def test_compensation_wins_contrast_back(finished_run: Path) -> None:
 
 def test_predictions_rebuild_the_rows_without_inference(finished_run: Path) -> None:
     wanted = read_record(finished_run / "record.json")["rows"]
-    cells = [(r["shift"], r["severity"]) for r in wanted]
-    labels, predictions = read_predictions(finished_run / "predictions", cells)
+    conditions = [(r["shift"], r["severity"]) for r in wanted]
+    labels, predictions = read_predictions(finished_run / "predictions", conditions)
     rows = run_rows(predictions, labels, seed=0, of=len(labels))
     assert rows == [{k: v for k, v in r.items() if k != "seen_by_calibrator"} for r in wanted]
 
@@ -373,9 +374,9 @@ def test_bad_input_is_one_line_and_writes_nothing(kind: str, tmp_path: Path) -> 
 
 def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise GateError("parity: no")
+        raise ExportCheckError("parity: no")
 
-    monkeypatch.setattr("qrobust.deployment.parity.check_gate", refuse)
+    monkeypatch.setattr("qrobust.deployment.parity.check_export", refuse)
     arguments, _ = bad_case("none", tmp_path)
     result = qrobust(*arguments, "--out", tmp_path / "out", "-q")
     assert result.exit_code == 3
@@ -474,7 +475,7 @@ def test_demo_recommends_only_what_it_has(tmp_path: Path) -> None:
 
 def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
     with pytest.raises(InputError, match="drawn with 0"):
-        Workbench.open(finished_run, Reporter(), seed=3)
+        Run.open(finished_run, Reporter(), seed=3)
     for command in ("sensitivity", "compensate", "export", "evaluate", "report"):
         one_line_error([command, finished_run, "--seed", 0], None, "--seed is for new runs")
 
@@ -507,13 +508,13 @@ def test_choices_that_cannot_be_met_leave_the_run_as_it_was(
 
 
 def test_budgets_can_be_taken_back(finished_run: Path) -> None:
-    def opened(**choices: object) -> Workbench:
-        return Workbench.open(finished_run, Reporter(), **choices)
+    def opened(**choices: object) -> Run:
+        return Run.open(finished_run, Reporter(), **choices)
 
     every = len(opened().data.training)
-    assert len(opened(few_shot=20).lessons) == 20
-    assert len(opened(few_shot=0).lessons) == every
-    assert opened(latency_budget=0.0).config.latency_budget == 0
+    assert len(training_images(opened(few_shot=20))) == 20
+    assert len(training_images(opened(few_shot=0))) == every
+    assert opened(latency_budget=0.0).config.calibrator.latency_budget == 0
 
 
 def test_stage_commands_want_a_run_folder(tmp_path: Path) -> None:
@@ -531,10 +532,10 @@ WHOLE = '{"model": "tiny", "data": "digits", "target": "x86-vnni", "calibration_
         ("{}", "is of something else"),
         ('{"model_type": "resnet"}', "is of something else"),
         (WHOLE + ', "stpes": 9}', "['stpes']"),
-        (WHOLE + ', "steps": "many"}', "wrong type"),
-        (WHOLE + ', "scene_images": 3}', "wrong type"),
+        (WHOLE + ', "steps": "many"}', "steps: expected an integer, got 'many'"),
+        (WHOLE + ', "scene_images": 3}', "target_images: expected text, got 3"),
         (WHOLE + ', "use_labels": "no"}', "use_labels: expected true or false, got 'no'"),
-        (WHOLE + ', "shifts": "fog"}', "config: shifts: expected a list, got 'fog'"),
+        (WHOLE + ', "shifts": "fog"}', "shifts: expected a list, each text, got 'fog'"),
         ("[]", "expected a JSON object"),
         ('{"model"', "cannot read"),
     ],
@@ -666,7 +667,7 @@ def test_training_that_gains_nothing_leaves_the_twin_as_it_was(
     assert qrobust(*small_quantize(weights, plain)).exit_code == 0
     monkeypatch.setattr(qat, "beyond_luck", lambda *_: False)
     result = qrobust(*[o for o in small_quantize(weights, trained, "--qat-epochs", "0.5") if o != "-q"])
-    assert "validation images can tell: the twin stays as it was" in result.output
+    assert "validation images can tell: the fake-quantized model stays as it was" in result.output
     assert json.loads((trained / "stages" / "quantize.json").read_text())["quantization"]["qat"]["best_step"] == 0
     assert (plain / "twin.safetensors").read_bytes() == (trained / "twin.safetensors").read_bytes()
 
@@ -679,13 +680,13 @@ def test_what_the_classifier_was_trained_on_cannot_be_held_out(weights: Path, tm
     for which in (["--remedy", "bn-reestimate"], ["--compare"], []):
         one_line_error(["compensate", run, *which, "--hold-out", "contrast"], None, "trained it on contrast")
     # Nor does it stand in the way of a scene's real images.
-    assert Workbench.open(run, Reporter(), scene_images="imagefolder:x", scene_alone=True).config.qat_shifts
+    assert Run.open(run, Reporter(), target_images="imagefolder:x").config.qat.shifts
 
 
 def test_a_scene_alone_has_no_shifts_to_train_the_twin_on(tmp_path: Path) -> None:
-    scene = ["--target-images", tmp_path, "--qat-epochs", 1, "--qat-shifts"]
+    target_images = ["--target-images", tmp_path, "--qat-epochs", 1, "--qat-shifts"]
     one_line_error(
-        ["run", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "o", *scene],
+        ["run", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "o", *target_images],
         tmp_path / "o",
         "--qat-shifts: expected shifts that can be rendered",
     )

@@ -26,6 +26,9 @@ from qrobust.compensation.calibrator import (
     Correction,
     within_budget,
 )
+from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.fit import candidates, new_calibrator
 from qrobust.compensation.gate import (
     GAINS,
     MOST_TRIED,
@@ -34,13 +37,17 @@ from qrobust.compensation.gate import (
     set_gate,
 )
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.training import train_calibrator
+from qrobust.compensation.training import Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.loading import open_data
+from qrobust.data.splits import TrainingData
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
 from qrobust.errors import InputError
+from qrobust.pipeline.provenance import training_data
+from qrobust.pipeline.run import Run
+from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
@@ -249,8 +256,8 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     torch.nn.init.normal_(calibrator.photometric.weight, 0, 0.02)
     torch.nn.init.normal_(calibrator.geometric.weight, 0, 0.02)
     frozen = quantize(calibrator.eval(), X86_VNNI, [images], leaves=(Correction,))
-    twin = quantize(small_model, X86_VNNI, [images])
-    pair = Compensated(frozen, twin)
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    pair = Compensated(frozen, fake_quantized)
     export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
     assert counted["integer_ops"] == counted["quantizable_ops"] == 23
@@ -259,37 +266,46 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
 
 
+def calibrator_of(run: Run, width: int | None = None, branches: tuple[str, ...] = ()) -> Calibrator:
+    """An untrained calibrator for a run: the best within its budget, or of a given size."""
+    if width is None:
+        width, branches = candidates(run.model, training_data(run), run.config.calibrator)[0]
+    return new_calibrator(run.data.image_size, width, branches, run.model.channels, run.config.seed)
+
+
+def trained(
+    run: Run,
+    calibrator: torch.nn.Module,
+    validation: Validation,
+    conditions: list[tuple[str, int]],
+    checkpoint: Path,
+    steps: tuple[int, int],
+    **options: Any,
+) -> training.Fit:
+    """Train a calibrator in place, `steps` in all and restoring pixels."""
+    progress = {"progress": options.pop("progress")} if "progress" in options else {}
+    config = CalibratorConfig(**{"batch_size": 16, "use_labels": False} | options)
+    data = TrainingData(run.data.training, conditions, "cifar-c")
+    phase = Phase("float", *steps, 4e-3, 0, checkpoint)
+    return train_calibrator(calibrator, run.fake_quantized, run.model, data, validation, config, phase, **progress)
+
+
 def test_training_helps_resumes_and_leaves_the_classifier_alone(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrobust.pipeline.run import Workbench
-    from qrobust.progress import Reporter
 
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    cells = [("contrast", 5)]
-    validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=100)
-    before = state_hash(bench.twin)
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    conditions = [("contrast", 5)]
+    validation = Validation(opened_run.data.validation, conditions, table="cifar-c", seed=1, limit=100)
+    before = state_hash(opened_run.fake_quantized)
 
-    def train(name: str, steps: int = 60, **options: object) -> tuple[torch.nn.Module, object]:
-        calibrator = bench.new_calibrator(*bench.calibrators_within_budget()[0])
-        choices = {
-            "table": "cifar-c",
-            "steps": steps,
-            "restore_steps": 40,
-            "batch_size": 16,
-            "learning_rate": 4e-3,
-            "use_labels": False,
-            "association_weight": 1.0,
-            "reverse_weight": 0.0,
-            "seed": 0,
-            "checkpoint": tmp_path / name,
-        } | options
-        fit = train_calibrator(calibrator, bench.twin, bench.model, bench.data.training, validation, cells, **choices)
-        return calibrator, fit
+    def train(name: str, steps: tuple[int, int] = (60, 40), **options: object) -> tuple[torch.nn.Module, Any]:
+        calibrator = calibrator_of(opened_run)
+        return calibrator, trained(opened_run, calibrator, validation, conditions, tmp_path / name, steps, **options)
 
     whole, fit = train("whole.pt")
     assert fit.shift_accuracy > fit.start_shift_accuracy
-    assert state_hash(bench.twin) == before
+    assert state_hash(opened_run.fake_quantized) == before
 
     class KilledError(Exception):
         pass
@@ -320,8 +336,8 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
         return reverse_adversarial(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(training, "reverse_adversarial", count)
-    pulled, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=4, restore_steps=0)
-    plain, _ = train("plain.pt", reverse_weight=0.0, steps=4, restore_steps=0)
+    pulled, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=(4, 0))
+    plain, _ = train("plain.pt", reverse_weight=0.0, steps=(4, 0))
     assert not with_reverse.diverged
     assert len(asked) == 4
     assert state_hash(pulled) != state_hash(plain)
@@ -329,24 +345,7 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
         with pytest.raises(InputError, match=match):
             train("bad.pt", **options)
     with pytest.raises(InputError, match="at least one shift"):
-        train_calibrator(
-            bench.new_calibrator(*bench.calibrators_within_budget()[0]),
-            bench.twin,
-            bench.model,
-            bench.data.training,
-            validation,
-            [],
-            table="cifar-c",
-            steps=1,
-            restore_steps=0,
-            batch_size=16,
-            learning_rate=1e-3,
-            use_labels=True,
-            association_weight=1.0,
-            reverse_weight=0.0,
-            seed=0,
-            checkpoint=tmp_path / "none.pt",
-        )
+        trained(opened_run, calibrator_of(opened_run), validation, [], tmp_path / "none.pt", (1, 0))
 
 
 def test_training_that_diverges_at_once_keeps_the_calibrator_that_was_there(
@@ -381,54 +380,26 @@ def test_a_classifier_without_gradient_is_refused(tmp_path: Path) -> None:
             Calibrator(32, 4),
             flat,
             flat,
-            data.training,
+            TrainingData(data.training, [("fog", 5)], "cifar-c"),
             validation,
-            [("fog", 5)],
-            table="cifar-c",
-            steps=1,
-            restore_steps=0,
-            batch_size=16,
-            learning_rate=1e-3,
-            use_labels=True,
-            association_weight=1.0,
-            reverse_weight=0.0,
-            seed=0,
-            checkpoint=tmp_path / "none.pt",
+            CalibratorConfig(),
+            Phase("float", 1, 0, 1e-3, 0, tmp_path / "none.pt"),
         )
 
 
 @pytest.fixture
 def few_steps(finished_run: Path, tmp_path: Path) -> Callable[..., Calibrator]:
     """Sixteen steps of a calibrator with a photometric branch alone, begun at an offset and with other options."""
-    from qrobust.pipeline.run import Workbench
-    from qrobust.progress import Reporter
 
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    cells = [("contrast", 5), ("inversion", 5)]
-    validation = Validation(bench.data.validation, cells, table="cifar-c", seed=1, limit=40)
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    conditions = [("contrast", 5), ("inversion", 5)]
+    validation = Validation(opened_run.data.validation, conditions, table="cifar-c", seed=1, limit=40)
 
     def train(name: str, proposed: float = 0.0, **options: float) -> Calibrator:
-        calibrator = bench.new_calibrator(4, ("photometric",)).train()
+        calibrator = calibrator_of(opened_run, 4, ("photometric",)).train()
         torch.nn.init.constant_(calibrator.photometric.bias, proposed)
-        train_calibrator(
-            calibrator,
-            bench.twin,
-            bench.model,
-            bench.data.training,
-            validation,
-            cells,
-            table="cifar-c",
-            steps=16,
-            restore_steps=12,
-            batch_size=16,
-            learning_rate=4e-3,
-            use_labels=True,
-            association_weight=1.0,
-            reverse_weight=0.0,
-            seed=0,
-            checkpoint=tmp_path / name,
-            **options,
-        )
+        options = {"use_labels": True} | options
+        trained(opened_run, calibrator, validation, conditions, tmp_path / name, (16, 12), **options)
         return calibrator
 
     return train
@@ -505,9 +476,8 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
 
 def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp_path: Path) -> None:
     """Another budget asks for another gate, not for another training."""
-    from qrobust.pipeline.compensate import GIVEN_UP, fit_calibrator
-    from qrobust.pipeline.run import Workbench
-    from qrobust.progress import Reporter
+    from qrobust.compensation.fit import GIVEN_UP
+    from qrobust.pipeline.compensate import calibrator_data, fit_in_run
 
     class Told(Reporter):
         def __init__(self) -> None:
@@ -520,28 +490,25 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     (run / "checkpoints").mkdir(exist_ok=True)
     found = {}
     for budget in (0.0, 100.0):
-        told, result = Told(), dict[str, Any]()
-        bench = Workbench.open(
+        told = Told()
+        opened_run = Run.open(
             run, told, threads=1, steps=60, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
         )
-        fit_calibrator(bench, bench.twin, result)
-        measured, trained = result["validation"], result["training"]["int8"]
-        given_up = trained["shift_accuracy"] - measured["shift_accuracy"]
+        fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
+        given_up = fit.int8_phase.shift_accuracy - fit.shift_accuracy
         assert any("--clean-budget" in text for text in told.said) == (given_up > GIVEN_UP)
-        found[budget] = measured, trained, result["earlier_s"]
-    (strict, trained, fresh), (free, again, earlier) = found[0.0], found[100.0]
-    assert strict["clean_accuracy"] >= free["clean_accuracy"]
-    assert strict["shift_accuracy"] < free["shift_accuracy"]
-    assert fresh == 0 < earlier
-    assert trained | {"earlier_s": 0} == again | {"earlier_s": 0}
+        found[budget] = fit
+    strict, free = found[0.0], found[100.0]
+    assert strict.clean_accuracy >= free.clean_accuracy
+    assert strict.shift_accuracy < free.shift_accuracy
+    assert strict.earlier_s == 0 < free.earlier_s
+    assert strict.int8_phase == free.int8_phase
 
 
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
 def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
     from qrobust.pipeline.baselines import MAKERS
-    from qrobust.pipeline.compensate import fit_calibrator
-    from qrobust.pipeline.run import Workbench
-    from qrobust.progress import Reporter
+    from qrobust.pipeline.compensate import calibrator_data, fit_in_run
 
     def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
         run = shutil.copytree(finished_run, tmp_path / name)
@@ -549,40 +516,46 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
         chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "shifts": ["contrast"]}
         (run / "config.json").write_text(json.dumps(config | chosen))
         (run / "checkpoints").mkdir(exist_ok=True)
-        bench, result = Workbench.open(run, Reporter(), threads=1), dict[str, Any]()
-        labels = bench.data.training.source.labels
+        opened_run = Run.open(run, Reporter(), threads=1)
+        labels = opened_run.data.training.source.labels
         if mixed_up:
             labels.copy_((labels + 1) % 10)
-        module = MAKERS[make](bench, result) if make == "finetune" else fit_calibrator(bench, bench.twin, result)
-        result["training"].pop("earlier_s", None)
-        for phase in result["training"].values():
-            if isinstance(phase, dict):
-                phase.pop("earlier_s")
-        return state_hash(module), (result["training"], result.get("validation"))
+        if make == "finetune":
+            made = MAKERS[make](opened_run)
+            return state_hash(made.model), {k: v for k, v in made.result["training"].items() if k != "earlier_s"}
+        fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
+        return state_hash(fit.calibrator), (fit.float_phase, fit.int8_phase, fit.clean_accuracy, fit.shift_accuracy)
 
     blind = made("blind", mixed_up=False, use_labels=False)
     assert blind == made("mixed up", mixed_up=True, use_labels=False)
     assert made("seeing", mixed_up=False, use_labels=True) != made("misled", mixed_up=True, use_labels=True)
 
 
-def test_polish_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:
-    from qrobust.pipeline.polishing import polish
-    from qrobust.pipeline.run import Workbench
-    from qrobust.progress import Reporter
+def test_evolution_keeps_the_best_that_onnxruntime_measured(finished_run: Path) -> None:
 
-    bench = Workbench.open(finished_run, Reporter(), threads=1)
-    validation = Validation(bench.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
-    before = state_hash(bench.calibrator)
-    judged = bench.session("int8")
-    unmoved, _ = polish(bench, bench.calibrator, judged, validation, 3, least_clean=2.0)
+    opened_run = Run.open(finished_run, Reporter(), threads=1)
+    validation = Validation(opened_run.data.validation, [("contrast", 5)], table="cifar-c", seed=1, limit=60)
+    before = state_hash(opened_run.calibrator)
+    deployed = opened_run.onnx_classifier("int8")
+
+    def evolved(least_clean: float) -> tuple[torch.nn.Module, Evolution]:
+        return evolve(
+            opened_run.calibrator,
+            deployed,
+            validation,
+            3,
+            least_clean=least_clean,
+            deploy=opened_run.deploy,
+            seed=0,
+            reporter=Reporter(),
+        )
+
+    unmoved, _ = evolved(2.0)
     assert state_hash(unmoved) == before
-    polished, scores = polish(bench, bench.calibrator, judged, validation, 3, least_clean=0.0)
-    assert state_hash(bench.calibrator) == before
-    assert scores["after"] >= scores["before"]
-    if scores["after"] == scores["before"]:
-        assert state_hash(polished) == before
-    else:
-        assert state_hash(polished) != before
+    best, scores = evolved(0.0)
+    assert state_hash(opened_run.calibrator) == before
+    assert scores.after >= scores.before
+    assert (scores.after == scores.before) == (state_hash(best) == before)
 
 
 def test_validation_shares_its_limit() -> None:
@@ -643,30 +616,41 @@ def test_the_summary_keeps_where_things_are(size: int) -> None:
 
 
 def test_sampling_favours_what_hurts() -> None:
-    cells = [("fog", 3), ("fog", 5), ("rotation", 5)]
-    assert sampling(cells).tolist() == pytest.approx([0.25, 0.25, 0.5])
-    assert sampling(cells, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.25, 0.25, 0.5])
-    assert sampling(cells, [0.0, 0.0, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    conditions = [("fog", 3), ("fog", 5), ("rotation", 5)]
+    assert sampling(conditions).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(conditions, [0.2, 0.6, 0.1]).tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert sampling(conditions, [0.0, 0.0, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.25, 0.5])
     # Errors weigh as 0.25 x 0.2, 0.25 x 0.6, 0.5 x 0.1 of their sum, 0.25.
-    assert sampling(cells, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
+    assert sampling(conditions, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
 
 
 def test_latency_budget_narrows_the_calibrator(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrobust.pipeline import compensate as compensating
-    from qrobust.pipeline.run import Workbench
-    from qrobust.progress import Reporter
+    from qrobust.compensation import fit as fitting
+    from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, frozen_classifier
 
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
 
-    def bench(budget: float | None) -> Workbench:
-        return Workbench.open(run, Reporter(), threads=1, latency_budget=budget)
+    def opened_run(budget: float | None) -> Run:
+        return Run.open(run, Reporter(), threads=1, latency_budget=budget)
 
-    widest, *rest = bench(None).calibrators_within_budget()
-    chosen, ratio = compensating.choose_calibrator(bench(None), bench(None).twin)
-    assert ((chosen.width, chosen.branches), ratio) == (widest, None)
+    def chosen_by(budget: float | None) -> tuple[tuple[int, tuple[str, ...]], float | None]:
+        asked = opened_run(budget)
+        calibrator, ratio = fitting.choose_calibrator(
+            frozen_classifier(asked, asked.fake_quantized),
+            calibrator_data(asked),
+            asked.config.calibrator,
+            chosen=checkpoints_of(asked, asked.fake_quantized).chosen,
+            seed=0,
+            reporter=Reporter(),
+        )
+        return (calibrator.width, calibrator.branches), ratio
+
+    asked = opened_run(None)
+    widest, *rest = candidates(asked.model, training_data(asked), asked.config.calibrator)
+    assert chosen_by(None) == (widest, None)
     timed: list[dict[str, float]] = []
 
     def latencies(sessions: dict[str, object], size: int, batch: int) -> dict[str, float]:
@@ -674,24 +658,21 @@ def test_latency_budget_narrows_the_calibrator(
         timed.append({"alone": 1.0, "pair": 2.0 - 0.3 * len(timed)})
         return timed[-1]
 
-    monkeypatch.setattr(compensating, "latencies_ms", latencies)
-    chosen, ratio = compensating.choose_calibrator(bench(1.75), bench(None).twin)
-    assert (chosen.width, chosen.branches) == rest[0]
-    assert ratio == pytest.approx(1.7)
+    monkeypatch.setattr(fitting, "latencies_ms", latencies)
+    assert chosen_by(1.75) == (rest[0], pytest.approx(1.7))
     timed.clear()
-    monkeypatch.setattr(compensating, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
+    monkeypatch.setattr(fitting, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
     # A training that goes on keeps what was chosen, though times differ now.
-    chosen, ratio = compensating.choose_calibrator(bench(1.75), bench(None).twin)
-    assert ((chosen.width, chosen.branches), ratio) == (rest[0], pytest.approx(1.7))
+    assert chosen_by(1.75) == (rest[0], pytest.approx(1.7))
     with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):
-        compensating.choose_calibrator(bench(1.5), bench(None).twin)
+        chosen_by(1.5)
     with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, or 0 for none, got 0\.5"):
-        bench(0.5)
+        opened_run(0.5)
 
 
 def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
     training_split = open_data("digits", seed=0).training.first(150)
-    known = training.views(small_model, training_split, 1000)
+    known = training.teacher_outputs(small_model, training_split, 1000)
     assert known is not None
     exact = small_model(training_split.read(slice(None)).float() / 255)
     assert (known.logits - exact).abs().max() < 0.05 * exact.std()
@@ -700,7 +681,7 @@ def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
     assert (head(known.features.float()) - exact).abs().max() < 0.05 * exact.std()
     some = torch.arange(0, 150, 7)
     assert known.of(some).distance(known.of(some)) == 0
-    assert training.views(small_model, training_split, 149) is None
+    assert training.teacher_outputs(small_model, training_split, 149) is None
 
 
 def test_association_is_of_logits_and_features_in_units_of_their_variance(images: torch.Tensor) -> None:
@@ -712,9 +693,12 @@ def test_association_is_of_logits_and_features_in_units_of_their_variance(images
     assert torch.equal(features, without(images))
     assert torch.equal(logits, with_head(images))
     assert logits_and_features(without, images)[1] is None
-    view, moved = training.View(logits, features), training.View(logits + 2 * logits.std(), features - features.std())
+    view, moved = (
+        training.TeacherOutput(logits, features),
+        training.TeacherOutput(logits + 2 * logits.std(), features - features.std()),
+    )
     assert view.distance(moved).item() == pytest.approx(4 + 1)
-    assert view.distance(training.View(logits, None)) == 0
+    assert view.distance(training.TeacherOutput(logits, None)) == 0
 
 
 def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(images: torch.Tensor) -> None:

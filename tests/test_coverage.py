@@ -90,15 +90,15 @@ def network(*middle: nn.Module | Callable[[torch.Tensor], torch.Tensor], channel
 
 
 def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Module, dict[str, int], dict[str, int]]:
-    """Float unchanged by rewriting, session equal to twin; returns twin, float compute and other float operators."""
+    """Float unchanged by rewriting, session equal to fake-quantized model; returns fake-quantized model, float compute and other float operators."""
     plain = folded(model, pixels[:1])
     # Float32 rounding of a handful of layers whose values are of order one.
     assert torch.allclose(plain(pixels), model(pixels), atol=1e-5, rtol=1e-4)
-    twin = quantize(model, X86_VNNI, [pixels], recipe=Recipe(ranges="moving-average"))
-    export(twin, folder / "int8.onnx", pixels.shape[-1])
-    wanted, got = twin(pixels), OnnxClassifier(folder / "int8.onnx", 1)(pixels)
+    fake_quantized = quantize(model, X86_VNNI, [pixels], recipe=Recipe(ranges="moving-average"))
+    export(fake_quantized, folder / "int8.onnx", pixels.shape[-1])
+    wanted, got = fake_quantized(pixels), OnnxClassifier(folder / "int8.onnx", 1)(pixels)
     # Values on a rounding border may fall on either side: at most one step in each feature of the last layer.
-    last = [m for m in twin.modules() if isinstance(m, IntegerLinear)][-1]
+    last = [m for m in fake_quantized.modules() if isinstance(m, IntegerLinear)][-1]
     one_step = (last.bias_scale / last.weight_scale)[0] * last.weight().abs().sum(1).max()
     assert (wanted - got).abs().max() <= 1.01 * one_step
     assert (wanted - got).abs().mean() <= 0.1 * one_step
@@ -117,11 +117,11 @@ def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Modu
     )
     # That of a first convolution's fourth channel.
     others -= Counter(n.op_type for n in graph.node if n.name.endswith("_wide_pad"))
-    return twin, counted["float_compute"], dict(others)
+    return fake_quantized, counted["float_compute"], dict(others)
 
 
-def count(twin: nn.Module, kind: type[nn.Module]) -> int:
-    return sum(isinstance(m, kind) for m in twin.modules())
+def count(fake_quantized: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(m, kind) for m in fake_quantized.modules())
 
 
 @pytest.fixture
@@ -237,10 +237,12 @@ FORMS: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_form_comes_out_integer(name: str, pixels: torch.Tensor, tmp_path: Path) -> None:
-    twin, compute, others = check(network(*FORMS[name]), pixels, tmp_path)  # type: ignore[arg-type]  # see `network`
+    fake_quantized, compute, others = check(network(*FORMS[name]), pixels, tmp_path)  # type: ignore[arg-type]  # see `network`
     assert compute == {}
     assert set(others) <= ({"Pad"} if "padding" in name else set())
-    assert not any(isinstance(m, nn.ReLU | nn.Hardtanh | nn.Hardswish | nn.BatchNorm2d) for m in twin.modules())
+    assert not any(
+        isinstance(m, nn.ReLU | nn.Hardtanh | nn.Hardswish | nn.BatchNorm2d) for m in fake_quantized.modules()
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,8 +260,8 @@ def test_form_comes_out_integer(name: str, pixels: torch.Tensor, tmp_path: Path)
 def test_factors_go_into_a_convolution_where_there_is_one(
     middle: tuple[nn.Module, ...], convolutions: int, pixels: torch.Tensor, tmp_path: Path
 ) -> None:
-    twin, compute, others = check(network(*middle), pixels, tmp_path)
-    assert (count(twin, IntegerConv2d), compute, others) == (convolutions, {}, {})
+    fake_quantized, compute, others = check(network(*middle), pixels, tmp_path)
+    assert (count(fake_quantized, IntegerConv2d), compute, others) == (convolutions, {}, {})
 
 
 def test_shared_convolution_is_folded_per_call(pixels: torch.Tensor, tmp_path: Path) -> None:
@@ -271,8 +273,8 @@ def test_shared_convolution_is_folded_per_call(pixels: torch.Tensor, tmp_path: P
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.two(self.conv(F.relu(self.one(self.conv(x)))))
 
-    twin, compute, _ = check(network(Twice()), pixels, tmp_path)
-    assert (count(twin, IntegerConv2d), compute) == (4, {})
+    fake_quantized, compute, _ = check(network(Twice()), pixels, tmp_path)
+    assert (count(fake_quantized, IntegerConv2d), compute) == (4, {})
 
 
 def test_layer_that_is_called_twice_has_constants_of_its_own(pixels: torch.Tensor, tmp_path: Path) -> None:
@@ -290,8 +292,8 @@ def test_layer_that_is_called_twice_has_constants_of_its_own(pixels: torch.Tenso
 
 def test_pixel_arithmetic_stays_in_float(pixels: torch.Tensor, tmp_path: Path) -> None:
     model = nn.Sequential(Says(lambda x: (x - 0.5) / 0.25), *network(nn.ReLU()).children()).eval()
-    twin, compute, others = check(model, pixels, tmp_path)
-    assert (count(twin, IntegerConv2d), compute, set(others)) == (2, {}, {"Sub", "Div"})
+    fake_quantized, compute, others = check(model, pixels, tmp_path)
+    assert (count(fake_quantized, IntegerConv2d), compute, set(others)) == (2, {}, {"Sub", "Div"})
 
 
 def flat_head(*layers: nn.Module) -> nn.Module:
@@ -309,8 +311,8 @@ def flat_head(*layers: nn.Module) -> nn.Module:
     ],
 )
 def test_heads(layers: tuple[nn.Module, ...], kinds: tuple[int, int], pixels: torch.Tensor, tmp_path: Path) -> None:
-    twin, compute, others = check(flat_head(*layers), pixels, tmp_path)
-    assert (count(twin, IntegerConv2d), count(twin, IntegerLinear)) == kinds
+    fake_quantized, compute, others = check(flat_head(*layers), pixels, tmp_path)
+    assert (count(fake_quantized, IntegerConv2d), count(fake_quantized, IntegerLinear)) == kinds
     assert compute == {}
     assert set(others) <= {"Gelu"}
 
@@ -340,8 +342,8 @@ class Tokens(nn.Module):
 
 def test_tokens_have_integer_linear_layers(pixels: torch.Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    twin, compute, others = check(Tokens().eval().requires_grad_(False), pixels, tmp_path)
-    assert (count(twin, IntegerConv2d), count(twin, IntegerLinear)) == (1, 5)
+    fake_quantized, compute, others = check(Tokens().eval().requires_grad_(False), pixels, tmp_path)
+    assert (count(fake_quantized, IntegerConv2d), count(fake_quantized, IntegerLinear)) == (1, 5)
     assert sum(compute.values()) == 2  # the two products of attention
     assert set(others) == {"Gelu", "LayerNormalization", "Softmax"}
 

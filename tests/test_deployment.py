@@ -14,9 +14,9 @@ from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
 from qrobust.deployment.onnx_graph import load
-from qrobust.deployment.parity import check_gate, parity
+from qrobust.deployment.parity import check_export, parity
 from qrobust.deployment.profiling import latencies_ms
-from qrobust.errors import GateError, InputError
+from qrobust.errors import ExportCheckError, InputError
 from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import (
@@ -29,25 +29,25 @@ from qrobust.quantization.target import (
 
 @pytest.fixture
 def exported(small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path) -> tuple[Path, nn.Module]:
-    twin = quantize(small_model, X86_VNNI, [images])
-    export(twin, tmp_path / "int8.onnx", 32, {"class_names": ["a", "b"], "note": "text"})
-    return tmp_path / "int8.onnx", twin
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    export(fake_quantized, tmp_path / "int8.onnx", 32, {"class_names": ["a", "b"], "note": "text"})
+    return tmp_path / "int8.onnx", fake_quantized
 
 
 def test_exported_twin_is_integer_dynamic_and_says_the_same(
     exported: tuple[Path, nn.Module], images: torch.Tensor
 ) -> None:
-    path, twin = exported
+    path, fake_quantized = exported
     session = OnnxClassifier(path, 1)
     for n in (1, 3, 24):
-        wanted, got = twin(images[:n]), session(images[:n])
+        wanted, got = fake_quantized(images[:n]), session(images[:n])
         assert got.shape == (n, 10)
         # Fused kernels may differ from unfused ones by a step of the last activation here and there.
-        assert (wanted - got).abs().mean() < 0.02 * twin(images).std()
+        assert (wanted - got).abs().mean() < 0.02 * fake_quantized(images).std()
     counted = audit(path)
     assert counted["integer_ops"] == counted["quantizable_ops"] == 10
     zeros = 32 * 32 * 9 * 8  # of the fourth channel of the first convolution's 8 filters
-    assert counted["integer_macs"] == counted["total_macs"] == count_macs(twin, 32) + zeros
+    assert counted["integer_macs"] == counted["total_macs"] == count_macs(fake_quantized, 32) + zeros
     assert counted["float_compute"] == {}
     proto = load(path)
     assert len(proto.graph.input) == len(proto.graph.output) == 1
@@ -57,13 +57,13 @@ def test_exported_twin_is_integer_dynamic_and_says_the_same(
 
 
 def test_unfused_graph_equals_the_twin_exactly(exported: tuple[Path, nn.Module], images: torch.Tensor) -> None:
-    """ONNX's own reference runtime on the exported file, an independent implementation, gives the twin's logits."""
+    """ONNX's own reference runtime on the exported file, an independent implementation, gives the fake-quantized model's logits."""
     from onnx.reference import ReferenceEvaluator
 
-    path, twin = exported
+    path, fake_quantized = exported
     (logits,) = ReferenceEvaluator(str(path)).run(None, {"images": images[:2].numpy()})
     # Float32 sums in another order may move an activation that lies on a rounding border by a step.
-    assert np.abs(logits - twin(images[:2]).numpy()).mean() < 0.01 * float(twin(images).std())
+    assert np.abs(logits - fake_quantized(images[:2]).numpy()).mean() < 0.01 * float(fake_quantized(images).std())
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w6a8", "w4a8", "w4a4"])
@@ -71,14 +71,14 @@ def test_unfused_graph_equals_the_twin_exactly(exported: tuple[Path, nn.Module],
 def test_narrow_bits_are_integer_and_exact(
     bits: str, storage: str, small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    twin = quantize(small_model, X86_VNNI, [images], recipe=Recipe(bits))
+    fake_quantized = quantize(small_model, X86_VNNI, [images], recipe=Recipe(bits))
     path = tmp_path / "narrow.onnx"
-    export(twin, path, 32, storage=storage)
+    export(fake_quantized, path, 32, storage=storage)
     counted = audit(path)
     assert counted["integer_ops"] == counted["quantizable_ops"] == 10
     stored = [i.data_type for i in load(path).graph.initializer if int(np.prod(i.dims)) > 64]
     assert (onnx.TensorProto.INT4 in stored) == (storage == "int4" and bits.startswith("w4"))
-    wanted, got = twin(images), OnnxClassifier(path, 1)(images)
+    wanted, got = fake_quantized(images), OnnxClassifier(path, 1)(images)
     # As above: a step of a deep activation here and there, of which a 4-bit one is 17 times as long.
     assert (wanted - got).abs().mean() < (0.1 if bits == "w4a4" else 0.02) * wanted.std()
 
@@ -86,14 +86,14 @@ def test_narrow_bits_are_integer_and_exact(
 def test_layers_kept_in_float_stay_there(small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path) -> None:
     # Left to itself, onnxruntime quantizes a float layer between quantized tensors on a grid of its own.
     recipe = Recipe("w4a4", exceptions=(("blocks.1.conv1", "float"), ("blocks.2.*", "float")))
-    twin = quantize(small_model, X86_VNNI, [images], recipe=recipe)
-    export(twin, tmp_path / "mixed.onnx", 32)
+    fake_quantized = quantize(small_model, X86_VNNI, [images], recipe=recipe)
+    export(fake_quantized, tmp_path / "mixed.onnx", 32)
     counted = audit(tmp_path / "mixed.onnx")
     assert counted["quantizable_ops"] - counted["integer_ops"] == 1 + 3
-    wanted, got = twin(images), OnnxClassifier(tmp_path / "mixed.onnx", 1)(images)
+    wanted, got = fake_quantized(images), OnnxClassifier(tmp_path / "mixed.onnx", 1)(images)
     # A step of a 4-bit activation here and there.
     assert (wanted - got).abs().mean() < 0.1 * wanted.std()
-    again = restore(small_model, X86_VNNI, 32, twin.state_dict(), recipe=recipe)
+    again = restore(small_model, X86_VNNI, 32, fake_quantized.state_dict(), recipe=recipe)
     assert torch.equal(again(images), wanted)
 
 
@@ -106,12 +106,12 @@ def test_a_fourth_channel_of_zeros_changes_no_bit(
     torch.manual_seed(0)
     # The image is read twice, by one convolution that is widened and by an addition that is not.
     network = ReadTwice(nn.Conv2d(3, 3, kernel, padding=kernel // 2), nn.Conv2d(3, 5, 1, stride=8))
-    twin = quantize(network, target, [images])
-    export(twin, tmp_path / "wide.onnx", 32)
+    fake_quantized = quantize(network, target, [images])
+    export(fake_quantized, tmp_path / "wide.onnx", 32)
     stored = [tuple(i.dims) for i in load(tmp_path / "wide.onnx").graph.initializer if len(i.dims) == 4]
     assert sorted(stored) == [(3, channels, kernel, kernel), (5, 3, 1, 1)]
     monkeypatch.setattr("qrobust.deployment.export._widen", lambda proto: None)
-    export(twin, tmp_path / "plain.onnx", 32)
+    export(fake_quantized, tmp_path / "plain.onnx", 32)
     wide, plain = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("wide", "plain"))
     assert torch.equal(wide(images), plain(images))
     counted = audit(tmp_path / "wide.onnx", signed_activations=target.signed)
@@ -150,8 +150,8 @@ def test_parity_tells_ties_from_disagreement() -> None:
     measured = parity(ours, theirs, images, labels)
     assert measured["agreement"] == pytest.approx(1 / 3)
     assert measured["agreement_beyond_ties"] == pytest.approx(2 / 3)
-    with pytest.raises(GateError, match=r"agree on 66\.7 %"):
-        check_gate("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, 1)
+    with pytest.raises(ExportCheckError, match=r"agree on 66\.7 %"):
+        check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, 1)
 
 
 def test_gate_refuses_float_compute() -> None:
@@ -163,17 +163,17 @@ def test_gate_refuses_float_compute() -> None:
         "session_accuracy": 0.9,
     }
     audited = {"integer_ops": 3, "quantizable_ops": 5, "float_compute": {"Conv": 2}}
-    with pytest.raises(GateError, match=r"runs 3 .* expected its 4 quantized layers; in float: 2 Conv"):
-        check_gate("int8", audited, measured, 4)
-    check_gate("int8", audited, measured, 3)  # what is in float was never claimed to be integer
-    check_gate("float", audited, measured)
-    with pytest.raises(GateError, match="accuracy"):
-        check_gate("float", audited, measured | {"session_accuracy": 0.85})
+    with pytest.raises(ExportCheckError, match=r"runs 3 .* expected its 4 quantized layers; in float: 2 Conv"):
+        check_export("int8", audited, measured, 4)
+    check_export("int8", audited, measured, 3)  # what is in float was never claimed to be integer
+    check_export("float", audited, measured)
+    with pytest.raises(ExportCheckError, match="accuracy"):
+        check_export("float", audited, measured | {"session_accuracy": 0.85})
     # Four ties of a thousand fell the other way, all for the better: six in that many could by chance.
     tied = measured | {"agreement": 0.996}
-    check_gate("float", audited, tied | {"session_accuracy": 0.904})
-    with pytest.raises(GateError, match=r"differs by 0\.70 points in float, expected at most 0\.60"):
-        check_gate("float", audited, tied | {"session_accuracy": 0.907})
+    check_export("float", audited, tied | {"session_accuracy": 0.904})
+    with pytest.raises(ExportCheckError, match=r"differs by 0\.70 points in float, expected at most 0\.60"):
+        check_export("float", audited, tied | {"session_accuracy": 0.907})
 
 
 class NotExportable(nn.Module):
@@ -182,7 +182,7 @@ class NotExportable(nn.Module):
 
 
 def test_failed_export_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match="cannot export") as caught:
+    with pytest.raises(ExportCheckError, match="cannot export") as caught:
         export(NotExportable(), tmp_path / "x.onnx", 8)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,11 @@ from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation.predictions import (
     CLEAN,
-    CellPredictions,
+    Cache,
+    Condition,
+    ConditionPredictions,
     Predictions,
+    Task,
     kept_or_predicted,
     predict,
     read_predictions,
@@ -42,17 +45,21 @@ def said(right: np.ndarray, confidence: float = 0.75) -> Predictions:
 
 
 @pytest.fixture
-def predictions() -> CellPredictions:
+def predictions() -> ConditionPredictions:
     rng = np.random.default_rng(0)
-    found: CellPredictions = {}
-    for index, cell in enumerate(CELLS):
+    found: ConditionPredictions = {}
+    for index, condition in enumerate(CELLS):
         floating = rng.random(N) < 0.95 - 0.2 * index
         int8 = floating & (rng.random(N) < 0.97 - 0.1 * index)
-        found[cell] = {"float": said(floating, 0.9 - 0.1 * index), "int8": said(int8), "compensated": said(floating)}
+        found[condition] = {
+            "float": said(floating, 0.9 - 0.1 * index),
+            "int8": said(int8),
+            "compensated": said(floating),
+        }
     return found
 
 
-def test_rows_carry_counts_tests_and_confidence(predictions: CellPredictions) -> None:
+def test_rows_carry_counts_tests_and_confidence(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=1000)
     assert [(r["shift"], r["severity"]) for r in rows] == CELLS
     assert {(r["n"], r["of"]) for r in rows} == {(N, 1000)}
@@ -64,7 +71,7 @@ def test_rows_carry_counts_tests_and_confidence(predictions: CellPredictions) ->
     assert rows[3]["flips"]["harmful"] == pytest.approx(rows[3]["drop_pp"] / 100)
 
 
-def test_summary_agrees_with_its_rows(predictions: CellPredictions) -> None:
+def test_summary_agrees_with_its_rows(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=N)
     s = summarise(predictions, LABELS, ("fog",), seed=0, table="cifar-c", classes=5, of=N)
     assert s["quantization_drop_pp"] == pytest.approx(rows[0]["drop_pp"])
@@ -86,18 +93,20 @@ def test_summary_agrees_with_its_rows(predictions: CellPredictions) -> None:
 
 
 def test_alexnet_normalises_five_severities_of_imagenet_c() -> None:
-    cells = [CLEAN, *(("fog", s) for s in range(1, 6))]
-    found = {cell: {"a": said(LABELS < 2)} for cell in cells}
+    conditions = [CLEAN, *(("fog", s) for s in range(1, 6))]
+    found = {condition: {"a": said(LABELS < 2)} for condition in conditions}
     s = overview(found, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)
     assert s["mce"]["normalizer"] == "alexnet"
     assert s["mce"]["value"]["a"] == pytest.approx(0.5 / 0.819324)
-    assert overview({c: found[c] for c in cells[:5]}, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)["mce"][
-        "value"
-    ]["a"] == pytest.approx(0.5)
+    assert overview({c: found[c] for c in conditions[:5]}, LABELS, seed=0, table="imagenet-c", classes=1000, of=N)[
+        "mce"
+    ]["value"]["a"] == pytest.approx(0.5)
 
 
-def test_generic_rows_compare_with_the_first(predictions: CellPredictions) -> None:
-    generic = {cell: {"a": own["float"], "b": own["int8"], "c": own["float"]} for cell, own in predictions.items()}
+def test_generic_rows_compare_with_the_first(predictions: ConditionPredictions) -> None:
+    generic = {
+        condition: {"a": own["float"], "b": own["int8"], "c": own["float"]} for condition, own in predictions.items()
+    }
     rows = comparison_rows(generic, LABELS, seed=0, of=N)
     plain = run_rows(predictions, LABELS, seed=0, of=N)
     for row, wanted in zip(rows, plain, strict=True):
@@ -127,31 +136,36 @@ def split() -> Split:
     return Split(source, torch.randperm(30, generator=torch.Generator().manual_seed(0)))
 
 
+def kept(
+    folder: Path, conditions: list[Condition], split: Split, digest: str = "1", **asked: Brightest
+) -> ConditionPredictions:
+    """Predictions on the images and under the cells, in a folder; of the second classifier of another digest."""
+    cache = Cache(folder, folder / "attacks.npz", dict.fromkeys(asked, digest))
+    return kept_or_predicted(
+        asked, [Task(condition, split, "cifar-c") for condition in conditions], cache=cache, seed=0
+    )
+
+
 def test_predictions_are_kept_and_read_back(split: Split, tmp_path: Path) -> None:
     first, second = Brightest(), Brightest()
-    cells = [CLEAN, ("contrast", 5)]
-    keys = {"first": "1", "second.int8": "2"}
-    for cell in cells:
-        kept_or_predicted(tmp_path, cell, {"first": first}, split, keys=keys, table="cifar-c", seed=0)
-    wanted = {}
-    for cell in cells:
-        both = {"first": first, "second.int8": second}
-        wanted[cell] = kept_or_predicted(tmp_path, cell, both, split, keys=keys, table="cifar-c", seed=0)
+    conditions: list[Condition] = [CLEAN, ("contrast", 5)]
+    kept(tmp_path, conditions, split, first=first)
+    wanted = kept(tmp_path, conditions, split, first=first, second=second)
     assert (first.asked, second.asked) == (2, 2)
-    labels, found = read_predictions(tmp_path, cells)
+    labels, found = read_predictions(tmp_path, conditions)
     assert np.array_equal(labels, split.labels.numpy())
     assert comparison_rows(found, labels, seed=0, of=30) == comparison_rows(wanted, labels, seed=0, of=30)
-    again = predict({"first": first}, split, cells[1], table="cifar-c", seed=0)["first"]
-    assert np.array_equal(found[cells[1]]["first"].margin, again.margin)
-    kept_or_predicted(tmp_path, CLEAN, {"first": first}, split, keys={"first": "other"}, table="cifar-c", seed=0)
+    again = predict({"first": first}, split, conditions[1], table="cifar-c", seed=0)["first"]
+    assert np.array_equal(found[conditions[1]]["first"].margin, again.margin)
+    kept(tmp_path, [CLEAN], split, first=first, digest="other")
     assert first.asked == 4
 
 
 def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no files in"):
         read_predictions(tmp_path)
-    for cell, part in ((CLEAN, split), (("fog", 5), split.first(20))):
-        kept_or_predicted(tmp_path, cell, {"a": Brightest()}, part, keys={"a": "1"}, table="cifar-c", seed=0)
+    for condition, part in ((CLEAN, split), (("fog", 5), split.first(20))):
+        kept(tmp_path, [condition], part, a=Brightest())
     with pytest.raises(InputError, match="other images than"):
         read_predictions(tmp_path)
     (tmp_path / "clean-0.npz").write_bytes(b"nonsense")
@@ -159,7 +173,7 @@ def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: P
         read_predictions(tmp_path)
 
 
-def test_csv_has_robustbench_form(predictions: CellPredictions) -> None:
+def test_csv_has_robustbench_form(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=N)
     summary = overview(predictions, LABELS, seed=0, table="cifar-c", classes=5, of=N)
     lines = unaggregated_csv(rows, list(summary["clean_accuracy"])).splitlines()
@@ -205,12 +219,3 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
 def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 s are too short for 10 images in 4 cells, expected at least 7 s"):
         budgeted(split, tmp_path, 2)
-
-
-def test_a_classifier_that_gives_no_numbers_is_named(split: Split) -> None:
-    for output, match in (
-        (torch.full((30, 3), torch.nan), r"classifier a: .* got \(30, 3\)"),
-        (torch.rand(30), "30"),
-    ):
-        with pytest.raises(InputError, match=match):
-            predict({"a": lambda _, o=output: o}, split, CLEAN, table="cifar-c", seed=0)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import qrobust, save_npz
 
-from qrobust.errors import GateError
+from qrobust.errors import ExportCheckError
 from qrobust.storage import (
-    give_back,
-    holds_back,
-    set_aside,
-    settle,
-    whole,
+    atomic_write,
+    backup_dir,
+    discard_backup,
+    has_backup,
+    restore_backup,
 )
 
 # Networks in files, by the name of their factory.
@@ -100,11 +100,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("one")
 
     def write(failure: BaseException) -> None:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text("tw")
             raise failure
 
@@ -119,16 +119,16 @@ def test_a_folder_is_given_back_or_settled(tmp_path: Path) -> None:
     path = tmp_path / "run"
     path.mkdir()
     (path / "old").touch()
-    set_aside(path)
-    assert (content(path), holds_back(path)) == ({}, True)
+    backup_dir(path)
+    assert (content(path), has_backup(path)) == ({}, True)
     (path / "new").touch()
-    set_aside(path)  # after a kill: what was there before the first counts
-    give_back(path)
+    backup_dir(path)  # after a kill: what was there before the first counts
+    restore_backup(path)
     assert set(content(path)) == {"old"}
-    set_aside(path)
-    settle(path)
+    backup_dir(path)
+    discard_backup(path)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    give_back(path)
+    restore_backup(path)
     assert not list(tmp_path.iterdir())
 
 
@@ -152,7 +152,7 @@ def test_a_run_is_replaced_once_the_new_one_is_quantized(tmp_path: Path, monkeyp
     out = tmp_path / "out"
     assert qrobust(*quantize(tmp_path, "resnet8")).exit_code == 0
     before = content(out)
-    for failure in (GateError("parity: no"), RuntimeError("not foreseen")):
+    for failure in (ExportCheckError("parity: no"), RuntimeError("not foreseen")):
 
         def fail(*_: object, failure: Exception = failure) -> None:
             raise failure

@@ -18,18 +18,18 @@ from conftest import qrobust
 from PIL import Image
 
 from qrobust.cli.console import _LogBar
+from qrobust.compensation import fit as fitting
 from qrobust.compensation import training
 from qrobust.data.loading import open_data
-from qrobust.data.scene_images import open_scene
-from qrobust.errors import GateError, InputError, RangeError
+from qrobust.data.scene_images import open_target_images
+from qrobust.errors import ExportCheckError, InputError, RangeError
 from qrobust.pipeline import baselines as alternatives
-from qrobust.pipeline import compensate as compensating
 from qrobust.pipeline import stages
-from qrobust.pipeline.provenance import learned_otherwise, validation_measures
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.provenance import trained_differently, validation_measures
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import TORCH_ONLY
 from qrobust.pipeline.stage import choices_key
-from qrobust.progress import Reporter, told
+from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization import qat
 from qrobust.record import read_record
 from qrobust.report.model_card import model_card
@@ -90,10 +90,14 @@ def test_images_other_than_those_quantized_with_are_refused(finished_run: Path, 
 def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: Path) -> None:
     run, folder = shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "scene"
     save_images(folder, [f"{i:02d}" for i in range(20)])
-    scene = open_scene(folder, image_size=32, class_names=[str(i) for i in range(10)], seed=0)
-    lessons = json.loads((run / "stages" / "compensate.json").read_text())["lessons"]
+    target_images = open_target_images(folder, image_size=32, class_names=[str(i) for i in range(10)], seed=0)
+    training_images = json.loads((run / "stages" / "compensate.json").read_text())["lessons"]
     spec = f"imagefolder:{folder}"
-    edit_stage(run, "compensate", lessons=lessons | {"scene_images": spec, "scene_splits": scene.summary()})
+    edit_stage(
+        run,
+        "compensate",
+        lessons=training_images | {"scene_images": spec, "scene_splits": target_images.summary()},
+    )
     measure = ("evaluate", run, "--target-images", folder, "-q", "--attacks", "none", "--threads", 1)
     assert qrobust(*measure).exit_code == 0
     save_images(folder, ["0a"])
@@ -111,16 +115,16 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
 def test_only_methods_with_the_same_lessons_are_compared() -> None:
     def compared(**stages: dict[str, Any]) -> dict[str, str]:
         found = {name.replace("_", "-"): {"trained_on": ["fog"]} | stage for name, stage in stages.items()}
-        bench: Any = SimpleNamespace(place=lambda: SimpleNamespace(stage=found.get))
-        return learned_otherwise(bench)
+        opened_run: Any = SimpleNamespace(require_folder=lambda: SimpleNamespace(stage=found.get))
+        return trained_differently(opened_run)
 
     usual = {"images": 100, "labels": True, "severities": [5], "scene_images": None}
     usual |= {"steps": 9, "severity_table": "cifar-c"}
     assert compared(compensate={"lessons": usual}, finetune={"lessons": usual}, denoise={"lessons": None}) == {}
     # Of use to one of the two alone.
     assert compared(compensate={"lessons": usual}, bn_reestimate={"lessons": usual | {"labels": False}}) == {}
-    scene = usual | {"scene_images": "imagefolder:a"}
-    both = {"lessons": scene, "trained_on": ["fog", "imagefolder:a"]}
+    target_images = usual | {"scene_images": "imagefolder:a"}
+    both = {"lessons": target_images, "trained_on": ["fog", "imagefolder:a"]}
     assert compared(compensate=both, finetune={"lessons": usual}) == {}
     for changed in (
         {"images": 7},
@@ -131,29 +135,26 @@ def test_only_methods_with_the_same_lessons_are_compared() -> None:
         {"severity_table": "imagenet-c"},
     ):
         name = "bn_reestimate" if "scene_images" in changed else "finetune"
-        ((method, why),) = compared(compensate={"lessons": scene}, **{name: {"lessons": scene | changed}}).items()
+        ((method, why),) = compared(
+            compensate={"lessons": target_images}, **{name: {"lessons": target_images | changed}}
+        ).items()
         ((key, value),) = changed.items()
         assert method == name.replace("_", "-")
-        assert f"{key.replace('_', ' ')} {value}, not {scene[key]}" in why
+        assert f"{key.replace('_', ' ')}: {value} instead of {target_images[key]}" in why
     # Without a calibrator the first method says what the others are compared with.
     found = compared(bn_reestimate={"lessons": usual}, finetune={"lessons": usual, "trained_on": ["contrast"]})
     assert list(found) == ["finetune"]
-    assert "otherwise than bn-reestimate (shifts ['contrast'], not ['fog'])" in found["finetune"]
+    assert "different settings than bn-reestimate (shifts: ['contrast'] instead of ['fog'])" in found["finetune"]
 
 
 def test_a_figure_without_labels_is_not_called_accuracy() -> None:
-    def measures(labels: bool, scene: bool | None, cells: bool = True) -> tuple[str, str]:
-        bench: Any = SimpleNamespace(
-            config=SimpleNamespace(use_labels=labels),
-            training_cells=[("fog", 5)] if cells else [],
-            scene=None if scene is None else SimpleNamespace(labelled=scene),
-        )
-        found = validation_measures(bench)
+    def measures(labels: bool, target_images: bool | None, conditions: bool = True) -> tuple[str, str]:
+        found = validation_measures(labels=labels, target_labelled=target_images, shifted=conditions)
         return found["clean"], found["shift"]
 
     assert measures(True, None) == measures(True, True) == ("accuracy", "accuracy")
     assert measures(False, None) == ("agreement with float", "agreement with float")
-    assert measures(True, False, cells=False) == ("accuracy", "fit to what the float model expects")
+    assert measures(True, False, conditions=False) == ("accuracy", "fit to what the float model expects")
     clean, shift = measures(False, True)
     assert clean == "agreement with float"
     assert shift == "mean of agreement with float and fit to what the float model expects"
@@ -217,7 +218,7 @@ def test_a_training_that_leaves_nothing_to_quantize_names_the_rate_and_can_be_do
     def dead(*_: object) -> None:
         raise RangeError("calibration: activation 'down_3' is constant")
 
-    monkeypatch.setattr(compensating, "_frozen", dead)
+    monkeypatch.setattr(fitting, "_frozen", dead)
     result = qrobust("compensate", run, "--steps", 5, "--batch-size", 16, "-q", "--threads", 1)
     assert (result.exit_code, len(result.output.strip().splitlines()[-1:])) == (2, 1), result.output
     assert "learning_rate: training left the calibrator without a usable range" in result.output
@@ -231,7 +232,7 @@ def test_a_training_that_ends_below_its_start_is_told(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     worse = training.Fit(0.6, 0.55, 0.9, 0.5, 5, diverged=False, earlier_s=0.0)
-    monkeypatch.setattr(compensating, "train_calibrator", lambda *_, **__: worse)
+    monkeypatch.setattr(fitting, "train_calibrator", lambda *_, **__: worse)
     result = qrobust("compensate", run, "--steps", 5, "-q", "--threads", 1)
     assert "warning: training (float) ended below where it began on validation images" in result.output
     assert "learning_rate smaller than 0.004 or more steps than 5 may help" in result.output
@@ -252,7 +253,7 @@ def test_a_comparison_goes_on_without_a_calibrator(
         raise InputError("classifier: its gradient vanishes")
 
     monkeypatch.setattr(stages, "compensate", vanished)
-    monkeypatch.setattr(stages, "ALTERNATIVES", ("denoise",))
+    monkeypatch.setattr(stages, "BASELINES", ("denoise",))
     run = shutil.copytree(finished_run, tmp_path / "run")
     result = qrobust("compensate", run, "--compare", "--steps", 21, "-q", "--threads", 1, "--attacks", "none")
     assert result.exit_code == 0, result.output
@@ -271,7 +272,7 @@ def test_the_time_left_is_of_the_steps_that_are_made_here() -> None:
     """Not of those that a checkpoint had, nor of what came before the first."""
     bar = _LogBar("train", 4000)
     bar.start = 0.0
-    progress = told(bar)
+    progress = progress_callback(bar)
     before = time.time()
     progress(3000, 4000, "")
     assert bar.start >= before
@@ -284,8 +285,8 @@ def test_a_card_tells_what_its_graph_is_and_is_not(finished_run: Path) -> None:
     record = read_record(finished_run / "record.json")
     method = record["methods"][0]
     assert "float take" in model_card(record, "compensated")
-    lessons = method["lessons"] | {"severities": [2, 4], "drawn": 256}
-    record["methods"] = [method | {"lessons": lessons}]
+    training_images = method["lessons"] | {"severities": [2, 4], "drawn": 256}
+    record["methods"] = [method | {"lessons": training_images}]
     count = method["lessons"]["images"]
     assert f"at severity 2, 4; on 256 images drawn from {count} training images" in model_card(record, "compensated")
     record["scene"] = {
@@ -311,10 +312,12 @@ def test_a_broken_image_of_a_scene_can_be_left_out(
     save_images(folder, [f"{i:02d}" for i in range(10)])
     (folder / "bad.png").write_bytes(b"no image")
     opened = []
-    monkeypatch.setattr(stages, "compensate", lambda bench: opened.append(len(bench.scene.training)))
+    monkeypatch.setattr(
+        stages, "compensate", lambda opened_run: opened.append(len(opened_run.target_images.training))
+    )
     assert qrobust("compensate", run, "--target-images", folder).exit_code == 2
     result = qrobust("compensate", run, "--target-images", folder, "--skip-bad-images")
-    assert "target images: left out 1 files that cannot be decoded" in result.output
+    assert "target_images: left out 1 files that cannot be decoded" in result.output
     assert opened == [6]
 
 
@@ -322,26 +325,26 @@ def test_the_flag_for_a_scene_does_not_stop_a_run_without_one(finished_run: Path
     run = shutil.copytree(finished_run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"skip_bad_images": True}))  # as a scene's command left it
-    assert Workbench.open(run, Reporter()).data.summary() == Workbench.open(finished_run, Reporter()).data.summary()
+    assert Run.open(run, Reporter()).data.summary() == Run.open(finished_run, Reporter()).data.summary()
 
 
 def test_trainings_go_on_only_with_the_images_and_the_code_that_they_began_with(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    scene, own = tmp_path / "scene", tmp_path / "own.py"
-    save_images(scene, [f"{i:02d}" for i in range(10)])
+    target_images, own = tmp_path / "scene", tmp_path / "own.py"
+    save_images(target_images, [f"{i:02d}" for i in range(10)])
     own.write_text("def dim(images, strength, generators):\n    return images * (1 - strength)\n")
 
     def key(**choices: object) -> str:
         _own_shift.cache_clear()
-        return choices_key(Workbench.open(finished_run, Reporter(), **choices), "float")
+        return choices_key(Run.open(finished_run, Reporter(), **choices), "float")
 
     def keys() -> tuple[str, str, str]:
-        return key(), key(scene_images=f"imagefolder:{scene}"), key(shifts=(f"{own}:dim",))
+        return key(), key(target_images=f"imagefolder:{target_images}"), key(shifts=(f"{own}:dim",))
 
     before = keys()
     assert keys() == before
-    save_images(scene, ["0a"])
+    save_images(target_images, ["0a"])
     own.write_text(own.read_text().replace("(1 - strength)", "(1 - strength / 2)"))
     after = keys()
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, False]
@@ -352,7 +355,7 @@ def test_a_comparison_keeps_what_it_leaves_out(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = contents(run)
-    monkeypatch.setattr(stages, "ALTERNATIVES", ("auto-contrast",))
+    monkeypatch.setattr(stages, "BASELINES", ("auto-contrast",))
     options = ("--mac-budget", "0.0001", "--attacks", "none")
     result = qrobust("compensate", run, "--compare", *options, "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
@@ -372,12 +375,12 @@ def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_it
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise GateError("parity: no")
+        raise ExportCheckError("parity: no")
 
     run = shutil.copytree(finished_run, tmp_path / "run")
     finetune = ("compensate", run, "--remedy", "finetune", "--steps", 5, "-q", "--threads", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(alternatives, "export_gated", refuse)
+        patch.setattr(alternatives, "export_checked", refuse)
         assert qrobust(*finetune).exit_code == 3
         assert len(list((run / "checkpoints").glob("finetune-*.pt"))) == 1
     assert qrobust(*finetune).exit_code == 0

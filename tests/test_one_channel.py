@@ -13,7 +13,7 @@ import torch
 from conftest import qrobust
 from PIL import Image
 
-from qrobust.data.scene_images import open_scene
+from qrobust.data.scene_images import open_target_images
 from qrobust.models.registry import find_model
 from qrobust.record import read_record
 
@@ -95,8 +95,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_a_scene_is_read_as_luma(tmp_path: Path) -> None:
     for i in range(5):
         Image.new("RGB", (SIDE, SIDE), (50 * i, 20, 200)).save(tmp_path / f"{i}.png")
-    scene = open_scene(tmp_path, image_size=SIDE, channels=1, class_names=("a", "b"), seed=0)
-    assert scene.training.read(slice(None)).shape == (3, 1, SIDE, SIDE)
+    target_images = open_target_images(tmp_path, image_size=SIDE, channels=1, class_names=("a", "b"), seed=0)
+    assert target_images.training.read(slice(None)).shape == (3, 1, SIDE, SIDE)
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.errors import InputError, QRobustError
-from qrobust.evaluation.predictions import CLEAN, predict
-from qrobust.evaluation.workers import processes
+from qrobust.evaluation.predictions import CLEAN, FIELDS, predict
+from qrobust.evaluation.workers import AHEAD, processes
 from qrobust.shifts.rendering import render
 
 
@@ -38,45 +38,47 @@ def threads_of(classifier: OnnxClassifier, pixels: torch.Tensor) -> tuple[int, i
 
 
 def test_worker_processes_change_nothing(digit_pixels: torch.Tensor) -> None:
-    """Whatever the order of sizes, and after a reader who stopped early."""
-    cells = [("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1)]
-    grey = digit_pixels[:1, :1]
-    sizes = [digit_pixels[:1], *digit_pixels.split(3), grey]
+    """Whatever the sizes of batches, and after a reader who stopped early."""
+    tasks = [partial(rendered, *condition) for condition in (("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1))]
+    batches = [digit_pixels[:1], *digit_pixels.split(3), digit_pixels[:1, :1], *digit_pixels.split(1)]
     with processes(2) as by:
         assert by is not None
-        assert len(digit_pixels) > by.slots  # so slots are used again
-        stopped = by.ask(digit_pixels.split(1), partial(rendered, "fog", 5))
+        assert len(batches) > AHEAD * by.count  # so some wait for others
+        stopped = by.ask((tasks[0], images) for images in digit_pixels.split(1))
         next(stopped)
         stopped.close()
-        for cell in cells:
-            for batches in (sizes, digit_pixels.split(1)):
-                found = by.ask(batches, partial(rendered, *cell))
-                for images, parts in zip(batches, found, strict=True):
-                    assert torch.equal(torch.cat(parts), rendered(*cell, images))
+        work = [(task, images) for task in tasks for images in batches]
+        for (task, images), found in zip(work, by.ask(work), strict=True):
+            assert torch.equal(found, task(images))
         with pytest.raises(InputError, match="smog"):
-            list(by.ask([digit_pixels], partial(rendered, "smog", 5)))
+            list(by.ask([(partial(rendered, "smog", 5), digit_pixels)]))
+        with pytest.raises(
+            InputError, match="workers: expected 1, for a classifier cannot be sent to other processes"
+        ):
+            list(by.ask([(lambda pixels: pixels, digit_pixels)]))
 
 
 def test_a_worker_that_dies_is_said(digit_pixels: torch.Tensor) -> None:
     def in_processes() -> None:
         with processes(2) as by:
             assert by is not None
-            list(by.ask([digit_pixels], die))
+            list(by.ask([(die, digit_pixels)]))
 
     with pytest.raises(QRobustError, match="workers: a process died"):
         in_processes()
 
 
 PARENT = """
-import os, torch
-from qrobust.processes import processes
+import multiprocessing, torch
+from qrobust.evaluation.workers import processes
 
-def own_id(pixels):
-    return os.getpid()
+def size(pixels):
+    return len(pixels)
 
 if __name__ == "__main__":
     with processes(2) as by:
-        print(*next(by.ask([torch.zeros(2, 3, 8, 8).byte()], own_id)), flush=True)
+        assert list(by.ask([(size, torch.zeros(1, 3, 8, 8).byte())] * 4)) == [1] * 4
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         input()
 """
 
@@ -110,7 +112,7 @@ def split() -> Split:
 
 @pytest.mark.parametrize("cell", [CLEAN, ("gaussian_noise", 5)])
 def test_sessions_in_processes_say_the_same(
-    split: Split, cell: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, condition: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 5)
     own = classifier_graph(tmp_path / "own.onnx")
@@ -119,25 +121,20 @@ def test_sessions_in_processes_say_the_same(
     assert foreign.probabilities
     asked = {"own": OnnxClassifier(own, 2), "foreign": foreign}
     done: list[int] = []
-    alone = predict(asked, split, cell, table="cifar-c", seed=0)
+    alone = predict(asked, split, condition, table="cifar-c", seed=0)
     with processes(2) as by:
-        shared = predict(asked, split, cell, table="cifar-c", seed=0, by=by, progress=done.append)
+        shared = predict(asked, split, condition, table="cifar-c", seed=0, by=by, progress=done.append)
     assert sum(done) == len(split)
     for name in asked:
-        assert np.array_equal(alone[name].prediction, shared[name].prediction)
-        # In single precision a product may be summed in another order for another batch.
-        assert np.allclose(alone[name].margin, shared[name].margin, atol=1e-5)
+        for field in FIELDS:
+            assert np.array_equal(getattr(alone[name], field), getattr(shared[name], field)), field
 
 
 def test_a_session_is_opened_once_in_each_process_with_one_thread(tmp_path: Path) -> None:
     classifier = OnnxClassifier(classifier_graph(tmp_path / "own.onnx"), 2)
     with processes(2) as by:
         assert by is not None
-        found = {
-            answer
-            for parts in by.ask(torch.zeros(6, 2, 3, SIDE, SIDE).byte(), partial(threads_of, classifier))
-            for answer in parts
-        }
+        found = set(by.ask([(partial(threads_of, classifier), torch.zeros(2, 3, SIDE, SIDE).byte())] * 6))
     assert {threads for threads, _ in found} == {1}
     assert len(found) <= 2
 

@@ -20,7 +20,7 @@ from qrobust.quantization import ptq
 from qrobust.quantization.convert import weight_scale
 from qrobust.quantization.equalization import equalize
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d, IntegerLinear
-from qrobust.quantization.layerwise import walk
+from qrobust.quantization.layerwise import execute_layerwise
 from qrobust.quantization.ptq import (
     build,
     keep_worst_in_float,
@@ -76,8 +76,8 @@ def validation(digits: Data) -> Split:
     return digits.validation.first(40)
 
 
-def integer_layers(twin: nn.Module) -> list[IntegerConv2d | IntegerLinear]:
-    return [m for m in twin.modules() if isinstance(m, IntegerConv2d | IntegerLinear)]
+def integer_layers(fake_quantized: nn.Module) -> list[IntegerConv2d | IntegerLinear]:
+    return [m for m in fake_quantized.modules() if isinstance(m, IntegerConv2d | IntegerLinear)]
 
 
 @pytest.mark.parametrize("bits", list(BITS))
@@ -85,8 +85,8 @@ def integer_layers(twin: nn.Module) -> list[IntegerConv2d | IntegerLinear]:
 def test_integers_stay_in_their_bits(
     bits: str, target: Target, small_model: NormalizedModel, calibration: list[torch.Tensor]
 ) -> None:
-    twin = quantize(small_model, target, calibration, recipe=Recipe(bits))
-    layers = integer_layers(twin)
+    fake_quantized = quantize(small_model, target, calibration, recipe=Recipe(bits))
+    layers = integer_layers(fake_quantized)
     assert len(layers) == 10
     weight_bits, activation_bits = BITS[bits]
     for layer in layers[1:-1]:
@@ -95,17 +95,17 @@ def test_integers_stay_in_their_bits(
         assert layer.weight_int.abs().max() <= limit
         assert layer.weight_int.abs().max() > limit // 2
     assert layers[0].qmax == layers[-1].qmax == target.weights(8)[1]
-    ranges = {(q.qmin, q.qmax) for q in twin.modules() if isinstance(q, ActivationQuantizer)}
+    ranges = {(q.qmin, q.qmax) for q in fake_quantized.modules() if isinstance(q, ActivationQuantizer)}
     assert ranges == {target.activations(8), target.activations(activation_bits)}
 
 
 def test_narrow_activations_are_those_that_layers_read(
     small_model: NormalizedModel, calibration: list[torch.Tensor]
 ) -> None:
-    twin = quantize(small_model, X86_VNNI, calibration, recipe=Recipe("w4a4"))
-    modules = dict(twin.named_modules(remove_duplicate=False))
+    fake_quantized = quantize(small_model, X86_VNNI, calibration, recipe=Recipe("w4a4"))
+    modules = dict(fake_quantized.named_modules(remove_duplicate=False))
     checked = 0
-    for node, layer in calls(twin, (IntegerConv2d, IntegerLinear)):
+    for node, layer in calls(fake_quantized, (IntegerConv2d, IntegerLinear)):
         quantizer = modules[str(node.args[0].target)]  # type: ignore[union-attr]  # an integer layer reads a quantizer
         assert quantizer.qmax == (15 if layer.qmax == 7 else 255)  # type: ignore[operator]  # a module's attribute
         checked += 1
@@ -132,15 +132,15 @@ def test_clipped_weight_scale_is_better_than_the_widest(small_model: NormalizedM
 
 def test_exceptions_and_edges(small_model: NormalizedModel, calibration: list[torch.Tensor]) -> None:
     recipe = Recipe("w4a8", edges="float", exceptions=(("blocks.0.*", "w8a8"), ("blocks.1.conv1", "float")))
-    twin = quantize(small_model, X86_VNNI, calibration, recipe=recipe)
-    kinds = {str(n.target): m for n, m in calls(twin, (IntegerConv2d, IntegerLinear, nn.Conv2d, nn.Linear))}
+    fake_quantized = quantize(small_model, X86_VNNI, calibration, recipe=recipe)
+    kinds = {str(n.target): m for n, m in calls(fake_quantized, (IntegerConv2d, IntegerLinear, nn.Conv2d, nn.Linear))}
     assert isinstance(kinds["network.conv1"], nn.Conv2d)
     assert isinstance(kinds["network.fc"], nn.Linear)
     assert isinstance(kinds["network.blocks.1.conv1"], nn.Conv2d)
     assert kinds["network.blocks.0.conv1"].qmax == 127
     assert kinds["network.blocks.2.conv1"].qmax == 7
-    again = restore(small_model, X86_VNNI, 32, twin.state_dict(), recipe=recipe)
-    assert torch.equal(twin(calibration[0]), again(calibration[0]))
+    again = restore(small_model, X86_VNNI, 32, fake_quantized.state_dict(), recipe=recipe)
+    assert torch.equal(fake_quantized(calibration[0]), again(calibration[0]))
 
 
 def test_equalization_keeps_the_function_and_balances_channels() -> None:
@@ -184,9 +184,9 @@ def test_bias_correction_brings_means_back(small_model: NormalizedModel, calibra
     plain = build(observed, X86_VNNI, recipe)
     corrected = build(observed, X86_VNNI, replace(recipe, correct_bias=True))
 
-    def gaps(twin: torch.fx.GraphModule) -> list[float]:
+    def gaps(fake_quantized: torch.fx.GraphModule) -> list[float]:
         found = []
-        for visit in walk(observed.graph, twin, observed.images):
+        for visit in execute_layerwise(observed.graph, fake_quantized, observed.images):
             error = visit.float_output() - visit.output()
             mean = error.mean([0, *range(2, error.ndim)])
             found.append(float((mean.abs() - visit.layer.bias_scale / 2).max()))
@@ -218,10 +218,10 @@ def test_learned_rounding_beats_nearest_and_moves_weights_by_one_step(
 
 def test_walk_sees_what_the_networks_compute(small_model: NormalizedModel, calibration: list[torch.Tensor]) -> None:
     observed = observe(small_model, calibration, Recipe())
-    twin = build(observed, X86_VNNI, Recipe())
-    visits = list(walk(observed.graph, twin, calibration[0]))
+    fake_quantized = build(observed, X86_VNNI, Recipe())
+    visits = list(execute_layerwise(observed.graph, fake_quantized, calibration[0]))
     assert [v.name for v in visits] == observed.layers
-    assert torch.allclose(visits[-1].output(), twin(calibration[0]))
+    assert torch.allclose(visits[-1].output(), fake_quantized(calibration[0]))
     # Folding batch norm rounds differently.
     assert torch.allclose(visits[-1].float_output(), small_model(calibration[0]), atol=1e-4)
 
@@ -244,15 +244,15 @@ def test_sensitivity_names_the_layer_that_was_spoilt(
     small_model: NormalizedModel, calibration: list[torch.Tensor], validation: Split
 ) -> None:
     observed = observe(small_model, calibration, Recipe())
-    twin = build(observed, X86_VNNI, Recipe())
-    spoilt = twin.get_submodule("network.blocks.1.conv1")
+    fake_quantized = build(observed, X86_VNNI, Recipe())
+    spoilt = fake_quantized.get_submodule("network.blocks.1.conv1")
     assert isinstance(spoilt, IntegerConv2d)
     spoilt.weight_int //= 32
     spoilt.weight_int *= 32
-    effects = layer_effects(observed.graph, twin, validation)
+    effects = layer_effects(observed.graph, fake_quantized, validation)
     assert [e.name for e in effects] == observed.layers
     assert max(effects, key=lambda e: e.divergence).name == "blocks.1.conv1"
-    noise = layer_noise(observed.graph, twin, calibration[0])
+    noise = layer_noise(observed.graph, fake_quantized, calibration[0])
     assert min(noise, key=lambda n: n.weight_sqnr_db).name == "blocks.1.conv1"
     # The graph that was judged is as it was.
     assert not any(isinstance(m, IntegerConv2d) for m in observed.graph.modules())
@@ -262,8 +262,8 @@ def test_keep_float_auto(small_model: NormalizedModel, calibration: list[torch.T
     recipe, effects = keep_worst_in_float(small_model, X86_VNNI, lambda: calibration, validation, Recipe("w4a4"), 2)
     worst = sorted(effects, key=lambda e: -e.divergence)[:2]
     assert {name for name, bits in recipe.exceptions} == {e.name for e in worst}
-    twin = quantize(small_model, X86_VNNI, calibration, recipe=recipe)
-    assert len(integer_layers(twin)) == 8
+    fake_quantized = quantize(small_model, X86_VNNI, calibration, recipe=recipe)
+    assert len(integer_layers(fake_quantized)) == 8
     with pytest.raises(
         InputError, match="auto:N with N from 1 to 9 for the 10 layers that are quantized, got auto:10"
     ):
@@ -273,7 +273,9 @@ def test_keep_float_auto(small_model: NormalizedModel, calibration: list[torch.T
 def test_search_keeps_the_best_so_far(
     small_model: NormalizedModel, calibration: list[torch.Tensor], validation: Split
 ) -> None:
-    twin, recipe, trials, observed = search(small_model, X86_VNNI, lambda: calibration, validation, Recipe("w4a8"))
+    fake_quantized, recipe, trials, observed = search(
+        small_model, X86_VNNI, lambda: calibration, validation, Recipe("w4a8")
+    )
     assert len(trials) == 8
     best = min(trials, key=lambda t: t.divergence)
     assert (recipe.ranges, recipe.equalize, recipe.correct_bias, recipe.rounding) == (
@@ -283,7 +285,7 @@ def test_search_keeps_the_best_so_far(
         best.rounding,
     )
     assert best.kept
-    logits = torch.cat([twin(to_unit(images)) for images, _ in validation.batches(50)])
+    logits = torch.cat([fake_quantized(to_unit(images)) for images, _ in validation.batches(50)])
     reference = torch.cat([observed.graph(to_unit(images)) for images, _ in validation.batches(50)])
     assert divergence(reference, logits) == pytest.approx(best.divergence, rel=1e-4)
 
@@ -316,9 +318,9 @@ def test_bad_input(small_model: NormalizedModel, calibration: list[torch.Tensor]
     for none in ([], [torch.empty(0, 3, 32, 32)]):
         with pytest.raises(InputError, match="calibration_images: expected at least one image, got none"):
             quantize(small_model, X86_VNNI, none)
-    twin = quantize(small_model, X86_VNNI, calibration)
+    fake_quantized = quantize(small_model, X86_VNNI, calibration)
     with pytest.raises(InputError, match="quantized already"):
-        quantize(twin, X86_VNNI, calibration)
+        quantize(fake_quantized, X86_VNNI, calibration)
 
 
 def plain() -> nn.Sequential:
@@ -362,8 +364,8 @@ def test_weights_that_are_computed_or_shared_are_quantized_as_they_are(
     with torch.no_grad():
         said = net(images)
         assert torch.allclose(folded(net, images[:1])(images), said, atol=1e-5 * float(said.abs().max()))
-        twin = quantize(net, X86_VNNI, calibration, recipe=Recipe(equalize=equalize))
-        assert float((twin(images) - said).abs().max() / said.std()) < 0.1
+        fake_quantized = quantize(net, X86_VNNI, calibration, recipe=Recipe(equalize=equalize))
+        assert float((fake_quantized(images) - said).abs().max() / said.std()) < 0.1
         assert torch.equal(net(images), said)  # the network is not changed
 
 

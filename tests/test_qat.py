@@ -9,9 +9,10 @@ import torch
 from qrobust import training_loop as fitting
 from qrobust.classifier import NormalizedModel, state_hash
 from qrobust.data.loading import open_data
-from qrobust.data.splits import Data
+from qrobust.data.splits import Data, TrainingData
 from qrobust.errors import InputError
 from qrobust.quantization import ptq
+from qrobust.quantization.config import QATConfig
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import (
@@ -19,8 +20,8 @@ from qrobust.quantization.qat import (
     TrainableQuantizer,
     _LearnedStep,
     beyond_luck,
-    refreeze,
-    thaw,
+    convert_qat,
+    prepare_qat,
     train,
 )
 from qrobust.quantization.recipe import Recipe
@@ -71,34 +72,32 @@ def test_thawed_twin_computes_what_the_twin_computes(
     rounding: str, observed: Observed, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ptq, "ROUNDING_STEPS", 60)
-    twin = build(observed, X86_VNNI, replace(RECIPE, rounding=rounding))
+    fake_quantized = build(observed, X86_VNNI, replace(RECIPE, rounding=rounding))
     images = to_unit(digits.test.read(slice(0, 8)))
-    trainable = thaw(observed.graph, twin, learn_ranges=True)
+    trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
     # exp(log(scale)) is not quite the scale, so a value on the edge of two steps may move by one.
-    wanted, got = twin(images), trainable(images)
+    wanted, got = fake_quantized(images), trainable(images)
     assert (wanted - got).abs().mean() < 0.02 * wanted.std()
-    again = refreeze(trainable)(images)
+    again = convert_qat(trainable)(images)
     assert (got - again).abs().mean() < 0.02 * wanted.std()
 
 
 def fit(
     trainable: torch.fx.GraphModule, model: NormalizedModel, digits: Data, folder: Path, **changes: object
 ) -> QatFit:
-    options = {
-        "steps": 24,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "distillation": 1.0,
-        "cells": [],
-        "table": "cifar-c",
-        "seed": 0,
-        "checkpoint": folder / "qat.pt",
-    }
+    options = {"steps": 24, "batch_size": 16, "seed": 0, "checkpoint": folder / "qat.pt"}
+    config = QATConfig(
+        epochs=1,
+        learning_rate=changes.pop("learning_rate", 1e-3),  # type: ignore[arg-type]  # of any test's type
+        distillation=changes.pop("distillation", 1.0),  # type: ignore[arg-type]
+    )
+    conditions = changes.pop("conditions", [])
     return train(
         trainable,
         model,
-        digits.training,
+        TrainingData(digits.training, conditions, "cifar-c"),  # type: ignore[arg-type]
         digits.validation.first(60),
+        config,
         **(options | changes),  # type: ignore[arg-type]
     )
 
@@ -106,15 +105,15 @@ def fit(
 def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
-    twin = build(observed, X86_VNNI, RECIPE)
-    before, floats = state_hash(twin), state_hash(observed.graph)
-    trainable = thaw(observed.graph, twin, learn_ranges=True)
+    fake_quantized = build(observed, X86_VNNI, RECIPE)
+    before, floats = state_hash(fake_quantized), state_hash(observed.graph)
+    trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
     result = fit(trainable, small_model, digits, tmp_path)
     assert (result.accuracy, -result.divergence) > (result.start_accuracy, -result.start_divergence)
     assert result.best_step > 0
     assert not result.diverged
-    assert (state_hash(twin), state_hash(observed.graph)) == (before, floats)
-    trained = refreeze(trainable)
+    assert (state_hash(fake_quantized), state_hash(observed.graph)) == (before, floats)
+    trained = convert_qat(trainable)
     layer = trained.get_submodule("network.blocks.0.conv1")
     assert isinstance(layer, IntegerConv2d)
     assert layer.weight_int.abs().max() <= 7
@@ -137,12 +136,12 @@ def test_what_may_be_luck_does_not_replace_the_twin_as_it_was(found: tuple[float
 def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
     """Each state judged is a little more accurate than the start; none may take its place."""
     module = torch.nn.Linear(1, 1)
-    before, judged = state_hash(module), iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
+    before, deployed = state_hash(module), iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
     options = {
         "steps": 4,
         "rates": lambda _: [0.1],
         "loss": lambda _: module.weight.sum(),
-        "judge": lambda: next(judged),
+        "judge": lambda: next(deployed),
         "score": lambda found: (found[0], -found[1]),
         "judge_after": lambda _: True,
         "describe": str,
@@ -158,7 +157,7 @@ def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
     )
     assert (done.best_step, done.best) == (0, (0.50, 0.1))
     assert state_hash(module) == before
-    judged = iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
+    deployed = iter([(0.50, 0.1), (0.51, 0.2), (0.52, 0.2), (0.55, 0.2), (0.54, 0.1)])
     done = fitting.fit(
         module,
         torch.optim.SGD(module.parameters(), lr=0.1),
@@ -170,19 +169,19 @@ def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
 
 
 def test_frozen_ranges_stay(small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path) -> None:
-    twin = build(observed, X86_VNNI, RECIPE)
-    trainable = thaw(observed.graph, twin, learn_ranges=False)
+    fake_quantized = build(observed, X86_VNNI, RECIPE)
+    trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=False)
     fit(trainable, small_model, digits, tmp_path, steps=4, learning_rate=1e-2)
     scales = [m.frozen().scale for m in trainable.modules() if isinstance(m, TrainableQuantizer)]
-    kept = [m.scale for m in twin.modules() if isinstance(m, ActivationQuantizer)]
+    kept = [m.scale for m in fake_quantized.modules() if isinstance(m, ActivationQuantizer)]
     assert torch.allclose(torch.stack(scales), torch.stack(kept), rtol=1e-5)
 
 
 def test_training_resumes_to_the_same_weights(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
-    twin = build(observed, X86_VNNI, RECIPE)
-    whole, parts = (thaw(observed.graph, twin, learn_ranges=True) for _ in range(2))
+    fake_quantized = build(observed, X86_VNNI, RECIPE)
+    whole, parts = (prepare_qat(observed.graph, fake_quantized, learn_ranges=True) for _ in range(2))
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     fit(whole, small_model, digits, tmp_path / "a")
@@ -196,7 +195,7 @@ def test_training_resumes_to_the_same_weights(
 
     with pytest.raises(KilledError):
         fit(parts, small_model, digits, tmp_path / "b", progress=kill)
-    resumed = thaw(observed.graph, twin, learn_ranges=True)
+    resumed = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
     fit(resumed, small_model, digits, tmp_path / "b")
     assert state_hash(whole) == state_hash(resumed)
 
@@ -204,19 +203,19 @@ def test_training_resumes_to_the_same_weights(
 def test_shifted_images_are_drawn(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
-    twin = build(observed, X86_VNNI, RECIPE)
-    plain, shifted = (thaw(observed.graph, twin, learn_ranges=True) for _ in range(2))
+    fake_quantized = build(observed, X86_VNNI, RECIPE)
+    plain, shifted = (prepare_qat(observed.graph, fake_quantized, learn_ranges=True) for _ in range(2))
     fit(plain, small_model, digits, tmp_path, steps=2)
     (tmp_path / "qat.pt").unlink()
-    fit(shifted, small_model, digits, tmp_path, steps=2, cells=[("contrast", 5)])
+    fit(shifted, small_model, digits, tmp_path, steps=2, conditions=[("contrast", 5)])
     assert state_hash(plain) != state_hash(shifted)
 
 
 def test_divergence_is_stopped_and_the_start_kept(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
-    twin = build(observed, X86_VNNI, RECIPE)
-    trainable = thaw(observed.graph, twin, learn_ranges=True)
+    fake_quantized = build(observed, X86_VNNI, RECIPE)
+    trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
 
     def teacher(images: torch.Tensor) -> torch.Tensor:
         logits = small_model(images)
@@ -225,11 +224,13 @@ def test_divergence_is_stopped_and_the_start_kept(
     result = fit(trainable, teacher, digits, tmp_path)  # type: ignore[arg-type]  # any callable teaches
     assert result.diverged
     assert (result.steps, result.best_step) == (0, 0)
-    assert state_hash(refreeze(trainable)) == state_hash(refreeze(thaw(observed.graph, twin, learn_ranges=True)))
+    assert state_hash(convert_qat(trainable)) == state_hash(
+        convert_qat(prepare_qat(observed.graph, fake_quantized, learn_ranges=True))
+    )
 
 
 def test_bad_input(small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path) -> None:
-    trainable = thaw(observed.graph, build(observed, X86_VNNI, RECIPE), learn_ranges=True)
+    trainable = prepare_qat(observed.graph, build(observed, X86_VNNI, RECIPE), learn_ranges=True)
     with pytest.raises(InputError, match="batch_size: expected at least 8, got 4"):
         fit(trainable, small_model, digits, tmp_path, batch_size=4)
     with pytest.raises(InputError, match=r"distillation: expected a weight from 0 to 1, got 1.5"):

@@ -48,29 +48,29 @@ def test_folding_changes_nothing(small_model: NormalizedModel, images: torch.Ten
 
 def test_twin_is_integer_close_and_differentiable(small_model: NormalizedModel, images: torch.Tensor) -> None:
     before = state_hash(small_model)
-    twin = quantize(small_model, X86_VNNI, images.split(8))
+    fake_quantized = quantize(small_model, X86_VNNI, images.split(8))
     assert state_hash(small_model) == before
-    kinds = [type(m) for m in twin.modules()]
+    kinds = [type(m) for m in fake_quantized.modules()]
     assert not any(k in (nn.Conv2d, nn.Linear) for k in kinds)
     assert kinds.count(IntegerConv2d) == 9
     assert kinds.count(IntegerLinear) == 1
-    for layer in twin.modules():
+    for layer in fake_quantized.modules():
         if isinstance(layer, IntegerConv2d):
             assert layer.weight_int.dtype == torch.int8
             assert layer.weight_int.abs().amax((1, 2, 3)).eq(127).all()
             assert layer.bias_int.dtype == torch.int32
-    wanted, got = small_model(images), twin(images)
+    wanted, got = small_model(images), fake_quantized(images)
     assert (wanted - got).abs().mean() < 0.05 * wanted.std()
-    gradient, _ = input_gradient(twin, images, lambda z: z[:, 0])
+    gradient, _ = input_gradient(fake_quantized, images, lambda z: z[:, 0])
     assert gradient.abs().flatten(1).sum(1).min() > 0
 
 
 @pytest.mark.parametrize("observer", ["histogram", "moving-average"])
 def test_twin_is_restored_from_its_state(observer: str, small_model: NormalizedModel, images: torch.Tensor) -> None:
-    twin = quantize(small_model, X86_VNNI, [images], recipe=Recipe(ranges=observer))
-    again = restore(small_model, X86_VNNI, 32, twin.state_dict())
-    assert torch.equal(twin(images), again(images))
-    assert state_hash(twin) == state_hash(again)
+    fake_quantized = quantize(small_model, X86_VNNI, [images], recipe=Recipe(ranges=observer))
+    again = restore(small_model, X86_VNNI, 32, fake_quantized.state_dict())
+    assert torch.equal(fake_quantized(images), again(images))
+    assert state_hash(fake_quantized) == state_hash(again)
 
 
 def test_macs_closed_form() -> None:
@@ -109,13 +109,13 @@ class Forms(nn.Module):
 def test_functional_forms_come_out_integer(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     model = Forms().eval()
-    twin = quantize(model, X86_VNNI, [images])
-    kinds = [type(m) for m in twin.modules()]
+    fake_quantized = quantize(model, X86_VNNI, [images])
+    kinds = [type(m) for m in fake_quantized.modules()]
     assert (kinds.count(IntegerConv2d), kinds.count(IntegerLinear)) == (3, 1)
     assert GlobalAveragePool in kinds
     assert nn.ReLU not in kinds
     wanted = model(images)
-    assert (wanted - twin(images)).abs().mean() < 0.1 * wanted.std() + 0.01
+    assert (wanted - fake_quantized(images)).abs().mean() < 0.1 * wanted.std() + 0.01
 
 
 class Branches(nn.Module):
@@ -185,9 +185,9 @@ def test_dead_channel_keeps_its_bias(images: torch.Tensor) -> None:
     with torch.no_grad():
         model[3].weight.copy_(torch.eye(4))
         model[3].bias.zero_()
-    twin = quantize(model, X86_VNNI, [images])
+    fake_quantized = quantize(model, X86_VNNI, [images])
     # A 255th of the range that the other channels and this bias span.
-    assert torch.allclose(twin(images)[:, 0], torch.full((24,), 2.0), atol=0.03)
+    assert torch.allclose(fake_quantized(images)[:, 0], torch.full((24,), 2.0), atol=0.03)
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (2, 1), (3, 2)])

@@ -212,25 +212,29 @@ def test_share_of_zero_gradients_is_counted_over_batches() -> None:
 def deployed(
     small_model: NormalizedModel, images: torch.Tensor, tmp_path: Path
 ) -> tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor]:
-    """A twin, its session, and pixels that the session gets right."""
-    twin = quantize(small_model, X86_VNNI, [images])
-    export(twin, tmp_path / "int8.onnx", 32, {})
+    """A fake-quantized model, its session, and pixels that the session gets right."""
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    export(fake_quantized, tmp_path / "int8.onnx", 32, {})
     session = OnnxClassifier(tmp_path / "int8.onnx", 1)
     pixels = (255 * images[:8]).round().byte()
-    return twin, session, pixels, session(pixels.float() / 255).argmax(1)
+    return fake_quantized, session, pixels, session(pixels.float() / 255).argmax(1)
 
 
 def test_attacks_on_a_real_session(
     deployed: tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor],
 ) -> None:
-    twin, session, pixels, labels = deployed
+    fake_quantized, session, pixels, labels = deployed
     with pytest.raises(InputError, match="no gradient"):
         pgd(session, pixels.float() / 255, labels, ball=LinfBall(0.1), generator=torch.Generator(), steps=1)
     gradient = partial(apgd, steps=10)
     score, decision = partial(square, queries=100), partial(hop_skip_jump, queries=600)
     for ball in (LinfBall(16 / 255), L2Ball(4.0)):
         # Random weights have no margins: at these budgets every attack has to break most images.
-        for attack, source in ((gradient, twin), (score, on_pixels(session)), (decision, on_pixels(session))):
+        for attack, source in (
+            (gradient, fake_quantized),
+            (score, on_pixels(session)),
+            (decision, on_pixels(session)),
+        ):
             right = transfer(attack, source, session, pixels, labels, ball=ball, seed=0)
             assert right.float().mean() <= 0.5
 
@@ -239,8 +243,14 @@ def test_the_example_of_the_page_runs(
     small_model: NormalizedModel, deployed: tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor]
 ) -> None:
     page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
-    twin, session, pixels, labels = deployed
-    names = {"twin": twin, "session": session, "pixels": pixels, "labels": labels, "float_model": small_model}
+    fake_quantized, session, pixels, labels = deployed
+    names = {
+        "twin": fake_quantized,
+        "session": session,
+        "pixels": pixels,
+        "labels": labels,
+        "float_model": small_model,
+    }
     exec(page.split("```python")[1].split("```")[0], names)
     assert names["white"][0].all()  # type: ignore[index]  # labels are the session's own
     assert 0 <= names["int8_alone_is_wrong"] <= 1  # type: ignore[operator]  # what the example computes

@@ -113,8 +113,8 @@ def test_convolutions_equal_the_loop(convolution: dict[str, Any], zero_point: in
     # Mostly large activations: most sums of two large weights overflow.
     x = torch.randint(100, 256, (2, channels, 7, 6), generator=generator, dtype=torch.uint8)
     wanted = reference(x.numpy(), layer, zero_point)
-    twin = twin_of(layer, zero_point)
-    simulated = without_vnni(twin)
+    fake_quantized = twin_of(layer, zero_point)
+    simulated = without_vnni(fake_quantized)
     got = simulated((x.float() - zero_point) * INPUT_SCALE) / (INPUT_SCALE * WEIGHT_SCALE)
     assert np.array_equal(got.numpy(), wanted)
     (measured,) = layers(simulated)
@@ -199,23 +199,25 @@ def test_proof_looks_at_pairs_not_at_bits() -> None:
 
 
 def test_seven_bit_weights_are_proven_and_bit_identical(small_model: NormalizedModel, images: torch.Tensor) -> None:
-    twin = quantize(small_model, SEVEN_BITS, [images])
-    before = state_hash(twin)
-    labels = twin(images).argmax(1)
-    risk = saturation_risk(twin, [(images, labels)])
+    fake_quantized = quantize(small_model, SEVEN_BITS, [images])
+    before = state_hash(fake_quantized)
+    labels = fake_quantized(images).argmax(1)
+    risk = saturation_risk(fake_quantized, [(images, labels)])
     assert risk["proven"]
     assert (risk["accuracy"], risk["accuracy_without_vnni"], risk["agreement"], risk["n"]) == (1, 1, 1, 24)
-    assert torch.equal(without_vnni(twin)(images), twin(images))
-    assert state_hash(twin) == before
+    assert torch.equal(without_vnni(fake_quantized)(images), fake_quantized(images))
+    assert state_hash(fake_quantized) == before
 
 
 def test_eight_bit_weights_err_and_say_where(small_model: NormalizedModel, images: torch.Tensor) -> None:
-    twin = quantize(small_model, X86_VNNI, [images])
-    labels = twin(images).argmax(1)
-    risk = saturation_risk(twin, [(images[:16], labels[:16]), (images[16:], labels[16:])])
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    labels = fake_quantized(images).argmax(1)
+    risk = saturation_risk(fake_quantized, [(images[:16], labels[:16]), (images[16:], labels[16:])])
     assert not risk["proven"]
     found: Any = risk["layers"]
-    layers_of_twin = [n.removeprefix("network.") for n, m in twin.named_modules() if hasattr(m, "weight_int")]
+    layers_of_twin = [
+        n.removeprefix("network.") for n, m in fake_quantized.named_modules() if hasattr(m, "weight_int")
+    ]
     assert [layer["name"] for layer in found] == layers_of_twin
     touched = [layer for layer in found if layer["saturated_sums"]]
     assert touched
@@ -232,21 +234,21 @@ def test_eight_bit_weights_err_and_say_where(small_model: NormalizedModel, image
 def test_chunks_change_nothing(
     small_model: NormalizedModel, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    twin = quantize(small_model, X86_VNNI, [images])
-    whole, parts = without_vnni(twin), without_vnni(twin)
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    whole, parts = without_vnni(fake_quantized), without_vnni(fake_quantized)
     wanted = whole(images)
     monkeypatch.setattr(saturation, "CHUNK", 5000)
     # The cut-off parts are integers below 2**24: float32 adds them exactly in any order.
     assert torch.equal(parts(images), wanted)
     assert layers(parts) == layers(whole)
-    assert not torch.equal(wanted, twin(images))
+    assert not torch.equal(wanted, fake_quantized(images))
 
 
 def test_a_pair_is_simulated_whole(small_model: NormalizedModel, images: torch.Tensor) -> None:
-    twin = quantize(small_model, X86_VNNI, [images])
-    pair = Compensated(nn.Identity(), twin)
+    fake_quantized = quantize(small_model, X86_VNNI, [images])
+    pair = Compensated(nn.Identity(), fake_quantized)
     simulated = without_vnni(pair)
-    alone = without_vnni(twin)
+    alone = without_vnni(fake_quantized)
     assert torch.equal(simulated(images), alone(images))
     names = [n.replace(".network.", ".") for n, m in pair.named_modules() if hasattr(m, "weight_int")]
     assert [m.name for m in layers(simulated)] == names
@@ -254,22 +256,24 @@ def test_a_pair_is_simulated_whole(small_model: NormalizedModel, images: torch.T
 
 
 def test_gradient_is_straight_through(small_model: NormalizedModel, images: torch.Tensor) -> None:
-    twin = quantize(small_model, SEVEN_BITS, [images])
-    wanted, _ = input_gradient(twin, images, lambda z: z[:, 0])
-    got, _ = input_gradient(without_vnni(twin), images, lambda z: z[:, 0])
+    fake_quantized = quantize(small_model, SEVEN_BITS, [images])
+    wanted, _ = input_gradient(fake_quantized, images, lambda z: z[:, 0])
+    got, _ = input_gradient(without_vnni(fake_quantized), images, lambda z: z[:, 0])
     assert torch.equal(got, wanted)
     risky, _ = input_gradient(without_vnni(quantize(small_model, X86_VNNI, [images])), images, lambda z: z[:, 0])
     assert risky.abs().flatten(1).sum(1).min() > 0
 
 
 def overflowing() -> tuple[fx.GraphModule, torch.Tensor]:
-    """A twin of one convolution whose sums overflow 16 bits on the images beside it."""
+    """A fake-quantized model of one convolution whose sums overflow 16 bits on the images beside it."""
     weight = torch.randint(-127, 128, (16, 16, 3, 3), generator=torch.Generator().manual_seed(0))
     weight[::2] = 127
     layer = integer_layer(weight, padding=(1, 1))
     given, taken = ActivationQuantizer(INPUT_SCALE, 0, 0, 255), ActivationQuantizer(4.0, 128, 0, 255)
-    twin = trace(nn.Sequential(given, layer, taken, nn.Flatten()).eval(), (ActivationQuantizer, IntegerConv2d))
-    return twin, torch.full((2, 16, 5, 5), 255 * INPUT_SCALE)
+    fake_quantized = trace(
+        nn.Sequential(given, layer, taken, nn.Flatten()).eval(), (ActivationQuantizer, IntegerConv2d)
+    )
+    return fake_quantized, torch.full((2, 16, 5, 5), 255 * INPUT_SCALE)
 
 
 def test_this_cpu_saturates_where_it_has_no_vnni() -> None:
@@ -285,12 +289,12 @@ def test_this_cpu_saturates_where_it_has_no_vnni() -> None:
 
 def test_sums_are_exact_on_request_and_as_simulated_without(tmp_path: Path) -> None:
     """On this CPU, whatever it is: by onnxruntime's kernels themselves, not by emulation."""
-    twin, images = overflowing()
-    export(twin, tmp_path / "g.onnx", 5, channels=16)
+    fake_quantized, images = overflowing()
+    export(fake_quantized, tmp_path / "g.onnx", 5, channels=16)
     here, exact = (OnnxClassifier(tmp_path / "g.onnx", 1, exact_sums=e)(images) for e in (False, True))
-    expected = without_vnni(twin)(images)
-    assert not torch.equal(twin(images), expected)
-    assert torch.equal(exact, twin(images))
+    expected = without_vnni(fake_quantized)(images)
+    assert not torch.equal(fake_quantized(images), expected)
+    assert torch.equal(exact, fake_quantized(images))
     assert torch.equal(here, expected if sums_saturate() else exact)
 
 
@@ -309,8 +313,8 @@ def test_exact_sums_are_asked_for_only_where_they_would_saturate(
             asked_for.append(key)
             super().add_session_config_entry(key, value)
 
-    twin, _ = overflowing()
-    export(twin, tmp_path / "g.onnx", 5, channels=16)
+    fake_quantized, _ = overflowing()
+    export(fake_quantized, tmp_path / "g.onnx", 5, channels=16)
     monkeypatch.setattr(runtime, "sums_saturate", lambda: saturates)
     monkeypatch.setattr(runtime.onnxruntime, "SessionOptions", Options)
     runtime.open_session(tmp_path / "g.onnx", 1, signed_activations=signed, exact_sums=wanted)
@@ -330,13 +334,15 @@ def test_how_products_are_added_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_not_a_twin_is_refused(small_model: NormalizedModel, images: torch.Tensor) -> None:
-    with pytest.raises(InputError, match=r"^twin: expected a fake-quantized twin, got NormalizedModel without"):
+    with pytest.raises(
+        InputError, match=r"^classifier: expected a fake-quantized model, got NormalizedModel without"
+    ):
         without_vnni(small_model)
     layer = integer_layer(torch.ones(2, 3, 1, 1))
-    with pytest.raises(InputError, match=r"^twin: expected unsigned .* layer '1'; got \[-128, 127\]$"):
+    with pytest.raises(InputError, match=r"^classifier: expected unsigned .* layer '1'; got \[-128, 127\]$"):
         without_vnni(twin_of(layer, 0, -128, 127))
     bare = trace(nn.Sequential(nn.ReLU(), layer), (IntegerConv2d,))
-    with pytest.raises(InputError, match=r"^twin: expected an activation quantizer before layer '1', got _0$"):
+    with pytest.raises(InputError, match=r"^classifier: expected an activation quantizer before layer '1', got _0$"):
         without_vnni(bare)
     with pytest.raises(InputError, match=r"^batches: expected at least one image, got none$"):
         saturation_risk(twin_of(layer), [])

@@ -17,9 +17,11 @@ from qrobust.cli.parsing import choices
 from qrobust.compensation.batches import mixed_batch
 from qrobust.compensation.validation import Validation, information
 from qrobust.data.loading import open_data
-from qrobust.data.scene_images import open_scene
+from qrobust.data.scene_images import open_target_images
+from qrobust.data.splits import TrainingData
 from qrobust.errors import InputError
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.provenance import training_conditions
+from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.shifts.rendering import render
 
@@ -41,32 +43,32 @@ def save_scene(root: Path, *, labelled: bool, count: int = 100) -> Path:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_splits_are_disjoint_and_seeded(labelled: bool, tmp_path: Path) -> None:
     folder = save_scene(tmp_path, labelled=labelled, count=50)
-    scene = open_scene(folder, image_size=32, class_names=NAMES, seed=0)
-    parts = [scene.training, scene.validation, scene.test]
+    target_images = open_target_images(folder, image_size=32, class_names=NAMES, seed=0)
+    parts = [target_images.training, target_images.validation, target_images.test]
     assert [len(p) for p in parts] == [30, 10, 10]
     assert sorted(torch.cat([p.indices for p in parts]).tolist()) == list(range(50))
-    assert scene.labelled == labelled
-    assert (scene.training.labels >= 0).all() == labelled
-    again = open_scene(folder, image_size=32, class_names=NAMES, seed=0)
-    assert torch.equal(again.test.indices, scene.test.indices)
+    assert target_images.labelled == labelled
+    assert (target_images.training.labels >= 0).all() == labelled
+    again = open_target_images(folder, image_size=32, class_names=NAMES, seed=0)
+    assert torch.equal(again.test.indices, target_images.test.indices)
     assert not torch.equal(
-        open_scene(folder, image_size=32, class_names=NAMES, seed=1).test.indices, scene.test.indices
+        open_target_images(folder, image_size=32, class_names=NAMES, seed=1).test.indices, target_images.test.indices
     )
 
 
 def test_a_scene_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least 5 images in .*, got 0"):
-        open_scene(tmp_path, image_size=32, class_names=NAMES, seed=0)
+        open_target_images(tmp_path, image_size=32, class_names=NAMES, seed=0)
     with pytest.raises(InputError, match="no folder"):
-        open_scene(tmp_path / "none", image_size=32, class_names=NAMES, seed=0)
+        open_target_images(tmp_path / "none", image_size=32, class_names=NAMES, seed=0)
     both = save_scene(tmp_path / "both", labelled=True, count=20)
     save_scene(both, labelled=False, count=3)
     with pytest.raises(InputError, match="got both"):
-        open_scene(both, image_size=32, class_names=NAMES, seed=0)
+        open_target_images(both, image_size=32, class_names=NAMES, seed=0)
     strange = tmp_path / "strange" / "cat"
     strange.mkdir(parents=True)
-    with pytest.raises(InputError, match=r"^scene_images: class folder 'cat'"):
-        open_scene(strange.parent, image_size=32, class_names=NAMES, seed=0)
+    with pytest.raises(InputError, match=r"^target_images: class folder 'cat'"):
+        open_target_images(strange.parent, image_size=32, class_names=NAMES, seed=0)
 
 
 def test_a_scene_is_read_before_anything_is_trained(finished_run: Path, tmp_path: Path) -> None:
@@ -79,9 +81,9 @@ def test_a_scene_is_read_before_anything_is_trained(finished_run: Path, tmp_path
     assert "--target-images: cannot decode image" in result.output
     assert "004.png" in result.output
     assert sorted(run.rglob("*")) == before
-    scene = open_scene(folder, image_size=32, class_names=NAMES, seed=0, skip_bad=True)
-    assert sum(map(len, (scene.training, scene.validation, scene.test))) == 19
-    assert scene.training.source.skipped == (str(folder / "004.png"),)
+    target_images = open_target_images(folder, image_size=32, class_names=NAMES, seed=0, skip_bad=True)
+    assert sum(map(len, (target_images.training, target_images.validation, target_images.test))) == 19
+    assert target_images.training.source.skipped == (str(folder / "004.png"),)
 
 
 def test_information_is_one_when_sure_and_balanced_and_nothing_when_not() -> None:
@@ -96,13 +98,14 @@ def test_information_is_one_when_sure_and_balanced_and_nothing_when_not() -> Non
 
 def test_batches_hold_scene_images_without_a_clean_twin(tmp_path: Path) -> None:
     data = open_data("digits", seed=0)
-    scene = open_scene(save_scene(tmp_path, labelled=False), image_size=32, class_names=NAMES, seed=0)
-    options = {"table": "cifar-c", "batch_size": 64, "step": 3, "seed": 0}
-    alone = mixed_batch(data.training, [], torch.ones(0), scene=scene.training, **options)
+    target_images = open_target_images(save_scene(tmp_path, labelled=False), image_size=32, class_names=NAMES, seed=0)
+    options = {"batch_size": 64, "step": 3, "seed": 0}
+    alone = mixed_batch(TrainingData(data.training, [], "cifar-c", target_images.training), torch.ones(0), **options)
     assert alone.paired.sum() == 16
     assert (alone.labels[~alone.paired] == -1).all()
     assert torch.equal(alone.clean[~alone.paired], alone.shifted[~alone.paired])
-    both = mixed_batch(data.training, [("fog", 5)], torch.ones(1), scene=scene.training, **options)
+    fog = TrainingData(data.training, [("fog", 5)], "cifar-c", target_images.training)
+    both = mixed_batch(fog, torch.ones(1), **options)
     assert both.paired.sum() == 40
     assert not (both.aligned & ~both.paired).any()
 
@@ -121,12 +124,12 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
         result = qrobust(*command)
         assert result.exit_code == 0, result.output
     record = json.loads((run / "record.json").read_text())
-    scene = record["scene"]
+    target_images = record["scene"]
     assert record["compensation"]["trained_on"] == [f"imagefolder:{folder}"]
-    assert scene["n"] == 40
-    assert scene["labelled"] == labelled
+    assert target_images["n"] == 40
+    assert target_images["labelled"] == labelled
     if labelled:
-        assert scene["gain"]["compensated"]["gain_pp"] > 0
+        assert target_images["gain"]["compensated"]["gain_pp"] > 0
         assert "gains" in (run / "report.md").read_text()
     else:
         # What the labels that the folder does not have would say.
@@ -142,10 +145,12 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
 
 def test_validation_counts_a_scene_like_a_cell(tmp_path: Path) -> None:
     data = open_data("digits", seed=0)
-    scene = open_scene(save_scene(tmp_path, labelled=True), image_size=32, class_names=NAMES, seed=0)
-    validation = Validation(data.validation, [], table="cifar-c", seed=0, limit=100, scene=scene.validation)
+    target_images = open_target_images(save_scene(tmp_path, labelled=True), image_size=32, class_names=NAMES, seed=0)
+    validation = Validation(
+        data.validation, [], table="cifar-c", seed=0, limit=100, target_images=target_images.validation
+    )
     _, shifted = validation.measure(lambda x: torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10))
-    assert shifted == pytest.approx((scene.validation.labels == 0).float().mean().item())
+    assert shifted == pytest.approx((target_images.validation.labels == 0).float().mean().item())
 
 
 def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
@@ -158,18 +163,18 @@ def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
 
 def test_shifts_take_the_place_of_a_scene(finished_run: Path, tmp_path: Path) -> None:
     real = choices({"target_images": "x", "shifts": None})
-    assert (real["scene_images"], real["scene_alone"]) == ("imagefolder:x", True)
+    assert (real["target_images"], real["target_images_alone"]) == ("imagefolder:x", True)
     for options in ({"shifts": ("fog",)}, {"scenario": ("night",)}):
-        assert (choices(options)["scene_images"], choices(options)["scene_alone"]) == (None, True)
-    assert "scene_images" not in choices({"shifts": None, "severities": (3,)})
+        assert (choices(options)["target_images"], choices(options)["target_images_alone"]) == (None, True)
+    assert "target_images" not in choices({"shifts": None, "severities": (3,)})
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"scene_images": "imagefolder:x", "scene_alone": True}))
-    kept = Workbench.open(run, Reporter())
-    assert (kept.config.scene_images, kept.training_cells) == ("imagefolder:x", [])
-    changed = Workbench.open(run, Reporter(), **choices({"shifts": ("fog",), "severities": (5,)}))
-    assert (changed.config.scene_images, changed.training_cells) == (None, [("fog", 5)])
+    kept = Run.open(run, Reporter())
+    assert (kept.config.shifts.target_images, training_conditions(kept)) == ("imagefolder:x", [])
+    changed = Run.open(run, Reporter(), **choices({"shifts": ("fog",), "severities": (5,)}))
+    assert (changed.config.shifts.target_images, training_conditions(changed)) == (None, [("fog", 5)])
 
 
 def test_bad_options_leave_the_calibrator_that_is_there(finished_run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from qrobust.shifts.registry import (
     SHIFTS,
     SUITES,
     TABLES,
-    cells,
+    defined_conditions,
 )
 from qrobust.shifts.rendering import render, render_grid
 from qrobust.shifts.rng import Generators
@@ -91,7 +91,7 @@ def test_severity_hurts_more_and_more(name: str, table: str) -> None:
     pixels = pictures(12, 64, 64)
     distances = [
         (render(pixels, name, s, table=table, seed=0).float() - pixels.float()).abs().mean().item()
-        for _, s in cells((name,), (1, 2, 3, 4, 5), table)
+        for _, s in defined_conditions((name,), (1, 2, 3, 4, 5), table)
     ]
     assert distances == sorted(distances)
 

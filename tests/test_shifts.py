@@ -15,7 +15,7 @@ from qrobust.shifts.registry import (
     SHIFTS,
     SUITES,
     TABLES,
-    cells,
+    defined_conditions,
     expand,
     find_shift,
     table_for,
@@ -23,7 +23,7 @@ from qrobust.shifts.registry import (
 from qrobust.shifts.rendering import render, render_grid
 from qrobust.shifts.rng import Generators
 
-ALL = [(name, s) for name, s in cells(tuple(SHIFTS), (1, 2, 3, 4, 5), "cifar-c")]
+ALL = [(name, s) for name, s in defined_conditions(tuple(SHIFTS), (1, 2, 3, 4, 5), "cifar-c")]
 
 
 def generators(n: int) -> Generators:
@@ -236,7 +236,7 @@ def test_own_shifts(own_file: Path, digit_pixels: torch.Tensor) -> None:
     low, high = (render(flat, f"{far}:grainy", s, **arguments).float() - 128 for s in (1, 5))
     assert not torch.allclose(5 * low, high, atol=5)  # other random numbers, not the same ones stronger
     assert expand(("sensor", f"{own_file}:darker")) == (*SUITES["sensor"], f"{own_file}:darker")
-    assert len(cells((f"{own_file}:darker",), (1, 5), "cifar-c")) == 2
+    assert len(defined_conditions((f"{own_file}:darker",), (1, 5), "cifar-c")) == 2
 
 
 @pytest.mark.parametrize(

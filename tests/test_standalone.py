@@ -246,9 +246,9 @@ def test_own_shifts_run_on_the_threads_asked_for_and_may_lie_deep(data: str, tmp
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-    cells = [(row["shift"], row["severity"]) for row in record["rows"]]
-    assert cells[1] == (f"{folder}/own.py:dim", 5)
-    assert set(read_predictions(out / "predictions", cells)[1]) == set(cells)
+    conditions = [(row["shift"], row["severity"]) for row in record["rows"]]
+    assert conditions[1] == (f"{folder}/own.py:dim", 5)
+    assert set(read_predictions(out / "predictions", conditions)[1]) == set(conditions)
 
 
 def test_budget_and_workers_are_said_and_change_no_pixel(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     assert (record["rows"], record["summary"], plain["stored"]) == (plain["rows"], plain["summary"], [])
     (stored,) = record["stored"]
     assert stored["name"] == f"stored:{root}"
-    cells = [("fog", 2), ("fog", 5), ("smog", 2), ("smog", 5)]
-    assert [(r["shift"], r["severity"]) for r in stored["rows"]] == cells
+    conditions = [("fog", 2), ("fog", 5), ("smog", 2), ("smog", 5)]
+    assert [(r["shift"], r["severity"]) for r in stored["rows"]] == conditions
     assert [r["accuracy"]["good"] for r in stored["rows"]] == [0.8, 0.5, 0.8, 0.5]  # as the set was made
     assert {(r["n"], r["of"], r["family"]) for r in stored["rows"]} == {(N, N, "stored")}
     s = stored["summary"]
@@ -57,7 +57,7 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     assert s["mce"]["value"]["good"] == pytest.approx(0.35)
     assert s["versus"]["bad"]["drop_pp"] == pytest.approx(100 * (s["accuracy"]["good"] - s["accuracy"]["bad"]))
     # Paired with the reference on the set's own labels, and rebuilt without inference.
-    labels, predictions = read_predictions(tmp_path / "out" / "predictions" / stored["predictions"], cells)
+    labels, predictions = read_predictions(tmp_path / "out" / "predictions" / stored["predictions"], conditions)
     assert labels.tolist() == np.load(root / "labels.npy")[:N].tolist()
     assert comparison_rows(predictions, labels, seed=0, of=N) == stored["rows"]
     right = [predictions["fog", 5][name].prediction == labels for name in ("good", "bad")]
@@ -100,7 +100,7 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
         asked.append(also)
         return split.first(4), {"n": 4}
 
-    monkeypatch.setattr("qrobust.evaluation.predictions.within_budget", four)
+    monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", four)
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
     record = run([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
     assert asked == [4]  # cells of the set, beside those that are rendered

@@ -26,9 +26,6 @@ MODEL, QUANTIZATION, QAT, SHIFTS, CALIBRATOR, ATTACKS, RUN = GROUPS = (
 ARGUMENTS = {
     "shift": "shifts",
     "severity": "severities",
-    "epsilon": "epsilons",
-    "l2_epsilon": "l2_epsilons",
-    "method": "remedy",
     **{field: option for option, field in FIELDS.items()},
 }
 

@@ -10,7 +10,7 @@ import click
 from qrobust.cli.command import MODEL, RUN, Command, Option
 from qrobust.cli.console import console
 from qrobust.cli.options import ATTACK_OPTIONS, FORMER, RENDERED_OPTIONS, with_options
-from qrobust.cli.parsing import FIELDS, choices, cores
+from qrobust.cli.parsing import choices, cores
 from qrobust.cli.run_commands import say_stored
 from qrobust.cli.types import FRACTION, INTEGER
 
@@ -84,7 +84,7 @@ def evaluate_onnx(
     from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
-    for name in (*FIELDS.values(), "scene_alone"):  # of runs only; shifts are what they come to
+    for name in ("scenarios", "target_images", "target_images_alone"):  # of runs only; shifts are what they come to
         chosen.pop(name, None)
     record = evaluate_files(
         Choices(files, data, **chosen),

@@ -317,7 +317,7 @@ _declare(
     help="Weight of the pull towards reverse adversarial examples of the clean images.",
 )
 _declare(
-    "--favour",
+    "--hard-shift-share",
     group=CALIBRATOR,
     advanced=True,
     type=NUMBER,
@@ -325,7 +325,7 @@ _declare(
     help="Share of the training shifts that are drawn by how much they hurt the INT8 classifier.",
 )
 _declare(
-    "--polish",
+    "--evolution-steps",
     group=CALIBRATOR,
     advanced=True,
     type=INTEGER,
@@ -477,8 +477,8 @@ CALIBRATOR_OPTIONS = (
     "batch_size",
     "learning_rate",
     "reverse_weight",
-    "favour",
-    "polish",
+    "hard_shift_share",
+    "evolution_steps",
     "few_shot",
     "use_labels",
 )
@@ -487,4 +487,8 @@ NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "seed", "threads", "verbose", "
 STAGE_OPTIONS = ("threads", "verbose", "quiet")
 
 # Options of earlier versions, and what is said to who gives one.
-FORMER = {"--scene": "is now --scenario NAME, or --target-images DIR for a folder of real images"}
+FORMER = {
+    "--scene": "is now --scenario NAME, or --target-images DIR for a folder of real images",
+    "--favour": "is now --hard-shift-share",
+    "--polish": "is now --evolution-steps",
+}

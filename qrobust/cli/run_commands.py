@@ -49,17 +49,17 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
     if resume and (out / "config.json").is_file():
-        bench = resumed(out, **example.OPTIONS, **options)
-        if bench.place().weights.exists():
-            finish(bench, stages.run_all(bench, resume=True))
+        opened = resumed(out, **example.OPTIONS, **options)
+        if opened.require_folder().weights.exists():
+            finish(opened, stages.run_all(opened, resume=True))
             return
-        overwrite, options["seed"] = True, bench.config.seed  # interrupted before its network was kept
+        overwrite, options["seed"] = True, opened.config.seed  # interrupted before its network was kept
     check_folder(out, overwrite=overwrite)
     seed = RunConfig.seed if options["seed"] is None else options["seed"]
     reporter = console(options["verbose"], options["quiet"])
     with example.weights_file(seed, reporter, options["threads"] or cores()) as weights:
-        bench = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
-        finish(bench, stages.run_all(bench, resume=False))
+        opened = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
+        finish(opened, stages.run_all(opened, resume=False))
 
 
 @click.command(cls=Command, former=FORMER)
@@ -76,8 +76,8 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """
     from qrobust.pipeline import stages
 
-    bench = begin_or_resume(out, overwrite, resume, **options)
-    finish(bench, stages.run_all(bench, resume=resume))
+    opened = begin_or_resume(out, overwrite, resume, **options)
+    finish(opened, stages.run_all(opened, resume=resume))
 
 
 @click.command(cls=Command)
@@ -96,14 +96,15 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """
     from qrobust.pipeline import stages
 
-    bench = begin_or_resume(out, overwrite, resume, compensating=False, **options)
-    if not (resume and bench.place().stage("quantize")):
-        stages.quantize(bench)
-    stage = bench.place().need_stage("quantize", "quantize")
+    opened = begin_or_resume(out, overwrite, resume, compensating=False, **options)
+    if not (resume and opened.require_folder().stage("quantize")):
+        stages.quantize(opened)
+    folder = opened.require_folder()
+    stage = folder.need_stage("quantize", "quantize")
     for name, audited in stage["audit"].items():
         agreement = stage["parity"][name]["agreement"]
         click.echo(
-            f"{bench.place().graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
+            f"{folder.graph(name)}: {audited['integer_ops']} of {audited['quantizable_ops']} convolutions and "
             f"matrix products integer, agreement with torch {100 * agreement:.2f} %"
         )
 
@@ -126,8 +127,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
 
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    layers = stages.sensitivity(bench)
+    opened = reopen(run_folder, **options)
+    layers = stages.sensitivity(opened)
     if as_json:
         click.echo(json.dumps(layers, indent=2))
         return
@@ -186,12 +187,12 @@ def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: A
     for name in ATTACK_OPTIONS:
         if not compare and options[name] is not None:
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
-    bench = reopen(run_folder, **options)
+    opened = reopen(run_folder, **options)
     if compare:
-        finish(bench, stages.compare(bench))
+        finish(opened, stages.compare(opened))
     elif remedy in (None, "calibrator"):
-        stages.compensate(bench)
-        done = bench.place().need_stage("compensate", "compensate")
+        stages.compensate(opened)
+        done = opened.require_folder().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
         measures = end["measures"]
         click.echo(
@@ -200,10 +201,10 @@ def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: A
             f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
     elif remedy == "none":
-        stages.forget_compensation(bench)
+        stages.forget_compensation(opened)
         click.echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
-        stages.make_alternative(bench, str(remedy))
+        stages.make_baseline(opened, str(remedy))
         click.echo(f"{remedy}: made; `qrobust evaluate {run_folder}` measures it")
 
 
@@ -220,9 +221,9 @@ def export(run_folder: Path, **options: Any) -> None:
     """
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    stages.export(bench)
-    click.echo(str(bench.place().graph("compensated")))
+    opened = reopen(run_folder, **options)
+    stages.export(opened)
+    click.echo(str(opened.require_folder().graph("compensated")))
 
 
 @click.command(
@@ -248,9 +249,9 @@ def evaluate(run_folder: Path, budget: float | None, workers: int, **options: An
     """
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    stages.evaluate(bench, budget=budget, workers=workers)
-    result = bench.place().need_stage("evaluate", "evaluate")
+    opened = reopen(run_folder, **options)
+    stages.evaluate(opened, budget=budget, workers=workers)
+    result = opened.require_folder().need_stage("evaluate", "evaluate")
     summary = result["summary"]
     for name, clean in summary["clean_accuracy"].items():
         shifted = summary["shift_accuracy"][name]
@@ -285,5 +286,5 @@ def report(run_folder: Path, **options: Any) -> None:
     """
     from qrobust.pipeline import stages
 
-    bench = reopen(run_folder, **options)
-    finish(bench, stages.write_report(bench))
+    opened = reopen(run_folder, **options)
+    finish(opened, stages.write_report(opened))

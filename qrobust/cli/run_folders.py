@@ -13,7 +13,7 @@ from qrobust.cli.console import console
 from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
 
 # Lines of the verdict at the end of a run, and the width that they have at least.
 VERDICT_LINES, LEAST_WIDTH = 6, 60
@@ -28,23 +28,23 @@ def begin(
     *,
     compensating: bool = True,
     **options: Any,
-) -> Workbench:
-    """A workbench for a new run; everything is read and checked before the folder is touched."""
+) -> Run:
+    """A new run; everything is read and checked before the folder is touched."""
     from qrobust.errors import InputError
     from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.inputs import prepare_inputs
-    from qrobust.pipeline.run import Workbench
+    from qrobust.pipeline.run import Run
     from qrobust.pipeline.run_folder import check_folder, create_folder
 
     for name in ("model", "data"):
         if options.get(name) is None:
             raise InputError(f"{name}: expected one for a new run, got none; --resume continues one that --out holds")
     check_folder(out, overwrite=overwrite)
-    config = RunConfig(threads=cores() if threads is None else threads, **choices(options))
-    bench = Workbench(config, None, console(verbose, quiet))
-    prepare_inputs(bench, compensating=compensating)
-    bench.folder = create_folder(out, config, overwrite=overwrite)
-    return bench
+    config = RunConfig.from_options({"threads": cores() if threads is None else threads} | choices(options))
+    run = Run(config, None, console(verbose, quiet))
+    prepare_inputs(run, compensating=compensating)
+    run.folder = create_folder(out, config, overwrite=overwrite)
+    return run
 
 
 def begin_or_resume(
@@ -54,8 +54,8 @@ def begin_or_resume(
     *,
     compensating: bool = True,
     **options: Any,
-) -> Workbench:
-    """A workbench for a new run, or for one that was interrupted."""
+) -> Run:
+    """A new run, or one that was interrupted."""
     from qrobust.errors import InputError
 
     if resume and overwrite:
@@ -65,30 +65,31 @@ def begin_or_resume(
     return begin(out, overwrite, compensating=compensating, **options)
 
 
-def resumed(out: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Workbench:
-    """A workbench for a run that was interrupted; options that are given must be those that it was begun with."""
+def resumed(out: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Run:
+    """A run that was interrupted; options that are given must be those that it was begun with."""
     from qrobust.pipeline.inputs import check_same_config
 
-    bench = reopen(out, verbose, quiet, threads)
-    check_same_config(bench, choices(options))
-    return bench
+    run = reopen(out, verbose, quiet, threads)
+    check_same_config(run, choices(options))
+    return run
 
 
-def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None = None, **options: Any) -> Workbench:
-    """A workbench for a run that is there, with the options that are given in place of its own."""
-    from qrobust.pipeline.run import Workbench
+def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None = None, **options: Any) -> Run:
+    """A run that is there, with the options that are given in place of its own."""
+    from qrobust.pipeline.provenance import check_hold_out
+    from qrobust.pipeline.run import Run
 
-    bench = Workbench.open(folder, console(verbose, quiet), threads=threads, **choices(options))
+    run = Run.open(folder, console(verbose, quiet), threads=threads, **choices(options))
     if options.get("hold_out"):
-        bench.check_hold_out()
-    return bench
+        check_hold_out(run)
+    return run
 
 
-def finish(bench: Workbench, record: dict[str, Any]) -> None:
+def finish(run: Run, record: dict[str, Any]) -> None:
     """Print the beginning of the verdict, and where the report lies."""
     from qrobust.report.verdict import verdict
 
-    click.echo("\n".join([*beginning(verdict(record)), f"Report: {bench.place().html}"]))
+    click.echo("\n".join([*beginning(verdict(record)), f"Report: {run.require_folder().html}"]))
 
 
 def beginning(sentences: list[str]) -> list[str]:

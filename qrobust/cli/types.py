@@ -51,7 +51,7 @@ class OneOf(click.ParamType):
         """What may be chosen."""
         field = field_of(self.option)
         assert field is not None, f"{self.option} sets no field"
-        return field.choices
+        return tuple(field.metadata["one_of"])
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return "|".join(self.choices)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from qrobust.data.splits import Split
+from qrobust.data.splits import TrainingData
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
 
-Cell = tuple[str, int]
+Condition = tuple[str, int]
 # Shares of a batch: this many groups, each under one shift drawn anew; the first ones stay clean.
 GROUPS = 16
 CLEAN_GROUPS = 4
@@ -39,29 +39,17 @@ class MixedBatch:
     paired: torch.Tensor
 
 
-def mixed_batch(
-    training: Split,
-    cells: list[Cell],
-    weights: torch.Tensor,
-    *,
-    table: str,
-    batch_size: int,
-    step: int,
-    seed: int,
-    scene: Split | None = None,
-) -> MixedBatch:
+def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, step: int, seed: int) -> MixedBatch:
     """The batch of one step: a function of the seed and the step alone.
 
     Args:
-        training: images to draw from.
-        cells: (shift, severity).
-        weights: how likely each cell is, see `sampling`.
-        table: severity table.
+        data: what to draw from. Target images take half of what is not clean, or all where there are no conditions.
+        weights: how likely each condition is, see `sampling`.
         batch_size: images.
         step: of the training.
         seed: of the training.
-        scene: real images of a new scene, which take half of what is not clean, or all where there are no cells.
     """
+    training, conditions, target_images = data.images, data.conditions, data.target_images
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
     clean, labels = (
@@ -70,19 +58,19 @@ def mixed_batch(
     )
     shifted, aligned, paired = [], [], []
     for index, part in enumerate(clean):
-        is_scene = scene is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not cells)
+        is_scene = target_images is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not conditions)
         if is_scene:
-            assert scene is not None
-            real = torch.randint(len(scene), (len(part),), generator=generator)
-            clean[index], labels[index] = scene.read(real), scene.labels[real]
+            assert target_images is not None
+            real = torch.randint(len(target_images), (len(part),), generator=generator)
+            clean[index], labels[index] = target_images.read(real), target_images.labels[real]
             shifted.append(clean[index])
             aligned += [False] * len(part)
         elif index < CLEAN_GROUPS:
             shifted.append(part)
             aligned += [True] * len(part)
         else:
-            name, severity = cells[int(torch.multinomial(weights, 1, generator=generator))]
-            shifted.append(render(part, name, severity, table=table, seed=seed * 1_000_003 + step))
+            name, severity = conditions[int(torch.multinomial(weights, 1, generator=generator))]
+            shifted.append(render(part, name, severity, table=data.table, seed=seed * 1_000_003 + step))
             aligned += [find_shift(name).keeps_pixels] * len(part)
         paired += [not is_scene] * len(part)
     return MixedBatch(
@@ -90,17 +78,17 @@ def mixed_batch(
     )
 
 
-def sampling(cells: list[Cell], errors: list[float] | None = None, favour: float = 0.0) -> torch.Tensor:
+def sampling(conditions: list[Condition], errors: list[float] | None = None, hard_share: float = 0.0) -> torch.Tensor:
     """How likely each cell is to be drawn, summing to 1: every shift alike, then every severity of it.
 
     Args:
-        cells: (shift, severity).
+        conditions: (shift, severity).
         errors: of the classifier alone in each cell.
-        favour: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
+        hard_share: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
     """
-    count = Counter(name for name, _ in cells)
-    alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in cells])
+    count = Counter(name for name, _ in conditions)
+    alike = torch.tensor([1 / (len(count) * count[name]) for name, _ in conditions])
     if errors is None or not sum(errors):
         return alike
     hurting = alike * torch.tensor(errors)
-    return (1 - favour) * alike + favour * hurting / hurting.sum()
+    return (1 - hard_share) * alike + hard_share * hurting / hurting.sum()

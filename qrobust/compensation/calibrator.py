@@ -142,17 +142,8 @@ class Calibrator(nn.Module):
 
     def __init__(self, image_size: int, width: int, branches: tuple[str, ...] = BRANCHES, channels: int = 3) -> None:
         super().__init__()
-        if not branches or set(branches) - set(BRANCHES) or len(set(branches)) < len(branches):
-            raise InputError(
-                f"branches: expected some of {', '.join(BRANCHES)}, each once, got {', '.join(branches) or 'none'}"
-            )
-        if width < 1:
-            raise InputError(f"width: expected at least 1, got {width}")
+        _check(image_size, width, branches, channels)
         stride = 2 if image_size <= FINE_SIZE else 4
-        if image_size < 8:
-            raise InputError(f"image_size: a calibrator needs at least 8 pixels, got {image_size}")
-        if channels not in (1, 3):
-            raise InputError(f"channels: expected 3 or 1, got {channels}")
         # What the network looks at is padded to a multiple of its coarsest step.
         self.padding = -image_size % (4 * stride)
         deep = 2 * width
@@ -218,6 +209,19 @@ class Calibrator(nn.Module):
         photometric = self.photometric(summary) if "photometric" in self.branches else None
         geometric = self.geometric(summary) if "geometric" in self.branches else None
         return self.correction(images, maps, photometric, geometric, self.gate(summary))
+
+
+def _check(image_size: int, width: int, branches: tuple[str, ...], channels: int) -> None:
+    """Refuse what no calibrator can be."""
+    if not branches or set(branches) - set(BRANCHES) or len(set(branches)) < len(branches):
+        raise InputError(
+            f"branches: expected some of {', '.join(BRANCHES)}, each once, got {', '.join(branches) or 'none'}"
+        )
+    for name, value, least in (("width", width, 1), ("image_size", image_size, 8)):
+        if value < least:
+            raise InputError(f"{name}: expected at least {least}, got {value}")
+    if channels not in (1, 3):
+        raise InputError(f"channels: expected 3 or 1, got {channels}")
 
 
 def within_budget(

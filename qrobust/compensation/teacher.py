@@ -14,20 +14,22 @@ from qrobust.shifts.filters import to_unit
 from qrobust.training_loop import fast_arithmetic
 
 # What the float model's view of the training images may take.
-VIEWS_BYTES, VIEW_BATCH = 2**27, 128
+TEACHER_BYTES, TEACHER_BATCH = 2**27, 128
 
 
-class View(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a classifier makes of images: logits `(N, K)`, and features `(N, F)` where it has any."""
 
     logits: torch.Tensor
     features: torch.Tensor | None
 
-    def of(self, chosen: torch.Tensor) -> View:
+    def of(self, chosen: torch.Tensor) -> TeacherOutput:
         """Of some of the images."""
-        return View(self.logits[chosen].float(), None if self.features is None else self.features[chosen].float())
+        return TeacherOutput(
+            self.logits[chosen].float(), None if self.features is None else self.features[chosen].float()
+        )
 
-    def distance(self, other: View) -> torch.Tensor:
+    def distance(self, other: TeacherOutput) -> torch.Tensor:
         """The mean squared distance of logits, and of features, each in units of this view's variance."""
         pairs = [(self.logits, other.logits)]
         if self.features is not None and other.features is not None:
@@ -35,7 +37,7 @@ class View(NamedTuple):
         return sum((F.mse_loss(theirs, ours) / ours.var().clamp(min=1e-6) for ours, theirs in pairs), torch.zeros(()))
 
 
-def views(teacher: Classifier, training: Split, asked: int) -> View | None:
+def teacher_outputs(teacher: Classifier, training: Split, asked: int) -> TeacherOutput | None:
     """The float model's view of all training images, where it is asked so often that this saves time.
 
     Args:
@@ -44,23 +46,26 @@ def views(teacher: Classifier, training: Split, asked: int) -> View | None:
         asked: on how many images it would be asked otherwise.
 
     Returns:
-        In bfloat16, which halves its size. None where asking is as cheap, or where it takes more than `VIEWS_BYTES`.
+        In bfloat16, which halves its size. None where asking is as cheap, or where it takes more than
+        `TEACHER_BYTES`.
     """
-    one = _view(teacher, to_unit(training.first(1).read(slice(None))))
+    one = _teacher_output(teacher, to_unit(training.first(1).read(slice(None))))
     values = one.logits.numel() + (0 if one.features is None else one.features.numel())
-    if len(training) > asked or 2 * len(training) * values > VIEWS_BYTES:
+    if len(training) > asked or 2 * len(training) * values > TEACHER_BYTES:
         return None
-    parts = [_view(teacher, to_unit(images)) for images, _ in training.batches(VIEW_BATCH)]
+    parts = [_teacher_output(teacher, to_unit(images)) for images, _ in training.batches(TEACHER_BATCH)]
     features = [part.features.bfloat16() for part in parts if part.features is not None]
-    return View(torch.cat([part.logits for part in parts]).bfloat16(), torch.cat(features) if features else None)
+    return TeacherOutput(
+        torch.cat([part.logits for part in parts]).bfloat16(), torch.cat(features) if features else None
+    )
 
 
 @torch.no_grad()
-def _view(teacher: Classifier, images: torch.Tensor) -> View:
-    return _seen(teacher, images)
+def _teacher_output(teacher: Classifier, images: torch.Tensor) -> TeacherOutput:
+    return _outputs_of(teacher, images)
 
 
-def _seen(classifier: Classifier, images: torch.Tensor) -> View:
+def _outputs_of(classifier: Classifier, images: torch.Tensor) -> TeacherOutput:
     with fast_arithmetic():
         logits, features = logits_and_features(classifier, images.contiguous(memory_format=torch.channels_last))
-    return View(logits.float(), None if features is None else features.float())
+    return TeacherOutput(logits.float(), None if features is None else features.float())

@@ -16,14 +16,14 @@ from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import (
     CLEAN_GROUPS,
     GROUPS,
-    Cell,
     mixed_batch,
     sampling,
 )
+from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.reverse import reverse_adversarial
-from qrobust.compensation.teacher import View, _seen, _view, views
+from qrobust.compensation.teacher import TeacherOutput, _outputs_of, _teacher_output, teacher_outputs
 from qrobust.compensation.validation import Validation, information
-from qrobust.data.splits import Split
+from qrobust.data.splits import TrainingData
 from qrobust.errors import InputError
 from qrobust.progress import Progress
 from qrobust.shifts.filters import to_unit
@@ -66,34 +66,53 @@ class Fit:
     earlier_s: float = field(compare=False)
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One run of the training loop over a calibrator.
+
+    Attributes:
+        name: `float`, or `int8` on the calibrator's own 8-bit grid.
+        steps: optimizer steps in all.
+        restore_steps: how many of them, at the start, restore pixels only.
+        learning_rate: of Adam, at its peak; cosine to zero.
+        seed: decides images, shifts and pixels of every step.
+        checkpoint: file to resume from; whoever owns the folder deletes it.
+    """
+
+    name: str
+    steps: int
+    restore_steps: int
+    learning_rate: float
+    seed: int
+    checkpoint: Path
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rates of a step: of the whole, and of the heads that act on the whole image."""
+        restoring = step < self.restore_steps
+        begin, end = (0, self.restore_steps) if restoring else (self.restore_steps, self.steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
+        rate = self.learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
+        rate *= 1.0 if restoring else CLASSIFIER_RATE
+        return [rate, rate * HEAD_RATES[0 if restoring else 1]]
+
+
 def train_calibrator(
     calibrator: nn.Module,
-    twin: nn.Module,
+    fake_quantized: nn.Module,
     teacher: Classifier,
-    training: Split,
+    data: TrainingData,
     validation: Validation,
-    cells: list[Cell],
+    config: CalibratorConfig,
+    phase: Phase,
     *,
-    table: str,
-    steps: int,
-    restore_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    use_labels: bool,
-    association_weight: float,
-    reverse_weight: float,
-    seed: int,
-    checkpoint: Path,
-    scene: Split | None = None,
-    favour: float = 0.0,
-    judged: Classifier | None = None,
+    deployed: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Fit:
-    """Train `calibrator` in place so that `twin` finds shifted images easier.
+    """Train `calibrator` in place so that `fake_quantized` finds shifted images easier.
 
-    First, for `restore_steps`, the calibrator alone learns to give back the unshifted image (mean
+    First, for `phase.restore_steps`, the calibrator alone learns to give back the unshifted image (mean
     absolute difference of pixels): a dense signal at a fraction of the cost. Then the loss is the
-    cross-entropy of the twin behind the calibrator to the label (or the teacher's
+    cross-entropy of the fake-quantized model behind the calibrator to the label (or the teacher's
     prediction), plus the squared distance of its logits and features to the float teacher's on the unshifted
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
@@ -102,79 +121,41 @@ def train_calibrator(
 
     Args:
         calibrator: images to images, differentiable; ends with the best state.
-        twin: the frozen classifier; neither parameters nor buffers change.
+        fake_quantized: the frozen classifier; neither parameters nor buffers change.
         teacher: the float classifier.
-        training: images to learn from.
+        data: what to learn from. Where target images have no label, the calibrator makes them look like what the
+            teacher's batch norms expect, or without any, like what the fake-quantized model is sure of.
         validation: images to choose by.
-        cells: (shift, severity) to train on.
-        table: severity table.
-        steps: optimizer steps in all.
-        restore_steps: how many of them, at the start, restore pixels only.
-        batch_size: images per step, at least 16.
-        learning_rate: of Adam, at its peak; cosine to zero.
-        use_labels: cross-entropy to the labels; otherwise to the teacher's predictions, and a scene's images count as
-            unlabelled.
-        association_weight: weight of the squared distances of logits and of features.
-        reverse_weight: weight of the squared distance to reverse adversarial examples; 0 skips them.
-        seed: decides images, shifts and pixels of every step.
-        checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
-        scene: real images of a new scene to learn from, too. Where they have no label, the calibrator makes them
-            look like what the teacher's batch norms expect, or without any, like what the twin is sure of.
-        favour: share of the shifts drawn in proportion to the error that the classifier alone makes under them.
-        judged: the classifier as it will run, which the calibrator is judged in front of; the twin if not given.
+        config: batch size, labels and the weights of the loss. Without labels the cross-entropy is to the teacher's
+            predictions, and target images count as unlabelled.
+        phase: steps, learning rate, seed and checkpoint.
+        deployed: the classifier as it will run, in front of which the calibrator is measured; the fake-quantized
+            model if not given.
         progress: called with steps done, all steps and a note.
 
     Raises:
         InputError: an argument out of range, a classifier whose gradient vanishes, or a training that diverges before
             it has learned anything.
     """
-    if batch_size < GROUPS:
-        raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
-    if not cells and scene is None:
+    conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
+    if not conditions and data.target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or a scene to train on, got none")
-    before = state_hash(twin)
-    twin.eval()
+    before = state_hash(fake_quantized)
+    fake_quantized.eval()
     images, _ = validation.parts[0]
-    _check_gradient(twin, to_unit(images[:PROBES]))
-    heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
-    rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
-    optimizer = torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
-    alone = validation.accuracies(judged or twin)[1 : len(cells) + 1]
-    weights = sampling(cells, [1 - accuracy for accuracy in alone], favour)
-    known = views(teacher, training, (steps - restore_steps) * batch_size)
+    _check_gradient(fake_quantized, to_unit(images[:PROBES]))
+    optimizer = _optimizer(calibrator, phase.learning_rate)
+    alone = validation.accuracies(deployed or fake_quantized)[1 : len(conditions) + 1]
+    weights = sampling(conditions, [1 - accuracy for accuracy in alone], config.hard_shift_share)
+    known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
-    def rates(step: int) -> list[float]:
-        restoring = step < restore_steps
-        begin, end = (0, restore_steps) if restoring else (restore_steps, steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
-        rate = learning_rate * cosine * min(1.0, (step - begin + 1) / RAMP_STEPS)
-        rate *= 1.0 if restoring else CLASSIFIER_RATE
-        return [rate, rate * HEAD_RATES[0 if restoring else 1]]
-
     def loss(step: int) -> torch.Tensor:
-        return _step_loss(
-            calibrator,
-            twin,
-            teacher,
-            known,
-            training,
-            cells,
-            weights,
-            table=table,
-            batch_size=batch_size,
-            step=step,
-            use_labels=use_labels,
-            association_weight=association_weight,
-            reverse_weight=reverse_weight,
-            restoring=step < restore_steps,
-            seed=seed,
-            scene=scene,
-        )
+        return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, config, step=step, phase=phase)
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
-        found = validation.measure(judged or twin, calibrator)
+        found = validation.measure(deployed or fake_quantized, calibrator)
         calibrator.train()
         return found
 
@@ -182,13 +163,13 @@ def train_calibrator(
         calibrator,
         optimizer,
         steps=steps,
-        rates=rates,
+        rates=phase.rates,
         loss=loss,
         judge=judge,
         score=lambda found: (sum(found),),
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
-        checkpoint=checkpoint,
+        checkpoint=phase.checkpoint,
         checkpoint_every=every,
         progress=progress,
         # An identity proposes nothing that could be quantized; the gate can shut what was trained.
@@ -198,12 +179,19 @@ def train_calibrator(
     if done.diverged and restore_steps and not done.best_step:
         raise InputError(
             f"learning_rate: training diverged at step {done.steps}, before anything was learned; expected a rate "
-            f"smaller than {learning_rate:g}"
+            f"smaller than {phase.learning_rate:g}"
         )
-    if state_hash(twin) != before:
+    if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
     return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
+
+
+def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Adam with two groups of parameters: the whole, and the heads that act on the whole image."""
+    heads = [p for n, p in calibrator.named_parameters() if n.startswith(HEADS)]
+    rest = [p for n, p in calibrator.named_parameters() if not n.startswith(HEADS)]
+    return torch.optim.Adam([{"params": rest}, {"params": heads}], lr=learning_rate, betas=(0.9, 0.99))
 
 
 def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:
@@ -218,9 +206,9 @@ def _unlabelled_loss(teacher: Classifier, calibrated: torch.Tensor, logits: torc
     return 1 - information(logits)
 
 
-def _check_gradient(twin: Classifier, images: torch.Tensor) -> None:
+def _check_gradient(fake_quantized: Classifier, images: torch.Tensor) -> None:
     """Refuse a classifier through which nothing can be learned."""
-    gradient, _ = input_gradient(twin, images, lambda logits: logits.amax(1))
+    gradient, _ = input_gradient(fake_quantized, images, lambda logits: logits.amax(1))
     vanished = int((gradient.flatten(1) == 0).all(1).sum())
     if vanished > MOST_VANISHED * len(images):
         raise InputError(
@@ -252,27 +240,18 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
 
 def _step_loss(
     calibrator: nn.Module,
-    twin: nn.Module,
+    fake_quantized: nn.Module,
     teacher: Classifier,
-    known: View | None,
-    training: Split,
-    cells: list[Cell],
+    known: TeacherOutput | None,
+    data: TrainingData,
     weights: torch.Tensor,
+    config: CalibratorConfig,
     *,
-    table: str,
-    batch_size: int,
     step: int,
-    use_labels: bool,
-    association_weight: float,
-    reverse_weight: float,
-    restoring: bool,
-    seed: int,
-    scene: Split | None,
+    phase: Phase,
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
-    batch = mixed_batch(
-        training, cells, weights, table=table, batch_size=batch_size, step=step, seed=seed, scene=scene
-    )
+    batch = mixed_batch(data, weights, batch_size=config.batch_size, step=step, seed=phase.seed)
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, (*proposals, gate) = _with_proposals(calibrator, images)
     beyond = sum((F.relu(p.abs() - PROPOSAL_LIMIT).square().mean() for p in proposals), torch.zeros(()))
@@ -281,24 +260,24 @@ def _step_loss(
     gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
     bounds = gate_loss + PROPOSAL_WEIGHT * beyond
     pixel_loss = F.l1_loss(calibrated[paired], original[paired])
-    labels = batch.labels if use_labels else torch.where(paired, batch.labels, -1)
+    labels = batch.labels if config.use_labels else torch.where(paired, batch.labels, -1)
     unknown = labels < 0
-    if restoring:
+    if step < phase.restore_steps:
         if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
             return pixel_loss + bounds + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
         return pixel_loss + bounds
-    view = _view(teacher, original[paired]) if known is None else known.of(batch.chosen[paired])
+    view = _teacher_output(teacher, original[paired]) if known is None else known.of(batch.chosen[paired])
     targets = labels.clone()
-    if not use_labels:
+    if not config.use_labels:
         targets[paired] = view.logits.argmax(1)
-    seen = _seen(twin, calibrated)
+    seen = _outputs_of(fake_quantized, calibrated)
     logits = seen.logits
     loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + bounds
     if unknown.any():
         loss = loss + ALIGNMENT_WEIGHT * _unlabelled_loss(teacher, calibrated[unknown], logits[unknown])
-    if association_weight:
-        loss = loss + association_weight * view.distance(seen.of(paired))
-    if reverse_weight and batch.aligned.any():
+    if config.distillation_weight:
+        loss = loss + config.distillation_weight * view.distance(seen.of(paired))
+    if config.reverse_weight and batch.aligned.any():
         with fast_arithmetic():
             easier = reverse_adversarial(
                 teacher,
@@ -308,5 +287,5 @@ def _step_loss(
                 steps=2,
                 step_size=4 / 255,
             )
-        loss = loss + reverse_weight * F.mse_loss(calibrated[batch.aligned], easier)
+        loss = loss + config.reverse_weight * F.mse_loss(calibrated[batch.aligned], easier)
     return loss

@@ -9,7 +9,7 @@ from torch import nn
 
 from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
-from qrobust.compensation.batches import Cell
+from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
@@ -22,12 +22,12 @@ class Validation:
 
     Args:
         split: the validation split.
-        cells: (shift, severity) to render.
+        conditions: (shift, severity) to render.
         table: severity table.
         seed: of the rendering.
         limit: clean images, and images under shift in all; those are shared among the cells, each cell taking other
             images of the split as far as there are enough.
-        scene: validation images of a new scene, which count like one more cell: by accuracy where they have
+        target_images: validation images of a new scene, which count like one more cell: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for a scene without labels.
     """
@@ -35,24 +35,24 @@ class Validation:
     def __init__(
         self,
         split: Split,
-        cells: list[Cell],
+        conditions: list[Condition],
         *,
         table: str,
         seed: int,
         limit: int,
-        scene: Split | None = None,
+        target_images: Split | None = None,
         teacher: Classifier | None = None,
     ) -> None:
-        size = min(len(split), max(20, limit // max(1, len(cells))))
+        size = min(len(split), max(20, limit // max(1, len(conditions))))
         clean = torch.arange(min(len(split), limit))
         self.teacher = teacher
         self.parts = [(split.read(clean), split.labels[clean])]
-        for index, (name, severity) in enumerate(cells):
+        for index, (name, severity) in enumerate(conditions):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
             images = render(split.read(chosen), name, severity, table=table, seed=seed)
             self.parts.append((images, split.labels[chosen]))
-        if scene is not None:
-            some = scene.first(max(20, limit))
+        if target_images is not None:
+            some = target_images.first(max(20, limit))
             self.parts.append((some.read(slice(None)), some.labels))
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:

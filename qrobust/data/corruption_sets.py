@@ -23,16 +23,16 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
-class StoredSet:
+class CorruptionSet:
     """Shifted images by corruption and severity.
 
     Attributes:
-        cells: every (corruption, severity) there is, sorted.
+        conditions: every (corruption, severity) there is, sorted.
         numbered: whether classes are numbers, which fit any classes that are as many.
         open: what opens one of them; `images` is the way to call it.
     """
 
-    cells: tuple[tuple[str, int], ...]
+    conditions: tuple[tuple[str, int], ...]
     numbered: bool
     open: Callable[[str, int], Images]
 
@@ -42,15 +42,15 @@ class StoredSet:
         Raises:
             InputError: there is no such cell, or its files are not what the layout says.
         """
-        if (corruption, severity) not in self.cells:
-            names = ", ".join(dict.fromkeys(name for name, _ in self.cells))
+        if (corruption, severity) not in self.conditions:
+            names = ", ".join(dict.fromkeys(name for name, _ in self.conditions))
             raise InputError(f"stored set: expected a severity from 1 to 5 of {names}, got {corruption} {severity}")
         return self.open(corruption, severity)
 
 
-def open_stored(
+def open_corruption_set(
     root: Path, *, image_size: int, channels: int = 3, class_names: Sequence[str] | None = None
-) -> StoredSet:
+) -> CorruptionSet:
     """Open a stored set; images are read when they are asked for.
 
     Args:
@@ -84,7 +84,7 @@ def _load(path: Path) -> np.ndarray:
         raise InputError(f"stored set: cannot read {path} as npy without pickles ({error})") from error
 
 
-def _open_arrays(root: Path, class_names: Sequence[str] | None) -> StoredSet:
+def _open_arrays(root: Path, class_names: Sequence[str] | None) -> CorruptionSet:
     labels = np.asarray(_load(root / "labels.npy"))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or len(labels) % 5:
         raise InputError(
@@ -109,19 +109,19 @@ def _open_arrays(root: Path, class_names: Sequence[str] | None) -> StoredSet:
         block = slice((severity - 1) * count, severity * count)
         return array_images(arrays[corruption][block], labels[block], class_names, str(paths[corruption]))
 
-    stored = StoredSet(tuple((name, s) for name in arrays for s in SEVERITIES), True, images)
-    images(*stored.cells[0])  # labels outside the classes are a mistake of the set, not of a cell
+    stored = CorruptionSet(tuple((name, s) for name in arrays for s in SEVERITIES), True, images)
+    images(*stored.conditions[0])  # labels outside the classes are a mistake of the set, not of a cell
     return stored
 
 
-def _open_folders(root: Path, class_names: Sequence[str] | None) -> StoredSet:
-    cells = tuple(
+def _open_folders(root: Path, class_names: Sequence[str] | None) -> CorruptionSet:
+    conditions = tuple(
         (corruption.name, severity)
         for corruption in sorted(p for p in root.iterdir() if p.is_dir())
         for severity in SEVERITIES
         if (corruption / str(severity)).is_dir()
     )
-    if not cells:
+    if not conditions:
         raise InputError(
             f"stored set: expected labels.npy or folders CORRUPTION/SEVERITY/CLASS in {root}, found none"
         )
@@ -129,15 +129,15 @@ def _open_folders(root: Path, class_names: Sequence[str] | None) -> StoredSet:
     def read(corruption: str, severity: int) -> Images:
         return folder_images(root / corruption / str(severity), class_names)
 
-    first = read(*cells[0])
+    first = read(*conditions[0])
 
     def images(corruption: str, severity: int) -> Images:
         found = read(corruption, severity)
         if found.class_names != first.class_names or found.labels.tolist() != first.labels.tolist():
             raise InputError(
                 f"stored set: {corruption}/{severity} must hold the {len(first)} images in {len(first.class_names)} "
-                f"classes that {cells[0][0]}/{cells[0][1]} holds, got {len(found)} in {len(found.class_names)}"
+                f"classes that {conditions[0][0]}/{conditions[0][1]} holds, got {len(found)} in {len(found.class_names)}"
             )
         return found
 
-    return StoredSet(cells, False, images)
+    return CorruptionSet(conditions, False, images)

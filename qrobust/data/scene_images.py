@@ -19,7 +19,7 @@ LEAST = 5
 
 
 @dataclass(frozen=True)
-class Scene:
+class TargetImages:
     """Three disjoint splits of a scene's images; without labels, every label is -1."""
 
     training: Split
@@ -38,15 +38,17 @@ def folder_of(spec: str) -> Path:
 
 
 @contextmanager
-def about_scene() -> Iterator[None]:
+def naming_target_images() -> Iterator[None]:
     """What is wrong with images is the scene's, not the data's."""
     try:
         yield
     except InputError as error:
-        raise InputError("scene_images:" + str(error).removeprefix("data:").removeprefix("scene_images:")) from error
+        raise InputError(
+            "target_images:" + str(error).removeprefix("data:").removeprefix("target_images:")
+        ) from error
 
 
-def open_scene(
+def open_target_images(
     folder: Path,
     *,
     image_size: int,
@@ -54,7 +56,7 @@ def open_scene(
     class_names: Sequence[str],
     seed: int,
     skip_bad: bool = False,
-) -> Scene:
+) -> TargetImages:
     """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
 
     Args:
@@ -69,18 +71,18 @@ def open_scene(
         InputError: no folder, no images or too few, both forms at once, or a class that the classifier does not know.
     """
     if not folder.is_dir():
-        raise InputError(f"scene_images: no folder {folder}")
+        raise InputError(f"target_images: no folder {folder}")
     loose = flat_images(folder, skip_bad=skip_bad)
     labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
     if labelled and len(loose):
-        raise InputError(f"scene_images: expected images or class folders in {folder}, got both")
-    with about_scene():
+        raise InputError(f"target_images: expected images or class folders in {folder}, got both")
+    with naming_target_images():
         images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
     if len(images) < LEAST:
-        raise InputError(f"scene_images: expected at least {LEAST} images in {folder}, got {len(images)}")
+        raise InputError(f"target_images: expected at least {LEAST} images in {folder}, got {len(images)}")
     images.image_size, images.channels = image_size, channels
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
     parts = order[:first], order[first:second], order[second:]
     training, validation, test = (Split(images, part) for part in parts)
-    return Scene(training, validation, test, labelled)
+    return TargetImages(training, validation, test, labelled)

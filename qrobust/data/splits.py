@@ -13,6 +13,8 @@ from qrobust.data.sources import (
 )
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
+# Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
+PIXELS, FEWEST = 2**24, 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Split:
     def first(self, count: int) -> Split:
         """The first so many images of the seeded order, or all there are."""
         return replace(self, indices=self.indices[:count])
+
+    def at_most(self, count: int, pixels: int = PIXELS) -> Split:
+        """The first images, at most so many and so many pixels of them, but no fewer than say anything."""
+        return self.first(max(FEWEST, min(count, pixels // self.source.image_size**2)))
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All images in order: (uint8 `(n, C, S, S)`, labels `(n,)`)."""
@@ -84,3 +90,20 @@ class Data:
     def summary(self) -> dict[str, dict[str, int | str]]:
         """What each split holds, for the record."""
         return {name: getattr(self, name).summary() for name in SPLIT_NAMES}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a network learns from: images, and the conditions that they are rendered under.
+
+    Attributes:
+        images: to draw from.
+        conditions: (shift, severity); empty for clean images alone.
+        table: severity table.
+        target_images: real images of new surroundings, to learn from, too; those without a label have -1.
+    """
+
+    images: Split
+    conditions: list[tuple[str, int]]
+    table: str
+    target_images: Split | None = None

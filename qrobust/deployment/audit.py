@@ -30,7 +30,7 @@ from qrobust.deployment.onnx_graph import (
 )
 from qrobust.deployment.profiling import Kernel, run_profiled
 from qrobust.deployment.session import open_session
-from qrobust.errors import GateError, InputError
+from qrobust.errors import ExportCheckError, InputError
 
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
 COMPUTE = re.compile(r"Conv(?!ert)|Gemm|MatMul|Einsum|Attention|LSTM|GRU|RNN|MoE")
@@ -200,10 +200,10 @@ def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: 
         least_nodes: smallest share of the convolutions and matrix products, 0 to 1.
 
     Raises:
-        GateError: below either, or the share of the multiply-accumulates is not known.
+        ExportCheckError: below either, or the share of the multiply-accumulates is not known.
     """
     if least_macs is not None and audited["unknown_macs"]:
-        raise GateError(
+        raise ExportCheckError(
             f"audit: the multiply-accumulates of {', '.join(audited['unknown_macs'])} are not known, and so "
             "neither is the integer share; count operators instead (--min-integer-nodes)"
         )
@@ -214,4 +214,4 @@ def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: 
     if least_nodes is not None and integer < least_nodes * total:
         missed.append(f"{integer} of {total} operators are integer, expected at least {least_nodes:.1%}")
     if missed:
-        raise GateError(f"audit: {'; '.join(missed)}")
+        raise ExportCheckError(f"audit: {'; '.join(missed)}")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from qrobust.deployment.onnx_graph import OPSET, Node, array, attributes
-from qrobust.errors import GateError
+from qrobust.errors import ExportCheckError
 from qrobust.quantization.integer_layers import (
     WIDE,
     WIDENED,
@@ -25,7 +25,7 @@ from qrobust.quantization.integer_layers import (
     IntegerConv2d,
     IntegerLinear,
 )
-from qrobust.storage import whole
+from qrobust.storage import atomic_write
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -158,7 +158,7 @@ def export(
     """Write a classifier as one ONNX file, checked, with a dynamic batch.
 
     Args:
-        model: maps images `(N, C, S, S)` float32 in [0, 1] to logits `(N, K)`; twins are written with
+        model: maps images `(N, C, S, S)` float32 in [0, 1] to logits `(N, K)`; fake-quantized models are written with
             integer weights between QuantizeLinear and DequantizeLinear.
         path: the file, replaced only when the new one is whole.
         image_size: S in pixels.
@@ -168,7 +168,7 @@ def export(
         metadata: stored as the file's metadata, values as JSON unless they are strings.
 
     Raises:
-        GateError: the exporter or the ONNX checker refuses the model.
+        ExportCheckError: the exporter or the ONNX checker refuses the model.
     """
     example = torch.full((2, channels, image_size, image_size), 0.5)
     noise = io.StringIO()
@@ -194,7 +194,7 @@ def export(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise GateError(f"export: torch.onnx cannot export this model ({reason})") from error
+        raise ExportCheckError(f"export: torch.onnx cannot export this model ({reason})") from error
     finally:
         exporter_log.setLevel(level)
     assert program is not None
@@ -211,8 +211,8 @@ def export(
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker raises several types
-        raise GateError(f"export: the ONNX checker refuses {path.name} ({error})") from error
-    with whole(path) as part:
+        raise ExportCheckError(f"export: the ONNX checker refuses {path.name} ({error})") from error
+    with atomic_write(path) as part:
         onnx.save_model(proto, part)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.errors import GateError
+from qrobust.errors import ExportCheckError
 
-# Below this agreement a graph does not say what its twin says; the rest is ties (see `parity`).
+# Below this agreement a graph does not say what its fake-quantized model says; the rest is ties (see `parity`).
 LEAST_AGREEMENT = 0.985
 MOST_ACCURACY_DIFFERENCE = 0.003
 # Logits nearer than this share of their standard deviation are a tie: one 8-bit step of a deep activation.
@@ -27,7 +27,7 @@ def parity(
     its logits: fused integer kernels may differ from unfused ones by one step.
 
     Args:
-        torch_classifier: the float model, twin or pair.
+        torch_classifier: the float model, fake-quantized model or pair.
         session: the exported graph.
         images: `(N, C, S, S)` in [0, 1].
         labels: `(N,)`.
@@ -53,7 +53,9 @@ def parity(
     }
 
 
-def check_gate(name: str, audited: dict[str, Any], measured: dict[str, float | int], integer_layers: int = 0) -> None:
+def check_export(
+    name: str, audited: dict[str, Any], measured: dict[str, float | int], integer_layers: int = 0
+) -> None:
     """Refuse a graph that is not what it claims.
 
     Args:
@@ -63,16 +65,16 @@ def check_gate(name: str, audited: dict[str, Any], measured: dict[str, float | i
         integer_layers: how many layers the graph claims to compute on integers.
 
     Raises:
-        GateError: an integer layer that onnxruntime runs in float, or torch and session differ.
+        ExportCheckError: an integer layer that onnxruntime runs in float, or torch and session differ.
     """
     if audited["integer_ops"] < integer_layers:
         left = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items()) or "none"
-        raise GateError(
+        raise ExportCheckError(
             f"audit: {name} runs {audited['integer_ops']} convolutions and matrix products on integers, expected its "
             f"{integer_layers} quantized layers; in float: {left}"
         )
     if measured["agreement_beyond_ties"] < LEAST_AGREEMENT:
-        raise GateError(
+        raise ExportCheckError(
             f"parity: torch and onnxruntime agree on {100 * measured['agreement_beyond_ties']:.1f} % of "
             f"{measured['n']} images in {name} (ties apart), expected at least {100 * LEAST_AGREEMENT:.1f} %"
         )
@@ -81,7 +83,7 @@ def check_gate(name: str, audited: dict[str, Any], measured: dict[str, float | i
     coins = 3 * math.sqrt((1 - measured["agreement"]) * measured["n"]) / measured["n"]
     allowed = max(MOST_ACCURACY_DIFFERENCE, 2 / measured["n"], coins)
     if measured["agreement"] >= LEAST_AGREEMENT and difference > allowed:
-        raise GateError(
+        raise ExportCheckError(
             f"parity: accuracy in torch and onnxruntime differs by {100 * difference:.2f} points in {name}, "
             f"expected at most {100 * allowed:.2f}"
         )

@@ -1,48 +1,38 @@
-"""What is tried against the graphs."""
+"""What is tried against the graphs; plain choices, without torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from qrobust.choices import Section, choice
 
 
 @dataclass(frozen=True)
-class AttackChoices:
-    """What is tried against the graphs; see `qrobust evaluate --help`.
+class AttackConfig(Section):
+    """Choices of an evaluation by attacks.
 
     Attributes:
         level: `none`, `quick` or `full`.
         norms: of `linf` and `l2`; none given: those of the level.
         epsilons: L-infinity radii on the [0, 1] scale.
-        l2_epsilons: L2 radii; none given: in proportion to `epsilons`.
+        l2_epsilons: L2 radii on the [0, 1] scale; none given: in proportion to `epsilons`.
         images: how many of the first test images.
         steps: of PGD.
     """
 
-    level: str = "quick"
-    norms: tuple[str, ...] = ()
-    epsilons: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-    l2_epsilons: tuple[float, ...] = ()
-    images: int = 200
-    steps: int = 10
+    level: str = choice("quick", option="attacks", one_of=("none", "quick", "full"))
+    norms: tuple[str, ...] = choice((), one_of=("linf", "l2"))
+    epsilons: tuple[float, ...] = choice((1 / 255, 2 / 255, 4 / 255, 8 / 255), at_least=0, at_most=1)
+    l2_epsilons: tuple[float, ...] = choice((), at_least=0)
+    images: int = choice(200, option="attack_images", at_least=0)
+    steps: int = choice(10, option="attack_steps", at_least=1)
 
-    def mistakes(self) -> list[str]:
-        """A sentence for each choice that makes no sense."""
-        found = [
-            f"{name}: expected at least {least}, got {value}"
-            for name, value, least in (("attack_images", self.images, 0), ("attack_steps", self.steps, 1))
-            if value < least
-        ]
-        if self.level not in ("none", "quick", "full"):
-            found.append(f"attacks: expected one of none, quick, full, got {self.level!r}")
-        found += [f"norms: expected linf or l2, got {n!r}" for n in self.norms if n not in ("linf", "l2")]
-        found += [f"epsilon: expected a fraction from 0 to 1, got {e}" for e in self.epsilons if not 0 <= e <= 1]
-        if self.l2_epsilons and "l2" not in self.tried_norms:
-            found.append("l2_epsilons: nothing is attacked in L2 without norm l2")
-        return found + [
-            f"l2_epsilon: expected a finite number >= 0, got {e}"
-            for e in self.l2_epsilons
-            if not 0 <= e < float("inf")
-        ]
+    def mistakes(self) -> Iterator[str]:
+        """See `Section`."""
+        yield from super().mistakes()
+        if self.well_typed() and self.l2_epsilons and "l2" not in self.tried_norms:
+            yield "l2_epsilons: nothing is attacked in L2 without norm l2"
 
     @property
     def tried_norms(self) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def read_outcomes(path: Path) -> Outcomes:
 
 
 def kept_or_tried(
-    path: Path,
+    path: Path | None,
     graphs: Graphs,
     split: Split,
     trials: Sequence[Trial],
@@ -100,7 +100,7 @@ def kept_or_tried(
     The file is written after every trial, so what is killed loses at most the one it was at.
 
     Args:
-        path: of the file.
+        path: of the file; None keeps nothing.
         graphs: by name.
         split: the images.
         trials: in the order wanted.
@@ -115,7 +115,7 @@ def kept_or_tried(
     """
     index, labels = split.indices.numpy(), split.labels
     found = Outcomes(index, labels.numpy())
-    kept = read_outcomes(path) if path.exists() else found
+    kept = read_outcomes(path) if path and path.exists() else found
     if not np.array_equal(kept.index, index):
         kept = found
     pixels = split.read(slice(None))
@@ -125,11 +125,13 @@ def kept_or_tried(
             right = trial.judge(graphs, pixels, labels)
             kept.right |= {label: right[label.classifier].numpy() for label in keys}
             kept.key |= keys
-            kept.save(path)
+            if path:
+                kept.save(path)
         found.right |= {label: kept.right[label] for label in keys}
         found.key |= keys
         progress(len(pixels), f"{trial.attack} {trial.source}".strip())
-    found.save(path)
+    if path:
+        found.save(path)
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 
 from qrobust.attacks.diagnostics import differential_risk, reliability_flags, worst_case
 from qrobust.data.splits import Split
-from qrobust.evaluation.attack_config import AttackChoices
+from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.attack_outcomes import Label, Outcomes, kept_or_tried
 from qrobust.evaluation.attack_plan import Graphs, balls, plan
 from qrobust.evaluation.statistics import wilson_interval
@@ -142,10 +142,10 @@ def _by_epsilon(outcomes: Outcomes, kind: str, name: str, norm: str) -> dict[flo
 
 
 def attacked(
-    path: Path,
+    path: Path | None,
     graphs: Graphs,
     split: Split,
-    choices: AttackChoices,
+    choices: AttackConfig,
     *,
     seed: int,
     about: tuple[object, ...],
@@ -154,7 +154,7 @@ def attacked(
     """Attack the first images; what was found is kept per trial.
 
     Args:
-        path: of `attacks.npz`.
+        path: of `attacks.npz`; None keeps nothing.
         graphs: by name, all with a gradient or none; the first is what others are compared with.
         split: test images.
         choices: what is tried.

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from qrobust.classifier import Classifier
-from qrobust.data.corruption_sets import StoredSet, open_stored
+from qrobust.data.corruption_sets import CorruptionSet, open_corruption_set
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation.predictions import (
-    CLEAN,
-    Cell,
-    CellPredictions,
+    Cache,
+    Condition,
+    ConditionPredictions,
+    Task,
     kept_or_predicted,
-    prediction_key,
 )
 from qrobust.evaluation.statistics import stratified
 from qrobust.evaluation.workers import Processes
@@ -27,13 +26,13 @@ from qrobust.shifts.registry import stored_folders
 
 
 @dataclass(frozen=True)
-class StoredCells:
+class SelectedConditions:
     """What of a stored set is measured: some severities, and in each the same images.
 
     Attributes:
         name: `stored:DIR`, as it was given.
         stored: the set.
-        cells: (corruption, severity), in order.
+        conditions: (corruption, severity), in order.
         indices: of the images within each cell `(n,)`.
         labels: of these images, in every cell `(n,)`.
         of: how many images a cell holds.
@@ -41,22 +40,22 @@ class StoredCells:
     """
 
     name: str
-    stored: StoredSet
-    cells: tuple[Cell, ...]
+    stored: CorruptionSet
+    conditions: tuple[Condition, ...]
     indices: torch.Tensor
     labels: np.ndarray
     of: int
     doubt: str
 
-    def split(self, cell: Cell) -> Split:
+    def split(self, condition: Condition) -> Split:
         """The images of a cell, decoded on demand.
 
         Raises:
             InputError: the cell's files are not what the layout says.
         """
-        return Split(self.stored.images(*cell), self.indices)
+        return Split(self.stored.images(*condition), self.indices)
 
-    def limited(self, count: int, seed: int) -> StoredCells:
+    def limited(self, count: int, seed: int) -> SelectedConditions:
         """With at most so many images of each cell, each class with its share."""
         if count >= len(self.indices):
             return self
@@ -78,7 +77,7 @@ def open_sets(
     class_names: Sequence[str],
     test_images: int | None,
     seed: int,
-) -> list[StoredCells]:
+) -> list[SelectedConditions]:
     """Open every `stored:DIR` among names of shifts.
 
     Args:
@@ -95,53 +94,49 @@ def open_sets(
     """
     found = []
     for name, root in stored_folders(tuple(names)).items():
-        stored = open_stored(root, image_size=image_size, channels=channels, class_names=class_names)
-        cells = tuple(cell for cell in stored.cells if cell[1] in severities)
-        if not cells:
+        stored = open_corruption_set(root, image_size=image_size, channels=channels, class_names=class_names)
+        conditions = tuple(condition for condition in stored.conditions if condition[1] in severities)
+        if not conditions:
             raise InputError(f"severities: expected some of those that {name} holds, got {tuple(severities)}")
-        for cell in cells if not stored.numbered else ():
-            stored.images(*cell)  # one that does not hold the same images is refused before anything is measured
-        labels = stored.images(*cells[0]).labels.numpy()
+        for condition in conditions if not stored.numbered else ():
+            stored.images(*condition)  # one that does not hold the same images is refused before anything is measured
+        labels = stored.images(*conditions[0]).labels.numpy()
         count = len(labels) if test_images is None else min(test_images, len(labels))
         indices = torch.from_numpy(stratified(labels, count, seed))
         doubt = ""
         if stored.numbered and labels.max() + 1 < len(class_names):
             doubt = f"{name}: labels end at {labels.max()}, the classifier tells {len(class_names)} classes apart"
-        found.append(StoredCells(name, stored, cells, indices, labels[indices], len(labels), doubt))
+        found.append(SelectedConditions(name, stored, conditions, indices, labels[indices], len(labels), doubt))
     return found
 
 
 def stored_predictions(
-    found: StoredCells,
+    found: SelectedConditions,
     classifiers: Mapping[str, Classifier],
-    graphs: Mapping[str, bytes],
-    predictions: Path,
     *,
-    about: tuple[object, ...],
+    cache: Cache | None,
     seed: int,
     by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
-) -> CellPredictions:
-    """Ask every classifier about every cell, or take what was kept; see `kept_or_predicted`.
+) -> ConditionPredictions:
+    """Ask every classifier about every condition, or take what was kept; see `kept_or_predicted`.
 
     Args:
         found: what to measure.
         classifiers: by name.
-        graphs: the file of each.
-        predictions: folder that holds a folder for each stored set.
-        about: what else predictions depend on.
+        cache: of the evaluation; what belongs to the set lies in a folder of its own there.
         seed: of the choice of images.
         by: processes that ask, else this one does.
         progress: called with the number of images done.
     """
-    folder = predictions / found.folder_name
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {}
-    for cell in found.cells:
-        split = found.split(cell)
-        made_of = (found.name, cell, split.identity(), *about)
-        keys = {name: prediction_key(graph, CLEAN, made_of) for name, graph in graphs.items()}
-        result[cell] = kept_or_predicted(
-            folder, cell, classifiers, split, keys=keys, table=None, seed=seed, by=by, progress=progress
-        )
+    if cache:
+        own = cache.predictions / found.folder_name
+        cache = replace(cache, predictions=own, depends_on=(found.name, *cache.depends_on))
+    result: ConditionPredictions = {}
+    together = by.count if by else 1  # each holds the list of its files, and images that it decoded
+    for start in range(0, len(found.conditions), together):
+        tasks = [
+            Task(condition, found.split(condition), None) for condition in found.conditions[start : start + together]
+        ]
+        result |= kept_or_predicted(classifiers, tasks, cache=cache, seed=seed, by=by, progress=progress)
     return result

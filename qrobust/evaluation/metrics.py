@@ -125,7 +125,7 @@ def lost_images(before: np.ndarray, after: np.ndarray, top: int = 20) -> list[di
         top: at most so many.
 
     Returns:
-        Per image `image` (its position) and `cells` (in how many it is lost), most first.
+        Per image `image` (its position) and `conditions` (in how many it is lost), most first.
     """
     count = (before & ~after).sum(axis=0)
     order = np.argsort(-count, kind="stable")[:top]

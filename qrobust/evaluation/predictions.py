@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,8 @@ from qrobust.storage import save_npz
 SUBSET = "subset.json"
 BATCH = 100
 LONGEST_NAME = 200
-Cell = tuple[str, int]
-CLEAN: Cell = ("clean", 0)
+Condition = tuple[str, int]
+CLEAN: Condition = ("clean", 0)
 # Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
 PROBE, PROBE_SHARE, LEAST = 32, 0.1, 10
 
@@ -53,9 +53,14 @@ class Predictions:
         """What was said of the first so many images."""
         return Predictions(self.prediction[:count], self.margin[:count], self.confidence[:count])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """What was said of all images, batch by batch."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
 
 FIELDS = tuple(f.name for f in fields(Predictions))
-CellPredictions = dict[Cell, dict[str, Predictions]]
+ConditionPredictions = dict[Condition, dict[str, Predictions]]
 
 
 class Answer(NamedTuple):
@@ -65,57 +70,128 @@ class Answer(NamedTuple):
     found: dict[str, Predictions]
 
 
+@dataclass(frozen=True)
+class Task:
+    """Images to show to classifiers under one condition.
+
+    Attributes:
+        condition: (shift, severity), or `("clean", 0)`.
+        split: the images.
+        table: severity table; None where the split holds the condition's own images, and nothing is rendered.
+    """
+
+    condition: Condition
+    split: Split
+    table: str | None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where an evaluation keeps what classifiers said, so that it resumes and asks only what it does not know.
+
+    Attributes:
+        predictions: folder of predictions, with a file per condition.
+        attacks: file of attack outcomes.
+        digests: per classifier a text that changes with it, such as the hash of its file.
+        depends_on: what else predictions depend on, beside images, shifts, seed and classifiers.
+    """
+
+    predictions: Path
+    attacks: Path
+    digests: Mapping[str, str]
+    depends_on: tuple[object, ...] = ()
+
+
 def predict(
     classifiers: Mapping[str, Classifier],
     split: Split,
-    cell: Cell,
+    condition: Condition,
     *,
     table: str | None,
     seed: int,
     by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Predictions]:
-    """Render a cell once and ask every classifier, batch by batch.
+    """Render a condition once and ask every classifier, batch by batch; see `predict_each`."""
+    return next(predict_each([(classifiers, Task(condition, split, table))], seed=seed, by=by, progress=progress))
+
+
+def predict_each(
+    asked: Sequence[tuple[Mapping[str, Classifier], Task]],
+    *,
+    seed: int,
+    by: Processes | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Iterator[dict[str, Predictions]]:
+    """Show images to classifiers, task by task; processes go on with the next task while others end the last.
 
     Args:
-        classifiers: by name.
-        split: images to measure on.
-        cell: (shift, severity), or `("clean", 0)`.
-        table: severity table; None where the split holds the cell's own images, and nothing is rendered.
+        asked: classifiers by name, and what they are shown.
         seed: of the rendering.
         by: processes that render and ask, classifiers being pickled; else this one does.
+        batch_size: images that a classifier sees at a time. Default: `BATCH`.
         progress: called with the number of images done.
+
+    Yields:
+        Predictions by classifier, for each task.
 
     Raises:
         InputError: a classifier's output is not `(N, K)` finite numbers.
     """
-    answer = partial(_answer, dict(classifiers), cell, table, seed)
-    batches = (images for images, _ in split.batches(BATCH))
-    found: dict[str, list[Predictions]] = {name: [] for name in classifiers}
-    for parts in by.ask(batches, answer) if by else ([answer(images)] for images in batches):
-        for part in parts:
-            for name, of_one in part.found.items():
-                found[name].append(of_one)
-        progress(sum(part.n for part in parts))
-    return {
-        name: Predictions(*(np.concatenate([getattr(p, field) for p in parts]) for field in FIELDS))
-        for name, parts in found.items()
-    }
+
+    def work() -> Iterator[tuple[Callable[[torch.Tensor], Answer], torch.Tensor]]:
+        for classifiers, task in asked:
+            classes = len(task.split.source.class_names)
+            answer = partial(_answer, dict(classifiers), task.condition, task.table, seed, classes)
+            for images, _ in task.split.batches(batch_size or BATCH):
+                yield answer, images
+
+    answers = by.ask(work()) if by else (answer(images) for answer, images in work())
+    for classifiers, task in asked:
+        parts: list[Answer] = []
+        while sum(part.n for part in parts) < len(task.split):
+            parts.append(next(answers))
+            progress(parts[-1].n)
+        yield {name: Predictions.joined([part.found[name] for part in parts]) for name in classifiers}
 
 
 @torch.no_grad()
 def _answer(
-    classifiers: Mapping[str, Classifier], cell: Cell, table: str | None, seed: int, pixels: torch.Tensor
+    classifiers: Mapping[str, Classifier],
+    condition: Condition,
+    table: str | None,
+    seed: int,
+    classes: int,
+    pixels: torch.Tensor,
 ) -> Answer:
-    """What classifiers say of a batch, rendered first unless it holds the cell's own images."""
-    shown = pixels if cell == CLEAN or table is None else render(pixels, *cell, table=table, seed=seed)
-    inputs, found = to_unit(shown), {}
-    for name, classifier in classifiers.items():
-        output = classifier(inputs)
-        if output.ndim != 2 or len(output) != len(shown) or not torch.isfinite(output).all():
-            raise InputError(f"classifier {name}: expected finite logits (N, K), got {tuple(output.shape)}")
-        found[name] = _summarise(output)
+    """What classifiers say of a batch, rendered first unless it holds the condition's own images."""
+    shown = pixels if condition == CLEAN or table is None else render(pixels, *condition, table=table, seed=seed)
+    inputs = to_unit(shown)
+    found = {
+        name: _summarise(_checked(name, classifier(inputs), len(shown), classes))
+        for name, classifier in classifiers.items()
+    }
     return Answer(len(shown), found)
+
+
+def _checked(name: str, logits: torch.Tensor, n: int, classes: int) -> torch.Tensor:
+    """Logits `(n, K)` on the CPU, in single precision or better.
+
+    Raises:
+        InputError: they are none.
+    """
+    least = max(2, classes)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != n or logits.shape[1] < least:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(f"classifiers: expected logits ({n}, K) of K >= {least} classes from {name}, got {got}")
+    logits = logits.detach().to("cpu", torch.promote_types(logits.dtype, torch.float32))
+    wrong = int((~torch.isfinite(logits)).any(1).sum())
+    if wrong:
+        raise InputError(
+            f"classifiers: expected finite logits from {name}, got NaN or infinity for {wrong} of {n} images"
+        )
+    return logits
 
 
 def _summarise(logits: torch.Tensor) -> Predictions:
@@ -127,84 +203,103 @@ def _summarise(logits: torch.Tensor) -> Predictions:
     )
 
 
-def prediction_key(graph: bytes, cell: Cell, about: tuple[object, ...]) -> str:
-    """Changes with the graph, the making of the pixels, and all else that predictions depend on."""
-    made_by = find_shift(cell[0]).version if cell != CLEAN else ""
-    return hashlib.sha256(graph + repr((*about, made_by) if made_by else about).encode()).hexdigest()
+def _key(digest: str, task: Task, seed: int, depends_on: tuple[object, ...]) -> str:
+    """Changes with the classifier, the making of the pixels, and all else that predictions depend on."""
+    made_by = find_shift(task.condition[0]).version if task.condition != CLEAN and task.table is not None else ""
+    side = task.split.source.image_size
+    about = (digest, task.condition, task.split.identity(), task.table, seed, side, made_by, *depends_on)
+    return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
-def cell_file(folder: Path, cell: Cell) -> Path:
+def condition_file(folder: Path, condition: Condition) -> Path:
     """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
-    name = quote(cell[0], safe="")
+    name = quote(condition[0], safe="")
     if len(name) > LONGEST_NAME:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
-    return folder / f"{name}-{cell[1]}.npz"
+    return folder / f"{name}-{condition[1]}.npz"
 
 
 def kept_or_predicted(
-    folder: Path,
-    cell: Cell,
     classifiers: Mapping[str, Classifier],
-    split: Split,
+    tasks: Sequence[Task],
     *,
-    keys: Mapping[str, str],
-    table: str | None,
+    cache: Cache | None,
     seed: int,
     by: Processes | None = None,
     progress: Callable[[int], None] = lambda n: None,
-) -> dict[str, Predictions]:
-    """The predictions of a cell: those kept in the folder where their key still fits, the others asked for and kept.
+) -> ConditionPredictions:
+    """The predictions of all tasks: those kept where their key still fits, the others asked for and kept.
 
-    A file is written whole or not at all, so an evaluation that is killed loses at most the cell it was at.
+    A file is written whole or not at all as soon as its condition is done, so an evaluation that is killed loses at
+    most the one it was at and, with processes, what they had begun of the next.
 
     Args:
-        folder: where the files lie; their arrays are described in docs/record.md.
-        cell: as for `predict`.
         classifiers: by name.
-        split: images to measure on.
-        keys: per classifier, see `prediction_key`.
-        table: severity table; None where the split holds the cell's own images, and nothing is rendered.
+        tasks: of different conditions.
+        cache: where the files lie, whose arrays are described in docs/record.md; None keeps nothing.
         seed: of the rendering.
-        by: processes that render and ask, classifiers being pickled; else this one does.
+        by: as for `predict_each`.
         progress: called with the number of images done.
 
     Raises:
-        InputError: as `predict`, or the kept file is damaged.
+        InputError: as `predict_each`, or a kept file is damaged.
     """
-    path = cell_file(folder, cell)
-    kept: dict[str, Predictions] = {}
+    keys = [
+        {name: _key(cache.digests[name], task, seed, cache.depends_on) if cache else "" for name in classifiers}
+        for task in tasks
+    ]
+    known = [_kept(cache.predictions, t, k) if cache else {} for t, k in zip(tasks, keys, strict=True)]
+    missing = [{n: c for n, c in classifiers.items() if n not in found} for found in known]
+    asked = [(some, task) for some, task in zip(missing, tasks, strict=True) if some]
+    answers = predict_each(asked, seed=seed, by=by, progress=progress)
+    result: ConditionPredictions = {}
+    for task, key, found, some in zip(tasks, keys, known, missing, strict=True):
+        if some:
+            found |= next(answers)
+        else:
+            progress(len(task.split))
+        result[task.condition] = {name: found[name] for name in classifiers}
+        if some and cache:
+            _keep(cache.predictions, task, key, result[task.condition])
+    return result
+
+
+def _kept(folder: Path, task: Task, keys: Mapping[str, str]) -> dict[str, Predictions]:
+    """What is kept of a condition and still fits."""
+    path, kept = condition_file(folder, task.condition), {}
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as stored:
-                for name in classifiers:
-                    if f"{name}.key" in stored and str(stored[f"{name}.key"]) == keys[name]:
+                for name, key in keys.items():
+                    if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
                         kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
         except Exception as error:  # numpy raises a different type for each kind of damage
             raise InputError(f"predictions: cannot read {path} ({error}); removed, it is made again") from error
-    missing = {name: classifier for name, classifier in classifiers.items() if name not in kept}
-    if not missing:
-        progress(len(split))
-        return {name: kept[name] for name in classifiers}
-    kept |= predict(missing, split, cell, table=table, seed=seed, by=by, progress=progress)
+    return kept
+
+
+def _keep(folder: Path, task: Task, keys: Mapping[str, str], found: Mapping[str, Predictions]) -> None:
     arrays: dict[str, np.ndarray] = {
-        "shift": np.array(cell[0]),
-        "severity": np.array(cell[1]),
-        "label": split.labels.numpy(),
-        "index": split.indices.numpy(),
+        "shift": np.array(task.condition[0]),
+        "severity": np.array(task.condition[1]),
+        "label": task.split.labels.numpy(),
+        "index": task.split.indices.numpy(),
     }
-    for name in classifiers:
-        arrays[f"{name}.key"] = np.array(keys[name])
-        arrays |= {f"{name}.{field}": getattr(kept[name], field) for field in FIELDS}
-    save_npz(path, arrays)
-    return {name: kept[name] for name in classifiers}
+    for name, key in keys.items():
+        arrays[f"{name}.key"] = np.array(key)
+        arrays |= {f"{name}.{field}": getattr(found[name], field) for field in FIELDS}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_npz(condition_file(folder, task.condition), arrays)
 
 
-def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.ndarray, CellPredictions]:
+def read_predictions(
+    folder: Path, conditions: list[Condition] | None = None
+) -> tuple[np.ndarray, ConditionPredictions]:
     """Everything a finished evaluation predicted, to recompute any figure without inference.
 
     Args:
         folder: `predictions` of a run or an evaluation.
-        cells: only these, in this order. Default: every file, sorted by name; an evaluation with other
+        conditions: only these, in this order. Default: every file, sorted by name; an evaluation with other
             `--shifts` may have left some that the record does not have.
 
     Returns:
@@ -213,15 +308,19 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
     Raises:
         InputError: there are none, a file is damaged, or files are of different images.
     """
-    paths = sorted(folder.glob("*.npz")) if cells is None else [cell_file(folder, cell) for cell in cells]
-    labels, indices, found = None, None, CellPredictions()
+    paths = (
+        sorted(folder.glob("*.npz"))
+        if conditions is None
+        else [condition_file(folder, condition) for condition in conditions]
+    )
+    labels, indices, found = None, None, ConditionPredictions()
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {key: stored[key] for key in stored.files}
-                cell = str(arrays["shift"]), int(arrays["severity"])
+                condition = str(arrays["shift"]), int(arrays["severity"])
                 names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
-                found[cell] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
+                found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
         except Exception as error:  # numpy raises a different type for each kind of damage
             raise InputError(f"predictions: cannot read {path} ({error})") from error
         if indices is not None and not np.array_equal(indices, arrays["index"]):
@@ -235,7 +334,7 @@ def read_predictions(folder: Path, cells: list[Cell] | None = None) -> tuple[np.
 def within_budget(
     kept: Mapping[str, object],
     split: Split,
-    cells: Sequence[Cell],
+    conditions: Sequence[Condition],
     classifiers: Mapping[str, Classifier],
     *,
     seconds: float,
@@ -253,7 +352,7 @@ def within_budget(
         kept: what an earlier call returned, so that an evaluation that goes on, or is repeated with another graph,
             uses the same images; empty for the first.
         split: images to choose from.
-        cells: what each image will be measured in.
+        conditions: what each image will be measured in.
         classifiers: by name.
         seconds: the budget.
         table: severity table.
@@ -270,26 +369,32 @@ def within_budget(
     """
     about = {
         "seconds": seconds,
-        "cells": [list(c) for c in cells],
+        "cells": [list(c) for c in conditions],
         "also": also,
         "fingerprint": split.fingerprint(),
         "table": table,
     }
+
+    def ask(images: Split, condition: Condition) -> None:
+        """A share of the images for each process."""
+        size = -(-len(images) // (by.count if by else 1))
+        next(predict_each([(classifiers, Task(condition, images, table))], seed=seed, by=by, batch_size=size))
+
     count = kept.get("n")
     if {key: kept.get(key) for key in about} != about or not isinstance(count, int):
         started, probe = clock(), split.first(PROBE)
         # Processes start and sessions are slow at first: once, whatever the number of images.
-        predict(classifiers, split.first(BATCH), CLEAN, table=table, seed=seed, by=by)
+        ask(split.first(BATCH), CLEAN)
         begun, tried, done = clock(), 0.0, 0
-        while done < len(cells) and tried <= PROBE_SHARE * seconds:
-            predict(classifiers, probe, cells[done], table=table, seed=seed, by=by)
+        while done < len(conditions) and tried <= PROBE_SHARE * seconds:
+            ask(probe, conditions[done])
             tried, done = clock() - begun, done + 1
-        per_image = tried / (done * len(probe)) * (len(cells) + also)
+        per_image = tried / (done * len(probe)) * (len(conditions) + also)
         spent = clock() - started
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
-                f"budget: {seconds:g} s are too short for {LEAST} images in {len(cells) + also} cells, "
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} cells, "
                 f"expected at least {math.ceil(spent + LEAST * per_image)} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)

@@ -17,8 +17,8 @@ from qrobust.evaluation.metrics import (
 )
 from qrobust.evaluation.predictions import (
     CLEAN,
-    Cell,
-    CellPredictions,
+    Condition,
+    ConditionPredictions,
     Predictions,
 )
 from qrobust.evaluation.statistics import (
@@ -37,15 +37,17 @@ STATISTICS = (
 )
 
 
-def _measured(cell: Cell, predictions: CellPredictions, labels: np.ndarray, of: int) -> dict[str, object]:
+def _measured(
+    condition: Condition, predictions: ConditionPredictions, labels: np.ndarray, of: int
+) -> dict[str, object]:
     """What a row says of each classifier by itself."""
-    n, own = len(labels), predictions[cell]
+    n, own = len(labels), predictions[condition]
     correct = {name: p.prediction == labels for name, p in own.items()}
     confidence = {name: float(p.confidence.mean()) for name, p in own.items()}
     row: dict[str, object] = {
-        "shift": cell[0],
-        "severity": cell[1],
-        "family": _family(cell) if CLEAN in predictions else "stored",
+        "shift": condition[0],
+        "severity": condition[1],
+        "family": _family(condition) if CLEAN in predictions else "stored",
         "n": n,
         "of": of,
         "accuracy": {k: float(c.mean()) for k, c in correct.items()},
@@ -59,8 +61,8 @@ def _measured(cell: Cell, predictions: CellPredictions, labels: np.ndarray, of: 
     return row
 
 
-def _family(cell: Cell) -> str:
-    return "clean" if cell == CLEAN else find_shift(cell[0]).family
+def _family(condition: Condition) -> str:
+    return "clean" if condition == CLEAN else find_shift(condition[0]).family
 
 
 def compare(a: Predictions, b: Predictions, labels: np.ndarray, *, seed: int) -> dict[str, object]:
@@ -79,7 +81,7 @@ def _adjust(found: list[dict[str, object]], name: str) -> None:
         entry[f"{name}_adjusted"] = p
 
 
-def run_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int, of: int) -> list[dict[str, object]]:
+def run_rows(predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, of: int) -> list[dict[str, object]]:
     """The rows of a run's record: accuracies, drop from `float` to `int8`, gain of `compensated`.
 
     Args:
@@ -89,8 +91,8 @@ def run_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int, of:
         of: how many test images there were to choose the n from.
     """
     rows = []
-    for cell, own in predictions.items():
-        found = _measured(cell, predictions, labels, of) | compare(own["float"], own["int8"], labels, seed=seed)
+    for condition, own in predictions.items():
+        found = _measured(condition, predictions, labels, of) | compare(own["float"], own["int8"], labels, seed=seed)
         if "compensated" in own:
             right = own["compensated"].prediction == labels, own["int8"].prediction == labels
             found |= difference("gain", *right, seed) | {"gain_p": mcnemar_exact(*right)}
@@ -102,7 +104,7 @@ def run_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int, of:
 
 
 def comparison_rows(
-    predictions: CellPredictions, labels: np.ndarray, *, seed: int, of: int
+    predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, of: int
 ) -> list[dict[str, object]]:
     """Rows for any classifiers: each by itself, and under `versus` against the first.
 
@@ -114,11 +116,11 @@ def comparison_rows(
         of: how many test images there were to choose the n from.
     """
     rows, family = [], []
-    for cell, own in predictions.items():
+    for condition, own in predictions.items():
         reference, *others = own
         versus = {name: compare(own[reference], own[name], labels, seed=seed) for name in others}
         family += list(versus.values())
-        rows.append(_measured(cell, predictions, labels, of) | {"versus": versus})
+        rows.append(_measured(condition, predictions, labels, of) | {"versus": versus})
     _adjust(family, "drop_p")
     return rows
 
@@ -131,20 +133,22 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None, seed: int)
     return {f"{name}_pp": float(per_image.mean()), f"{name}_interval_pp": list(paired_bootstrap(per_image, seed))}
 
 
-def _correct(predictions: CellPredictions, name: str, cells: list[Cell], labels: np.ndarray) -> np.ndarray:
+def _correct(
+    predictions: ConditionPredictions, name: str, conditions: list[Condition], labels: np.ndarray
+) -> np.ndarray:
     """Whether a classifier is right `(cells, n)`."""
-    return np.stack([predictions[c][name].prediction == labels for c in cells])
+    return np.stack([predictions[c][name].prediction == labels for c in conditions])
 
 
 def _mean_correct(
-    predictions: CellPredictions, name: str, cells: list[Cell], labels: np.ndarray
+    predictions: ConditionPredictions, name: str, conditions: list[Condition], labels: np.ndarray
 ) -> np.ndarray | None:
     """How often a classifier is right, per image `(n,)`; None where there is no cell."""
-    return _correct(predictions, name, cells, labels).mean(0) if cells else None
+    return _correct(predictions, name, conditions, labels).mean(0) if conditions else None
 
 
 def overview(
-    predictions: CellPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
+    predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
 ) -> dict[str, object]:
     """The headline of each classifier by itself; means over all cells but clean, each weighing the same.
 
@@ -156,7 +160,7 @@ def overview(
         classes: how many the classifiers tell apart.
         of: how many test images there were to choose the n from.
     """
-    names, shifted = list(predictions[CLEAN]), [cell for cell in predictions if cell != CLEAN]
+    names, shifted = list(predictions[CLEAN]), [condition for condition in predictions if condition != CLEAN]
     clean = {name: _correct(predictions, name, [CLEAN], labels)[0] for name in names}
     shift = {name: _correct(predictions, name, shifted, labels).mean(0) for name in names} if shifted else {}
     return {
@@ -172,9 +176,9 @@ def overview(
     }
 
 
-def _mce(predictions: CellPredictions, labels: np.ndarray, table: str, classes: int) -> dict[str, object] | None:
+def _mce(predictions: ConditionPredictions, labels: np.ndarray, table: str, classes: int) -> dict[str, object] | None:
     """Mean corruption errors, relative ones too where `CLEAN` is known; None where no corruption was measured."""
-    shifted = [cell for cell in predictions if cell != CLEAN]
+    shifted = [condition for condition in predictions if condition != CLEAN]
     corruptions = [c for c in ALEXNET_ERRORS if any(c == s for s, _ in shifted)]
     if not corruptions:
         return None
@@ -200,7 +204,7 @@ def _mce(predictions: CellPredictions, labels: np.ndarray, table: str, classes: 
 
 
 def stored_figures(
-    predictions: CellPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
+    predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
 ) -> dict[str, object]:
     """The summary and the rows of a stored set, whose images are other ones than those of the run.
 
@@ -212,13 +216,13 @@ def stored_figures(
         classes: how many the classifiers tell apart.
         of: how many images each cell holds.
     """
-    cells = list(predictions)
-    right = {name: _correct(predictions, name, cells, labels).mean(0) for name in predictions[cells[0]]}
+    conditions = list(predictions)
+    right = {name: _correct(predictions, name, conditions, labels).mean(0) for name in predictions[conditions[0]]}
     reference, *others = right
     summary = {
         "n_test": len(labels),
         "of": of,
-        "n_cells": len(cells),
+        "n_cells": len(conditions),
         "accuracy": {k: float(r.mean()) for k, r in right.items()},
         "interval": {k: list(paired_bootstrap(r, seed)) for k, r in right.items()},
         "mce": _mce(predictions, labels, table, classes),
@@ -227,7 +231,7 @@ def stored_figures(
     return {"summary": summary, "rows": comparison_rows(predictions, labels, seed=seed, of=of)}
 
 
-def drops(predictions: CellPredictions, a: str, b: str, labels: np.ndarray, *, seed: int) -> dict[str, object]:
+def drops(predictions: ConditionPredictions, a: str, b: str, labels: np.ndarray, *, seed: int) -> dict[str, object]:
     """What going from classifier `a` to `b` costs: clean, under shift, and the difference of the two.
 
     Args:
@@ -237,8 +241,8 @@ def drops(predictions: CellPredictions, a: str, b: str, labels: np.ndarray, *, s
         labels: `(n,)`.
         seed: of the bootstrap.
     """
-    cells, shifted = list(predictions), [cell for cell in predictions if cell != CLEAN]
-    right_a, right_b = (_correct(predictions, name, cells, labels) for name in (a, b))
+    conditions, shifted = list(predictions), [condition for condition in predictions if condition != CLEAN]
+    right_a, right_b = (_correct(predictions, name, conditions, labels) for name in (a, b))
     clean_a, clean_b = (_correct(predictions, name, [CLEAN], labels)[0] for name in (a, b))
     shift_a, shift_b = (_mean_correct(predictions, name, shifted, labels) for name in (a, b))
     both = None if shift_a is None or shift_b is None else shift_a - shift_b
@@ -257,7 +261,7 @@ def drops(predictions: CellPredictions, a: str, b: str, labels: np.ndarray, *, s
 
 
 def summarise(
-    predictions: CellPredictions,
+    predictions: ConditionPredictions,
     labels: np.ndarray,
     seen: tuple[str, ...],
     *,
@@ -282,11 +286,11 @@ def summarise(
     if "compensated" not in predictions[CLEAN]:
         return result
 
-    def gain(key: str, cells: list[Cell], a: str = "compensated", b: str = "int8") -> dict[str, object]:
-        right_a, right_b = (_mean_correct(predictions, name, cells, labels) for name in (a, b))
+    def gain(key: str, conditions: list[Condition], a: str = "compensated", b: str = "int8") -> dict[str, object]:
+        right_a, right_b = (_mean_correct(predictions, name, conditions, labels) for name in (a, b))
         return difference(key, right_a, right_b, seed)
 
-    shifted = [cell for cell in predictions if cell != CLEAN]
+    shifted = [condition for condition in predictions if condition != CLEAN]
     result |= gain("compensation_gain", shifted) | gain("clean_cost", [CLEAN], "int8", "compensated")
     for key, chosen in (
         ("seen", [c for c in shifted if c[0] in seen]),
@@ -297,7 +301,7 @@ def summarise(
     return result
 
 
-def method_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int) -> list[dict[str, object]]:
+def method_rows(predictions: ConditionPredictions, labels: np.ndarray, *, seed: int) -> list[dict[str, object]]:
     """What every classifier but `float` and `int8` gains over `int8`, and costs on clean images.
 
     Args:
@@ -309,13 +313,14 @@ def method_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int) 
         A row per method, highest gain first: `method`, `n`, accuracies, `gain_pp` under shift and `clean_cost_pp`
         with their intervals. No rows where nothing but clean images was measured.
     """
-    shifted = [cell for cell in predictions if cell != CLEAN]
+    shifted = [condition for condition in predictions if condition != CLEAN]
     if not shifted:
         return []
     rows = []
     for name in (n for n in predictions[CLEAN] if n not in ("float", "int8")):
         (clean, clean_before), (shift, shift_before) = (
-            [_correct(predictions, n, cells, labels).mean(0) for n in (name, "int8")] for cells in ([CLEAN], shifted)
+            [_correct(predictions, n, conditions, labels).mean(0) for n in (name, "int8")]
+            for conditions in ([CLEAN], shifted)
         )
         rows.append(
             {"method": name, "n": len(labels), "clean_accuracy": float(clean.mean())}
@@ -326,7 +331,7 @@ def method_rows(predictions: CellPredictions, labels: np.ndarray, *, seed: int) 
     return sorted(rows, key=lambda row: -float(row["gain_pp"]))  # type: ignore[arg-type]  # gain_pp is a float
 
 
-def scene_row(found: dict[str, Predictions], labels: np.ndarray, *, seed: int) -> dict[str, object]:
+def target_images_row(found: dict[str, Predictions], labels: np.ndarray, *, seed: int) -> dict[str, object]:
     """What classifiers make of real images of a new scene.
 
     Args:

@@ -1,106 +1,80 @@
-"""Worker processes that images are given to, in memory that all of them share."""
+"""Worker processes that render and classify batches of images."""
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from qrobust.errors import InputError, QRobustError
 
 T = TypeVar("T")
-# In a worker: the memory that it shares.
-_SHARED: list[Any] = []
+# Batches per process that wait in memory, one of which is being worked on.
+AHEAD = 2
 
 
 class Processes:
-    """Processes, one thread each, that do something with batches of images; see `processes`.
+    """Processes of one thread each that do something with batches of images; see `processes`.
 
-    They start with the first batch, and each takes its part of every batch. A batch lies in a slot of shared memory:
-    to send pixels through a pipe would take as long as to render them.
+    Each batch goes whole to one process, so that a classifier sees the same batches whatever their number. Processes
+    start with the first batches.
 
     Args:
-        workers: how many processes.
+        count: how many processes.
     """
 
-    slots = 4
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ProcessPoolExecutor(count, get_context("spawn"), _begin)
 
-    def __init__(self, workers: int) -> None:
-        self._workers, self._slot_bytes = workers, 0
-        self._memory: Any = None
-        self._pool: ProcessPoolExecutor | None = None
-
-    def ask(self, batches: Iterable[torch.Tensor], task: Callable[[torch.Tensor], T]) -> Iterator[list[T]]:
-        """What `task` makes of the parts of batches, in order and a few batches ahead.
+    def ask(self, work: Iterable[tuple[Callable[[torch.Tensor], T], torch.Tensor]]) -> Iterator[T]:
+        """Call a task with each batch, a few batches ahead; results come in order.
 
         Args:
-            batches: uint8 `(N, C, H, W)`.
-            task: what can be pickled; it is called in the processes, and the pixels that it is given are its own only
-                until it returns.
+            work: tasks, which can be pickled, each with a batch, uint8 `(N, C, H, W)`.
 
         Raises:
+            InputError: a task cannot be pickled.
             QRobustError: a process died.
         """
-        # Put together in the process by `_do`, so that what fails there comes back as its result.
-        packed = pickle.dumps(task)
-        ahead: deque[list[Future[Any]]] = deque()
-        slot = 0
-
-        def take() -> list[T]:
-            found = [part.result() for part in ahead[0]]
-            ahead.popleft()
-            return found
-
+        waiting: deque[Future[T]] = deque()
+        packed_task, packed = None, b""
         try:
-            for images in batches:
-                if images.numel() > self._slot_bytes:
-                    while ahead:
-                        yield take()
-                    self._start(images.numel())
-                elif len(ahead) == self.slots:
-                    yield take()
-                offset = slot * self._slot_bytes
-                _view(self._memory, offset, images.shape).copy_(images)
-                ahead.append([])
-                assert self._pool is not None
-                for part in images.split(-(-len(images) // self._workers)):
-                    ahead[-1].append(self._pool.submit(_do, packed, offset, part.shape))
-                    offset += part.numel()
-                slot = (slot + 1) % self.slots
-            while ahead:
-                yield take()
+            for task, images in work:
+                if len(waiting) == AHEAD * self.count:
+                    yield waiting.popleft().result()
+                if task is not packed_task:
+                    packed_task, packed = task, _packed(task)
+                waiting.append(self._pool.submit(_do, packed, images.numpy()))
+            while waiting:
+                yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise QRobustError("workers: a process died; perhaps memory ran out, try fewer") from error
+            raise QRobustError(
+                "workers: a process died; memory may have run out (try fewer), or the script that started them does "
+                "so without `if __name__ == '__main__':`"
+            ) from error
         finally:
-            tasks = [part for parts in ahead for part in parts]
-            for part in tasks:
-                part.cancel()
-            wait(tasks)  # nobody reads from a slot any more
+            for future in waiting:
+                future.cancel()
 
     def close(self) -> None:
         """End the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _start(self, slot_bytes: int) -> None:
-        self.close()
-        context = get_context("spawn")
-        self._slot_bytes, self._memory = slot_bytes, context.RawArray("B", self.slots * slot_bytes)
-        self._pool = ProcessPoolExecutor(self._workers, context, _begin, (self._memory,))
+        self._pool.shutdown(cancel_futures=True)
 
 
 def check_workers(workers: int) -> None:
-    """Whether there may be so many processes.
+    """Check the number of processes.
 
     Raises:
         InputError: fewer than 1.
@@ -111,7 +85,7 @@ def check_workers(workers: int) -> None:
 
 @contextmanager
 def processes(workers: int) -> Iterator[Processes | None]:
-    """Worker processes; with 1 nothing is started, and what they would do is done here.
+    """Worker processes; with 1 nothing is started, and this process does the work itself.
 
     Raises:
         InputError: fewer than 1 worker.
@@ -127,9 +101,8 @@ def processes(workers: int) -> Iterator[Processes | None]:
         found.close()
 
 
-def _begin(memory: Any) -> None:
+def _begin() -> None:
     torch.set_num_threads(1)
-    _SHARED.append(memory)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -141,9 +114,21 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(packed: bytes, offset: int, shape: torch.Size) -> Any:
-    return pickle.loads(packed)(_view(_SHARED[0], offset, shape))
+def _packed(task: object) -> bytes:
+    try:
+        return pickle.dumps(task)
+    except Exception as error:  # whatever an object raises that is not made to be pickled
+        raise InputError(
+            f"workers: expected 1, for a classifier cannot be sent to other processes ({error}); functions and "
+            "classes at the top of a module can"
+        ) from error
 
 
-def _view(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
-    return torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=offset).view(shape)
+def _do(packed: bytes, pixels: np.ndarray) -> Any:
+    return _unpacked(packed)(torch.from_numpy(pixels))
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Callable[[torch.Tensor], Any]:
+    """Put together here and not by the queue, so that what fails comes back as the result of a task."""
+    return pickle.loads(packed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,26 +18,24 @@ from qrobust.compensation.baselines import (
     reestimate_batch_norm,
 )
 from qrobust.compensation.batches import mixed_batch, sampling
+from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, mixed_images
 from qrobust.errors import InputError, unknown
-from qrobust.pipeline.compensate import (
-    QAT_RATE,
-    RESTORE_SHARE,
-    checkpoints_of,
-    fit_calibrator,
-    mixed_images,
-)
-from qrobust.pipeline.export import export_gated
+from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, fit_in_run, fit_result, selection_split
+from qrobust.pipeline.export import as_result, export_checked
 from qrobust.pipeline.provenance import (
     check_images,
     check_unseen,
-    lesson_names,
-    lessons_told,
+    trained_on_names,
+    training_conditions,
+    training_data,
+    training_images,
+    training_provenance,
 )
-from qrobust.pipeline.quantize import train_twin_in_stage
-from qrobust.pipeline.run import Workbench
-from qrobust.pipeline.run_folder import ALTERNATIVES, TORCH_ONLY
-from qrobust.pipeline.stage import kept, stage
+from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.quantize import finetune
 from qrobust.quantization.recipe import Recipe
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_json
@@ -44,121 +44,141 @@ from qrobust.storage import write_json
 REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128
 
 
-def make_alternative(bench: Workbench, method: str) -> None:
+def make_baseline(run: Run, method: str) -> None:
     """Make, export and gate the graph of a method; what it may learn from is what a calibrator may.
 
     Args:
-        bench: of the run.
-        method: one of `ALTERNATIVES`, or `anti-adversary`, which only asks the next evaluation to measure it.
+        run: of the run.
+        method: one of `BASELINES`, or `anti-adversary`, which only asks the next evaluation to measure it.
 
     Raises:
         InputError: no such method, or one that does not fit the model.
     """
-    if method not in (*ALTERNATIVES, TORCH_ONLY):
-        raise unknown("method", method, ("calibrator", "none", *ALTERNATIVES, TORCH_ONLY))
-    if method == "finetune" and not bench.training_cells:
-        raise InputError("method: finetune learns from shifts, got only real images of a scenario")
+    if method not in (*BASELINES, TORCH_ONLY):
+        raise unknown("remedy", method, ("calibrator", "none", *BASELINES, TORCH_ONLY))
+    if method == "finetune" and not training_conditions(run):
+        raise InputError("remedy: finetune learns from shifts, got target images alone")
     if method.endswith("bn-reestimate"):
-        estimated_norms(bench.model)  # refuse before anything is forgotten
-    check_images(bench)
-    check_unseen(bench)
-    folder = bench.place()
+        estimated_norms(run.model)  # refuse before anything is forgotten
+    check_images(run)
+    check_unseen(run)
+    folder = run.require_folder()
     folder.checkpoints.mkdir(exist_ok=True)
-    with stage(bench, method) as result:
+    with stage(run, method) as result:
         if method == TORCH_ONLY:
             return
-        model = MAKERS[method](bench, result)
-        result.setdefault("macs", {"calibrator": 0})
-        spent = result.pop("spent", ())
-        export_gated(bench, method, model, result)
-        folder.drop_checkpoints(spent)
+        made = MAKERS[method](run)
+        result |= {"macs": {"calibrator": 0}} | made.result | as_result(export_checked(run, method, made.model))
+        folder.drop_checkpoints(made.spent)
 
 
-def _only_reestimated(bench: Workbench, result: dict[str, Any]) -> fx.GraphModule:
-    result["trained_on"] = lesson_names(bench)
-    result["lessons"] = lessons_told(bench, trained=False) | {"drawn": _reestimated_on(bench) * REESTIMATION_BATCH}
-    return _reestimated(bench)
+@dataclass(frozen=True)
+class Made:
+    """A remedy's classifier.
+
+    Attributes:
+        model: to export.
+        result: what the stage keeps of it, as JSON.
+        spent: checkpoints that are not needed once it is exported.
+    """
+
+    model: nn.Module
+    result: dict[str, Any]
+    spent: tuple[Path, ...] = ()
 
 
-def _reestimated_on(bench: Workbench) -> int:
+def _only_reestimated(run: Run) -> Made:
+    drawn = _reestimated_on(run) * REESTIMATION_BATCH
+    provenance = training_provenance(run, trained=False) | {"drawn": drawn}
+    return Made(_reestimated(run), {"trained_on": trained_on_names(run), "lessons": provenance})
+
+
+def _reestimated_on(run: Run) -> int:
     """Batches whose statistics are taken."""
-    return -(-min(REESTIMATION_IMAGES, len(bench.lessons)) // REESTIMATION_BATCH)
+    return -(-min(REESTIMATION_IMAGES, len(training_images(run))) // REESTIMATION_BATCH)
 
 
-def _reestimated(bench: Workbench) -> fx.GraphModule:
-    """The twin of the float model with the batch-norm statistics of training images, a quarter of them clean."""
-    if bench.config.qat_epochs:
-        bench.reporter.warn("warning: batch norms are re-estimated in float: what the twin learned since is left out")
-    count = _reestimated_on(bench)
+def _reestimated(run: Run) -> fx.GraphModule:
+    """The classifier quantized with the batch-norm statistics of training images, a quarter of them clean."""
+    if run.config.qat.epochs:
+        run.reporter.warn(
+            "warning: batch norms are re-estimated in float: what the fake-quantized model learned since is left out"
+        )
+    count, data = _reestimated_on(run), training_data(run)
+    weights = sampling(data.conditions)
 
     def batches() -> Iterator[torch.Tensor]:
-        with bench.reporter.bar("re-estimate batch norms", count) as bar:
+        with run.reporter.bar("re-estimate batch norms", count) as bar:
             for step in range(count):
-                batch = mixed_batch(
-                    bench.lessons,
-                    bench.training_cells,
-                    sampling(bench.training_cells),
-                    table=bench.table,
-                    batch_size=REESTIMATION_BATCH,
-                    step=step,
-                    seed=bench.config.seed,
-                    scene=bench.scene.training if bench.scene else None,
-                )
+                batch = mixed_batch(data, weights, batch_size=REESTIMATION_BATCH, step=step, seed=run.config.seed)
                 yield to_unit(batch.shifted)
                 bar.update(1)
 
-    recipe = Recipe.from_json(bench.place().need_stage("quantize", "quantize")["quantization"]["recipe"])
-    observed = observe(reestimate_batch_norm(bench.model, batches()), mixed_images(bench), recipe)
-    return build(observed, bench.target, recipe, seed=bench.config.seed)
+    recipe = Recipe.from_json(run.require_folder().need_stage("quantize", "quantize")["quantization"]["recipe"])
+    observed = observe(
+        reestimate_batch_norm(run.model, batches()), mixed_images(run.data.calibration, data, run.config.seed), recipe
+    )
+    return build(observed, run.target, recipe, seed=run.config.seed)
 
 
-def _reestimated_and_calibrated(bench: Workbench, result: dict[str, Any]) -> nn.Module:
-    twin = _reestimated(bench)
-    if kept(bench, "compensate") and bench.config.latency_budget:
+def _reestimated_and_calibrated(run: Run) -> Made:
+    fake_quantized = _reestimated(run)
+    if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
-        alone = bench.place().need_stage("compensate", "compensate")
+        alone = run.require_folder().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
-        write_json(checkpoints_of(bench, twin)["chosen"], chosen)
-    result["spent"] = list(checkpoints_of(bench, twin).values())
-    return Compensated(fit_calibrator(bench, twin, result), twin)
+        write_json(checkpoints_of(run, fake_quantized).chosen, chosen)
+    fit = fit_in_run(run, fake_quantized, calibrator_data(run))
+    spent = checkpoints_of(run, fake_quantized).all()
+    return Made(Compensated(fit.calibrator, fake_quantized), fit_result(run, fit), spent)
 
 
-def _finetuned(bench: Workbench, result: dict[str, Any]) -> nn.Module:
-    """The twin itself, trained on the shifts: steps and rate are those of a calibrator through the classifier."""
-    config = bench.config
-    twin, fitted = train_twin_in_stage(
-        bench,
-        bench.twin,
-        bench.lessons,
-        bench.chosen_by,
-        steps=round(config.steps * (1 - RESTORE_SHARE)),
+def _finetuned(run: Run) -> Made:
+    """The classifier itself, trained on the shifts: steps and rate are those of a calibrator through it."""
+    config, folder = run.config.calibrator, run.require_folder()
+    qat = replace(
+        run.config.qat,
+        epochs=max(1.0, run.config.qat.epochs),
         learning_rate=config.learning_rate * QAT_RATE,
-        distillation=config.qat_distillation if config.use_labels else 1.0,
-        cells=bench.training_cells,
-        kind="finetune",
+        distillation=run.config.qat.distillation if config.use_labels else 1.0,
+    )
+    fake_quantized, fitted = finetune(
+        run.fake_quantized,
+        run.quantized.observed,
+        run.model,
+        replace(training_data(run), target_images=None),
+        selection_split(run),
+        qat,
+        steps=round(config.steps * (1 - RESTORE_SHARE)),
+        batch_size=config.batch_size,
+        seed=run.config.seed,
+        checkpoint=folder.checkpoints / f"finetune-{choices_key(run, 'finetune')}.pt",
+        reporter=run.reporter,
+        name="finetune",
     )
     if fitted.diverged and not fitted.best_step:
         raise InputError(
             f"learning_rate: fine-tuning diverged at step {fitted.steps}, before anything was learned; expected a "
             f"rate smaller than {config.learning_rate:g}"
         )
-    result["spent"] = list(bench.place().checkpoints.glob("finetune-*"))
-    result["training"], result["earlier_s"] = fitted.__dict__, fitted.earlier_s
-    result["trained_on"] = sorted({name for name, _ in bench.training_cells})
-    result["lessons"] = lessons_told(bench) | {"scene_images": None, "scene_splits": None}
-    return twin
+    result = {
+        "training": fitted.__dict__,
+        "earlier_s": fitted.earlier_s,
+        "trained_on": sorted({name for name, _ in training_conditions(run)}),
+        "lessons": training_provenance(run) | {"scene_images": None, "scene_splits": None},
+    }
+    return Made(fake_quantized, result, tuple(folder.checkpoints.glob("finetune-*")))
 
 
-def _preprocessed(module: nn.Module) -> Callable[[Workbench, dict[str, Any]], nn.Module]:
-    def make(bench: Workbench, result: dict[str, Any]) -> nn.Module:
-        result["trained_on"], result["lessons"] = [], None
-        result["macs"] = {"calibrator": count_macs(module, bench.data.image_size, bench.model.channels)}
-        return Compensated(module, bench.twin)
+def _preprocessed(module: nn.Module) -> Callable[[Run], Made]:
+    def make(run: Run) -> Made:
+        macs = {"calibrator": count_macs(module, run.data.image_size, run.model.channels)}
+        return Made(Compensated(module, run.fake_quantized), {"trained_on": [], "lessons": None, "macs": macs})
 
     return make
 
 
-MAKERS: dict[str, Callable[[Workbench, dict[str, Any]], nn.Module]] = {
+MAKERS: dict[str, Callable[[Run], Made]] = {
     "bn-reestimate": _only_reestimated,
     "calibrator+bn-reestimate": _reestimated_and_calibrated,
     "finetune": _finetuned,

@@ -1,177 +1,179 @@
-"""What a run was asked to do: one frozen dataclass that refuses nonsense, all of it at once."""
+"""What a run was asked to do: sections of choices, each beside the algorithm that it describes."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from qrobust.choices import Section, choice, option_of
+from qrobust.compensation.config import CalibratorConfig
 from qrobust.errors import InputError
-from qrobust.evaluation.attack_config import AttackChoices
+from qrobust.evaluation.attack_config import AttackConfig
+from qrobust.quantization.config import QATConfig, QuantizationConfig
 
 DEFAULT_SEVERITIES = (3, 5)
 # So that seeds of steps, which are made of it, have 64 bits.
 MOST_SEED = 2**32 - 1
+# Entries of a `config.json` that versions before 0.2 called otherwise.
+RENAMED = {
+    "scene_names": "scenarios",
+    "scene_images": "target_images",
+    "scene_alone": "target_images_alone",
+    "association_weight": "distillation_weight",
+    "favour": "hard_shift_share",
+    "polish": "evolution_steps",
+}
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Every choice of a run; see `qrobust run --help` for what each means."""
+class ModelConfig(Section):
+    """Which classifier.
 
-    model: str
-    data: str
+    Attributes:
+        spec: `torchvision:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
+        weights: file of a state dict.
+        pretrained: whether torchvision fetches its own weights.
+        normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`; None: the model's preset.
+    """
+
+    spec: str = choice("", option="model")
     weights: str | None = None
     pretrained: bool = False
     normalization: str | None = None
-    data_root: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which images.
+
+    Attributes:
+        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        root: where torchvision data sets lie.
+        class_names: file with one class name per line, in index order.
+        skip_bad_images: leave out files that cannot be decoded.
+        image_size: side in pixels; None: the images' own if small and alike, else the model's.
+        calibration_images: images that quantization ranges are observed on.
+        train_images: keep only so many training images; None: all.
+        test_images: keep only so many test images; None: all.
+    """
+
+    spec: str = choice("", option="data")
+    root: str | None = choice(None, option="data_root")
     class_names: str | None = None
     skip_bad_images: bool = False
-    image_size: int | None = None
-    calibration_images: int = 512
-    train_images: int | None = None
-    test_images: int | None = None
-    target: Literal["x86-vnni", "x86-avx2", "arm64"] = "x86-vnni"
-    bits: Literal["w8a8", "w6a8", "w4a8", "w4a4"] = "w8a8"
-    edges: Literal["8bit", "same", "float"] = "8bit"
-    layer_bits: tuple[str, ...] = ()
-    keep_float: tuple[str, ...] = ()
-    ptq: Literal["default", "auto"] = "default"
-    observer: Literal["min-max", "moving-average", "percentile", "histogram", "mse"] = "mse"
-    equalize: bool = False
-    bias_correction: bool = False
-    rounding: Literal["nearest", "adaround"] = "nearest"
-    storage: Literal["int8", "int4"] = "int8"
-    qat_epochs: float = 0.0
-    qat_learning_rate: float = 1e-4
-    qat_ranges: Literal["learned", "frozen"] = "learned"
-    qat_distillation: float = 0.9
-    qat_shifts: bool = False
-    shifts: tuple[str, ...] = ()
-    severities: tuple[int, ...] = DEFAULT_SEVERITIES
-    severity_table: Literal["auto", "cifar-c", "imagenet-c"] = "auto"
+    image_size: int | None = choice(None, at_least=8)
+    calibration_images: int = choice(512, at_least=1)
+    train_images: int | None = choice(None, at_least=1)
+    test_images: int | None = choice(None, at_least=1)
+
+
+@dataclass(frozen=True)
+class ShiftConfig(Section):
+    """Which shifts are measured and trained on.
+
+    Attributes:
+        names: shifts and suites, `FILE.py:FUNCTION`, `stored:DIR`.
+        severities: 1 to 5.
+        severity_table: what severities mean: by image size, or one of the two.
+        hold_out: shifts that are measured but never trained on.
+        scenarios: named sets of shifts that `names` was taken from.
+        target_images: `imagefolder:DIR`, real images of the new surroundings.
+        target_images_alone: whether compensation learns from those images alone.
+    """
+
+    names: tuple[str, ...] = choice((), option="shifts")
+    severities: tuple[int, ...] = choice(DEFAULT_SEVERITIES, at_least=1, at_most=5)
+    severity_table: str = choice("auto", one_of=("auto", "cifar-c", "imagenet-c"))
     hold_out: tuple[str, ...] = ()
-    mac_budget: float = 0.10
-    latency_budget: float | None = None
-    # One standard error of some thousand images below the half point beyond which the report does not recommend.
-    clean_budget: float = 0.3
-    branches: tuple[str, ...] = ()
-    steps: int = 4000
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    use_labels: bool = True
-    favour: float = 0.0
-    polish: int = 0
-    few_shot: int | None = None
-    scene_names: tuple[str, ...] = ()
-    scene_images: str | None = None
-    scene_alone: bool = True
-    association_weight: float = 1.0
-    reverse_weight: float = 0.0
-    attacks: Literal["none", "quick", "full"] = "quick"
-    norms: tuple[str, ...] = ()
-    epsilons: tuple[float, ...] = AttackChoices.epsilons
-    l2_epsilons: tuple[float, ...] = ()
-    attack_images: int = AttackChoices.images
-    attack_steps: int = AttackChoices.steps
-    seed: int = 0
-    threads: int = 1
+    scenarios: tuple[str, ...] = ()
+    target_images: str | None = None
+    target_images_alone: bool = True
 
-    def __post_init__(self) -> None:
-        at_least = {
-            "calibration_images": 1,
-            "train_images": 1,
-            "test_images": 1,
-            "steps": 5,
-            "few_shot": 0,
-            "polish": 0,
-            "batch_size": 16,
-            "seed": 0,
-            "threads": 1,
-            "image_size": 8,
-        }
-        mistakes = [
-            f"{name}: expected at least {least}, got {getattr(self, name)}"
-            for name, least in at_least.items()
-            if getattr(self, name) is not None and getattr(self, name) < least
-        ]
-        if self.seed > MOST_SEED:
-            mistakes.append(f"seed: expected at most {MOST_SEED}, got {self.seed}")
-        if not 0 < self.mac_budget <= 1:
-            mistakes.append(f"mac_budget: expected a fraction above 0 and at most 1, got {self.mac_budget}")
-        if not 0 <= self.favour <= 1:
-            mistakes.append(f"favour: expected a share from 0 to 1, got {self.favour}")
-        if self.scene_images is not None and not self.scene_images.removeprefix("imagefolder:").strip():
-            mistakes.append(f"scene_images: expected a folder after imagefolder:, got {self.scene_images!r}")
-        elif self.scene_images is not None and not self.scene_images.startswith("imagefolder:"):
-            mistakes.append(f"scene_images: expected real images as imagefolder:DIR, got {self.scene_images!r}")
-        if self.latency_budget and not 1 < self.latency_budget < float("inf"):
-            mistakes.append(f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}")
-        if not 0 <= self.clean_budget <= 100:
-            mistakes.append(f"clean_budget: expected points from 0 to 100, got {self.clean_budget}")
-        if not 0 < self.learning_rate <= 1:
-            mistakes.append(f"learning_rate: expected a number in (0, 1], got {self.learning_rate}")
-        if not 0 < self.qat_learning_rate <= 1:
-            mistakes.append(f"qat_learning_rate: expected a number in (0, 1], got {self.qat_learning_rate}")
-        if not 0 <= self.qat_distillation <= 1:
-            mistakes.append(f"qat_distillation: expected a weight from 0 to 1, got {self.qat_distillation}")
-        choices = {
-            "ptq": ("default", "auto"),
-            "storage": ("int8", "int4"),
-            "qat_ranges": ("learned", "frozen"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                mistakes.append(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("qat_epochs", "association_weight", "reverse_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                mistakes.append(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
-        words = {self.bits, *(part.rpartition("=")[2] for part in self.layer_bits)}
-        if not any(word.startswith(("w4", "w6")) for word in words) and self.rounding != "nearest":
-            mistakes.append(f"rounding: {self.rounding} is for weights of fewer than 8 bits, bits are {self.bits}")
-        if not any(word.startswith("w4") for word in words) and self.storage == "int4":
-            mistakes.append(f"storage: int4 is for weights of 4 bits, bits are {self.bits}")
-        mistakes += [
-            f"{entry.name}: nothing is trained without qat_epochs"
-            for entry in fields(self)
-            if entry.name.startswith("qat_") and getattr(self, entry.name) != entry.default and not self.qat_epochs
-        ]
-        mistakes += self.attack_choices.mistakes()
+    def mistakes(self) -> Iterator[str]:
+        """See `Section`."""
+        yield from super().mistakes()
         if not self.severities:
-            mistakes.append("severities: expected at least one of 1 to 5, got none")
-        mistakes += [
-            f"severity: expected an integer from 1 to 5, got {s}" for s in self.severities if s not in range(1, 6)
-        ]
-        if mistakes:
-            raise InputError("; ".join(mistakes))
+            yield "severities: expected at least one of 1 to 5, got none"
+        if isinstance(self.target_images, str):
+            if not self.target_images.startswith("imagefolder:"):
+                yield f"target_images: expected real images as imagefolder:DIR, got {self.target_images!r}"
+            elif not self.target_images.removeprefix("imagefolder:").strip():
+                yield f"target_images: expected a folder after imagefolder:, got {self.target_images!r}"
 
-    @property
-    def attack_choices(self) -> AttackChoices:
-        """What is tried against the graphs."""
-        return AttackChoices(
-            self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images, self.attack_steps
-        )
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """Every choice of a run; see `qrobust run --help-all` for what each means."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    qat: QATConfig = field(default_factory=QATConfig)
+    shifts: ShiftConfig = field(default_factory=ShiftConfig)
+    calibrator: CalibratorConfig = field(default_factory=CalibratorConfig)
+    attacks: AttackConfig = field(default_factory=AttackConfig)
+    seed: int = choice(0, at_least=0, at_most=MOST_SEED)
+    threads: int = choice(1, at_least=1)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return asdict(self)
+        """Plain data for a JSON file, by option name."""
+        entries: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Section):
+                entries |= {option_of(inner): getattr(value, inner.name) for inner in fields(value)}
+            else:
+                entries[entry.name] = value
+        return entries
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> RunConfig:
+        """A configuration from choices by option name; those not given have their defaults.
+
+        Raises:
+            InputError: names every mistake at once.
+        """
+        left, given, mistakes = dict(options), {}, []
+        for entry in fields(cls):
+            kind = SECTIONS.get(entry.name)
+            if kind is None:
+                if entry.name in left:
+                    given[entry.name] = left.pop(entry.name)
+                continue
+            names = {option_of(inner): inner.name for inner in fields(kind)}
+            chosen = {names[option]: left.pop(option) for option in list(left) if option in names}
+            try:
+                given[entry.name] = kind(**chosen)
+            except InputError as error:
+                mistakes.append(str(error))
+        if left:
+            mistakes.insert(0, f"config: unknown entries {sorted(left)}")
+        try:
+            config = cls(**given)
+        except InputError as error:
+            mistakes.append(str(error))
+        if mistakes:
+            raise InputError("; ".join(mistakes))
+        return config
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
-        """The inverse of `as_json`.
+        """The inverse of `as_json`; reads the entries of older versions, too.
 
         Raises:
-            InputError: entries are unknown or of another type than they should be.
+            InputError: entries are unknown, of another type than they should be, or make no sense.
         """
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise InputError(f"config: unknown entries {unknown}")
-        for entry in fields(cls):
-            value, kind = data.get(entry.name, entry.default), type(entry.default)
-            if kind in (bool, tuple) and not isinstance(value, (kind, list) if kind is tuple else kind):
-                raise InputError(
-                    f"config: {entry.name}: expected {'a list' if kind is tuple else 'true or false'}, got {value!r}"
-                )
-        choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        try:
-            return cls(**choices)
-        except (TypeError, AttributeError) as error:  # of a comparison with what is no number, or no text
-            raise InputError(f"config: an entry is of the wrong type ({error})") from error
+        named = {RENAMED.get(key, key): value for key, value in data.items()}
+        return cls.from_options({k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "quantization": QuantizationConfig,
+    "qat": QATConfig,
+    "shifts": ShiftConfig,
+    "calibrator": CalibratorConfig,
+    "attacks": AttackConfig,
+}

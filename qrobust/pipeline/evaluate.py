@@ -3,277 +3,194 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from qrobust.classifier import state_hash
 from qrobust.compensation.baselines import AntiAdversary
-from qrobust.data.splits import Split
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
-from qrobust.evaluation.attack_plan import Graph
-from qrobust.evaluation.attack_summary import attacked
-from qrobust.evaluation.corruption_sets import StoredCells, stored_predictions
-from qrobust.evaluation.predictions import (
-    CLEAN,
-    SUBSET,
-    Cell,
-    CellPredictions,
-    Predictions,
-    kept_or_predicted,
-    prediction_key,
-    within_budget,
-)
+from qrobust.evaluation.evaluate import Evaluation, MakeBar
+from qrobust.evaluation.evaluate import evaluate as measure
+from qrobust.evaluation.predictions import CLEAN, Cache
 from qrobust.evaluation.summary import (
     method_rows,
     run_rows,
-    scene_row,
     stored_figures,
     summarise,
+    target_images_row,
 )
-from qrobust.evaluation.workers import Processes, check_workers, processes
-from qrobust.pipeline.provenance import check_images, check_scene, learned_otherwise
-from qrobust.pipeline.run import Workbench
+from qrobust.evaluation.workers import check_workers
+from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
 from qrobust.record import hardware
-from qrobust.storage import read_json, write_json
 
 LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
 TORCH_IMAGES = 200
 
 
-def evaluate(
-    bench: Workbench, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()
-) -> None:
+def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
     Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
     attack, so that a killed evaluation resumes and a second one asks only graphs that are new.
 
     Args:
-        bench: of the run.
+        run: of the run.
         budget: seconds for all cells, stored ones too, by which a subset of the images is chosen; attacks come on
             top.
         workers: processes that render and ask, with sessions of one thread each.
         without: methods to leave out although they are there.
     """
-    folder, config = bench.place(), bench.config
-    check_images(bench)
-    check_scene(bench, without)
-    otherwise = learned_otherwise(bench, without)
+    folder, config = run.require_folder(), run.config
+    check_images(run)
+    check_target_images(run, without)
+    otherwise = trained_differently(run, without)
     for name, why in otherwise.items():
-        bench.reporter.warn(f"warning: {name} is left out: {why}")
+        run.reporter.warn(f"warning: {name} is left out: {why}")
     left_out = {*otherwise, *without}
     in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
     names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
     if folder.stage("compensate") and not folder.stage("export"):
-        bench.reporter.warn(
+        run.reporter.warn(
             f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
         )
-    folder.predictions.mkdir(exist_ok=True)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    if not (bench.cells or bench.stored or bench.scene):
-        wanted = ", ".join(config.shifts)
-        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.severities}")
+    if not (run.conditions or run.stored or run.target_images):
+        wanted = ", ".join(config.shifts.names)
+        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.shifts.severities}")
     torch.set_num_threads(config.threads)
-    if sums(**bench.session_options) == "exact-by-request":
-        bench.reporter.warn(
-            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {config.target} does, so accuracies are "
-            "those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
+    if sums(**session_options(run.target)) == "exact-by-request":
+        run.reporter.warn(
+            f"warning: this CPU has no VNNI; onnxruntime is asked to add as {run.target.name} does, so accuracies "
+            "are those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
-    sessions = {name: bench.session(name) for name in names}
-    cells, split, stored = [CLEAN, *bench.cells], bench.data.test, bench.stored
-    with processes(workers) as by:
-        if budget is not None:
-            split = _subset(bench, split, cells, sessions, budget, by)
-            stored = [found.limited(len(split), config.seed) for found in stored]
-        _measure(bench, split, cells, stored, sessions, by, time.perf_counter() - began, in_torch)
-
-
-def _measure(
-    bench: Workbench,
-    split: Split,
-    cells: list[Cell],
-    stored: list[StoredCells],
-    sessions: dict[str, Any],
-    by: Processes | None,
-    began_s: float,
-    in_torch: bool,
-) -> None:
-    """The stage, begun so many seconds ago; with the method that exists in torch only, or without."""
-    folder, config, names = bench.place(), bench.config, list(sessions)
-    predictions: CellPredictions = {}
-    with stage(bench, "evaluate", began_s=began_s) as result:
-        with bench.reporter.bar("measure on onnxruntime", len(cells) * len(split)) as bar:
-            for cell in cells:
-                predictions[cell] = _cell_predictions(bench, split, cell, sessions, by, lambda n: bar.update(n))
-        result["scene"] = _scene(bench, sessions, by)
-        result["stored"] = _stored(bench, stored, sessions, by)
-        labels, of = split.labels.numpy(), len(bench.data.test)
-        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        rows = run_rows(predictions, labels, seed=config.seed, of=of)
-        result["rows"] = [r | {"seen_by_calibrator": r["shift"] in trained_on} for r in rows]
-        result["summary"] = summarise(
-            predictions,
-            labels,
-            tuple(trained_on),
+    with stage(run, "evaluate", began_s=time.perf_counter() - began) as result:
+        sessions = {name: run.onnx_classifier(name) for name in names}
+        found = measure(
+            sessions,
+            run.data.test,
+            run.conditions,
+            attacks=config.attacks,
+            differentiable={name: run.torch_classifier(name) for name in names if name in GRAPHS},
+            corruption_sets=run.stored,
+            cache=_cache(run, names),
+            workers=workers,
+            budget=budget,
             seed=config.seed,
-            table=bench.table,
-            classes=len(bench.data.class_names),
-            of=of,
+            severity_table=run.table,
+            progress=run.reporter.bar,
         )
-        result["methods"] = method_rows(predictions, labels, seed=config.seed)
-        result["methods"] += _in_torch(bench, split, predictions) if in_torch else []
-        result["attacks"] = _attacks(bench, {n: s for n, s in sessions.items() if n in GRAPHS})
-        result["splits"] = bench.data.summary()
-        result["severity_table"] = bench.table
-        result["hardware"] = hardware(config.threads) | {"sums": sums(**bench.session_options)}
-        latency = {f"batch_{b}": latencies_ms(sessions, bench.data.image_size, b) for b in LATENCY_BATCHES}
+        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
+        result |= _figures(found, trained_on)
+        result["methods"] += _in_torch(run, found) if in_torch else []
+        result["scene"] = _target_images(run, sessions, workers)
+        result["splits"] = run.data.summary()
+        result["hardware"] = hardware(config.threads) | {"sums": sums(**session_options(run.target))}
+        latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
 
 
-def _subset(
-    bench: Workbench, split: Split, cells: list[Cell], sessions: dict[str, Any], budget: float, by: Processes | None
-) -> Split:
-    path = bench.place().predictions / SUBSET
-    chosen, kept = within_budget(
-        read_json(path) if path.exists() else {},
-        split,
-        cells,
-        sessions,
-        seconds=budget,
-        table=bench.table,
-        seed=bench.config.seed,
-        also=sum(len(found.cells) for found in bench.stored),
-        by=by,
-    )
-    write_json(path, kept)
-    return chosen
-
-
-def _cell_predictions(
-    bench: Workbench,
-    split: Split,
-    cell: tuple[str, int],
-    sessions: dict[str, Any],
-    by: Processes | None,
-    progress: Callable[[int], None],
-    folder: Path | None = None,
-    source: str | None = None,
-) -> dict[str, Predictions]:
-    place = bench.place()
-    about = (
-        split.identity(),
-        bench.table,
-        bench.config.seed,
-        source or bench.config.data,
-        bench.data.image_size,
-    )
-    keys = {name: prediction_key(place.graph(name).read_bytes(), cell, about) for name in sessions}
-    return kept_or_predicted(
-        folder or place.predictions,
-        cell,
-        sessions,
-        split,
-        keys=keys,
-        table=bench.table,
-        seed=bench.config.seed,
-        by=by,
-        progress=progress,
-    )
-
-
-def _scene(bench: Workbench, sessions: dict[str, Any], by: Processes | None) -> dict[str, object] | None:
-    """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
-    if bench.scene is None:
-        return None
-    split, folder = bench.scene.test, bench.place().predictions / "scene"
-    folder.mkdir(exist_ok=True)
-    with bench.reporter.bar("measure the scene", len(split)) as bar:
-        found = _cell_predictions(
-            bench, split, CLEAN, sessions, by, lambda n: bar.update(n), folder, bench.config.scene_images
-        )
-    about = {"images": bench.config.scene_images, "labelled": bench.scene.labelled}
-    return about | scene_row(found, split.labels.numpy(), seed=bench.config.seed)
-
-
-def _in_torch(bench: Workbench, split: Split, predictions: CellPredictions) -> list[dict[str, object]]:
-    """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
-    some, asked = split.first(TORCH_IMAGES), {TORCH_ONLY: AntiAdversary(bench.twin)}
-    twin, about = state_hash(bench.twin).encode(), (some.identity(), bench.table, bench.config.seed)
-    kept = bench.place().predictions / TORCH_ONLY
-    kept.mkdir(exist_ok=True)
-    both: CellPredictions = {}
-    with bench.reporter.bar(f"measure {TORCH_ONLY} in torch", len(some) * len(predictions)) as bar:
-        for cell, known in predictions.items():
-            found = kept_or_predicted(
-                kept,
-                cell,
-                asked,
-                some,
-                keys={TORCH_ONLY: prediction_key(twin, cell, about)},
-                table=bench.table,
-                seed=bench.config.seed,
-                progress=lambda n: bar.update(n),
-            )
-            both[cell] = {"int8": known["int8"].first(len(some))} | found
-    return method_rows(both, some.labels.numpy(), seed=bench.config.seed)
-
-
-def _stored(
-    bench: Workbench, stored: list[StoredCells], sessions: dict[str, Any], by: Processes | None
-) -> list[dict[str, object]]:
-    """Each stored set by itself, on its own images."""
-    folder, config, result = bench.place(), bench.config, []
-    graphs = {name: folder.graph(name).read_bytes() for name in sessions}
-    for found in stored:
-        with bench.reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
-            predictions = stored_predictions(
-                found,
-                sessions,
-                graphs,
-                folder.predictions,
-                about=(bench.data.image_size,),
-                seed=config.seed,
-                by=by,
-                progress=bar.update,
-            )
-        result.append(
-            {"name": found.name, "predictions": found.folder_name}
-            | stored_figures(
-                predictions,
-                found.labels,
-                seed=config.seed,
-                table=bench.table,
-                classes=len(bench.data.class_names),
-                of=found.of,
-            )
-        )
-    return result
-
-
-def _attacks(bench: Workbench, sessions: dict[str, Any]) -> dict[str, object]:
-    """Attack the first test images; what was found is kept per trial in `attacks.npz`."""
-    config, folder = bench.config, bench.place()
-    graphs = {
-        name: Graph(bench.torch_classifier(name), session, sha256(folder.graph(name).read_bytes()).hexdigest())
-        for name, session in sessions.items()
+def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
+    """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
+    rows = run_rows(found.predictions, found.labels, seed=found.seed, of=found.of)
+    return {
+        "rows": [row | {"seen_by_calibrator": row["shift"] in trained_on} for row in rows],
+        "summary": summarise(
+            found.predictions,
+            found.labels,
+            tuple(trained_on),
+            seed=found.seed,
+            table=found.severity_table,
+            classes=len(found.class_names),
+            of=found.of,
+        ),
+        "methods": method_rows(found.predictions, found.labels, seed=found.seed),
+        "stored": corruption_set_entries(found),
+        "attacks": found.attacks,
+        "severity_table": found.severity_table,
     }
-    return attacked(
-        folder.attacks,
-        graphs,
-        bench.data.test,
-        config.attack_choices,
-        seed=config.seed,
-        about=(config.data,),
-        bar=bench.reporter.bar,
+
+
+def corruption_set_entries(found: Evaluation) -> list[dict[str, object]]:
+    """The record's `stored`: each corruption data set by itself, on its own images."""
+    return [
+        {"name": one.name, "predictions": one.folder_name}
+        | stored_figures(
+            one.predictions,
+            one.labels,
+            seed=found.seed,
+            table=found.severity_table,
+            classes=len(found.class_names),
+            of=one.of,
+        )
+        for one in found.corruption_sets
+    ]
+
+
+def _cache(run: Run, names: Collection[str]) -> Cache:
+    """What graphs said is kept in the run's folder, with the hash of their file."""
+    folder = run.require_folder()
+    digests = {name: sha256(folder.graph(name).read_bytes()).hexdigest() for name in names}
+    return Cache(folder.predictions, folder.attacks, digests, (run.config.data.spec,))
+
+
+def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> dict[str, object] | None:
+    """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
+    spec, target_images = run.config.shifts.target_images, run.target_images
+    if spec is None or target_images is None:
+        return None
+    cache = _cache(run, sessions)
+    cache = replace(cache, predictions=cache.predictions / "scene", depends_on=(spec,))
+    seed = run.config.seed
+    found = measure(
+        sessions,
+        target_images.test,
+        (),
+        cache=cache,
+        workers=workers,
+        seed=seed,
+        progress=_called(run, "measure the scene"),
     )
+    return {"images": spec, "labelled": target_images.labelled} | target_images_row(
+        found.predictions[CLEAN], found.labels, seed=seed
+    )
+
+
+def _in_torch(run: Run, known: Evaluation) -> list[dict[str, object]]:
+    """The row of a method that has no graph, on the first images, against the INT8 graph on the same ones."""
+    kept = run.require_folder().predictions / TORCH_ONLY
+    found = measure(
+        {TORCH_ONLY: AntiAdversary(run.fake_quantized)},
+        replace(run.data.test, indices=torch.from_numpy(known.indices[:TORCH_IMAGES])),
+        [condition for condition in known.predictions if condition != CLEAN],
+        cache=Cache(
+            kept, kept / "attacks.npz", {TORCH_ONLY: state_hash(run.fake_quantized)}, (run.config.data.spec,)
+        ),
+        seed=known.seed,
+        severity_table=known.severity_table,
+        progress=_called(run, f"measure {TORCH_ONLY} in torch"),
+    )
+    n = len(found.labels)
+    both = {
+        condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
+        for condition, own in found.predictions.items()
+    }
+    return method_rows(both, found.labels, seed=known.seed)
+
+
+def _called(run: Run, label: str) -> MakeBar:
+    """Progress bars with another label."""
+    return lambda _, length: run.reporter.bar(label, length)

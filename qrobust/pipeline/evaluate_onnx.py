@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,19 @@ from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError, QRobustError
-from qrobust.evaluation.attack_config import AttackChoices
-from qrobust.evaluation.attack_plan import Graph
-from qrobust.evaluation.attack_summary import attacked
-from qrobust.evaluation.corruption_sets import open_sets, stored_predictions
-from qrobust.evaluation.predictions import (
-    BATCH,
-    CLEAN,
-    SUBSET,
-    Cell,
-    kept_or_predicted,
-    prediction_key,
-    within_budget,
-)
+from qrobust.evaluation.attack_config import AttackConfig
+from qrobust.evaluation.corruption_sets import open_sets
+from qrobust.evaluation.evaluate import Evaluation, evaluate
+from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
 from qrobust.evaluation.summary import (
     STATISTICS,
     comparison_rows,
     drops,
     overview,
-    stored_figures,
 )
-from qrobust.evaluation.workers import check_workers, processes
+from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED
+from qrobust.pipeline.evaluate import corruption_set_entries
 from qrobust.pipeline.run_folder import begin_folder, check_folder
 from qrobust.progress import Reporter
 from qrobust.record import (
@@ -54,13 +45,13 @@ from qrobust.report.robustbench import csv_files
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import (
     TRIED_IMAGES,
-    cells,
+    defined_conditions,
     expand,
     find_shift,
     table_for,
 )
 from qrobust.shifts.rendering import render
-from qrobust.storage import give_back, holds_back, read_json, settle, write_json, write_text
+from qrobust.storage import discard_backup, has_backup, read_json, restore_backup, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -81,9 +72,9 @@ class Choices:
     severity_table: str = "auto"
     attacks: str = "none"
     norms: tuple[str, ...] = ()
-    epsilons: tuple[float, ...] = AttackChoices.epsilons
+    epsilons: tuple[float, ...] = AttackConfig.epsilons
     l2_epsilons: tuple[float, ...] = ()
-    attack_images: int = AttackChoices.images
+    attack_images: int = AttackConfig.images
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,14 +84,12 @@ class Choices:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
         if self.seed > MOST_SEED:
             raise InputError(f"seed: expected at most {MOST_SEED}, got {self.seed}")
-        mistakes = self.attack_choices.mistakes()
-        if mistakes:
-            raise InputError("; ".join(mistakes))
+        _ = self.attack_choices
 
     @property
-    def attack_choices(self) -> AttackChoices:
+    def attack_choices(self) -> AttackConfig:
         """What is tried against the graphs."""
-        return AttackChoices(self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images)
+        return AttackConfig(self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -164,7 +153,7 @@ def evaluate_files(
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
-    wanted: list[Cell] = [CLEAN, *cells(expand(choices.shifts), choices.severities, table)]
+    wanted: list[Condition] = [CLEAN, *defined_conditions(expand(choices.shifts), choices.severities, table)]
     stored = open_sets(
         choices.shifts,
         severities=choices.severities,
@@ -193,80 +182,30 @@ def evaluate_files(
             reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
     some = split.read(slice(0, TRIED_IMAGES))
     for name, severity in wanted[1:]:
-        if find_shift(name).is_own:
+        if find_shift(name).is_custom:
             render(some, name, severity, table=table, seed=choices.seed)
     with reporter.bar("read images", len(split)) as bar:
         for images, _ in split.batches(BATCH):
             bar.update(len(images))
-    folder, of, predictions, entries = out / "predictions", len(split), {}, []
-    with _folder_for(out, config, going_on=going_on), processes(workers) as by:
-        if choices.budget is not None:
-            subset = read_json(folder / SUBSET) if (folder / SUBSET).exists() else {}
-            split, subset = within_budget(
-                subset,
-                split,
-                wanted,
-                classifiers,
-                seconds=choices.budget,
-                table=table,
-                seed=choices.seed,
-                also=sum(len(found.cells) for found in stored),
-                by=by,
-            )
-            stored = [found.limited(len(split), choices.seed) for found in stored]
-            write_json(folder / SUBSET, subset)
-        about = (split.identity(), table, choices.seed, choices.data, source.image_size, choices.input_range, added)
-        graphs = {name: _content(path) for name, path in paths.items()}
-        with reporter.bar("measure on onnxruntime", len(wanted) * len(split)) as bar:
-            for cell in wanted:
-                keys = {name: prediction_key(graph, cell, about) for name, graph in graphs.items()}
-                predictions[cell] = kept_or_predicted(
-                    folder,
-                    cell,
-                    classifiers,
-                    split,
-                    keys=keys,
-                    table=table,
-                    seed=choices.seed,
-                    by=by,
-                    progress=lambda n: bar.update(n),
-                )
-        for found in stored:
-            with reporter.bar(f"measure {found.name}", len(found.cells) * len(found.indices)) as bar:
-                answers = stored_predictions(
-                    found,
-                    classifiers,
-                    graphs,
-                    folder,
-                    about=(source.image_size, choices.input_range, added),
-                    seed=choices.seed,
-                    by=by,
-                    progress=bar.update,
-                )
-            entries.append(
-                {"name": found.name, "predictions": found.folder_name}
-                | stored_figures(
-                    answers,
-                    found.labels,
-                    seed=choices.seed,
-                    table=table,
-                    classes=len(source.class_names),
-                    of=found.of,
-                )
-            )
-        attacks = attacked(
-            out / "attacks.npz",
-            {name: Graph(None, c, hashlib.sha256(graphs[name]).hexdigest()) for name, c in classifiers.items()},
+    with _folder_for(out, config, going_on=going_on):
+        found = evaluate(
+            classifiers,
             split,
-            choices.attack_choices,
+            wanted[1:],
+            attacks=choices.attack_choices,
+            corruption_sets=stored,
+            cache=Cache(
+                out / "predictions",
+                out / "attacks.npz",
+                {name: hashlib.sha256(_content(path)).hexdigest() for name, path in paths.items()},
+                (choices.data, choices.input_range, added),
+            ),
+            workers=workers,
+            budget=choices.budget,
             seed=choices.seed,
-            about=(choices.data, choices.input_range, added),
-            bar=reporter.bar,
+            severity_table=table,
+            progress=reporter.bar,
         )
-    labels = split.labels.numpy()
-    reference, *others = classifiers
-    summary = overview(predictions, labels, seed=choices.seed, table=table, classes=len(source.class_names), of=of)
-    summary["versus"] = {name: drops(predictions, reference, name, labels, seed=choices.seed) for name in others}
     record = {
         "schema": EVALUATION_SCHEMA,
         "qrobust": qrobust.__version__,
@@ -274,17 +213,17 @@ def evaluate_files(
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": config,
         "models": {name: _about_file(paths[name], c) for name, c in classifiers.items()},
-        "summary": summary,
-        "rows": comparison_rows(predictions, labels, seed=choices.seed, of=of),
-        "stored": entries,
-        "attacks": attacks,
+        "summary": _summary(found),
+        "rows": comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of),
+        "stored": corruption_set_entries(found),
+        "attacks": found.attacks,
         "statistics": STATISTICS,
         "severity_table": table,
         "class_names": list(source.class_names),
         "image_size": source.image_size,
         "channels": source.channels,
         "skipped_images": list(source.skipped),
-        "fingerprint": split.fingerprint(),
+        "fingerprint": replace(split, indices=torch.from_numpy(found.indices)).fingerprint(),
         "versions": versions(),
         "hardware": hardware(threads) | {"sums": added},
     }
@@ -293,6 +232,21 @@ def evaluate_files(
     write_text(out / "report.md", evaluation_report(record))
     write_json(out / "record.json", record)
     return record
+
+
+def _summary(found: Evaluation) -> dict[str, object]:
+    """The headline of each classifier, and what the others lose against the first."""
+    reference, *others = found.predictions[CLEAN]
+    summary = overview(
+        found.predictions,
+        found.labels,
+        seed=found.seed,
+        table=found.severity_table,
+        classes=len(found.class_names),
+        of=found.of,
+    )
+    versus = {name: drops(found.predictions, reference, name, found.labels, seed=found.seed) for name in others}
+    return summary | {"versus": versus}
 
 
 def _names(models: Sequence[str]) -> list[str]:
@@ -332,10 +286,10 @@ def _folder_for(out: Path, config: dict[str, Any], *, going_on: bool) -> Iterato
         (out / "predictions").mkdir(exist_ok=True)
         yield
     except (QRobustError, OSError):
-        if not going_on and (holds_back(out) or not any(out.glob("predictions/**/*.npz"))):
-            give_back(out)
+        if not going_on and (has_backup(out) or not any(out.glob("predictions/**/*.npz"))):
+            restore_backup(out)
         raise
-    settle(out)
+    discard_backup(out)
 
 
 def _sha256(path: Path) -> bytes:

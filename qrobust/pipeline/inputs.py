@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from qrobust.compensation.fit import candidates
 from qrobust.errors import InputError
-from qrobust.pipeline.run import Workbench
+from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
+from qrobust.pipeline.run import Run
 from qrobust.report.markdown import skipped_sentence
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
@@ -17,36 +19,37 @@ from qrobust.shifts.rendering import render
 SUM_TOLERANCE = 1e-3
 
 
-def prepare_inputs(bench: Workbench, *, compensating: bool) -> None:
+def prepare_inputs(run: Run, *, compensating: bool) -> None:
     """Open everything a run reads, so that bad input is refused before anything is written.
 
     Args:
-        bench: of the run.
+        run: of the run.
         compensating: whether a calibrator will be trained, which must then fit its budget.
 
     Raises:
         InputError: any of it is not usable.
     """
-    torch.set_num_threads(bench.config.threads)
-    bench.check_hold_out()
-    if bench.config.qat_shifts and not bench.training_cells:
-        raise InputError("qat_shifts: expected shifts that can be rendered, got a scene's real images alone")
-    _ = bench.target, bench.model_spec, bench.cells, bench.training_cells, bench.scene, bench.stored
-    if bench.data.skipped:
-        bench.reporter.warn(skipped_sentence(bench.data.skipped))
-    for split in (bench.data.calibration, bench.data.validation, bench.data.test):
-        with bench.reporter.bar("read images", len(split)) as bar:
+    torch.set_num_threads(run.config.threads)
+    check_hold_out(run)
+    trained_on = training_conditions(run)
+    if run.config.qat.shifts and not trained_on:
+        raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
+    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored
+    if run.data.skipped:
+        run.reporter.warn(skipped_sentence(run.data.skipped))
+    for split in (run.data.calibration, run.data.validation, run.data.test):
+        with run.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):
                 bar.update(len(images))
-    some = bench.data.calibration.read(slice(0, TRIED_IMAGES))
-    for name, severity in bench.cells:
-        if find_shift(name).is_own:
-            render(some, name, severity, table=bench.table, seed=bench.config.seed)
+    some = run.data.calibration.read(slice(0, TRIED_IMAGES))
+    for name, severity in run.conditions:
+        if find_shift(name).is_custom:
+            render(some, name, severity, table=run.table, seed=run.config.seed)
     with torch.inference_mode():
-        _refuse_probabilities(bench.model(to_unit(some)))
-    _ = bench.quantized
+        _refuse_probabilities(run.model(to_unit(some)))
+    _ = run.quantized
     if compensating:
-        bench.calibrators_within_budget()
+        candidates(run.model, training_data(run), run.config.calibrator)
 
 
 def _refuse_probabilities(logits: torch.Tensor) -> None:
@@ -61,13 +64,13 @@ def _refuse_probabilities(logits: torch.Tensor) -> None:
         )
 
 
-def check_same_config(bench: Workbench, given: dict[str, Any]) -> None:
+def check_same_config(run: Run, given: dict[str, Any]) -> None:
     """Refuse to resume a run with other choices than it was begun with.
 
     Raises:
         InputError: names the first choice that differs.
     """
-    kept = bench.config.as_json()
+    kept = run.config.as_json()
     for key, value in given.items():
         if key != "threads" and kept.get(key) != value:
             raise InputError(f"{key}: expected {kept.get(key)!r}, with which the run was begun, got {value!r}")

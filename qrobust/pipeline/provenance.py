@@ -6,10 +6,11 @@ from collections.abc import Collection
 from typing import Any
 
 from qrobust.data.scene_images import folder_of
+from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError
-from qrobust.pipeline.run import Workbench
-from qrobust.pipeline.run_folder import ALTERNATIVES
-from qrobust.shifts.registry import expand
+from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import BASELINES
+from qrobust.shifts.registry import SUITES, defined_conditions, expand
 
 # What must be equal between methods for their gains to be compared, where both know it.
 COMPARABLE = {
@@ -25,56 +26,120 @@ COMPARABLE = {
 }
 
 
-def lessons_told(bench: Workbench, *, trained: bool = True) -> dict[str, Any]:
+def training_images(run: Run) -> Split:
+    """Images that compensation may learn from.
+
+    Raises:
+        InputError: fewer than `few_shot` are there.
+    """
+    few, training = run.config.calibrator.few_shot, run.data.training
+    if few and few > len(training):
+        raise InputError(f"few_shot: expected at most the {len(training)} training images, got {few}")
+    return training.first(few) if few else training
+
+
+def training_conditions(run: Run) -> list[tuple[str, int]]:
+    """Every (shift, severity) that compensation may learn from.
+
+    Raises:
+        InputError: there is none; the message names the choice that left none.
+    """
+    shifts = run.config.shifts
+    if shifts.target_images and shifts.target_images_alone:
+        return []
+    held_out = expand(shifts.hold_out) if shifts.hold_out else ()
+    rendered = expand(shifts.names)
+    found = defined_conditions(tuple(n for n in rendered if n not in held_out), shifts.severities, run.table)
+    if found:
+        return found
+    if not rendered:
+        raise InputError(f"shifts: expected one that can be rendered, to train on, got {', '.join(shifts.names)}")
+    if not run.conditions:
+        severities = ", ".join(map(str, shifts.severities))
+        raise InputError(f"severities: expected one defined for {', '.join(rendered)}, got {severities}")
+    raise InputError(
+        f"hold_out: expected to leave one of {', '.join(rendered)} to train on, got {', '.join(held_out)}"
+    )
+
+
+def training_data(run: Run) -> TrainingData:
+    """What compensation learns from."""
+    real = run.target_images.training if run.target_images else None
+    return TrainingData(training_images(run), training_conditions(run), run.table, real)
+
+
+def check_hold_out(run: Run) -> None:
+    """Refuse to hold out what is not there to be measured.
+
+    Raises:
+        InputError: names what is held out but not among the shifts chosen.
+    """
+    rendered = expand(run.config.shifts.names)
+    held_out = [part for name in run.config.shifts.hold_out for part in SUITES.get(name, (name,))]
+    strangers = [name for name in held_out if name not in rendered]
+    if strangers:
+        raise InputError(
+            f"hold_out: expected some of the shifts chosen ({', '.join(rendered)}), got {', '.join(strangers)}"
+        )
+
+
+def training_provenance(run: Run, *, trained: bool = True) -> dict[str, Any]:
     """What a method learns from: choices of a run may change after it was made.
 
     Args:
-        bench: of the run.
+        run: of the run.
         trained: whether the method makes training steps, and so has a use for labels.
     """
-    c, scene = bench.config, bench.scene
+    c, shifts, target_images = run.config.calibrator, run.config.shifts, run.target_images
     return ({"steps": c.steps, "batch_size": c.batch_size} if trained else {}) | {
-        "images": len(bench.lessons),
+        "images": len(training_images(run)),
         "labels": trained and c.use_labels,
-        "scene_names": list(c.scene_names),
-        "severities": sorted({severity for _, severity in bench.training_cells}),
-        "severity_table": bench.table,
-        "scene_images": c.scene_images,
-        "scene_alone": c.scene_images is not None and c.scene_alone,
-        "scene_splits": scene.summary() if scene else None,
+        "scene_names": list(shifts.scenarios),
+        "severities": sorted({severity for _, severity in training_conditions(run)}),
+        "severity_table": run.table,
+        "scene_images": shifts.target_images,
+        "scene_alone": shifts.target_images is not None and shifts.target_images_alone,
+        "scene_splits": target_images.summary() if target_images else None,
     }
 
 
-def lesson_names(bench: Workbench) -> list[str]:
+def trained_on_names(run: Run) -> list[str]:
     """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
-    scene = [bench.config.scene_images] if bench.config.scene_images else []
-    return sorted({name for name, _ in bench.training_cells}) + scene
+    spec = run.config.shifts.target_images
+    return sorted({name for name, _ in training_conditions(run)}) + ([spec] if spec else [])
 
 
-def validation_measures(bench: Workbench) -> dict[str, str]:
-    """What is called accuracy on validation images, clean and under shift: without labels it is something else."""
-    named = "accuracy" if bench.config.use_labels else "agreement with float"
-    if bench.scene is None or (bench.scene.labelled and bench.config.use_labels):
+def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: bool) -> dict[str, str]:
+    """What is called accuracy on validation images, clean and under shift: without labels it is something else.
+
+    Args:
+        labels: whether labels are used.
+        target_labelled: whether target images have labels; None where there are none.
+        shifted: whether images are rendered under shifts, too.
+    """
+    named = "accuracy" if labels else "agreement with float"
+    if target_labelled is None or (target_labelled and labels):
         return {"clean": named, "shift": named}
     fit = "fit to what the float model expects"  # see Validation
-    return {"clean": named, "shift": f"mean of {named} and {fit}" if bench.training_cells else fit}
+    return {"clean": named, "shift": f"mean of {named} and {fit}" if shifted else fit}
 
 
-def check_unseen(bench: Workbench) -> None:
+def check_unseen(run: Run) -> None:
     """Refuse to hold out shifts that the classifier itself was trained on.
 
     Raises:
         InputError: names them.
     """
-    qat = bench.place().need_stage("quantize", "quantize")["quantization"]["qat"] or {}
-    held_out = expand(bench.config.hold_out) if bench.config.hold_out else ()
+    qat = run.require_folder().need_stage("quantize", "quantize")["quantization"]["qat"] or {}
+    names = run.config.shifts.hold_out
+    held_out = expand(names) if names else ()
     if seen := [name for name in held_out if name in qat.get("shifts", ())]:
         raise InputError(
             f"hold_out: expected shifts that the classifier never saw, --qat-shifts trained it on {', '.join(seen)}"
         )
 
 
-def check_images(bench: Workbench) -> None:
+def check_images(run: Run) -> None:
     """Refuse images other than those that the run was quantized with: its splits would be mixed up.
 
     What is tested on may change where it lies apart from the rest.
@@ -82,41 +147,42 @@ def check_images(bench: Workbench) -> None:
     Raises:
         InputError: names the split.
     """
-    kept = bench.place().need_stage("quantize", "quantize")["splits"]
+    kept = run.require_folder().need_stage("quantize", "quantize")["splits"]
     for name in ("calibration", "training", "validation"):
-        now = getattr(bench.data, name).summary()
+        now = getattr(run.data, name).summary()
         if any(now[key] != value for key, value in kept[name].items()):
             raise InputError(
-                f"data: expected the images of {bench.config.data} that the run was quantized with, got others (its "
-                f"{name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
+                f"data: expected the images of {run.config.data.spec} that the run was quantized with, got others "
+                f"(its {name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
                 "quantize again"
             )
 
 
-def check_scene(bench: Workbench, without: Collection[str] = ()) -> None:
+def check_target_images(run: Run, without: Collection[str] = ()) -> None:
     """Refuse a scene's images other than those that methods learned from: its splits would be mixed up.
 
     Raises:
         InputError: names the method.
     """
-    for name, lessons in learned(bench, without).items():
-        known, spec = lessons.get("scene_splits"), bench.config.scene_images
-        if not (known and spec and bench.scene) or folder_of(lessons["scene_images"]) != folder_of(spec):
+    spec = run.config.shifts.target_images
+    for name, seen in learned(run, without).items():
+        known = seen.get("scene_splits")
+        if not (known and spec and run.target_images) or folder_of(seen["scene_images"]) != folder_of(spec):
             continue
-        now = bench.scene.summary()
+        now = run.target_images.summary()
         if now != known:
             again = "qrobust compensate" + ("" if name == "calibrator" else f" --remedy {name}")
             raise InputError(
-                f"scene_images: expected the images of {bench.config.scene_images} that {name} learned from, got "
-                f"others ({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned "
-                f"from would be measured on; run `{again}` again"
+                f"target_images: expected the images of {spec} that {name} learned from, got others "
+                f"({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned from "
+                f"would be measured on; run `{again}` again"
             )
 
 
-def learned(bench: Workbench, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def learned(run: Run, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """What each method that is there learned from, the calibrator first; nothing of what learns nothing."""
-    folder = bench.place()
-    made = {"calibrator": "compensate"} | {name: name for name in ALTERNATIVES}
+    folder = run.require_folder()
+    made = {"calibrator": "compensate"} | {name: name for name in BASELINES}
     stages = {name: found for name, stage in made.items() if (found := folder.stage(stage))}
     return {
         name: found["lessons"]
@@ -126,20 +192,22 @@ def learned(bench: Workbench, without: Collection[str] = ()) -> dict[str, dict[s
     }
 
 
-def learned_otherwise(bench: Workbench, without: Collection[str] = ()) -> dict[str, str]:
+def trained_differently(run: Run, without: Collection[str] = ()) -> dict[str, str]:
     """Methods that cannot be compared with the first of those that learned, and what differs between their lessons.
 
     Labels are of no use to re-estimated batch norms, nor a scene's images to fine-tuning, whose steps need labels:
     that is how these methods are.
     """
-    every, found = learned(bench, without), {}
+    every, found = learned(run, without), {}
     for first, expected in list(every.items())[:1]:
-        for name, lessons in every.items():
-            keys = COMPARABLE & set(lessons) & set(expected)
+        for name, seen in every.items():
+            keys = COMPARABLE & set(seen) & set(expected)
             keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
             keys -= {"scene_images"} if "finetune" in (first, name) else set()
-            differing = [key for key in sorted(keys) if lessons[key] != expected[key]]
+            differing = [key for key in sorted(keys) if seen[key] != expected[key]]
             if differing:
-                told = "; ".join(f"{key.replace('_', ' ')} {lessons[key]}, not {expected[key]}" for key in differing)
-                found[name] = f"it learned otherwise than {first} ({told})"
+                said = "; ".join(
+                    f"{key.replace('_', ' ')}: {seen[key]} instead of {expected[key]}" for key in differing
+                )
+                found[name] = f"trained with different settings than {first} ({said})"
     return found

@@ -9,118 +9,127 @@ import torch
 from torch import fx
 
 from qrobust.classifier import count_macs, state_hash
-from qrobust.data.splits import Split
+from qrobust.data.splits import TrainingData
 from qrobust.deployment.session import sums_saturate
-from qrobust.errors import GateError, InputError
-from qrobust.pipeline.export import export_gated
-from qrobust.pipeline.run import SENSITIVITY_IMAGES, Workbench
+from qrobust.errors import ExportCheckError, InputError
+from qrobust.pipeline.export import as_result, export_checked
+from qrobust.pipeline.provenance import training_conditions
+from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
-from qrobust.progress import told
 from qrobust.quantization.ptq import build, observe
-from qrobust.quantization.qat import QatFit, refreeze, thaw
-from qrobust.quantization.qat import train as train_twin
+from qrobust.quantization.qat import QatFit
+from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
 from qrobust.quantization.tracing import folded
 from qrobust.shifts.filters import to_unit
-from qrobust.storage import settle
+from qrobust.storage import discard_backup
 
-NOISE_IMAGES, NOISE_PIXELS, QAT_VALIDATION_IMAGES = 32, 2**19, 2000
+NOISE_IMAGES, NOISE_PIXELS = 32, 2**19
 # At most so many validation images, and pixels of them, to estimate saturation on.
 SATURATION_IMAGES, SATURATION_PIXELS = 256, 2**20
 # Accuracy, as a fraction, whose loss on such CPUs nobody should learn of from a record alone.
 MATERIAL = 0.01
 
 
-def quantize(bench: Workbench) -> None:
+def quantize(run: Run) -> None:
     """Stage 1: float.onnx and int8.onnx, audited, and in parity with torch on validation images.
 
     A folder in which this fails is removed where it holds nothing that another stage, or `--resume`, could use, and
     a run that it was to replace is there again.
     """
     try:
-        _quantize(bench)
+        _quantize(run)
     except Exception:
-        discard_unfinished(bench.place())
+        discard_unfinished(run.require_folder())
         raise
-    settle(bench.place().path)
+    discard_backup(run.require_folder().path)
 
 
-def _quantize(bench: Workbench) -> None:
-    quantized = bench.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
-    with stage(bench, "quantize", began_s=quantized.seconds) as result:
-        twin, fit, config = quantized.twin, None, bench.config
-        shifted = bench.training_cells if config.qat_shifts else []
-        if config.qat_epochs:
-            twin, fit = train_twin_in_stage(
-                bench,
-                twin,
-                bench.data.training,
-                bench.data.validation,
-                steps=max(1, round(config.qat_epochs * len(bench.data.training) / config.batch_size)),
-                learning_rate=config.qat_learning_rate,
-                distillation=config.qat_distillation,
-                cells=shifted,
-                kind="qat",
-            )
+def _quantize(run: Run) -> None:
+    quantized = run.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
+    with stage(run, "quantize", began_s=quantized.seconds) as result:
+        fake_quantized, fit, shifted = quantized.module, None, []
+        if run.config.qat.epochs:
+            shifted = training_conditions(run) if run.config.qat.shifts else []
+            fake_quantized, fit = _trained(run, quantized, shifted)
             result["earlier_s"] = fit.earlier_s
-        floating = folded(bench.model, bench.example)
+        floating = folded(run.model, quantized.observed.images[:1])
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
-        export_gated(bench, "float", floating, result)
-        export_gated(bench, "int8", twin, result)
-        _warn_of_float(bench, result["audit"]["int8"], len(in_float))
-        bench.save_model()
-        bench.save_twin(twin)
-        bench.place().drop_checkpoints(bench.place().checkpoints.glob("qat-*"))
-        size = bench.data.image_size
+        result |= as_result(export_checked(run, "float", floating), export_checked(run, "int8", fake_quantized))
+        _warn_of_float(run, result["audit"]["int8"], len(in_float))
+        run.save_model()
+        run.save_fake_quantized(fake_quantized)
+        run.require_folder().drop_checkpoints(run.require_folder().checkpoints.glob("qat-*"))
+        size = run.data.image_size
         noise = layer_noise(
             quantized.observed.graph,
-            quantized.twin,  # what was trained differs from the float model by more than quantization
-            quantized.observed.images[: len(bench.judges(NOISE_IMAGES, NOISE_PIXELS))],
+            quantized.module,  # what was trained differs from the float model by more than quantization
+            quantized.observed.images[: len(run.data.validation.at_most(NOISE_IMAGES, NOISE_PIXELS))],
         )
         result["quantization"] = {
-            "target": bench.config.target,
+            "target": run.config.quantization.target,
             "recipe": asdict(quantized.recipe),
             "trials": [asdict(t) for t in quantized.trials],
             "kept_in_float": in_float,
-            "keep_float_auto": _bought(bench, quantized.gained, result["audit"]["int8"]),
+            "keep_float_auto": _bought(run, quantized.gained, result["audit"]["int8"]),
             "layer_noise": [asdict(n) for n in noise],
             "layer_effects": [asdict(e) for e in quantized.effects],
             "qat": asdict(fit) | {"shifts": sorted({name for name, _ in shifted})} if fit else None,
-            "saturation": _saturation(bench, twin),
+            "saturation": _saturation(run, fake_quantized),
         }
-        result["macs"] = {"classifier": count_macs(bench.model, size, bench.model.channels)}
-        result["twin_hash"] = state_hash(twin)
-        result["splits"] = bench.data.summary()
-        result["skipped_images"] = list(bench.data.skipped)
-        result["class_names"] = list(bench.data.class_names)
+        result["macs"] = {"classifier": count_macs(run.model, size, run.model.channels)}
+        result["twin_hash"] = state_hash(fake_quantized)
+        result["splits"] = run.data.summary()
+        result["skipped_images"] = list(run.data.skipped)
+        result["class_names"] = list(run.data.class_names)
         result["image_size"] = size
 
 
-def _warn_of_float(bench: Workbench, audited: dict[str, Any], on_purpose: int) -> None:
+def _trained(
+    run: Run, quantized: FakeQuantizedModel, shifted: list[tuple[str, int]]
+) -> tuple[fx.GraphModule, QatFit]:
+    """Quantization-aware training; one that was killed goes on from its checkpoint."""
+    folder, config, training = run.require_folder(), run.config, run.data.training
+    folder.checkpoints.mkdir(exist_ok=True)
+    batch_size = config.calibrator.batch_size
+    return finetune(
+        quantized.module,
+        quantized.observed,
+        run.model,
+        TrainingData(training, shifted, run.table),
+        run.data.validation,
+        config.qat,
+        steps=max(1, round(config.qat.epochs * len(training) / batch_size)),
+        batch_size=batch_size,
+        seed=config.seed,
+        checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
+        reporter=run.reporter,
+    )
+
+
+def _warn_of_float(run: Run, audited: dict[str, Any], on_purpose: int) -> None:
     """Tell what the network computes in float because it has no integer form here, as the products of attention."""
     left = audited["quantizable_ops"] - audited["integer_ops"] - on_purpose
     if left:
         kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
         share = audited["integer_mac_share"]
         work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
-        bench.reporter.warn(
+        run.reporter.warn(
             f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
             f"here and stay in float ({kinds}{work})"
         )
 
 
-def _bought(
-    bench: Workbench, gained: tuple[Fidelity, Fidelity] | None, audited: dict[str, Any]
-) -> dict[str, Any] | None:
+def _bought(run: Run, gained: tuple[Fidelity, Fidelity] | None, audited: dict[str, Any]) -> dict[str, Any] | None:
     """What the layers that `--keep-float auto:N` left in float buy (before training), and what they cost."""
     if gained is None:
         return None
     without, kept = gained
     share = audited["integer_mac_share"]
-    bench.reporter.say(
+    run.reporter.say(
         f"kept in float: divergence from float {without.divergence:.4f} -> {kept.divergence:.4f}, agreement "
         f"{100 * without.agreement:.1f} -> {100 * kept.agreement:.1f} % (n = {kept.n}), for "
         f"{100 * (1 - share):.1f} % of "
@@ -133,107 +142,43 @@ def _bought(
     }
 
 
-def _saturation(bench: Workbench, twin: fx.GraphModule) -> dict[str, Any] | None:
-    """What an x86 CPU without VNNI would make of the twin; None where activations are signed."""
-    if bench.target.signed:
+def _saturation(run: Run, fake_quantized: fx.GraphModule) -> dict[str, Any] | None:
+    """What an x86 CPU without VNNI would make of the fake-quantized model; None where activations are signed."""
+    if run.target.signed:
         return None
-    judged = bench.judges(SATURATION_IMAGES, SATURATION_PIXELS)
-    found = saturation_risk(twin, ((to_unit(images), labels) for images, labels in judged.batches(16)))
-    if not found["proven"] and bench.config.target == "x86-avx2":
-        raise GateError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
+    deployed = run.data.validation.at_most(SATURATION_IMAGES, SATURATION_PIXELS)
+    found = saturation_risk(fake_quantized, ((to_unit(images), labels) for images, labels in deployed.batches(16)))
+    if not found["proven"] and run.config.quantization.target == "x86-avx2":
+        raise ExportCheckError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
     lost = found["accuracy"] - found["accuracy_without_vnni"]
     expected = (
         f"{100 * found['accuracy_without_vnni']:.1f} % instead of {100 * found['accuracy']:.1f} % (simulated on "
         f"{found['n']} validation images)"
     )
     if lost > MATERIAL:
-        bench.reporter.warn(
+        run.reporter.warn(
             f"warning: on an x86 CPU without VNNI expect {expected}; --target x86-avx2 is for such CPUs"
             f"{', and this is one' if sums_saturate() else ''}"
         )
     else:
-        bench.reporter.detail(
-            "without VNNI: nothing can saturate" if found["proven"] else f"without VNNI: {expected}"
-        )
+        run.reporter.detail("without VNNI: nothing can saturate" if found["proven"] else f"without VNNI: {expected}")
     return found
 
 
-def train_twin_in_stage(
-    bench: Workbench,
-    twin: fx.GraphModule,
-    training: Split,
-    validation: Split,
-    *,
-    steps: int,
-    learning_rate: float,
-    distillation: float,
-    cells: list[tuple[str, int]],
-    kind: str,
-) -> tuple[fx.GraphModule, QatFit]:
-    """Train a twin of the run's model; a run that was killed goes on from its checkpoint.
-
-    Args:
-        bench: of the run.
-        twin: to start from; it is not changed.
-        training: images to learn from.
-        validation: images to choose by, of which the first are taken.
-        steps: optimizer steps.
-        learning_rate: peak rate of Adam.
-        distillation: weight of the float model's view.
-        cells: shifts to train on, or none.
-        kind: names the checkpoint.
-
-    Returns:
-        The trained twin, or the one given where no state was better than it, and what training did.
-    """
-    folder, config = bench.place(), bench.config
-    folder.checkpoints.mkdir(exist_ok=True)
-    trainable = thaw(bench.quantized.observed.graph, twin, learn_ranges=config.qat_ranges == "learned")
-    trainable = trainable.to(memory_format=torch.channels_last)
-    judges = bench.some(validation, QAT_VALIDATION_IMAGES)
-    with bench.reporter.bar("train the twin", steps) as bar:
-        fit = train_twin(
-            trainable,
-            folded(bench.model, bench.example),
-            training,
-            judges,
-            steps=steps,
-            batch_size=config.batch_size,
-            learning_rate=learning_rate,
-            distillation=distillation,
-            cells=cells,
-            table=bench.table,
-            seed=config.seed,
-            checkpoint=folder.checkpoints / f"{kind}-{choices_key(bench, kind)}.pt",
-            progress=told(bar),
-        )
-    if fit.diverged:
-        bench.reporter.warn(f"warning: training the twin ({kind}) diverged; the best state before that is kept")
-    bench.reporter.detail(
-        f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
-        f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
-    )
-    if not (fit.best_step or fit.diverged):
-        bench.reporter.say(
-            f"  training gained less than {len(judges):,} validation images can tell: the twin stays as it was"
-        )
-    return refreeze(trainable) if fit.best_step else twin, fit
-
-
-def sensitivity(bench: Workbench) -> list[dict[str, Any]]:
+def sensitivity(run: Run) -> list[dict[str, Any]]:
     """What each layer alone costs, measured on validation images and added to the quantize stage's result.
 
     Of the quantized model before any training, whose weights are no longer the float model's.
     """
-    folder = bench.place()
+    folder = run.require_folder()
     stage = folder.need_stage("quantize", "quantize")
-    torch.set_num_threads(bench.config.threads)
-    kept, judge = stage["quantization"], bench.judges(SENSITIVITY_IMAGES)
+    torch.set_num_threads(run.config.threads)
+    kept, judge = stage["quantization"], run.data.validation.at_most(SENSITIVITY_IMAGES)
     recipe = Recipe.from_json(kept["recipe"])
-    observed = observe(bench.model, bench.calibration_batches(), recipe)
-    twin = build(observed, bench.target, recipe, seed=bench.config.seed)
-    with bench.reporter.bar("judge layers", len(observed.layers)) as bar:
-        found = layer_effects(observed.graph, twin, judge, lambda name: bar.update(1, name))
+    observed = observe(run.model, calibration_batches(run.data.calibration, run.reporter), recipe)
+    fake_quantized = build(observed, run.target, recipe, seed=run.config.seed)
+    with run.reporter.bar("judge layers", len(observed.layers)) as bar:
+        found = layer_effects(observed.graph, fake_quantized, judge, lambda name: bar.update(1, name))
     # Of layers that were left in float for their effects, what is known stays.
     effects = {effect["name"]: effect for effect in [*kept["layer_effects"], *map(asdict, found)]}
     if strange := [noise["name"] for noise in kept["layer_noise"] if noise["name"] not in effects]:

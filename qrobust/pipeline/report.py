@@ -11,8 +11,8 @@ import numpy as np
 
 import qrobust
 from qrobust.evaluation.summary import STATISTICS
-from qrobust.pipeline.run import Workbench
-from qrobust.pipeline.run_folder import ALTERNATIVES, TORCH_ONLY, RunFolder
+from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY, RunFolder
 from qrobust.record import SCHEMA, Record, versions
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
@@ -35,9 +35,9 @@ COMPENSATION_KEYS = (
 )
 
 
-def build_record(bench: Workbench) -> Record:
+def build_record(run: Run) -> Record:
     """Gather what the stages left into one record; see docs/record.md."""
-    folder = bench.place()
+    folder = run.require_folder()
     quantized = folder.need_stage("quantize", "quantize")
     evaluated = folder.need_stage("evaluate", "evaluate")
     measured = "compensated" in evaluated["summary"]["clean_accuracy"]  # else it is there, but was left out
@@ -58,7 +58,7 @@ def build_record(bench: Workbench) -> Record:
         "size_bytes": evaluated["size_bytes"],
         "macs": macs,
     }
-    others = [found for name in ALTERNATIVES if (found := folder.stage(name))]
+    others = [found for name in BASELINES if (found := folder.stage(name))]
     gates = {
         gate: {k: v for made in (quantized, exported, *others) if made for k, v in made[gate].items()}
         for gate in ("audit", "parity")
@@ -68,7 +68,7 @@ def build_record(bench: Workbench) -> Record:
         "qrobust": qrobust.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": bench.config.as_json(),
+        "config": run.config.as_json(),
         "n_test": evaluated["summary"]["n_test"],
         "summary": summary,
         "rows": evaluated["rows"],
@@ -86,8 +86,8 @@ def build_record(bench: Workbench) -> Record:
         "skipped_images": quantized["skipped_images"],
         "class_names": quantized["class_names"],
         "image_size": quantized["image_size"],
-        "channels": bench.session("float").channels,
-        "seeds": {"run": bench.config.seed},
+        "channels": run.onnx_classifier("float").channels,
+        "seeds": {"run": run.config.seed},
         "versions": versions(),
         "hardware": evaluated["hardware"],
         "stages": {name: {"duration_s": s["duration_s"]} for name, s in stages.items() if s},
@@ -121,10 +121,10 @@ def _diverged(made: dict[str, Any]) -> bool:
     return any(fit["diverged"] for fit in fits)
 
 
-def write_report(bench: Workbench) -> Record:
+def write_report(run: Run) -> Record:
     """Stage 6: record.json, report.html, report.md, results.csv, and a model card beside every graph."""
-    folder = bench.place()
-    record = build_record(bench)
+    folder = run.require_folder()
+    record = build_record(run)
     pictures = None
     if record["compensation"] and folder.pictures.exists():
         with np.load(folder.pictures, allow_pickle=False) as stored:

@@ -9,11 +9,11 @@ from typing import Any
 
 from qrobust.errors import InputError
 from qrobust.pipeline.config import RunConfig
-from qrobust.storage import give_back, read_json, set_aside, write_json
+from qrobust.storage import backup_dir, read_json, restore_backup, write_json
 
 GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
-ALTERNATIVES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast", "denoise")
+BASELINES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast", "denoise")
 TORCH_ONLY = "anti-adversary"
 # The stage that makes a graph, where it is not called like it.
 MADE_BY = {"float": "quantize", "int8": "quantize", "compensated": "export"}
@@ -26,7 +26,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.weights = path / "float.safetensors"
-        self.twin = path / "twin.safetensors"
+        self.fake_quantized = path / "twin.safetensors"
         self.calibrator = path / "calibrator.safetensors"
         self.checkpoints = path / "checkpoints"
         self.finished = self.checkpoints / "finished"
@@ -56,7 +56,7 @@ class RunFolder:
 
     def graphs(self) -> list[str]:
         """Names of the graphs whose stages are done."""
-        return [name for name in (*GRAPHS, *ALTERNATIVES) if self.stage(MADE_BY.get(name, name))]
+        return [name for name in (*GRAPHS, *BASELINES) if self.stage(MADE_BY.get(name, name))]
 
     def need_stage(self, name: str, command: str) -> Any:
         """What a finished stage left.
@@ -91,7 +91,7 @@ class RunFolder:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def forget(self, *names: str) -> None:
+    def delete_stages(self, *names: str) -> None:
         """Stages whose inputs changed are not done any more."""
         for name in names:
             (self.stages / f"{name}.json").unlink(missing_ok=True)
@@ -157,11 +157,11 @@ def begin_folder(path: Path, config: dict[str, Any]) -> None:
         InputError: it cannot be written.
     """
     try:
-        set_aside(path)
+        backup_dir(path)
         try:
             write_json(path / "config.json", config)
         except OSError:
-            give_back(path)
+            restore_backup(path)
             raise
     except OSError as error:
         raise InputError(f"out: cannot write to {path} ({error.strerror or error})") from error
@@ -173,4 +173,4 @@ def discard_unfinished(folder: RunFolder) -> None:
     A run that it was to replace is there again.
     """
     if not folder.stage("quantize") and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
-        give_back(folder.path)
+        restore_backup(folder.path)

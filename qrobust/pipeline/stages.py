@@ -7,16 +7,16 @@ one would take for done.
 from __future__ import annotations
 
 from qrobust.errors import QRobustError
-from qrobust.pipeline.baselines import make_alternative
+from qrobust.pipeline.baselines import make_baseline
 from qrobust.pipeline.compensate import compensate
 from qrobust.pipeline.evaluate import evaluate
 from qrobust.pipeline.export import export
-from qrobust.pipeline.provenance import check_images, check_unseen
+from qrobust.pipeline.provenance import check_images, check_unseen, training_data
 from qrobust.pipeline.quantize import quantize, sensitivity
 from qrobust.pipeline.report import write_report
-from qrobust.pipeline.run import Workbench
-from qrobust.pipeline.run_folder import ALTERNATIVES, TORCH_ONLY
-from qrobust.pipeline.stage import STAGES, kept
+from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.pipeline.stage import STAGES, is_current
 from qrobust.record import Record
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "evaluate",
     "export",
     "forget_compensation",
-    "make_alternative",
+    "make_baseline",
     "quantize",
     "run_all",
     "sensitivity",
@@ -33,47 +33,47 @@ __all__ = [
 ]
 
 
-def run_all(bench: Workbench, *, resume: bool) -> Record:
+def run_all(run: Run, *, resume: bool) -> Record:
     """All stages; with `resume`, those that are not done."""
     for name, stage in zip(STAGES, (quantize, compensate, export, evaluate), strict=True):
-        if resume and bench.place().stage(name):
-            bench.reporter.say(f"{name}: done before, kept")
+        if resume and run.require_folder().stage(name):
+            run.reporter.say(f"{name}: done before, kept")
             continue
-        stage(bench)
-    return write_report(bench)
+        stage(run)
+    return write_report(run)
 
 
-def compare(bench: Workbench) -> Record:
+def compare(run: Run) -> Record:
     """Every way to compensate, measured together; what is done already is kept, what cannot be made is left out."""
-    folder, failed = bench.place(), set()
-    check_images(bench)
-    check_unseen(bench)
-    _ = bench.lessons, bench.training_cells, bench.scene  # what no method could use is refused
+    folder, failed = run.require_folder(), set()
+    check_images(run)
+    check_unseen(run)
+    training_data(run)  # what no remedy could use is refused
     try:
-        if not kept(bench, "compensate"):
-            compensate(bench)
+        if not is_current(run, "compensate"):
+            compensate(run)
         if not folder.stage("export"):
-            export(bench)
+            export(run)
     except QRobustError as error:
         failed.add("calibrator")
-        bench.reporter.warn(f"warning: calibrator left out: {error}")
-    for method in (*ALTERNATIVES, TORCH_ONLY):
-        if kept(bench, method):
+        run.reporter.warn(f"warning: calibrator left out: {error}")
+    for method in (*BASELINES, TORCH_ONLY):
+        if is_current(run, method):
             continue
         try:
-            make_alternative(bench, method)
+            make_baseline(run, method)
         except QRobustError as error:
             failed.add(method)
-            bench.reporter.warn(f"warning: {method} left out: {error}")
-    evaluate(bench, without=failed)  # what was made with other choices stays
-    return write_report(bench)
+            run.reporter.warn(f"warning: {method} left out: {error}")
+    evaluate(run, without=failed)  # what was made with other choices stays
+    return write_report(run)
 
 
-def forget_compensation(bench: Workbench) -> None:
+def forget_compensation(run: Run) -> None:
     """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
-    folder = bench.place()
-    folder.forget("compensate", "export", "evaluate", *ALTERNATIVES, TORCH_ONLY)
-    made = [path(name) for name in ("compensated", *ALTERNATIVES) for path in (folder.graph, folder.card)]
+    folder = run.require_folder()
+    folder.delete_stages("compensate", "export", "evaluate", *BASELINES, TORCH_ONLY)
+    made = [path(name) for name in ("compensated", *BASELINES) for path in (folder.graph, folder.card)]
     for path in (*made, folder.calibrator, folder.pictures):
         path.unlink(missing_ok=True)
     folder.drop_checkpoints(folder.finished.glob("*"))

@@ -15,7 +15,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from qrobust.quantization.integer_layers import IntegerConv2d
-from qrobust.quantization.layerwise import Visit, walk
+from qrobust.quantization.layerwise import LayerExecution, execute_layerwise
 from qrobust.training_loop import fast_arithmetic
 
 # The paper's rectified sigmoid, regulariser and annealing (section 3.3 and appendix).
@@ -26,7 +26,7 @@ RATE, BATCH = 1e-2, 32
 
 def learn_rounding(
     prepared: fx.GraphModule,
-    twin: fx.GraphModule,
+    fake_quantized: fx.GraphModule,
     images: torch.Tensor,
     *,
     steps: int,
@@ -34,11 +34,11 @@ def learn_rounding(
     below: int = 63,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Choose the rounding of the twin's weights, in place.
+    """Choose the rounding of the fake-quantized model's weights, in place.
 
     Args:
-        prepared: the observed float graph that the twin was made from.
-        twin: frozen.
+        prepared: the observed float graph that the fake-quantized model was made from.
+        fake_quantized: frozen.
         images: one batch `(N, C, S, S)` in [0, 1] of calibration images.
         steps: of Adam, per layer.
         seed: decides the batches.
@@ -46,14 +46,14 @@ def learn_rounding(
         progress: called with each layer's name once it is done.
     """
     generator = torch.Generator().manual_seed(seed)
-    for visit in walk(prepared, twin, images):
+    for visit in execute_layerwise(prepared, fake_quantized, images):
         if visit.layer.qmax < below:
             _learn(visit, steps, generator)
         progress(visit.name)
 
 
 @torch.enable_grad()
-def _learn(visit: Visit, steps: int, generator: torch.Generator) -> None:
+def _learn(visit: LayerExecution, steps: int, generator: torch.Generator) -> None:
     layer = visit.layer
     scale = layer.weight_scale.view(-1, *[1] * (layer.weight_int.ndim - 1))
     exact = (visit.float_layer.weight.detach() / scale).clamp(-layer.qmax, layer.qmax)
@@ -89,7 +89,7 @@ def _learn(visit: Visit, steps: int, generator: torch.Generator) -> None:
             layer.weight_int.copy_(before)
 
 
-def _error(visit: Visit, wanted: torch.Tensor, low: float, high: float) -> float:
+def _error(visit: LayerExecution, wanted: torch.Tensor, low: float, high: float) -> float:
     return float(F.mse_loss(visit.output().clamp(low, high), wanted))
 
 

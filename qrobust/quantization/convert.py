@@ -1,4 +1,4 @@
-"""From an observed graph to the twin: every layer holds the integers that will be exported."""
+"""From an observed graph to the fake-quantized model: every layer holds the integers that will be exported."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SMALLEST_SCALE = 1e-20
 WIDE = 1e30
 
 
-def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits) -> fx.GraphModule:
-    """Turn an observed graph into the twin.
+def convert(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits) -> fx.GraphModule:
+    """Turn an observed graph into the fake-quantized model.
 
     Args:
         prepared: with an `Observer` at every quantized tensor; it is not changed.
@@ -63,7 +63,7 @@ def freeze(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits)
 
 
 def skeleton(prepared: fx.GraphModule, target: Target, bits: Bits) -> fx.GraphModule:
-    """A twin of the right shape whose integers are still to be loaded."""
+    """A fake-quantized model of the right shape whose integers are still to be loaded."""
     return _frozen(prepared, target, bits, lambda *_: (1.0 / 255, 0))
 
 
@@ -73,30 +73,30 @@ def _frozen(
     bits: Bits,
     parameters: Callable[[Observer, str, int, int], tuple[float, int]],
 ) -> fx.GraphModule:
-    twin = copy.deepcopy(prepared)
-    widths = _activation_bits(twin, bits)
+    fake_quantized = copy.deepcopy(prepared)
+    widths = _activation_bits(fake_quantized, bits)
     made: dict[int, ActivationQuantizer] = {}
-    for node, observer in calls(twin, Observer):
+    for node, observer in calls(fake_quantized, Observer):
         assert isinstance(observer, Observer)
         if id(observer) not in made:
             low, high = target.activations(widths[id(observer)])
-            where = described(twin, node.all_input_nodes[0])
+            where = described(fake_quantized, node.all_input_nodes[0])
             made[id(observer)] = ActivationQuantizer(*parameters(observer, where, low, high), low, high)
-        set_module(twin, str(node.target), made[id(observer)])
-    modules = dict(twin.named_modules(remove_duplicate=False))
-    for node, layer in calls(twin, LAYERS):
+        set_module(fake_quantized, str(node.target), made[id(observer)])
+    modules = dict(fake_quantized.named_modules(remove_duplicate=False))
+    for node, layer in calls(fake_quantized, LAYERS):
         source = node.args[0]
         quantizer = modules.get(str(source.target)) if isinstance(source, fx.Node) else None
         chosen = bits[public_name(str(node.target))]
         if isinstance(quantizer, ActivationQuantizer) and chosen is not None:
-            set_module(twin, str(node.target), _integer_layer(layer, quantizer, target.weights(chosen[0])))
+            set_module(fake_quantized, str(node.target), _integer_layer(layer, quantizer, target.weights(chosen[0])))
         elif isinstance(quantizer, ActivationQuantizer):
-            _keep_float(twin, node)
-    _drop_redundant_clamps(twin)
-    twin.graph.lint()
-    twin.recompile()
-    twin.delete_all_unused_submodules()
-    return twin.eval().requires_grad_(False)
+            _keep_float(fake_quantized, node)
+    _drop_redundant_clamps(fake_quantized)
+    fake_quantized.graph.lint()
+    fake_quantized.recompile()
+    fake_quantized.delete_all_unused_submodules()
+    return fake_quantized.eval().requires_grad_(False)
 
 
 def _keep_float(graph: fx.GraphModule, node: fx.Node) -> None:

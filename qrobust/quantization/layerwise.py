@@ -1,7 +1,8 @@
-"""Run the float network and its twin side by side, and stop at every integer layer on the way.
+"""Run the float network and its fake-quantized model side by side, and stop at every integer layer on the way.
 
 Bias correction, learned rounding and the sensitivity analysis all ask the same question: what does this
-layer get and give in float, and what in the twin? The twin's layer may be changed where the walk stops;
+layer get and give in float, and what in the fake-quantized model? The fake-quantized model's layer may be changed
+where the walk stops;
 whatever follows then sees the changed one.
 """
 
@@ -20,16 +21,16 @@ INTEGER_LAYERS = (IntegerConv2d, IntegerLinear)
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One layer, in float and in the twin.
+class LayerExecution:
+    """One layer, in float and in the fake-quantized model.
 
     Attributes:
         name: as the network's author knows it.
         float_layer: the folded float layer.
-        layer: the twin's, which may be changed in place.
+        layer: the fake-quantized model's, which may be changed in place.
         quantizer: of the layer's input.
         float_input: what the float layer reads.
-        input: what the twin's layer reads, on its quantizer's grid.
+        input: what the fake-quantized model's layer reads, on its quantizer's grid.
         bounds: smallest and largest value that survives the quantizer which reads the output, if one does.
     """
 
@@ -46,7 +47,7 @@ class Visit:
         return self.float_layer(self.float_input)
 
     def output(self) -> torch.Tensor:
-        """What the twin's layer gives as it is now."""
+        """What the fake-quantized model's layer gives as it is now."""
         return self.layer(self.input)
 
 
@@ -69,18 +70,20 @@ class _Run:
 
 
 @torch.no_grad()
-def walk(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -> Iterator[Visit]:
-    """Visit every integer layer in order of execution.
+def execute_layerwise(
+    prepared: fx.GraphModule, fake_quantized: fx.GraphModule, images: torch.Tensor
+) -> Iterator[LayerExecution]:
+    """LayerExecution every integer layer in order of execution.
 
     Args:
-        prepared: the observed float graph that the twin was made from.
-        twin: frozen.
+        prepared: the observed float graph that the fake-quantized model was made from.
+        fake_quantized: frozen.
         images: one batch `(N, C, S, S)` in [0, 1]; memory is what this batch's activations take, twice.
     """
-    floating, quantized = _Run(prepared, images), _Run(twin, images)
+    floating, quantized = _Run(prepared, images), _Run(fake_quantized, images)
     layers = dict(prepared.named_modules(remove_duplicate=False))
-    modules = dict(twin.named_modules(remove_duplicate=False))
-    own = {node.name: node for node in twin.graph.nodes}
+    modules = dict(fake_quantized.named_modules(remove_duplicate=False))
+    own = {node.name: node for node in fake_quantized.graph.nodes}
     shared = {node.name for node in prepared.graph.nodes}
     for node in prepared.graph.nodes:
         mirrored = own.get(node.name)
@@ -94,7 +97,7 @@ def walk(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -
             bounds = readers[0].bounds() if readers and isinstance(readers[0], ActivationQuantizer) else None
             float_layer = layers[str(node.target)]
             assert isinstance(float_layer, nn.Conv2d | nn.Linear)
-            yield Visit(
+            yield LayerExecution(
                 public_name(str(node.target)),
                 float_layer,
                 layer,
@@ -108,5 +111,5 @@ def walk(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -
             quantized.step(mirrored)
             following = mirrored.next
             while following.op not in ("output", "root") and following.name not in shared:
-                quantized.step(following)  # the twin's own
+                quantized.step(following)  # the fake-quantized model's own
                 following = following.next

@@ -1,4 +1,4 @@
-"""Post-training quantization: observe once, then build twins by any recipe from what was seen."""
+"""Post-training quantization: observe once, then build fake-quantized models by any recipe from what was seen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.quantization.adaround import learn_rounding
 from qrobust.quantization.bias_correction import correct_biases
-from qrobust.quantization.convert import freeze, skeleton
+from qrobust.quantization.convert import convert, skeleton
 from qrobust.quantization.equalization import equalize
 from qrobust.quantization.observers import RANGES, Observer
 from qrobust.quantization.recipe import Recipe, layer_of
@@ -45,7 +45,7 @@ class Observed:
     """A float graph that has seen the calibration images.
 
     Attributes:
-        graph: with an `Observer` wherever the twin will have a quantizer.
+        graph: with an `Observer` wherever the fake-quantized model will have a quantizer.
         layers: names of all convolutions and linear layers, in order of execution.
         images: some of the calibration images, `(N, C, S, S)` in [0, 1].
         recipe: its `equalize` and its float layers are in the graph; the rest is still open.
@@ -149,7 +149,7 @@ def _enable(graph: fx.GraphModule, enabled: bool) -> None:
 
 
 def build(observed: Observed, target: Target, recipe: Recipe, *, seed: int = 0) -> fx.GraphModule:
-    """The twin that a recipe makes of an observed network.
+    """The fake-quantized model that a recipe makes of an observed network.
 
     Args:
         observed: of the same float layers and equalization as `recipe`.
@@ -160,12 +160,12 @@ def build(observed: Observed, target: Target, recipe: Recipe, *, seed: int = 0) 
     Raises:
         InputError: an activation has no usable range.
     """
-    twin = freeze(observed.graph, target, recipe, recipe.for_layers(observed.layers))
+    fake_quantized = convert(observed.graph, target, recipe, recipe.for_layers(observed.layers))
     if recipe.rounding == "adaround":
-        learn_rounding(observed.graph, twin, observed.images, steps=ROUNDING_STEPS, seed=seed)
+        learn_rounding(observed.graph, fake_quantized, observed.images, steps=ROUNDING_STEPS, seed=seed)
     if recipe.correct_bias:
-        correct_biases(observed.graph, twin, observed.images)
-    return twin
+        correct_biases(observed.graph, fake_quantized, observed.images)
+    return fake_quantized
 
 
 def quantize(
@@ -177,7 +177,7 @@ def quantize(
     leaves: tuple[type[nn.Module], ...] = (),
     seed: int = 0,
 ) -> fx.GraphModule:
-    """Turn a float network into its fake-quantized twin.
+    """Turn a float network into its fake-quantized model.
 
     Args:
         model: in eval mode; it is not changed.
@@ -204,22 +204,22 @@ def restore(
     recipe: Recipe | None = None,
     leaves: tuple[type[nn.Module], ...] = (),
 ) -> fx.GraphModule:
-    """Rebuild a twin from the float model, the recipe that made it, and the twin's state dict.
+    """Rebuild a fake-quantized model from the float model, the recipe that made it, and its own state dict.
 
     Raises:
-        InputError: the state dict is of another twin.
+        InputError: the state dict is of another fake-quantized model.
     """
     recipe = recipe or Recipe()
     example = torch.full((1, channels, image_size, image_size), 0.5)
     graph, layers = prepare(model, example, recipe, leaves)
-    twin = skeleton(graph, target, recipe.for_layers(layers))
+    fake_quantized = skeleton(graph, target, recipe.for_layers(layers))
     try:
-        twin.load_state_dict(state)
+        fake_quantized.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
             f"run folder: its integer weights are of another network, or another version made them ({error})"
         ) from error
-    return twin
+    return fake_quantized
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ class Trial:
 
     Attributes:
         ranges, equalize, correct_bias, rounding: of the recipe.
-        divergence: mean KL divergence of the twin's probabilities from the float model's, in nats.
+        divergence: mean KL divergence of the fake-quantized model's probabilities from the float model's, in nats.
         agreement: share of predictions equal to the float model's.
-        accuracy: of the twin, as a fraction.
+        accuracy: of the fake-quantized model, as a fraction.
         kept: it was the best so far.
     """
 
@@ -257,8 +257,8 @@ def search(
     """Try recipes one choice at a time and keep the best so far (`--ptq auto`).
 
     First every rule for ranges, then equalization, then learned rounding (below 8 bits), then bias
-    correction: at most nine twins. The best is the one of least divergence from the float model on
-    validation images: accuracy differences among good 8-bit twins are noise.
+    correction: at most nine fake-quantized models. The best is the one of least divergence from the float model on
+    validation images: accuracy differences among good 8-bit fake-quantized models are noise.
 
     Args:
         model: float, in eval mode.
@@ -270,7 +270,8 @@ def search(
         progress: called with a line on each trial, and on what was kept.
 
     Returns:
-        The best twin, its recipe, every trial in order, and the observed graph that the twin was made from.
+        The best fake-quantized model, its recipe, every trial in order, and the observed graph that the
+        fake-quantized model was made from.
     """
     observations: dict[bool, Observed] = {}
     trials: list[Trial] = []
@@ -284,12 +285,12 @@ def search(
         observed = observations[candidate.equalize]
         if reference is None:
             reference = logits_on(observed.graph, validation)
-        twin = build(observed, target, candidate, seed=seed)
-        found = fidelity(reference, logits_on(twin, validation), validation.labels)
+        fake_quantized = build(observed, target, candidate, seed=seed)
+        found = fidelity(reference, logits_on(fake_quantized, validation), validation.labels)
         away = found.divergence
         kept = best is None or away < best[0]
         if kept:
-            best = (away, twin, candidate)
+            best = (away, fake_quantized, candidate)
         choices = (candidate.ranges, candidate.equalize, candidate.correct_bias, candidate.rounding)
         trials.append(Trial(*choices, away, found.agreement, found.accuracy, kept))
         progress(f"tried {candidate.tricks()}: divergence from float {away:.5f}")

@@ -1,4 +1,4 @@
-"""Quantization-aware training: thaw a twin, train its weights and ranges, freeze it again.
+"""Quantization-aware training: thaw a fake-quantized model, train its weights and ranges, freeze it again.
 
 Straight-through gradients (Bengio et al., arXiv 1308.3432); the step sizes of activations and weights may
 learn too (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153).
@@ -16,9 +16,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.classifier import Classifier
-from qrobust.data.splits import Split
+from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError
 from qrobust.progress import Progress
+from qrobust.quantization.config import QATConfig
 from qrobust.quantization.convert import integer_layer
 from qrobust.quantization.integer_layers import (
     ActivationQuantizer,
@@ -119,15 +120,16 @@ class TrainableLayer(nn.Module):
         return integer_layer(shell, self.weight.detach(), scale, (-self.qmax, self.qmax), source)
 
 
-def thaw(prepared: fx.GraphModule, twin: fx.GraphModule, *, learn_ranges: bool) -> fx.GraphModule:
-    """A trainable copy of a twin.
+def prepare_qat(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, *, learn_ranges: bool) -> fx.GraphModule:
+    """A trainable copy of a fake-quantized model.
 
     Args:
-        prepared: the observed float graph that the twin was made from, whose weights training starts at.
-        twin: frozen; it is not changed.
+        prepared: the observed float graph that the fake-quantized model was made from, whose weights training starts
+            at.
+        fake_quantized: frozen; it is not changed.
         learn_ranges: whether step sizes learn, or stay as they were observed.
     """
-    trainable = copy.deepcopy(twin)
+    trainable = copy.deepcopy(fake_quantized)
     floats = dict(prepared.named_modules(remove_duplicate=False))
     made: dict[int, nn.Module] = {}
     for node, module in calls(trainable, (ActivationQuantizer, *INTEGER_LAYERS)):
@@ -146,23 +148,23 @@ def thaw(prepared: fx.GraphModule, twin: fx.GraphModule, *, learn_ranges: bool) 
     return trainable
 
 
-def refreeze(trainable: fx.GraphModule) -> fx.GraphModule:
-    """The twin that a trainable graph has become."""
-    twin = copy.deepcopy(trainable)
+def convert_qat(trainable: fx.GraphModule) -> fx.GraphModule:
+    """The fake-quantized model that a trainable graph has become."""
+    fake_quantized = copy.deepcopy(trainable)
     made: dict[int, ActivationQuantizer] = {}
-    for node, module in calls(twin, TrainableQuantizer):
+    for node, module in calls(fake_quantized, TrainableQuantizer):
         assert isinstance(module, TrainableQuantizer)
-        set_module(twin, str(node.target), made.setdefault(id(module), module.frozen()))
-    modules = dict(twin.named_modules(remove_duplicate=False))
-    for node, layer in calls(twin, TrainableLayer):
+        set_module(fake_quantized, str(node.target), made.setdefault(id(module), module.frozen()))
+    modules = dict(fake_quantized.named_modules(remove_duplicate=False))
+    for node, layer in calls(fake_quantized, TrainableLayer):
         assert isinstance(layer, TrainableLayer)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         quantizer = modules[str(source.target)]
         assert isinstance(quantizer, ActivationQuantizer)
-        set_module(twin, str(node.target), layer.frozen(quantizer))
-    twin.delete_all_unused_submodules()
-    return twin.eval().requires_grad_(False)
+        set_module(fake_quantized, str(node.target), layer.frozen(quantizer))
+    fake_quantized.delete_all_unused_submodules()
+    return fake_quantized.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class QatFit:
     """What quantization-aware training did, on validation images.
 
     Attributes:
-        start_accuracy, accuracy: of the twin before, and of the one that was kept, as fractions.
+        start_accuracy, accuracy: of the fake-quantized model before, and of the one that was kept, as fractions.
         start_divergence, divergence: from the float model, in nats, likewise.
         best_step: the optimizer step whose state was kept; 0 is the start.
         steps: optimizer steps made.
@@ -191,40 +193,36 @@ class QatFit:
 def train(
     trainable: fx.GraphModule,
     teacher: Classifier,
-    training: Split,
+    data: TrainingData,
     validation: Split,
+    config: QATConfig,
     *,
     steps: int,
     batch_size: int,
-    learning_rate: float,
-    distillation: float,
-    cells: list[tuple[str, int]],
-    table: str,
     seed: int,
     checkpoint: Path,
     progress: Progress = lambda *_: None,
 ) -> QatFit:
-    """Train a thawed twin, in place; it ends with the state that was best on validation images.
+    """Train a thawed fake-quantized model, in place; it ends with the state that was best on validation images.
 
     The loss is cross-entropy to the labels and the KL divergence from the float teacher's probabilities.
-    Images are moved by up to an eighth of their side; with `cells`, half of each batch is shifted. Adam,
-    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with `cells`, the
+    Images are moved by up to an eighth of their side; with `conditions`, half of each batch is shifted. Adam,
+    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with `conditions`, the
     mean of that on clean and on shifted images), and of those the one nearest to the teacher. What validation images
-    cannot tell from luck does not replace the twin as it was: a trained state does if it is more accurate by over one
+    cannot tell from luck does not replace the fake-quantized model as it was: a trained state does if it is more
+    accurate by over one
     standard error (Breiman et al., "Classification and Regression Trees", 1984), or no less accurate and nearer to
     the teacher.
 
     Args:
-        trainable: from `thaw`.
+        trainable: from `prepare_qat`.
         teacher: the float classifier.
-        training: images to learn from.
+        data: what to learn from; where it has conditions, half of each batch is shifted.
         validation: images to choose by.
+        config: learning rate of Adam at its peak (step sizes learn at the same rate, relative to their size), and
+            weight of the teacher, from 0 to 1; the labels have the rest.
         steps: optimizer steps.
         batch_size: images per step, at least 8.
-        learning_rate: of Adam, at its peak; step sizes learn at the same rate, relative to their size.
-        distillation: weight of the teacher, from 0 to 1; the labels have the rest.
-        cells: (shift, severity) to add to the training images; empty for none.
-        table: severity table of the cells.
         seed: decides images, moves and shifts of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
         progress: called with steps done, all steps and a note.
@@ -234,12 +232,10 @@ def train(
     """
     if batch_size < GROUPS:
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
-    if not 0 <= distillation <= 1:
-        raise InputError(f"distillation: expected a weight from 0 to 1, got {distillation}")
     parameters = [p for p in trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     reference = torch.cat([teacher(to_unit(images)) for images, _ in validation.batches(BATCH)])
-    shifted = _shifted(validation, cells, table, seed)
+    shifted = _shifted(validation, data, seed)
 
     @torch.no_grad()
     def measure() -> tuple[float, float]:
@@ -254,24 +250,20 @@ def train(
 
     every = max(1, steps // VALIDATIONS)
 
-    def rates(step: int) -> list[float]:
-        warm = min(1.0, (step + 1) / (WARM_UP * steps + 1))
-        return [learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))]
-
     def loss(step: int) -> torch.Tensor:
-        images, clean, labels = _batch(training, batch_size, cells, table, seed, step)
+        images, clean, labels = _batch(data, batch_size, seed, step)
         with torch.no_grad(), fast_arithmetic():
             view = teacher(clean).float()
         with fast_arithmetic():
             logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
         away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
-        return (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
+        return (1 - config.distillation) * F.cross_entropy(logits, labels) + config.distillation * away
 
     done = fit(
         trainable,
         optimizer,
         steps=steps,
-        rates=rates,
+        rates=lambda step: [config.learning_rate * _schedule(step, steps)],
         loss=loss,
         judge=measure,
         score=lambda found: (found[0], -found[1]),
@@ -282,16 +274,13 @@ def train(
         progress=progress,
         replaces_start=lambda found, start: beyond_luck(found, start, len(validation)),
     )
-    return QatFit(
-        done.start[0],
-        done.best[0],
-        done.start[1],
-        done.best[1],
-        done.best_step,
-        done.steps,
-        done.diverged,
-        done.earlier_s,
-    )
+    (start, start_away), (best, best_away) = done.start, done.best
+    return QatFit(start, best, start_away, best_away, done.best_step, done.steps, done.diverged, done.earlier_s)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A short warm-up, then cosine to zero."""
+    return min(1.0, (step + 1) / (WARM_UP * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:
@@ -301,22 +290,24 @@ def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> b
 
 
 @torch.no_grad()
-def _shifted(split: Split, cells: list[tuple[str, int]], table: str, seed: int) -> list[torch.Tensor]:
+def _shifted(split: Split, data: TrainingData, seed: int) -> list[torch.Tensor]:
     """The images in order, uint8, batch after batch under one cell after the other; nothing without cells."""
-    if not cells:
+    conditions = data.conditions
+    if not conditions:
         return []
-    size = max(1, min(BATCH, len(split) // len(cells)))
+    size = max(1, min(BATCH, len(split) // len(conditions)))
     return [
-        render(images, *cells[index % len(cells)], table=table, seed=seed + 1)
+        render(images, *conditions[index % len(conditions)], table=data.table, seed=seed + 1)
         for index, (images, _) in enumerate(split.batches(size))
     ]
 
 
 def _batch(
-    training: Split, batch_size: int, cells: list[tuple[str, int]], table: str, seed: int, step: int
+    data: TrainingData, batch_size: int, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, the same without shifts, and labels: a function of the seed and the step alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    training, conditions = data.images, data.conditions
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
     pixels, labels = training.read(chosen), training.labels[chosen]
     reach = int(PADDING * pixels.shape[-1])
@@ -325,10 +316,10 @@ def _batch(
     height, width = pixels.shape[2:]
     pixels = torch.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(moves)])
     shifted = pixels
-    if cells:
+    if conditions:
         parts = list(pixels.chunk(GROUPS))
         for index in range(len(parts) // 2):
-            name, severity = cells[int(torch.randint(len(cells), (), generator=generator))]
-            parts[index] = render(parts[index], name, severity, table=table, seed=seed * 1_000_003 + step)
+            name, severity = conditions[int(torch.randint(len(conditions), (), generator=generator))]
+            parts[index] = render(parts[index], name, severity, table=data.table, seed=seed * 1_000_003 + step)
         shifted = torch.cat(parts)
     return to_unit(shifted), to_unit(pixels), labels

@@ -1,4 +1,4 @@
-"""What an x86 CPU without VNNI makes of a twin: an offline simulation of its 16-bit pair sums.
+"""What an x86 CPU without VNNI makes of a fake-quantized model: an offline simulation of its 16-bit pair sums.
 
 There onnxruntime multiplies with `vpmaddubsw`: two neighbouring products of a uint8 activation (zero point
 not yet subtracted, padding being the zero point) and an int8 weight are added into 16 bits *with saturation*
@@ -40,7 +40,8 @@ class LayerSaturation:
     """What saturation did to one layer, on the images it was measured on.
 
     Attributes:
-        name: the layer's name, as options take it; in a module of several twins after that of its twin.
+        name: the layer's name, as options take it; in a module of several fake-quantized models after that of its
+            fake-quantized model.
         proven: no pair of its weights can overflow, whatever the activations.
         risky_pairs: share of its weight pairs that could overflow.
         saturated_sums: share of its pair sums that did.
@@ -190,19 +191,20 @@ class _SaturatingLayer(nn.Module):
         )
 
 
-def without_vnni(twin: nn.Module) -> nn.Module:
-    """A copy of a twin that computes what onnxruntime would on an x86 CPU with AVX2 and no VNNI.
+def without_vnni(fake_quantized: nn.Module) -> nn.Module:
+    """A copy of a fake-quantized model that computes what onnxruntime would on an x86 CPU with AVX2 and no VNNI.
 
-    Where no weights can overflow it is bit-identical to the twin. It is slower: its cost grows with the
+    Where no weights can overflow it is bit-identical to the fake-quantized model. It is slower: its cost grows with
+    the
     share of weight pairs that could overflow, a few per cent in 8 bits. Memory is bounded by chunks.
 
     Args:
-        twin: a fake-quantized twin, or a module of several, such as a compensated pair; it is not changed.
+        fake_quantized: a fake-quantized model, or a module of several, such as a compensated pair; it is not changed.
 
     Raises:
         InputError: there is no integer layer in it, or activations are signed.
     """
-    simulated = copy.deepcopy(twin)
+    simulated = copy.deepcopy(fake_quantized)
     found = 0
     for path, graph in [(p, m) for p, m in simulated.named_modules() if isinstance(m, fx.GraphModule)]:
         modules = dict(graph.named_modules(remove_duplicate=False))
@@ -211,10 +213,12 @@ def without_vnni(twin: nn.Module) -> nn.Module:
             source = node.args[0]
             quantizer = modules.get(str(source.target)) if isinstance(source, fx.Node) else None
             if not isinstance(quantizer, ActivationQuantizer):
-                raise InputError(f"twin: expected an activation quantizer before layer {node.target!r}, got {source}")
+                raise InputError(
+                    f"classifier: expected an activation quantizer before layer {node.target!r}, got {source}"
+                )
             if quantizer.qmin < 0:
                 raise InputError(
-                    f"twin: expected unsigned activations, which x86 kernels multiply, before layer "
+                    f"classifier: expected unsigned activations, which x86 kernels multiply, before layer "
                     f"{node.target!r}; got [{quantizer.qmin}, {quantizer.qmax}]"
                 )
             name, target = f"{node.name}_without_vnni", str(node.target)
@@ -225,39 +229,43 @@ def without_vnni(twin: nn.Module) -> nn.Module:
         graph.delete_all_unused_submodules()
         graph.recompile()
     if not found:
-        raise InputError(f"twin: expected a fake-quantized twin, got {type(twin).__name__} without integer layers")
+        raise InputError(
+            f"classifier: expected a fake-quantized model, got {type(fake_quantized).__name__} without integer layers"
+        )
     return simulated.eval()
 
 
 def layers(simulated: nn.Module) -> list[LayerSaturation]:
-    """What saturation did to each layer of `without_vnni(twin)` on all images it has seen so far."""
+    """What saturation did to each layer of `without_vnni(fake-quantized model)` on all images it has seen so far."""
     found = [m for m in simulated.modules() if isinstance(m, _SaturatingLayer)]
     return [layer.measured() for layer in found]
 
 
 @torch.inference_mode()
-def saturation_risk(twin: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
-    """What a CPU without VNNI would make of a twin, on these images.
+def saturation_risk(
+    fake_quantized: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> dict[str, Any]:
+    """What a CPU without VNNI would make of a fake-quantized model, on these images.
 
     Args:
-        twin: as for `without_vnni`.
+        fake_quantized: as for `without_vnni`.
         batches: images `(N, C, S, S)` float32 in [0, 1] and labels `(N,)`; best images that nothing was
             chosen on.
 
     Returns:
-        `proven`: no layer can saturate, whatever the image; `n`; `accuracy` of the twin and
+        `proven`: no layer can saturate, whatever the image; `n`; `accuracy` of the fake-quantized model and
         `accuracy_without_vnni` with its interval at 95 %, as fractions; `agreement` of the two; and
         `layers`, a `LayerSaturation` each, as dictionaries.
 
     Raises:
         InputError: as for `without_vnni`, images are integers, or there are none.
     """
-    simulated = without_vnni(twin)
+    simulated = without_vnni(fake_quantized)
     n = right = right_without = equal = 0
     for images, labels in batches:
         if not images.is_floating_point():
             raise InputError(f"batches: expected float images in [0, 1], got {images.dtype}")
-        ours, theirs = twin(images).argmax(1), simulated(images).argmax(1)
+        ours, theirs = fake_quantized(images).argmax(1), simulated(images).argmax(1)
         n += len(labels)
         right += int((ours == labels).sum())
         right_without += int((theirs == labels).sum())

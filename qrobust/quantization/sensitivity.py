@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.data.splits import Split
-from qrobust.quantization.layerwise import INTEGER_LAYERS, walk
+from qrobust.quantization.layerwise import INTEGER_LAYERS, execute_layerwise
 from qrobust.quantization.recipe import layer_of
 from qrobust.quantization.rewrites.fx_utils import public_name, set_module
 from qrobust.quantization.tracing import calls
@@ -64,12 +64,12 @@ def sqnr_db(signal: torch.Tensor, noisy: torch.Tensor) -> float:
     return 10 * math.log10(power / noise) if power and noise > power * 1e-20 else MOST_DB * (power > 0)
 
 
-def layer_noise(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Tensor) -> list[LayerNoise]:
+def layer_noise(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, images: torch.Tensor) -> list[LayerNoise]:
     """Signal-to-noise ratios of every integer layer, in order of execution.
 
     Args:
-        prepared: the observed float graph that the twin was made from.
-        twin: frozen.
+        prepared: the observed float graph that the fake-quantized model was made from.
+        fake_quantized: frozen.
         images: one batch `(N, C, S, S)` in [0, 1].
     """
     return [
@@ -80,7 +80,7 @@ def layer_noise(prepared: fx.GraphModule, twin: fx.GraphModule, images: torch.Te
             sqnr_db(v.float_input, v.quantizer(v.float_input)),
             sqnr_db(v.float_output(), v.output()),
         )
-        for v in walk(prepared, twin, images)
+        for v in execute_layerwise(prepared, fake_quantized, images)
     ]
 
 
@@ -98,13 +98,13 @@ def logits_on(model: nn.Module, split: Split) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far a twin is from the float network, on the same images.
+    """How far a fake-quantized model is from the float network, on the same images.
 
     Attributes:
         n: images.
         divergence: mean KL divergence of its probabilities from the float ones, in nats.
         agreement: share of equal predictions.
-        accuracy: of the twin, as a fraction.
+        accuracy: of the fake-quantized model, as a fraction.
     """
 
     n: int
@@ -114,7 +114,7 @@ class Fidelity:
 
 
 def fidelity(reference: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> Fidelity:
-    """Compare logits `(N, K)` of a twin with the float network's `reference`; labels `(N,)`."""
+    """Compare logits `(N, K)` of a fake-quantized model with the float network's `reference`; labels `(N,)`."""
     predicted = logits.argmax(1)
     same, right = (float((predicted == wanted).float().mean()) for wanted in (reference.argmax(1), labels))
     return Fidelity(len(labels), divergence(reference, logits), same, right)
@@ -122,20 +122,20 @@ def fidelity(reference: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
 
 def layer_effects(
     prepared: fx.GraphModule,
-    twin: fx.GraphModule,
+    fake_quantized: fx.GraphModule,
     validation: Split,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[LayerEffect]:
     """What each integer layer alone costs, in order of execution.
 
     Args:
-        prepared: the observed float graph that the twin was made from; it is left as it was.
-        twin: frozen.
+        prepared: the observed float graph that the fake-quantized model was made from; it is left as it was.
+        fake_quantized: frozen.
         validation: images to measure on; the work is one pass over them per layer.
         progress: called with each layer's name once it is measured.
     """
-    quantized = {str(node.target): (node, layer) for node, layer in calls(twin, INTEGER_LAYERS)}
-    quantizers = dict(twin.named_modules(remove_duplicate=False))
+    quantized = {str(node.target): (node, layer) for node, layer in calls(fake_quantized, INTEGER_LAYERS)}
+    quantizers = dict(fake_quantized.named_modules(remove_duplicate=False))
     reference = logits_on(prepared, validation)
     right = float((reference.argmax(1) == validation.labels).float().mean())
     effects = []

@@ -54,17 +54,17 @@ def model_card(record: dict[str, Any], graph: str) -> str:
     ]
     if method:
         lines.append(f"- {float_operators(record['audit'][graph])}")
-    scene = record["scene"]
-    if scene and graph in scene.get("accuracy", {}):
-        low, high = scene["interval"][graph]
+    target_images = record["scene"]
+    if target_images and graph in target_images.get("accuracy", {}):
+        low, high = target_images["interval"][graph]
         lines.append(
-            f"- on {scene['n']} test images of `{scene['images']}`: {percent(scene['accuracy'][graph])} "
+            f"- on {target_images['n']} test images of `{target_images['images']}`: {percent(target_images['accuracy'][graph])} "
             f"[{100 * low:.1f}, {100 * high:.1f}]"
         )
-    elif scene and not scene["labelled"]:
-        sure = scene["confidence"]
+    elif target_images and not target_images["labelled"]:
+        sure = target_images["confidence"]
         lines.append(
-            f"- on {scene['n']} test images of `{scene['images']}`, which have no labels: accuracy is not known; "
+            f"- on {target_images['n']} test images of `{target_images['images']}`, which have no labels: accuracy is not known; "
             f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
         )
     if method:
@@ -95,20 +95,20 @@ def unmeasured_card(graph: str) -> str:
 
 def _lessons(method: dict[str, Any], data: str) -> str:
     """What a method learned from, as it was when it learned."""
-    lessons = method["lessons"]
-    if not lessons:
+    training_images = method["lessons"]
+    if not training_images:
         return "nothing, it is not trained."
-    named = f"scene {', '.join(lessons['scene_names'])}: " if lessons["scene_names"] else ""
-    labels = "with labels" if lessons["labels"] else "without labels"
-    scene = " and on the scene's own images" if lessons["scene_images"] else ""
-    how_strong = lessons.get("severities")
+    named = f"scene {', '.join(training_images['scene_names'])}: " if training_images["scene_names"] else ""
+    labels = "with labels" if training_images["labels"] else "without labels"
+    target_images = " and on the scene's own images" if training_images["scene_images"] else ""
+    how_strong = training_images.get("severities")
     severities = f" at severity {', '.join(map(str, how_strong))}" if how_strong else ""
-    budget = lessons.get("clean_budget")
+    budget = training_images.get("clean_budget")
     gate = "" if budget is None else f" Its gate was to cost at most {budget:g} points of clean validation accuracy."
-    drawn = f"{lessons['drawn']} images drawn from " if "drawn" in lessons else ""
+    drawn = f"{training_images['drawn']} images drawn from " if "drawn" in training_images else ""
     return (
-        f"{named}{', '.join(method['trained_on'])}{severities}; on {drawn}{lessons['images']} training images of "
-        f"`{data}` {labels}{scene}, disjoint from those below.{gate}"
+        f"{named}{', '.join(method['trained_on'])}{severities}; on {drawn}{training_images['images']} training images of "
+        f"`{data}` {labels}{target_images}, disjoint from those below.{gate}"
     )
 
 

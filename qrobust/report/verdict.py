@@ -105,14 +105,14 @@ def verdict(record: dict[str, Any]) -> list[str]:
     """The verdict, most important sentence first."""
     s = record["summary"]
     shift, clean = s["shift_accuracy"], s["clean_accuracy"]
-    sentences, scene = [], learned_scene(record)
+    sentences, target_images = [], learned_scene(record)
     if record["methods"]:
         sentences.append(recommendation(record))
     if record["scene"]:
         sentences.append(scene_sentence(record["scene"]))
     if "compensated" in shift and s["compensation_gain_pp"] is not None:
         gain, cost = s["compensation_gain_pp"], s["clean_cost_pp"]
-        won = "Under rendered" if scene else "Under"
+        won = "Under rendered" if target_images else "Under"
         sentences.append(
             f"{won} shift the INT8 graph goes from {percent(shift['int8'])} to "
             f"{percent(shift['compensated'])} ({points(gain, s['compensation_gain_interval_pp'])}), clean accuracy "
@@ -181,8 +181,8 @@ def float_operators(audited: dict[str, Any]) -> str:
 
 def learned_scene(record: dict[str, Any]) -> dict[str, Any] | None:
     """The scene whose real images compensation learned from, where it learned from nothing else."""
-    lessons = [row["lessons"] for row in record["methods"] if row["lessons"]]
-    return record["scene"] if lessons and all(found["scene_alone"] for found in lessons) else None
+    training_images = [row["lessons"] for row in record["methods"] if row["lessons"]]
+    return record["scene"] if training_images and all(found["scene_alone"] for found in training_images) else None
 
 
 def recommendation(record: dict[str, Any]) -> str:
@@ -195,12 +195,14 @@ def recommendation(record: dict[str, Any]) -> str:
     Args:
         record: of a run with at least one method.
     """
-    scene, methods = learned_scene(record), record["methods"]
-    if scene and not scene["labelled"]:
+    target_images, methods = learned_scene(record), record["methods"]
+    if target_images and not target_images["labelled"]:
         return "Which method to ship is not known: the scene's images have no labels."
-    if scene:
-        methods = [row | scene["gain"][row["method"]] for row in methods if row["method"] in scene["gain"]]
-    where = "on the scene" if scene else "under shift"
+    if target_images:
+        methods = [
+            row | target_images["gain"][row["method"]] for row in methods if row["method"] in target_images["gain"]
+        ]
+    where = "on the scene" if target_images else "under shift"
     gaining = [r for r in methods if r["runtime"] == "onnxruntime" and r["gain_interval_pp"][0] > 0]
     gaining.sort(key=lambda row: -row["gain_pp"])
     if not gaining:
@@ -250,18 +252,18 @@ def comparison(record: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def scene_sentence(scene: dict[str, Any]) -> str:
+def scene_sentence(target_images: dict[str, Any]) -> str:
     """What the graphs make of the real images of a new scene."""
-    where = f"On {scene['n']} test images of {scene['images']}"
-    if not scene["labelled"]:
-        sure = ", ".join(f"{NAMES[k]} {percent(v)}" for k, v in scene["confidence"].items())
+    where = f"On {target_images['n']} test images of {target_images['images']}"
+    if not target_images["labelled"]:
+        sure = ", ".join(f"{NAMES[k]} {percent(v)}" for k, v in target_images["confidence"].items())
         return f"{where}, which have no labels, accuracy is not known; mean confidence: {sure}."
     right = ", ".join(
-        f"{NAMES[k]} {percent(v)} [{100 * scene['interval'][k][0]:.1f}, {100 * scene['interval'][k][1]:.1f}]"
-        for k, v in scene["accuracy"].items()
+        f"{NAMES[k]} {percent(v)} [{100 * target_images['interval'][k][0]:.1f}, {100 * target_images['interval'][k][1]:.1f}]"
+        for k, v in target_images["accuracy"].items()
     )
     gains = "".join(
-        f"; {NAMES[k]} gains {points(g['gain_pp'], g['gain_interval_pp'])}" for k, g in scene["gain"].items()
+        f"; {NAMES[k]} gains {points(g['gain_pp'], g['gain_interval_pp'])}" for k, g in target_images["gain"].items()
     )
     return f"{where}: {right}{gains}."
 

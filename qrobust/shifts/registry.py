@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Shift:
         keeps_pixels: each pixel still shows the same spot of the scene.
         random: the function draws random numbers.
         on_pixels: the function takes uint8 instead of float32 in [0, 1].
-        is_own: a user's function, whose output is checked.
+        is_custom: a user's function, whose output is checked.
         version: changes when equal arguments give other pixels than before, so that what was kept is not reused.
     """
 
@@ -55,7 +55,7 @@ class Shift:
     keeps_pixels: bool = True
     random: bool = True
     on_pixels: bool = False
-    is_own: bool = False
+    is_custom: bool = False
     version: str = ""
 
 
@@ -339,7 +339,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "all": tuple(SHIFTS),
 }
 # What changes together when a camera meets a new scene.
-SCENES: dict[str, tuple[str, ...]] = {
+SCENARIOS: dict[str, tuple[str, ...]] = {
     "night": ("low_light", "gamma", "shot_noise", "vignetting", "contrast"),
     "fog": ("fog", "contrast", "brightness"),
     "vibration": ("motion_blur", "rolling_shutter", "translation"),
@@ -406,9 +406,37 @@ def _own_shift(name: str) -> Shift:
         "as its author says",
         dict.fromkeys(TABLES, tuple((s,) for s in strengths)),
         keeps_pixels=False,
-        is_own=True,
+        is_custom=True,
         version=version,
     )
+
+
+def register_shift(
+    name: str,
+    function: Callable[..., torch.Tensor],
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
+    *,
+    version: str = "",
+) -> None:
+    """Add a shift of one's own for this process, to be measured and trained on by its name.
+
+    Args:
+        name: a new one.
+        function: `(images, strength, generators) -> images`; images are float32 `(N, C, S, S)` in [0, 1], there is one
+            `torch.Generator` per image, and equal generators must give equal images.
+        strengths: of severities 1 to 5.
+        version: changes when equal arguments give other pixels than before.
+
+    Raises:
+        InputError: the name is taken or unusable, or there are not five strengths.
+    """
+    if not name or name in (*SHIFTS, *SUITES, *SCENARIOS, "clean") or ":" in name:
+        raise InputError(f"name: expected one that is not taken, without a colon, got {name!r}")
+    if len(strengths) != len(SEVERITIES):
+        raise InputError(f"strengths: expected {len(SEVERITIES)}, one per severity, got {len(strengths)}")
+    every: dict[str, tuple[tuple | None, ...]] = dict.fromkeys(TABLES, tuple((s,) for s in strengths))
+    unit = "as its author says"
+    SHIFTS[name] = Shift(name, "own", function, unit, every, keeps_pixels=False, is_custom=True, version=version)
 
 
 def stored_folders(names: tuple[str, ...]) -> dict[str, Path]:
@@ -432,20 +460,20 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def scenes(names: tuple[str, ...]) -> tuple[str, ...]:
+def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
     """The shifts of scenes; a name that is no scene may be a shift, a suite or FILE.py:FUNCTION, as for `expand`.
 
     Raises:
         InputError: a name is none of these.
     """
     for name in names:
-        if name not in (*SCENES, *SHIFTS, *SUITES) and ".py:" not in name and not name.startswith(STORED):
-            near = nearest(name, (*SCENES, *SHIFTS, *SUITES))
-            raise unknown("scenario", name, SCENES, "or what shifts take", near=near)
-    return expand(tuple(part for name in names for part in SCENES.get(name, (name,))))
+        if name not in (*SCENARIOS, *SHIFTS, *SUITES) and ".py:" not in name and not name.startswith(STORED):
+            near = nearest(name, (*SCENARIOS, *SHIFTS, *SUITES))
+            raise unknown("scenario", name, SCENARIOS, "or what shifts take", near=near)
+    return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
 
 
-def cells(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
+def defined_conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
     """Every (shift, severity) that is defined, in order: the rows of an evaluation.
 
     Raises:

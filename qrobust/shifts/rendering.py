@@ -91,7 +91,7 @@ def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: 
 
 def _apply(images: torch.Tensor, shift: Shift, strength: tuple, label: str) -> torch.Tensor:
     """uint8, or whole numbers from 0 to 255 of another type."""
-    if shift.is_own:
+    if shift.is_custom:
         return to_uint8(_own(shift, to_unit(images), strength, torch_generators_for(images, label)))
     inputs = images if shift.on_pixels else to_unit(images)
     generators = generators_for(images if shift.random else images[:0], label)

@@ -26,7 +26,8 @@ def hard_gate(graph: fx.GraphModule, node: fx.Node, times_input: bool) -> None:
     """hardsigmoid(x) = clip(x / 6 + 1/2, 0, 1), hardswish(x) = x hardsigmoid(x) (arXiv 1905.02244).
 
     There is no integer HardSigmoid kernel. A depthwise convolution whose quantizer ends at 0 and 1 is integer,
-    rounds once, and needs nothing new in twin or export. An integer Add of a constant to a rescaled input would be
+    rounds once, and needs nothing new in fake-quantized model or export. An integer Add of a constant to a rescaled
+    input would be
     about as fast, but needs one integer tensor read on two scales.
     """
     source = node.args[0]

@@ -38,8 +38,8 @@ def snow(
     flakes = smear(flakes, radius, sigma, angles).mul_(255).round_().div_(255)
     red, green, blue = images.unbind(1)
     grey = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
-    scene = torch.maximum(images, grey.mul_(1.5).add_(0.5)).mul_(1 - keep).add_(images, alpha=keep)
-    return scene.add_(flakes + flakes.flip(2, 3))
+    target_images = torch.maximum(images, grey.mul_(1.5).add_(0.5)).mul_(1 - keep).add_(images, alpha=keep)
+    return target_images.add_(flakes + flakes.flip(2, 3))
 
 
 def frost(images: torch.Tensor, keep: float, amount: float, size: float, *, generators: Generators) -> torch.Tensor:

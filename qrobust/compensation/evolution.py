@@ -1,16 +1,17 @@
-"""The last polish of a frozen calibrator: gradient-free, on onnxruntime itself."""
+"""Evolution-strategy fine-tuning of a frozen calibrator: no gradient, measured on the deployed classifier."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from qrobust.classifier import Classifier
 from qrobust.compensation.validation import Validation
-from qrobust.pipeline.export import session_of
-from qrobust.pipeline.run import Workbench
+from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 
 HEADS = ("gate", "photometric", "geometric")
@@ -18,41 +19,53 @@ HEADS = ("gate", "photometric", "geometric")
 STEP, LONGER, SHORTER = 0.05, 1.5, 0.9
 
 
-def polish(
-    bench: Workbench,
+class Evolution(NamedTuple):
+    """The sum of clean and shifted validation accuracy before and after, each from 0 to 2, and the steps tried."""
+
+    before: float
+    after: float
+    tries: int
+
+
+def evolve(
     calibrator: fx.GraphModule,
-    judged: Classifier,
+    deployed: Classifier,
     validation: Validation,
     tries: int,
     *,
     least_clean: float,
-) -> tuple[fx.GraphModule, dict[str, float]]:
+    deploy: Callable[[nn.Module], Classifier],
+    seed: int,
+    reporter: Reporter,
+) -> tuple[fx.GraphModule, Evolution]:
     """Move the biases of the heads that act on whole images, and keep what onnxruntime measures as better.
 
     A (1+1) evolution strategy with the one-fifth rule (Rechenberg): random steps on the sum of clean and shifted
-    validation accuracy, each judged on onnxruntime.
+    validation accuracy, each measured on onnxruntime.
 
     Args:
-        bench: of the run.
         calibrator: frozen; it is not changed.
-        judged: the session of the classifier behind it.
+        deployed: the classifier behind it, as it runs.
         validation: images to choose by.
         tries: how many steps.
         least_clean: clean validation accuracy that no step may go below, as a fraction.
+        deploy: a torch module to the classifier as it runs.
+        seed: of the steps.
+        reporter: where progress is told.
 
     Returns:
-        The best calibrator, and its score before and after, each from 0 to 2.
+        The best calibrator, and its score before and after.
     """
-    generator = torch.Generator().manual_seed(bench.config.seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def score(candidate: fx.GraphModule) -> tuple[float, float]:
-        clean, shifted = validation.measure(judged, session_of(bench, candidate))
+        clean, shifted = validation.measure(deployed, deploy(candidate))
         return clean, clean + shifted
 
     best, step = calibrator, STEP
     _, highest = score(best)
     before = highest
-    with bench.reporter.bar("polish on onnxruntime", tries) as bar:
+    with reporter.bar("evolve on onnxruntime", tries) as bar:
         for _ in range(tries):
             candidate = copy.deepcopy(best)
             for name in HEADS:
@@ -65,4 +78,4 @@ def polish(
             if better:
                 best, highest = candidate, found
             bar.update(1, f"{highest:.4f}")
-    return best, {"before": before, "after": highest, "tries": tries}
+    return best, Evolution(before, highest, tries)

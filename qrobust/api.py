@@ -1,0 +1,215 @@
+"""The Python API: every step of the pipeline as a function of its inputs, without a run folder.
+
+Import these names from `qrobust` itself. Images are `(N, C, S, S)` in [0, 1], C being 3 or 1; a classifier is anything
+that maps them to logits `(N, K)`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrobust.classifier import Classifier, Compensated, Normalization, NormalizedModel, parse_normalization
+from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.fit import CalibratorData, CalibratorFit, Checkpoints, FrozenClassifier
+from qrobust.compensation.fit import fit_calibrator as fit
+from qrobust.data.loading import open_data
+from qrobust.data.own_images import as_split
+from qrobust.data.splits import Data, TrainingData
+from qrobust.deployment.audit import audit as audit_file
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.deploy import deploy
+from qrobust.deployment.export import export
+from qrobust.deployment.parity import parity as compare_outputs
+from qrobust.deployment.profiling import latencies_ms
+from qrobust.errors import InputError
+from qrobust.models.loading import load_model
+from qrobust.models.registry import find_model
+from qrobust.progress import Reporter
+from qrobust.quantization.config import QuantizationConfig
+from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
+from qrobust.quantization.sensitivity import LayerEffect, layer_effects
+from qrobust.quantization.tracing import folded
+from qrobust.shifts.filters import to_unit
+from qrobust.shifts.registry import table_for
+
+
+def load_data(spec: str, *, image_size: int | None = None, calibration_images: int = 512, seed: int = 0) -> Data:
+    """Open a data set as four disjoint, seeded splits.
+
+    Args:
+        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        image_size: S in pixels. Default: the images' own where they are small and alike.
+        calibration_images: how many training images ranges are observed on.
+        seed: of the splits.
+
+    Returns:
+        `calibration`, `training`, `validation` and `test` splits, and `class_names`.
+
+    Raises:
+        InputError: there is no such data set, or too few images for a split.
+    """
+    return open_data(spec, seed=seed, image_size=image_size, calibration_images=calibration_images)
+
+
+def load_classifier(
+    spec: str | nn.Module,
+    *,
+    num_classes: int,
+    image_size: int,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    normalization: str | None = None,
+    seed: int = 0,
+) -> NormalizedModel:
+    """A float classifier in evaluation mode, whose normalisation is inside.
+
+    Args:
+        spec: a network of one's own, a built-in name, `torchvision:NAME` or `FILE.py:FACTORY`.
+        num_classes: K.
+        image_size: S in pixels.
+        weights: file of a state dict; nothing in it is executed.
+        pretrained: take torchvision's own weights.
+        normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`. Default: the named network's; a network of one's
+            own needs one.
+        seed: of random weights, where there are none to load.
+
+    Raises:
+        InputError: weights that do not fit, or a network of one's own without `normalization`.
+    """
+    if isinstance(spec, nn.Module):
+        if normalization is None:
+            raise InputError("normalization: expected one for a network of your own, such as 'imagenet', got none")
+        return NormalizedModel(spec, Normalization(*parse_normalization(normalization))).eval().requires_grad_(False)
+    return load_model(
+        find_model(spec),
+        classes=num_classes,
+        image_size=image_size,
+        weights=None if weights is None else Path(weights).expanduser(),
+        pretrained=pretrained,
+        normalization=normalization,
+        seed=seed,
+    )
+
+
+def quantize(
+    model: NormalizedModel,
+    calibration: Any,
+    config: QuantizationConfig | None = None,
+    *,
+    validation: Any = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> FakeQuantizedModel:
+    """Post-training quantization: the classifier with the integers that its exported graph will have.
+
+    Args:
+        model: from `load_classifier`; it is not changed.
+        calibration: images on which ranges are observed: a split, `(images, labels)` in uint8, or a torch data set.
+        config: bits, target and tricks.
+        validation: labelled images to choose by. Default: `calibration`.
+        seed: of learned rounding.
+        reporter: where progress is told.
+
+    Raises:
+        InputError: the model cannot be traced, or an activation has no usable range.
+    """
+    observed_on = as_split(calibration)
+    chosen_by = observed_on if validation is None else as_split(validation)
+    chosen = config or QuantizationConfig()
+    return quantize_classifier(model, observed_on, chosen_by, chosen, seed=seed, reporter=reporter)
+
+
+def sensitivity(quantized: FakeQuantizedModel, validation: Any) -> list[LayerEffect]:
+    """What quantizing each layer alone costs on labelled validation images, in order of execution."""
+    return layer_effects(quantized.observed.graph, quantized.module, as_split(validation))
+
+
+def export_onnx(
+    model: nn.Module | FakeQuantizedModel, path: str | Path, *, image_size: int, channels: int = 3
+) -> Path:
+    """Write a classifier as one checked ONNX file with a dynamic batch.
+
+    Args:
+        model: a float classifier, a fake-quantized one, or `compensated(...)`; integers are written as such.
+        path: the file; its folder must exist.
+        image_size: S in pixels.
+        channels: C, 3 or 1.
+
+    Raises:
+        ExportCheckError: the exporter or the ONNX checker refuses the model.
+    """
+    module = model.module if isinstance(model, FakeQuantizedModel) else model
+    if isinstance(module, NormalizedModel):
+        module = folded(module, torch.full((1, channels, image_size, image_size), 0.5))
+    export(module, Path(path), image_size, channels=channels)
+    return Path(path)
+
+
+def audit(path: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
+    """Count what onnxruntime runs on integers in an ONNX file; see `qrobust.deployment.audit.audit`."""
+    return audit_file(Path(path), image_size, explain=True)
+
+
+def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> dict[str, float | int]:
+    """Compare a torch classifier with its exported graph on labelled images; see `qrobust.deployment.parity.parity`."""
+    split = as_split(images)
+    return compare_outputs(torch_classifier, onnx_classifier, to_unit(split.read(slice(None))), split.labels)
+
+
+def latency(classifiers: Mapping[str, OnnxClassifier], *, image_size: int, batch_size: int = 1) -> dict[str, float]:
+    """Milliseconds per batch of ONNX Runtime classifiers, measured in turn, so that ratios can be believed."""
+    return latencies_ms(dict(classifiers), image_size, batch_size)
+
+
+def fit_calibrator(
+    quantized: FakeQuantizedModel,
+    teacher: NormalizedModel,
+    data: Data,
+    conditions: Sequence[tuple[str, int]],
+    config: CalibratorConfig | None = None,
+    *,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> CalibratorFit:
+    """Train a calibrator in front of a frozen quantized classifier, and choose it by what onnxruntime measures.
+
+    Args:
+        quantized: from `quantize`; none of it changes.
+        teacher: the float classifier.
+        data: from `load_data`; it learns from `training`, chooses by `validation` and never sees `test`.
+        conditions: (shift, severity) pairs to train on.
+        config: budgets and training.
+        seed: of the first weights, and of every step.
+        checkpoint: folder to resume from. Default: none is kept.
+        reporter: where progress is told.
+
+    Raises:
+        InputError: no calibrator fits the budgets, or there is nothing to learn from.
+    """
+    size, channels = data.image_size, teacher.channels
+
+    def deployed(module: nn.Module) -> OnnxClassifier:
+        return deploy(module, quantized.target, image_size=size, channels=channels)
+
+    training = TrainingData(data.training, list(conditions), table_for(size))
+    classifier = FrozenClassifier(quantized.module, teacher, quantized.target, deployed)
+    images = CalibratorData(training, data.validation, data.calibration)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary if checkpoint is None else checkpoint)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(folder / "float.pt", folder / "int8.pt", folder / "chosen.json")
+        return fit(
+            classifier, images, config or CalibratorConfig(), checkpoints=checkpoints, seed=seed, reporter=reporter
+        )
+
+
+def compensated(fitted: CalibratorFit, quantized: FakeQuantizedModel) -> Compensated:
+    """The calibrator in front of the classifier, as one torch module to measure or export."""
+    return Compensated(fitted.calibrator, quantized.module)

@@ -1,0 +1,51 @@
+"""How a calibrator is sized, trained and chosen; plain choices, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qrobust.choices import Section, choice
+
+
+@dataclass(frozen=True)
+class CalibratorConfig(Section):
+    """Choices of a calibrator's training.
+
+    Attributes:
+        mac_budget: multiply-accumulates, as a fraction of the classifier's.
+        latency_budget: most batch-1 time of the compensated classifier relative to the INT8 classifier alone; None or
+            0: no limit.
+        clean_budget: clean accuracy on validation images, in percentage points, that the gate may cost.
+        branches: corrections that it may make: residual, photometric, geometric; none given: all that fit.
+        steps: training steps.
+        batch_size: images per training step.
+        learning_rate: of Adam, at its peak while pixels are restored.
+        use_labels: learn from labels, or from the float model's predictions alone.
+        hard_shift_share: share of the training shifts that are drawn by how much they hurt the INT8 classifier.
+        evolution_steps: random steps of the last biases at the end, each measured on the deployed classifier.
+        few_shot: learn from only so many training images; None or 0: all.
+        distillation_weight: of the squared distances to the float model's logits and features on the clean image.
+        reverse_weight: of the pull towards reverse adversarial examples of the clean images.
+    """
+
+    mac_budget: float = choice(0.10, above=0, at_most=1)
+    latency_budget: float | None = None
+    # One standard error of some thousand images below the half point beyond which the report does not recommend.
+    clean_budget: float = choice(0.3, at_least=0, at_most=100)
+    branches: tuple[str, ...] = choice((), one_of=("residual", "photometric", "geometric"))
+    steps: int = choice(4000, at_least=5)
+    batch_size: int = choice(128, at_least=16)
+    learning_rate: float = choice(2e-3, above=0, at_most=1)
+    use_labels: bool = True
+    hard_shift_share: float = choice(0.0, at_least=0, at_most=1)
+    evolution_steps: int = choice(0, at_least=0)
+    few_shot: int | None = choice(None, at_least=0)
+    distillation_weight: float = choice(1.0, at_least=0)
+    reverse_weight: float = choice(0.0, at_least=0)
+
+    def mistakes(self) -> Iterator[str]:
+        """See `Section`."""
+        yield from super().mistakes()
+        if self.well_typed() and self.latency_budget and not 1 < self.latency_budget < float("inf"):
+            yield f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}"

@@ -1,0 +1,234 @@
+"""Quantize a classifier as a configuration asks: observe, search or build, leave the worst layers in float; train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from qrobust.classifier import NormalizedModel
+from qrobust.data.splits import Split, TrainingData
+from qrobust.errors import InputError, unknown
+from qrobust.progress import Reporter, progress_callback
+from qrobust.quantization.config import QATConfig, QuantizationConfig
+from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
+from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat, train
+from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
+from qrobust.quantization.target import TARGETS, Target
+from qrobust.quantization.tracing import folded
+from qrobust.shifts.filters import to_unit
+
+BATCH = 64
+# Validation images that `ptq="auto"` chooses by, that the effect of single layers is measured on, and that training
+# keeps its best state by.
+SEARCH_IMAGES, SENSITIVITY_IMAGES, QAT_IMAGES = 1000, 256, 2000
+
+
+@dataclass(frozen=True)
+class FakeQuantizedModel:
+    """What post-training quantization came to: a classifier that maps images `(N, C, S, S)` in [0, 1] to logits.
+
+    Attributes:
+        module: fake-quantized, frozen.
+        recipe: what made it.
+        observed: the float graph that it was made from.
+        target: whose integer kernels it computes like.
+        trials: what `ptq="auto"` tried, in order; empty without.
+        effects: of each layer alone, where `keep_float="auto:N"` measured them.
+        gained: where `keep_float="auto:N"` left layers in float: the fake-quantized model without and with them in
+            float, on the same validation images.
+        seconds: how long all of it took.
+    """
+
+    module: fx.GraphModule
+    recipe: Recipe
+    observed: Observed
+    target: Target
+    trials: list[Trial]
+    effects: list[LayerEffect]
+    gained: tuple[Fidelity, Fidelity] | None = None
+    seconds: float = 0.0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module(images)
+
+
+def find_target(name: str) -> Target:
+    """A target by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
+    return TARGETS[name]
+
+
+def recipe_of(config: QuantizationConfig) -> Recipe:
+    """How the classifier is asked to be quantized; layers that `auto:N` finds are added to it.
+
+    Raises:
+        InputError: a choice that does not exist.
+    """
+    exceptions = [(layer, bits) for layer, _, bits in (entry.rpartition("=") for entry in config.layer_bits)]
+    exceptions += [(layer, "float") for layer in config.keep_float if not layer.startswith("auto:")]
+    return Recipe(
+        config.bits,
+        config.edges,
+        tuple(exceptions),
+        config.observer,
+        config.equalize,
+        config.bias_correction,
+        config.rounding,
+    )
+
+
+def calibration_batches(calibration: Split, reporter: Reporter) -> Iterator[torch.Tensor]:
+    """Calibration images in [0, 1], in batches."""
+    with reporter.bar("observe ranges", len(calibration)) as bar:
+        for images, _ in calibration.batches(BATCH):
+            yield to_unit(images)
+            bar.update(len(images))
+
+
+def quantize_classifier(
+    model: NormalizedModel,
+    calibration: Split,
+    validation: Split,
+    config: QuantizationConfig,
+    *,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> FakeQuantizedModel:
+    """Post-training quantization of a float classifier.
+
+    Args:
+        model: in eval mode; it is not changed.
+        calibration: images on which ranges are observed.
+        validation: images to choose by, where the configuration leaves something to choose.
+        config: how.
+        seed: of learned rounding.
+        reporter: where progress is told.
+
+    Raises:
+        InputError: the model cannot be traced, an activation has no usable range, or a choice does not fit the model.
+    """
+    started, reporter = time.perf_counter(), reporter or Reporter()
+    target, recipe = find_target(config.target), recipe_of(config)
+
+    def made(chosen: Recipe) -> FakeQuantizedModel:
+        if config.ptq == "auto":
+            module, best, trials, observed = search(
+                model,
+                target,
+                lambda: calibration_batches(calibration, reporter),
+                validation.at_most(SEARCH_IMAGES),
+                chosen,
+                seed=seed,
+                progress=lambda trial: reporter.say(f"  {trial}"),
+            )
+            return FakeQuantizedModel(module, best, observed, target, trials, [])
+        observed = observe(model, calibration_batches(calibration, reporter), chosen)
+        return FakeQuantizedModel(build(observed, target, chosen, seed=seed), chosen, observed, target, [], [])
+
+    if config.worst_in_float is None:
+        found = made(recipe)
+    else:
+        some = validation.at_most(SENSITIVITY_IMAGES)
+        layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+        with reporter.bar("measure layers", layers) as bar:
+            keeping, effects = keep_worst_in_float(
+                model,
+                target,
+                lambda: calibration_batches(calibration, reporter),
+                some,
+                recipe,
+                config.worst_in_float,
+                progress=lambda name: bar.update(1, name),
+            )
+        without, kept = made(recipe), made(keeping)
+        reference = logits_on(kept.observed.graph, some)
+        before, after = (fidelity(reference, logits_on(q.module, some), some.labels) for q in (without, kept))
+        found = replace(kept, effects=effects, gained=(before, after))
+    _check_choices(found, config)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _check_choices(found: FakeQuantizedModel, config: QuantizationConfig) -> None:
+    """Refuse what no layer has a use for."""
+    bits = found.recipe.for_layers(found.observed.layers)
+    if not bits:
+        raise InputError("model: expected a convolution or a linear layer to quantize, found none")
+    weights = [chosen[0] for chosen in bits.values() if chosen is not None]
+    if config.rounding != "nearest" and min(weights) >= 8:
+        raise InputError(f"rounding: {config.rounding} is for weights of fewer than 8 bits, and no layer has such")
+    if config.storage == "int4" and 4 not in weights:
+        raise InputError("storage: int4 is for weights of 4 bits, and no layer is left with such")
+
+
+def finetune(
+    fake_quantized: fx.GraphModule,
+    observed: Observed,
+    teacher: NormalizedModel,
+    data: TrainingData,
+    validation: Split,
+    config: QATConfig,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    checkpoint: Path,
+    reporter: Reporter,
+    name: str = "qat",
+) -> tuple[fx.GraphModule, QatFit]:
+    """Train a fake-quantized model; a training that was killed goes on from its checkpoint.
+
+    Args:
+        fake_quantized: to start from; it is not changed.
+        observed: the float graph that it was made from.
+        teacher: the float classifier.
+        data: what to learn from.
+        validation: images to choose by, of which the first are taken.
+        config: rate, ranges and distillation.
+        steps: optimizer steps.
+        batch_size: images per step.
+        seed: decides images, moves and shifts of every step.
+        checkpoint: file to resume from; whoever owns the folder deletes it.
+        reporter: where progress is told.
+        name: of the training, in messages.
+
+    Returns:
+        The trained model, or the one given where no state was better than it, and what training did.
+    """
+    trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=config.ranges == "learned")
+    trainable = trainable.to(memory_format=torch.channels_last)
+    some = validation.at_most(QAT_IMAGES)
+    with reporter.bar("train the fake-quantized model", steps) as bar:
+        fit = train(
+            trainable,
+            folded(teacher, observed.images[:1]),
+            data,
+            some,
+            config,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=progress_callback(bar),
+        )
+    if fit.diverged:
+        reporter.warn(f"warning: training the fake-quantized model ({name}) diverged; the best state before is kept")
+    reporter.detail(
+        f"validation: {100 * fit.start_accuracy:.2f} -> {100 * fit.accuracy:.2f} %, divergence from float "
+        f"{fit.start_divergence:.4f} -> {fit.divergence:.4f}"
+    )
+    if not (fit.best_step or fit.diverged):
+        reporter.say(
+            f"  the gain of training is within the standard error on {len(some):,} images; the model stays as it was"
+        )
+    return convert_qat(trainable) if fit.best_step else fake_quantized, fit
