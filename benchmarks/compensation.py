@@ -156,9 +156,9 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
         qrobust("export", *run)
     for method in job.methods:
         if method not in done:
-            qrobust("compensate", *run, "--method", method)
+            qrobust("compensate", *run, "--remedy", method)
     qrobust("evaluate", *run, "--attacks", "quick" if job.name == ADAPTIVE else "none")
-    qrobust("report", *run)
+    qrobust("report", str(folder))
 
 
 def differences(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 
 NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
@@ -67,22 +67,15 @@ def _said(kind: Any) -> str:
     return NAMES.get(kind, str(kind))
 
 
-def _expected(bounds: Mapping[str, Any]) -> str:
-    parts = [
-        f"{word} {bounds[key]}"
-        for key, word in (("at_least", "at least"), ("above", "above"), ("at_most", "at most"))
-        if key in bounds
-    ]
-    return " and ".join(parts)
-
-
-def _out_of_bounds(value: float, bounds: Mapping[str, Any]) -> bool:
-    return (
-        not math.isfinite(value)
-        or value < bounds.get("at_least", -math.inf)
-        or value <= bounds.get("above", -math.inf)
-        or value > bounds.get("at_most", math.inf)
-    )
+def _violated(value: float, bounds: Mapping[str, Any]) -> str:
+    """The bound that a number is beyond, or nothing."""
+    if math.isnan(value) or (math.isinf(value) and "at_most" not in bounds):
+        return "a finite number"
+    if "at_least" in bounds and value < bounds["at_least"]:
+        return f"at least {bounds['at_least']}"
+    if "above" in bounds and value <= bounds["above"]:
+        return f"above {bounds['above']}"
+    return f"at most {bounds['at_most']}" if "at_most" in bounds and value > bounds["at_most"] else ""
 
 
 @dataclass(frozen=True)
@@ -110,9 +103,9 @@ class Section:
                     yield f"{option_of(entry)}: expected a value, got an empty string"
                     break
                 if "one_of" in bounds and part is not None and part not in bounds["one_of"]:
-                    yield f"{option_of(entry)}: expected one of {', '.join(bounds['one_of'])}, got {part!r}"
-                elif isinstance(part, int | float) and _out_of_bounds(part, bounds):
-                    yield f"{option_of(entry)}: expected {_expected(bounds) or 'a finite number'}, got {part}"
+                    yield str(unknown(option_of(entry), part, bounds["one_of"]))
+                elif isinstance(part, int | float) and (expected := _violated(part, bounds)):
+                    yield f"{option_of(entry)}: expected {expected}, got {part}"
 
     def well_typed(self) -> bool:
         """Whether rules that compare fields can be applied."""

@@ -44,12 +44,12 @@ ADAPTERS = {
     "sklearn": {"data/sources.py"},
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
     "click": {
+        "cli/command.py",
         "cli/console.py",
         "cli/file_commands.py",
         "cli/interrupts.py",
         "cli/main.py",
         "cli/options.py",
-        "cli/parsing.py",
         "cli/run_commands.py",
         "cli/run_folders.py",
         "cli/types.py",

@@ -169,7 +169,7 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
     page = (run / "report.html").read_text()
     assert "Which way to compensate" in page
 
-    assert qrobust("compensate", run, "--method", "none").exit_code == 0
+    assert qrobust("compensate", run, "--remedy", "none").exit_code == 0
     assert qrobust("evaluate", run, "-q").exit_code == 0
     assert qrobust("report", run, "-q").exit_code == 0
     record = json.loads((run / "record.json").read_text())
@@ -180,15 +180,15 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
 def test_unknown_method_and_scene_are_refused(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    result = qrobust("compensate", run, "--method", "magic")
+    result = qrobust("compensate", run, "--remedy", "magic")
     assert result.exit_code == 2
-    assert "method: expected one of calibrator, none" in result.output
-    result = qrobust("compensate", run, "--scene", "mars")
+    assert "--remedy: expected one of calibrator, none" in result.output
+    result = qrobust("compensate", run, "--scenario", "mars")
     assert result.exit_code == 2
-    assert "scene: expected one of night, fog" in result.output
-    result = qrobust("compensate", run, "--scene", "night", "--shifts", "fog")
+    assert "--scenario: expected one of night, fog" in result.output
+    result = qrobust("compensate", run, "--scenario", "night", "--shifts", "fog")
     assert result.exit_code == 2
-    assert "either --scene or --shifts" in result.output
+    assert "either --scenario or --shifts" in result.output
 
 
 def test_every_graph_has_a_card(finished_run: Path) -> None:
@@ -208,12 +208,12 @@ def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_pa
     run = shutil.copytree(finished_run, tmp_path / "run")
     learned = read_json(run / "record.json")["compensation"]["training_images"]
     later = (
-        "--method",
+        "--remedy",
         "auto-contrast",
         "--few-shot",
         20,
         "--no-labels",
-        "--scene",
+        "--scenario",
         "fog",
         "--severities",
         5,
@@ -235,7 +235,7 @@ def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_pa
 
     assert qrobust("export", run, "-q").exit_code == 0
     assert "Not measured yet" in (run / "compensated.card.md").read_text()
-    result = qrobust("compensate", run, "--method", "none")
+    result = qrobust("compensate", run, "--remedy", "none")
     assert (result.exit_code, "only float and INT8 are left" in result.output) == (0, True)
     assert not list(run.glob("compensated.*")) + list(run.glob("auto-contrast.*"))
 
@@ -324,7 +324,7 @@ def test_checkpoints_of_other_trainings_stay(finished_run: Path, tmp_path: Path)
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     (checkpoints / "float-0123456789ab.pt").write_bytes(b"of a calibrator that was killed")
-    assert qrobust("compensate", run, "--method", "denoise", "-q", "--threads", 1).exit_code == 0
+    assert qrobust("compensate", run, "--remedy", "denoise", "-q", "--threads", 1).exit_code == 0
     assert sorted(p.name for p in checkpoints.iterdir()) == ["finished", "float-0123456789ab.pt"]
 
 
@@ -338,7 +338,7 @@ def test_methods_that_learned_from_other_shifts_are_left_out_and_said(finished_r
         return result.output, set(summary["clean_accuracy"])
 
     for method in ("denoise", "bn-reestimate"):
-        assert qrobust("compensate", run, "--method", method, "-q", "--threads", 1).exit_code == 0
+        assert qrobust("compensate", run, "--remedy", method, "-q", "--threads", 1).exit_code == 0
     graphs = {"float", "int8", "compensated", "denoise", "bn-reestimate"}
     assert measured()[1] == graphs
     # Measuring on other shifts is another question than learning from them.
@@ -380,7 +380,7 @@ def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(
 
     monkeypatch.setattr(alternatives, "finetune", train)
     run = shutil.copytree(finished_run, tmp_path / "run")
-    result = qrobust("compensate", run, "--method", "finetune", "--learning-rate", "0.01", "-q")
+    result = qrobust("compensate", run, "--remedy", "finetune", "--learning-rate", "0.01", "-q")
     assert "enough was seen" in result.output
     assert asked["learning_rate"] == 0.005
 

@@ -30,9 +30,9 @@ def test_every_mistake_is_named_at_once() -> None:
     assert str(caught.value).split("; ") == [
         "config: unknown entries ['stpes']",
         "bits: expected one of w8a8, w6a8, w4a8, w4a4, got 'w2a2'",
-        "steps: expected at least 5 and at most 100000000, got 1",
-        "epsilons: expected at least 0 and at most 1, got 2.0",
-        "seed: expected at least 0 and at most 4294967295, got -1",
+        "steps: expected at least 5, got 1",
+        "epsilons: expected at most 1, got 2.0",
+        "seed: expected at least 0, got -1",
     ]
 
 
@@ -41,14 +41,14 @@ def test_every_mistake_is_named_at_once() -> None:
     [
         ({"steps": "many"}, "steps: expected an integer, got 'many'"),
         ({"steps": True}, "steps: expected an integer, got True"),
-        ({"learning_rate": math.nan}, "learning_rate: expected above 0 and at most 1, got nan"),
-        ({"learning_rate": math.inf}, "learning_rate: expected above 0 and at most 1, got inf"),
-        ({"reverse_weight": math.inf}, "reverse_weight: expected at least 0 and at most 1000000, got inf"),
+        ({"learning_rate": math.nan}, "learning_rate: expected a finite number, got nan"),
+        ({"learning_rate": math.inf}, "learning_rate: expected at most 1, got inf"),
+        ({"reverse_weight": math.inf}, "reverse_weight: expected at most 1000000, got inf"),
         ({"use_labels": "no"}, "use_labels: expected true or false, got 'no'"),
         ({"shifts": "fog"}, "shifts: expected a list, each text, got 'fog'"),
         ({"branches": ("residual", "hue")}, "branches: expected one of residual, photometric, geometric, got 'hue'"),
         ({"severities": ()}, "severities: expected at least one of 1 to 5, got none"),
-        ({"severities": (3, 9)}, "severities: expected at least 1 and at most 5, got 9"),
+        ({"severities": (3, 9)}, "severities: expected at most 5, got 9"),
         ({"latency_budget": 0.5}, "latency_budget: expected a factor above 1, or 0 for none, got 0.5"),
         ({"qat_ranges": "frozen"}, "qat_ranges: nothing is trained without qat_epochs"),
         ({"layer_bits": ("fc",)}, "layer_bits: expected LAYER=BITS, got 'fc'"),

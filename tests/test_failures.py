@@ -212,8 +212,8 @@ def test_how_sums_were_added_is_told(
         assert ("Times are of a CPU without VNNI" in (out / told).read_text()) == saturate
 
     for name, told in (("int8", saturate), ("float", False)):
-        files = ("--model", out / f"{name}.onnx", "--data", "digits", "--shifts", "inversion", "--severities", "5")
-        result = qrobust("evaluate", *files, "--test-images", "20", "--out", tmp_path / name)
+        files = (out / f"{name}.onnx", "--data", "digits", "--shifts", "inversion", "--severities", "5")
+        result = qrobust("evaluate-onnx", *files, "--test-images", "20", "--out", tmp_path / name)
         assert result.exit_code == 0, result.output
         assert (f"its integer sums saturate: what is told of {name} is of such CPUs" in result.output) == told
         record = json.loads((tmp_path / name / "record.json").read_text())

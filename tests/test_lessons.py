@@ -77,7 +77,7 @@ def test_images_other_than_those_quantized_with_are_refused(finished_run: Path, 
     for arguments in (
         ("evaluate", run),
         ("compensate", run),
-        ("compensate", run, "--method", "bn-reestimate"),
+        ("compensate", run, "--remedy", "bn-reestimate"),
         ("compensate", run, "--compare"),
     ):
         result = qrobust(*arguments, "-q")
@@ -100,17 +100,17 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
         "compensate",
         lessons=training_images | {"scene_images": spec, "scene_splits": target_images.summary()},
     )
-    measure = ("evaluate", run, "--scene", spec, "-q", "--attacks", "none", "--threads", 1)
+    measure = ("evaluate", run, "--target-images", folder, "-q", "--attacks", "none", "--threads", 1)
     assert qrobust(*measure).exit_code == 0
     save_images(folder, ["0a"])
     result = qrobust(*measure)
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
     assert "that calibrator learned from, got others (12 to learn from then, now 13)" in result.output
-    respelled = f"imagefolder:{tmp_path}/./scene/"
-    assert "got others" in qrobust("evaluate", run, "--scene", respelled, "-q").output
+    respelled = f"{tmp_path}/./scene/"
+    assert "got others" in qrobust("evaluate", run, "--target-images", respelled, "-q").output
     other = tmp_path / "other"  # of which nothing was learned
     save_images(other, [f"{i:02d}" for i in range(9)])
-    measure = ("evaluate", run, "--scene", f"imagefolder:{other}", "-q", "--attacks", "none", "--threads", 1)
+    measure = ("evaluate", run, "--target-images", other, "-q", "--attacks", "none", "--threads", 1)
     assert qrobust(*measure).exit_code == 0
 
 
@@ -207,7 +207,7 @@ def test_what_is_chosen_after_training_asks_for_no_other_training(
     assert "only what comes after" not in compensate("--steps", 10)
     assert len(kept) == len(sorted(finished.iterdir()))
     assert not set(kept) & set(finished.iterdir())
-    compensate("--method", "none")
+    compensate("--remedy", "none")
     assert not (run / "checkpoints").exists()
 
 
@@ -266,7 +266,7 @@ def test_a_comparison_goes_on_without_a_calibrator(
 
 def test_without_compensation_nothing_of_it_is_left(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    assert qrobust("compensate", run, "--method", "none", "-q").exit_code == 0
+    assert qrobust("compensate", run, "--remedy", "none", "-q").exit_code == 0
     assert not [name for name in ("calibrator.safetensors", "pictures.npz") if (run / name).exists()]
 
 
@@ -314,9 +314,9 @@ def test_a_broken_image_of_a_scene_can_be_left_out(
     monkeypatch.setattr(
         stages, "compensate", lambda opened_run: opened.append(len(opened_run.target_images.training))
     )
-    assert qrobust("compensate", run, "--scene", f"imagefolder:{folder}").exit_code == 2
-    result = qrobust("compensate", run, "--scene", f"imagefolder:{folder}", "--skip-bad-images")
-    assert "scene: left out 1 files that cannot be decoded" in result.output
+    assert qrobust("compensate", run, "--target-images", folder).exit_code == 2
+    result = qrobust("compensate", run, "--target-images", folder, "--skip-bad-images")
+    assert "target_images: left out 1 files that cannot be decoded" in result.output
     assert opened == [6]
 
 
@@ -377,7 +377,7 @@ def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_it
         raise ExportCheckError("parity: no")
 
     run = shutil.copytree(finished_run, tmp_path / "run")
-    finetune = ("compensate", run, "--method", "finetune", "--steps", 5, "-q", "--threads", 1)
+    finetune = ("compensate", run, "--remedy", "finetune", "--steps", 5, "-q", "--threads", 1)
     with monkeypatch.context() as patch:
         patch.setattr(alternatives, "export_checked", refuse)
         assert qrobust(*finetune).exit_code == 3
@@ -405,16 +405,16 @@ def test_damaged_integers_are_one_line(name: str, command: str, finished_run: Pa
 def test_what_learns_nothing_needs_nothing_to_learn_from(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     unseen = ("--shifts", "contrast", "--hold-out", "contrast")
-    assert "to train on" in qrobust("compensate", run, "--method", "bn-reestimate", *unseen, "-q").output
-    assert qrobust("compensate", run, "--method", "auto-contrast", *unseen, "-q").exit_code == 0
+    assert "to train on" in qrobust("compensate", run, "--remedy", "bn-reestimate", *unseen, "-q").output
+    assert qrobust("compensate", run, "--remedy", "auto-contrast", *unseen, "-q").exit_code == 0
     stage = json.loads((run / "stages" / "auto-contrast.json").read_text())
     assert (stage["trained_on"], stage["lessons"]) == ([], None)
 
 
 def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:
-    result = qrobust("compensate", finished_run, "--scene", "nigth")
+    result = qrobust("compensate", finished_run, "--scenario", "nigth")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
-    assert "scene: expected one of night, fog" in result.output
+    assert "--scenario: expected one of night, old-lens" in result.output
     assert "got 'nigth'; did you mean 'night'?" in result.output
 
 

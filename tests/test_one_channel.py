@@ -115,7 +115,7 @@ def test_every_stage(folder: Path) -> None:
     for command in (
         ("compensate", run, *measured, "--steps", 10, "--batch-size", 16, "--mac-budget", 1),
         ("export", run),
-        *(("compensate", run, "--method", method) for method in ("bn-reestimate", "auto-contrast", "anti-adversary")),
+        *(("compensate", run, "--remedy", method) for method in ("bn-reestimate", "auto-contrast", "anti-adversary")),
         ("evaluate", run),
         ("report", run),
     ):

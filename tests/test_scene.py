@@ -67,7 +67,7 @@ def test_a_scene_without_images_is_refused(tmp_path: Path) -> None:
         open_target_images(both, image_size=32, class_names=NAMES, seed=0)
     strange = tmp_path / "strange" / "cat"
     strange.mkdir(parents=True)
-    with pytest.raises(InputError, match=r"^scene: class folder 'cat'"):
+    with pytest.raises(InputError, match=r"^target_images: class folder 'cat'"):
         open_target_images(strange.parent, image_size=32, class_names=NAMES, seed=0)
 
 
@@ -76,9 +76,9 @@ def test_a_scene_is_read_before_anything_is_trained(finished_run: Path, tmp_path
     (folder / "004.png").write_text("no image")
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = sorted(run.rglob("*"))
-    result = qrobust("compensate", run, "--scene", f"imagefolder:{folder}", "-q")
+    result = qrobust("compensate", run, "--target-images", folder, "-q")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
-    assert "scene: cannot decode image" in result.output
+    assert "--target-images: cannot decode image" in result.output
     assert "004.png" in result.output
     assert sorted(run.rglob("*")) == before
     target_images = open_target_images(folder, image_size=32, class_names=NAMES, seed=0, skip_bad=True)
@@ -116,7 +116,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
     run, folder = tmp_path / "run", save_scene(tmp_path / "scene", labelled=labelled, count=200)
     shutil.copytree(finished_run, run)
     for command in (
-        ("compensate", run, "--scene", f"imagefolder:{folder}", "--steps", "300", *SMALLER, "-q"),
+        ("compensate", run, "--target-images", folder, "--steps", "300", *SMALLER, "-q"),
         ("export", run, "-q"),
         ("evaluate", run, "--attack-images", "0", "-q"),
         ("report", run, "-q"),
@@ -138,7 +138,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
             right = {g: (kept[f"{g}.prediction"] == hidden[kept["index"]]).mean() for g in ("int8", "compensated")}
         assert right["compensated"] > right["int8"]
         assert "accuracy is not known" in (run / "report.md").read_text()
-    result = qrobust("compensate", run, "--method", "finetune")
+    result = qrobust("compensate", run, "--remedy", "finetune")
     assert result.exit_code == 2
     assert "finetune learns from shifts" in result.output
 
@@ -154,25 +154,26 @@ def test_validation_counts_a_scene_like_a_cell(tmp_path: Path) -> None:
 
 
 def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
-    words = ("--model", "a.onnx", "--data", "digits", "--out", tmp_path / "out", "--scene", "night,imagefolder:x")
-    result = qrobust("evaluate", *words)
-    assert result.exit_code == 2
-    assert "give its images as --data imagefolder:DIR" in result.output
+    words = ("a.onnx", "--data", "digits", "--out", tmp_path / "out")
+    result = qrobust("evaluate-onnx", *words, "--target-images", "x")
+    assert (result.exit_code, "give the images as --data imagefolder:DIR" in result.output) == (2, True)
+    result = qrobust("evaluate-onnx", *words, "--scenario", "night,imagefolder:x")
+    assert (result.exit_code, "--target-images DIR" in result.output) == (2, True)
 
 
 def test_shifts_take_the_place_of_a_scene(finished_run: Path, tmp_path: Path) -> None:
-    real = choices({"scene": "imagefolder:x", "shifts": None})
+    real = choices({"target_images": "x", "shifts": None})
     assert (real["target_images"], real["target_images_alone"]) == ("imagefolder:x", True)
-    for options in ({"shifts": "fog"}, {"scene": "night"}):
+    for options in ({"shifts": ("fog",)}, {"scenario": ("night",)}):
         assert (choices(options)["target_images"], choices(options)["target_images_alone"]) == (None, True)
-    assert "target_images" not in choices({"shifts": None, "severities": "3"})
+    assert "target_images" not in choices({"shifts": None, "severities": (3,)})
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"scene_images": "imagefolder:x", "scene_alone": True}))
     kept = Run.open(run, Reporter())
     assert (kept.config.shifts.target_images, training_conditions(kept)) == ("imagefolder:x", [])
-    changed = Run.open(run, Reporter(), **choices({"shifts": "fog", "severities": "5"}))
+    changed = Run.open(run, Reporter(), **choices({"shifts": ("fog",), "severities": (5,)}))
     assert (changed.config.shifts.target_images, training_conditions(changed)) == (None, [("fog", 5)])
 
 
@@ -182,7 +183,7 @@ def test_bad_options_leave_the_calibrator_that_is_there(finished_run: Path, tmp_
     for options in (
         ("--shifts", "fogg"),
         ("--branches", "magic"),
-        ("--scene", f"imagefolder:{tmp_path / 'none'}"),
+        ("--target-images", tmp_path / "none"),
         ("--mac-budget", "0.0001"),
     ):
         result = qrobust("compensate", run, *options)
@@ -199,7 +200,7 @@ def test_scenes_of_equal_size_do_not_share_predictions(finished_run: Path, tmp_p
         if name == "clear":
             for path in folder.rglob("*.png"):
                 ImageOps.autocontrast(Image.open(path)).save(path)
-        result = qrobust("evaluate", run, "--scene", f"imagefolder:{folder}", "--attacks", "none", "-q")
+        result = qrobust("evaluate", run, "--target-images", folder, "--attacks", "none", "-q")
         assert result.exit_code == 0, result.output
         with np.load(run / "predictions" / "scene" / "clean-0.npz") as found:
             predictions.append(found["float.prediction"].tolist())

@@ -1,4 +1,4 @@
-"""`qrobust evaluate --model`: ONNX files of any make, checked against what their arithmetic must give."""
+"""`qrobust evaluate-onnx`: ONNX files of any make, checked against what their arithmetic must give."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def data(tmp_path: Path) -> str:
 
 
 def run(models: Sequence[Path], data: str, out: Path, *options: object) -> dict:
-    words = [w for m in models for w in ("--model", m)]
-    result = qrobust("evaluate", *words, "--data", data, "--out", out, "--threads", 1, "-q", *options)
+    result = qrobust("evaluate-onnx", *models, "--data", data, "--out", out, "--threads", 1, "-q", *options)
     assert result.exit_code == 0, result.output
     return read_json(out / "record.json")
 
@@ -182,7 +181,7 @@ def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
     (root / "test" / "cat" / "0.png").write_bytes(b"")
     (root / "train" / "cat" / "0.png").write_bytes(b"")  # which is not measured, and so not looked at
     model = graph(tmp_path / "m.onnx", classes=2)
-    base = ["evaluate", "--model", model, "--data", f"imagefolder:{root}", "--out", tmp_path / "o", *SHORT]
+    base = ["evaluate-onnx", model, "--data", f"imagefolder:{root}", "--out", tmp_path / "o", *SHORT]
     refused = qrobust(*base, "-q", "--threads", 1)
     assert (refused.exit_code, refused.output.count("cat/0.png")) == (2, 1)
     result = qrobust(*base, "--skip-bad-images", "-q", "--threads", 1)
@@ -196,10 +195,8 @@ def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
 def test_the_table_is_printed_and_probabilities_are_told(data: str, tmp_path: Path) -> None:
     model = graph(tmp_path / "soft.onnx", softmax=True)
     result = qrobust(
-        "evaluate",
-        "--model",
+        "evaluate-onnx",
         model,
-        "--model",
         model,
         "--data",
         data,
@@ -213,9 +210,7 @@ def test_the_table_is_printed_and_probabilities_are_told(data: str, tmp_path: Pa
     assert "soft-1 returns probabilities" in result.output
     assert "| soft-2 | 100.0 % |" in result.output
     assert "n = 60." in result.output
-    alone = qrobust(
-        "evaluate", "--model", model, "--data", data, "--out", tmp_path / "p", "--threads", 1, "-q", *SHORT
-    )
+    alone = qrobust("evaluate-onnx", model, "--data", data, "--out", tmp_path / "p", "--threads", 1, "-q", *SHORT)
     assert "drop" not in alone.output
 
 
@@ -225,7 +220,7 @@ def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:
     options = ("--shifts", "motion_blur,fog,rotation,shear", "--severities", "1,2,3,4,5")
     out = tmp_path / "killed"
     program = [sys.executable, "-c", "from qrobust.cli.main import main; main()"]
-    command = [*program, "evaluate", "--model", model, "--data", data, "--out", out, "--threads", "1", "-q", *options]
+    command = [*program, "evaluate-onnx", model, "--data", data, "--out", out, "--threads", "1", "-q", *options]
     process = subprocess.Popen([str(c) for c in command], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         while not (out / "predictions" / "motion_blur-1.npz").exists():
@@ -279,7 +274,7 @@ def test_budget_and_workers_are_said_and_change_no_pixel(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("budget", ["soon", "0s", "-5m", "inf", ""])
 def test_budgets_that_are_no_time_are_refused(budget: str) -> None:
-    result = qrobust("evaluate", "--model", "a.onnx", "--data", "digits", "--out", "o", "--budget", budget)
+    result = qrobust("evaluate-onnx", "a.onnx", "--data", "digits", "--out", "o", "--budget", budget)
     assert (result.exit_code, "expected a time such as 90s, 10m or 1h" in result.output) == (2, True)
 
 
@@ -287,7 +282,7 @@ def test_resume_refuses_other_choices_and_new_runs_want_a_new_folder(data: str, 
     model = graph(tmp_path / "m.onnx")
     out = tmp_path / "out"
     run([model], data, out, *SHORT)
-    base = ["evaluate", "--model", model, "--data", data, "--out", out, "-q", "--threads", 1]
+    base = ["evaluate-onnx", model, "--data", data, "--out", out, "-q", "--threads", 1]
     refused = qrobust(*base, *SHORT, "--resume", "--seed", 3)
     assert (refused.exit_code, "begun with seed=0, got 3" in refused.output) == (2, True)
     assert "not empty" in qrobust(*base, *SHORT).output
@@ -305,7 +300,7 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
     model, out = graph(tmp_path / "m.onnx"), tmp_path / "out"
     run([model], data, out, *SHORT)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    base = ["evaluate", "--model", model, "--data", data, "-q", "--threads", 1, *SHORT, "--overwrite"]
+    base = ["evaluate-onnx", model, "--data", data, "-q", "--threads", 1, *SHORT, "--overwrite"]
     for options, said in (
         (["--workers", 0], "workers: expected at least 1"),
         (["--budget", "1s"], "too short for"),
@@ -440,19 +435,23 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_input_is_one_line_and_writes_nothing(kind: str, data: str, tmp_path: Path) -> None:
     words, match = bad(kind, tmp_path, data)
-    models = [w for m in words if isinstance(m, Path) for w in ("--model", m)]
+    models = [m for m in words if isinstance(m, Path)]
     rest = [w for w in words if not isinstance(w, Path)]
-    result = qrobust("evaluate", *models, "--data", data, "--out", tmp_path / "out", *rest)
+    result = qrobust("evaluate-onnx", *models, "--data", data, "--out", tmp_path / "out", *rest)
     assert result.exit_code == 2, result.output
     assert len(result.output.strip().splitlines()) == 1, result.output
     assert match in result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_both_forms_or_neither_are_refused(data: str, tmp_path: Path) -> None:
-    for words in ([], ["--data", data], [tmp_path, "--model", "a.onnx"], ["--model", "a.onnx"]):
+def test_the_form_before_evaluate_onnx_names_it(data: str, tmp_path: Path) -> None:
+    for words in (["--data", data, "--model", "a.onnx"], [tmp_path, "--model=a.onnx"], ["--out", tmp_path]):
         result = qrobust("evaluate", *words)
-        assert (result.exit_code, result.output.count("Error: evaluate:")) == (2, 1)
+        assert (result.exit_code, result.output.count("`qrobust evaluate-onnx FILE...")) == (2, 1)
+        assert len(result.output.strip().splitlines()) == 1
+    for words in (["--model", "a.onnx"], ["--data", data, "--out", tmp_path], ["a.onnx", "--data", data], []):
+        result = qrobust("evaluate-onnx", *words)
+        assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
 
 
 def test_a_graph_that_fails_on_its_images_is_named(tmp_path: Path) -> None:
@@ -531,6 +530,6 @@ def test_logits_that_are_not_finite(tmp_path: Path) -> None:
 def test_one_class_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     path, out = graph(tmp_path / "m.onnx", classes=1), tmp_path / "out"
     data = f"npz:{save_npz(tmp_path / 'd.npz', classes=1)}"
-    result = qrobust("evaluate", "--model", path, "--data", data, "--out", out, *SHORT)
+    result = qrobust("evaluate-onnx", path, "--data", data, "--out", out, *SHORT)
     assert (result.exit_code, out.exists()) == (2, False)
     assert f"Error: onnx: expected logits of at least 2 classes from {path}, got (60, 1)" in result.output

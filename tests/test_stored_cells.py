@@ -124,10 +124,9 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
     record = run([model], data, tmp_path / "out", "--shifts", f"stored:{root}", "--severities", "3")
     assert record["corruption_sets"][0]["rows"][0]["accuracy"] == {"m": 1.0}
     assert (
-        f"stored:{root}: m 100.00 % (n = 12 of 12, 1 cells)"
+        f"stored:{root}: m 100.00 % (n = 12 of 12, 1 conditions)"
         in qrobust(
-            "evaluate",
-            "--model",
+            "evaluate-onnx",
             model,
             "--data",
             data,
@@ -146,8 +145,7 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
     shutil.copytree(root / "snow" / "3", root / "snow" / "4")
     (root / "snow" / "4" / "a" / "0.png").unlink()
     result = qrobust(
-        "evaluate",
-        "--model",
+        "evaluate-onnx",
         model,
         "--data",
         data,
@@ -163,8 +161,7 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
     (root / "snow" / "3" / "c").rename(root / "snow" / "3" / "d")
     result = qrobust(
-        "evaluate",
-        "--model",
+        "evaluate-onnx",
         model,
         "--data",
         data,
@@ -205,7 +202,7 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_written(
             Image.new("RGB", (SIDE, SIDE)).save(root / "snow" / "3" / name / "0.png")
     elif kind == "empty":
         root.mkdir()
-    words = ["evaluate", "--model", graph(tmp_path / "m.onnx"), "--data", data, "--out", tmp_path / "out"]
+    words = ["evaluate-onnx", graph(tmp_path / "m.onnx"), "--data", data, "--out", tmp_path / "out"]
     result = qrobust(*words, "--shifts", f"stored:{root}", "--severities", 5, "-q")
     assert match in result.output
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
@@ -215,8 +212,7 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_written(
 def test_numbers_that_end_before_the_classes_are_doubted(data: str, tmp_path: Path) -> None:
     root = grey_set(tmp_path / "set", classes=2)
     result = qrobust(
-        "evaluate",
-        "--model",
+        "evaluate-onnx",
         graph(tmp_path / "m.onnx"),
         "--data",
         data,

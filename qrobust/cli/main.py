@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import errno
+from types import MappingProxyType
 from typing import Any
 
 import click
 
 from qrobust import __version__
+from qrobust.cli.command import Command
 from qrobust.cli.console import echo
-from qrobust.cli.file_commands import audit, evaluate
-from qrobust.cli.interrupts import (
-    end,
-    remember_arguments,
-    signals_raise,
-)
-from qrobust.cli.options import (
-    RunCommand,
-)
-from qrobust.cli.run_commands import compensate, demo, export, quantize, report, run_command, sensitivity
-from qrobust.errors import InputError, QRobustError
+from qrobust.cli.file_commands import audit, evaluate_onnx
+from qrobust.cli.interrupts import end, remember_arguments, signals_raise
+from qrobust.cli.run_commands import compensate, demo, evaluate, export, quantize, report, run, sensitivity
+from qrobust.errors import InputError, QRobustError, unknown
 
 
 class Group(click.Group):
-    """Turns every qrobust error into one line and its exit code, in this one place."""
+    """Commands in working order; every error becomes one line and its exit code, in this one place."""
 
-    command_class = RunCommand
+    aliases = MappingProxyType({"quantize-and-compensate": "run"})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = self.aliases.get(args[0], args[0])
+        if name not in self.commands and not name.startswith("-"):
+            raise click.UsageError(str(unknown("command", name, self.commands)), ctx)
+        return super().resolve_command(ctx, [name, *args[1:]])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         remember_arguments(ctx, args)
@@ -38,7 +44,9 @@ class Group(click.Group):
         except KeyboardInterrupt as error:
             raise end() from error
         except QRobustError as error:
-            message, code = str(error), error.exit_code
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            message = command.as_typed(str(error)) if isinstance(command, Command) else str(error)
+            code = error.exit_code
         except OSError as error:  # a full disk, a folder that went away
             if error.errno == errno.EPIPE:  # click knows what to do when nobody reads on
                 raise
@@ -49,13 +57,22 @@ class Group(click.Group):
 
             message, code = f"a user's code ended the program ({complaint(error)})", InputError.exit_code
         except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else ctx.command_path
-            message, code = f"{error.format_message()} See {path} --help.", error.exit_code
+            message, code = _usage(error, ctx), error.exit_code
         echo(f"Error: {' '.join(message.split())}", err=True)
         raise click.exceptions.Exit(code)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, "quantize-and-compensate" if cmd_name == "run" else cmd_name)
+
+def _usage(error: click.UsageError, ctx: click.Context) -> str:
+    """What is wrong with the words that were typed, the option first, and where to read on."""
+    text = error.format_message()
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        option = error.param.opts[0] if error.param else error.param_hint
+        text = f"{option}: {error.message}"
+    if isinstance(error, click.NoSuchOption):
+        near = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ""
+        text = f"{error.option_name}: no such option{near}"
+    path = error.ctx.command_path if error.ctx else ctx.command_path
+    return f"{text if text.endswith(('.', '?')) else text + '.'} See {path} --help."
 
 
 @click.group(
@@ -64,18 +81,29 @@ class Group(click.Group):
 )
 @click.version_option(__version__)
 def main() -> None:
-    """INT8 image classifiers whose robustness is measured, and repaired.
+    """Quantize image classifiers to INT8, measure their robustness, and win it back.
 
     \b
-    qrobust demo                      # the whole job on built-in data, a few minutes
-    qrobust run --model M --data D --out DIR
-                                      quantize, compensate, export, measure, report
-    qrobust audit FILE.onnx           # what onnxruntime really runs on integers
+    qrobust demo                                    # the whole job on built-in data, a few minutes
+    qrobust run --model M --data D --out runs/one   # the whole job on yours
+    qrobust evaluate-onnx float.onnx int8.onnx --data D --out evaluations/one
+    qrobust audit int8.onnx
 
-    `run` is short for `quantize-and-compensate`. The stages can be run one by one on the same folder:
-    quantize, evaluate, compensate, export, evaluate, report.
+    The stages of `run` are commands, too, for the same folder: quantize, compensate, export, evaluate, report.
+    COMMAND --help shows the options that matter first, COMMAND --help-all shows all.
     """
 
 
-for _command in (run_command, demo, quantize, sensitivity, compensate, export, evaluate, report, audit):
+for _command in (
+    demo,
+    run,
+    quantize,
+    sensitivity,
+    compensate,
+    export,
+    evaluate,
+    report,
+    evaluate_onnx,
+    audit,
+):
     main.add_command(_command)

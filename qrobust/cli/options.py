@@ -1,4 +1,8 @@
-"""Options that commands share, and what becomes of them in a RunConfig."""
+"""Every option that commands share, declared once.
+
+What an option is without, and what it may be, are those of the field that it sets in a run's configuration
+(`parsing.FIELDS`); nothing of that is repeated here. An option that is not given is None.
+"""
 
 from __future__ import annotations
 
@@ -7,344 +11,501 @@ from typing import Any
 
 import click
 
-from qrobust.cli.interrupts import (
-    Interruptible,
-)
-from qrobust.cli.types import FolderType, FractionType
+from qrobust.cli.command import ATTACKS, CALIBRATOR, MODEL, QAT, QUANTIZATION, RUN, SHIFTS, Option
+from qrobust.cli.types import DURATION, FRACTION, FRACTIONS, INTEGER, INTEGERS, NAMES, NUMBER, FolderType, OneOf
 
-Command = Callable[..., Any]
-
-
-class FilledCommand(click.Command):
-    """A command whose options and arguments are never empty: that is a variable of the shell that is not set."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        from qrobust.errors import InputError
-
-        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
-        for param in self.params:
-            values = given.get(param.name or "")
-            for value in values if isinstance(values, list | tuple) else (values,):
-                if isinstance(value, str) and not value.strip():
-                    name = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(ctx)
-                    raise InputError(
-                        f"{name}: expected a value, got an empty string; is a variable of the shell unset?"
-                    )
-        return super().parse_args(ctx, args)
+Decorator = Callable[[Any], Any]
+_DECLARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
 
 
-def options(*decorators: Command) -> Callable[[Command], Command]:
-    def apply(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
+def _declare(*flags: str, **traits: Any) -> None:
+    """Of a parameter called like its first long flag, or like the flags' last word, which has no dashes."""
+    name = (flags[-1] if not flags[-1].startswith("-") else flags[-1].lstrip("-")).replace("-", "_")
+    if traits.pop("flag", False):
+        traits |= {"is_flag": True, "default": None}
+    elif "type" not in traits and "is_flag" not in traits:
+        traits["type"] = str if "metavar" in traits else OneOf(name)
+    _DECLARED[name] = (flags, traits)
+
+
+def with_options(*names: str, **changes: dict[str, Any]) -> Decorator:
+    """Give a command the options of these names; `changes` are to what is declared, by name."""
+
+    def apply(command: Any) -> Any:
+        for name in reversed(names):
+            flags, traits = _DECLARED[name]
+            command = click.option(*flags, cls=Option, **traits | changes.get(name, {}))(command)
         return command
 
     return apply
 
 
-common = options(
-    click.option(
-        "--threads",
-        type=int,
-        default=None,
-        help="Threads for torch and onnxruntime.  [default: all cores, or the run's]",
-    ),
-    click.option("-v", "--verbose", is_flag=True, help="Say more."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress: only results, warnings and errors."),
+_declare(
+    "--model",
+    group=MODEL,
+    metavar="SPEC",
+    help="torchvision:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, cifar_resnet18, "
+    "cifar_mobilenet_v2, cifar_vgg16_bn.",
 )
-seed = click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Decides splits, pixels, training and attacks.",
+_declare(
+    "--weights",
+    group=MODEL,
+    metavar="FILE",
+    help="Trained weights: a state dict (.pt, .pth) or .safetensors. Nothing in the file is executed.",
 )
-skip_bad_images = click.option(
+_declare("--pretrained", group=MODEL, flag=True, help="Let torchvision fetch its own weights.")
+_declare(
+    "--normalization",
+    group=MODEL,
+    advanced=True,
+    metavar="NAME|M,M,M/S,S,S",
+    unset="the model's preset",
+    help="What the model subtracts and divides by: imagenet, cifar10, none, or means and standard deviations "
+    "(M/S for one channel).",
+)
+_declare("--data", group=MODEL, metavar="SPEC", help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits.")
+_declare(
+    "--data-root",
+    group=MODEL,
+    advanced=True,
+    metavar="DIR",
+    unset="~/.cache/torchvision",
+    help="Folder of torchvision's data sets.",
+)
+_declare(
+    "--class-names",
+    group=MODEL,
+    advanced=True,
+    metavar="FILE",
+    help="One class name a line, in index order, for data that holds some of the classes.",
+)
+_declare(
     "--skip-bad-images",
-    is_flag=True,
-    help="Leave out files of an imagefolder that cannot be decoded; list them.",
+    group=MODEL,
+    advanced=True,
+    flag=True,
+    help="Leave out image files that cannot be decoded, and list them.",
 )
-inputs = options(
-    click.option(
-        "--model",
-        required=True,
-        help="torchvision:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, cifar_resnet18, "
-        "cifar_mobilenet_v2, cifar_vgg16_bn.",
-    ),
-    click.option(
-        "--weights",
-        help="State dict (.pt, .pth) or .safetensors; nothing in the file is executed.",
-    ),
-    click.option("--pretrained", is_flag=True, help="Let torchvision fetch its own weights."),
-    click.option(
-        "--normalization",
-        help="imagenet, cifar10, none or m,m,m/s,s,s; of one channel m/s.  [default: the model's preset]",
-    ),
-    click.option(
-        "--data",
-        required=True,
-        help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits.",
-    ),
-    click.option(
-        "--data-root",
-        help="Where torchvision data sets lie.  [default: ~/.cache/torchvision]",
-    ),
-    click.option(
-        "--class-names",
-        help="File with one class name per line, in index order, for data of some of the classes.",
-    ),
-    skip_bad_images,
-    click.option(
-        "--image-size",
-        type=int,
-        help="Side in pixels.  [default: the images' own if small and alike, else the model's]",
-    ),
-    click.option(
-        "--calibration-images",
-        type=int,
-        default=512,
-        show_default=True,
-        help="Images that quantization ranges are observed on.",
-    ),
-    click.option(
-        "--train-images",
-        type=int,
-        help="Keep only so many training images.  [default: all]",
-    ),
-    click.option("--test-images", type=int, help="Keep only so many test images.  [default: all]"),
-    click.option(
-        "--target",
-        default="x86-vnni",
-        show_default=True,
-        help="CPU family whose integer kernels the graph is made for: x86-vnni (with AVX512-VNNI or AVX-VNNI), "
-        "x86-avx2 (older, 7-bit weights) or arm64 (signed activations).",
-    ),
-    click.option(
-        "--bits",
-        type=click.Choice(["w8a8", "w6a8", "w4a8", "w4a4"]),
-        default="w8a8",
-        show_default=True,
-        help="Bits of weights and activations; narrow ones stay in 8-bit containers and run as fast.",
-    ),
-    click.option(
-        "--edges",
-        type=click.Choice(["8bit", "same", "float"]),
-        default="8bit",
-        show_default=True,
-        help="The first and the last layer: 8 bits, the same bits as the rest, or float.",
-    ),
-    click.option(
-        "--layer-bits",
-        help="Such as 'features.0.*=w8a8,fc=float': names as `qrobust sensitivity` prints them, or patterns.",
-    ),
-    click.option(
-        "--keep-float",
-        help="Comma-separated layers to leave in float, or auto:N for the N most sensitive.",
-    ),
-    click.option(
-        "--ptq",
-        type=click.Choice(["default", "auto"]),
-        default="default",
-        show_default=True,
-        help="auto tries ranges, equalization, rounding and bias correction on validation images, keeps the best.",
-    ),
-    click.option(
-        "--observer",
-        type=click.Choice(["min-max", "moving-average", "percentile", "histogram", "mse"]),
-        default="mse",
-        show_default=True,
-        help="How activation ranges are chosen; histogram is by least KL divergence.",
-    ),
-    click.option("--equalize", is_flag=True, help="Cross-layer equalization."),
-    click.option(
-        "--bias-correction",
-        is_flag=True,
-        help="Correct each channel's bias by the mean error that quantization adds to it.",
-    ),
-    click.option(
-        "--rounding",
-        type=click.Choice(["nearest", "adaround"]),
-        default="nearest",
-        show_default=True,
-        help="Of weights below 8 bits: to the nearest, or learned.",
-    ),
-    click.option(
-        "--storage",
-        type=click.Choice(["int8", "int4"]),
-        default="int8",
-        show_default=True,
-        help="How 4-bit weights lie in the file: int4 halves it, and runs as fast once loaded.",
-    ),
-    click.option(
-        "--qat-epochs",
-        type=float,
-        default=0,
-        show_default=True,
-        help="Epochs of quantization-aware training, or a fraction of one; 0: none.",
-    ),
-    click.option(
-        "--qat-learning-rate",
-        type=float,
-        default=1e-4,
-        show_default=True,
-        help="Peak rate of Adam.",
-    ),
-    click.option(
-        "--qat-ranges",
-        type=click.Choice(["learned", "frozen"]),
-        default="learned",
-        show_default=True,
-        help="Whether step sizes learn, too.",
-    ),
-    click.option(
-        "--qat-distillation",
-        type=float,
-        default=0.9,
-        show_default=True,
-        help="Share of the loss that imitates the float model, from 0 to 1; the labels have the rest.",
-    ),
-    click.option(
-        "--qat-shifts",
-        is_flag=True,
-        help="Quantization-aware training sees shifted images, too: those of --shifts without --hold-out (`run`), or "
-        "of the suite 'default' at severities 3 and 5 (`quantize`).",
-    ),
+_declare(
+    "--image-size",
+    group=MODEL,
+    advanced=True,
+    type=INTEGER,
+    metavar="PIXELS",
+    unset="the images' own if small and alike, else the model's",
+    help="Side of the images that the model reads.",
 )
-measuring = options(
-    click.option(
-        "--scene",
-        help="Comma-separated: night, fog, vibration, old-lens, rotated-mount or all, for the shifts of that scene "
-        "instead of --shifts; imagefolder:DIR for real images of it, in class folders or without labels.",
-    ),
-    click.option(
-        "--shifts",
-        help="Comma-separated names, suites, FILE.py:FUNCTION or stored:DIR (CIFAR-10-C, ImageNet-C).  "
-        "[default: suite 'default']",
-    ),
-    click.option("--severities", help="Comma-separated, 1 to 5.  [default: 3,5]"),
-    click.option(
-        "--severity-table",
-        type=click.Choice(["auto", "cifar-c", "imagenet-c"]),
-        help="What severities mean.  [default: auto, by image size]",
-    ),
-    click.option(
-        "--attacks",
-        type=click.Choice(["none", "quick", "full"]),
-        help="quick: PGD, transfer and random noise; full, for hours: FGSM, PGD with restarts, APGD, Square, "
-        "HopSkipJump and poses. ONNX files have no gradient: Square and noise, or with HopSkipJump and poses.  "
-        "[default: quick; none for files]",
-    ),
-    click.option("--norms", help="Comma-separated, linf or l2.  [default: linf; with --attacks full linf,l2]"),
-    click.option(
-        "--epsilons",
-        help="Comma-separated L-infinity budgets of attacks.  [default: 1/255,2/255,4/255,8/255]",
-    ),
-    click.option(
-        "--l2-epsilons",
-        help="Comma-separated L2 budgets of attacks, on the [0, 1] scale.  [default: in proportion to --epsilons]",
-    ),
-    click.option(
-        "--attack-images",
-        type=int,
-        help="Test images to attack; 0 for none.  [default: 200]",
-    ),
+_declare(
+    "--calibration-images",
+    group=MODEL,
+    advanced=True,
+    type=INTEGER,
+    metavar="N",
+    help="Images on which quantization ranges are observed.",
 )
-training = options(
-    click.option(
-        "--hold-out",
-        help="Comma-separated shifts, of those chosen, that are measured but never trained on; none: all are.  "
-        "[default: none]",
-    ),
-    click.option(
-        "--mac-budget",
-        type=FractionType(),
-        help="The calibrator's multiply-accumulates, as a fraction of the classifier's.  [default: 0.10]",
-    ),
-    click.option(
-        "--latency-budget",
-        type=float,
-        help="Such as 1.25: how many times the INT8 graph's time at batch 1 the pair may take, measured here; a "
-        "narrower calibrator is chosen until it fits; 0: any time.  [default: 0]",
-    ),
-    click.option(
-        "--clean-budget",
-        type=float,
-        metavar="POINTS",
-        help="Clean accuracy on validation images, in percentage points, that the calibrator may cost: its gate is "
-        "chosen by that after training.  [default: 0.3]",
-    ),
-    click.option(
-        "--branches",
-        help="Comma-separated corrections that the calibrator may make: residual, photometric, geometric.  "
-        "[default: all that fit the budget]",
-    ),
-    click.option("--steps", type=int, help="Training steps.  [default: 4000]"),
-    click.option("--batch-size", type=int, help="Images per training step.  [default: 128]"),
-    click.option(
-        "--learning-rate",
-        type=float,
-        help="Peak rate of Adam while pixels are restored; half of it through the classifier, a quarter on the "
-        "calibrator's 8-bit grid; half for --method finetune.  [default: 0.002]",
-    ),
-    click.option(
-        "--reverse-weight",
-        type=float,
-        help="Weight of the pull towards reverse adversarial examples of the clean images.  [default: 0]",
-    ),
-    click.option(
-        "--favour",
-        type=float,
-        help="Share of the training shifts that are drawn by how much they hurt the INT8 classifier.  [default: 0]",
-    ),
-    click.option(
-        "--polish",
-        type=int,
-        help="Random steps of the calibrator's last biases at the end, each judged on the exported pair by "
-        "onnxruntime; seconds each.  [default: 0]",
-    ),
-    click.option(
-        "--few-shot",
-        type=int,
-        help="Learn from only so many training images; with --no-labels: unlabelled ones; 0: all. Choosing on "
-        "validation images takes those of the data set as ever.  [default: 0]",
-    ),
-    click.option(
-        "--labels/--no-labels",
-        "use_labels",
-        default=None,
-        help="Train and choose with labels, or by the float model's view alone.  [default: labels]",
-    ),
+_declare(
+    "--train-images",
+    group=MODEL,
+    advanced=True,
+    type=INTEGER,
+    metavar="N",
+    unset="all",
+    help="Use only the first N training images.",
 )
-allow_code = click.option(
+_declare(
+    "--test-images",
+    group=MODEL,
+    type=INTEGER,
+    metavar="N",
+    unset="all",
+    help="Measure on N test images only.",
+)
+
+_declare(
+    "--target",
+    group=QUANTIZATION,
+    help="CPU family that runs the graph: x86-vnni (AVX512-VNNI or AVX-VNNI), x86-avx2 (older, 7-bit weights) or "
+    "arm64 (signed activations).",
+)
+_declare(
+    "--bits",
+    group=QUANTIZATION,
+    help="Bits of weights and activations. Fewer than 8 are stored in 8-bit containers and run as fast.",
+)
+_declare(
+    "--edges",
+    group=QUANTIZATION,
+    advanced=True,
+    help="First and last layer: 8 bits, the same bits as the others, or float.",
+)
+_declare(
+    "--layer-bits",
+    group=QUANTIZATION,
+    advanced=True,
+    type=NAMES,
+    metavar="LAYER=BITS,...",
+    help="Bits of single layers, e.g. 'features.0.*=w8a8,fc=float'. `qrobust sensitivity` prints their names.",
+)
+_declare(
+    "--keep-float",
+    group=QUANTIZATION,
+    advanced=True,
+    type=NAMES,
+    metavar="LAYER,...",
+    help="Layers to leave in float, or auto:N for the N most sensitive.",
+)
+_declare(
+    "--ptq",
+    group=QUANTIZATION,
+    help="auto tries ranges, equalization, rounding and bias correction on validation images and keeps the best.",
+)
+_declare(
+    "--observer",
+    group=QUANTIZATION,
+    advanced=True,
+    help="How activation ranges are chosen; histogram minimises the KL divergence.",
+)
+_declare("--equalize", group=QUANTIZATION, advanced=True, flag=True, help="Cross-layer equalization of weights.")
+_declare(
+    "--bias-correction",
+    group=QUANTIZATION,
+    advanced=True,
+    flag=True,
+    help="Correct each channel's bias by the mean error that quantization adds to it.",
+)
+_declare(
+    "--rounding",
+    group=QUANTIZATION,
+    advanced=True,
+    help="Rounding of weights below 8 bits: to the nearest, or learned (AdaRound).",
+)
+_declare(
+    "--storage",
+    group=QUANTIZATION,
+    advanced=True,
+    help="Storage of 4-bit weights in the file: int4 halves it, and runs as fast once loaded.",
+)
+
+_declare(
+    "--qat-epochs",
+    group=QAT,
+    type=NUMBER,
+    metavar="EPOCHS",
+    help="Epochs of training, or a fraction of one. 0: none.",
+)
+_declare(
+    "--qat-learning-rate", group=QAT, advanced=True, type=NUMBER, metavar="RATE", help="Peak learning rate of Adam."
+)
+_declare("--qat-ranges", group=QAT, advanced=True, help="Whether quantization ranges are learned, too.")
+_declare(
+    "--qat-distillation",
+    group=QAT,
+    advanced=True,
+    type=NUMBER,
+    metavar="FRACTION",
+    help="Share of the loss that imitates the float model; the labels have the rest.",
+)
+_declare(
+    "--qat-shifts",
+    group=QAT,
+    advanced=True,
+    flag=True,
+    help="Train on shifted images, too: those of --shifts without --hold-out (`run`), or of the suite 'default' at "
+    "severities 3 and 5 (`quantize`).",
+)
+
+_declare(
+    "--scenario",
+    group=SHIFTS,
+    type=NAMES,
+    metavar="NAME,...",
+    help="Shifts that occur together, instead of --shifts: night, fog, vibration, old-lens, rotated-mount or all.",
+)
+_declare(
+    "--target-images",
+    group=SHIFTS,
+    metavar="DIR",
+    help="Real images of the new surroundings: in class folders, or loose and without labels.",
+)
+_declare(
+    "--shifts",
+    group=SHIFTS,
+    type=NAMES,
+    metavar="NAME,...",
+    unset="the suite 'default'",
+    help="Shifts, suites of shifts, FILE.py:FUNCTION, or stored:DIR (CIFAR-10-C, ImageNet-C).",
+)
+_declare(
+    "--severities", group=SHIFTS, advanced=True, type=INTEGERS, metavar="1..5,...", help="Strengths of the shifts."
+)
+_declare(
+    "--severity-table",
+    group=SHIFTS,
+    advanced=True,
+    help="What a severity means. auto: cifar-c for images below 64 px, else imagenet-c.",
+)
+_declare(
+    "--hold-out",
+    group=SHIFTS,
+    advanced=True,
+    type=NAMES,
+    metavar="NAME,...",
+    help="Shifts, of those chosen, that are measured but never trained on. '': none.",
+)
+
+_declare(
+    "--mac-budget",
+    group=CALIBRATOR,
+    advanced=True,
+    type=FRACTION,
+    metavar="FRACTION",
+    help="Maximum multiply-accumulates of the calibrator, relative to the classifier's.",
+)
+_declare(
+    "--latency-budget",
+    group=CALIBRATOR,
+    advanced=True,
+    type=NUMBER,
+    metavar="FACTOR",
+    unset="0",
+    help="Maximum batch-1 latency of calibrator + classifier relative to INT8 alone, e.g. 1.25: a narrower "
+    "calibrator is chosen until it fits. 0: no limit.",
+)
+_declare(
+    "--clean-budget",
+    group=CALIBRATOR,
+    advanced=True,
+    type=NUMBER,
+    metavar="POINTS",
+    help="Maximum cost in clean accuracy on validation images, in percentage points. The calibrator's gate is chosen "
+    "to stay within it.",
+)
+_declare(
+    "--branches",
+    group=CALIBRATOR,
+    advanced=True,
+    type=NAMES,
+    metavar="NAME,...",
+    unset="all that fit the budget",
+    help="Corrections that the calibrator may make: residual, photometric, geometric.",
+)
+_declare("--steps", group=CALIBRATOR, type=INTEGER, metavar="N", help="Training steps.")
+_declare(
+    "--batch-size",
+    group=CALIBRATOR,
+    advanced=True,
+    type=INTEGER,
+    metavar="IMAGES",
+    help="Images per training step.",
+)
+_declare(
+    "--learning-rate",
+    group=CALIBRATOR,
+    advanced=True,
+    type=NUMBER,
+    metavar="RATE",
+    help="Peak learning rate of Adam while pixels are restored. Training through the classifier has half of it, on "
+    "the 8-bit grid a quarter; --remedy finetune has half.",
+)
+_declare(
+    "--reverse-weight",
+    group=CALIBRATOR,
+    advanced=True,
+    type=NUMBER,
+    metavar="WEIGHT",
+    help="Weight of the pull towards reverse adversarial examples of the clean images.",
+)
+_declare(
+    "--hard-shift-share",
+    group=CALIBRATOR,
+    advanced=True,
+    type=NUMBER,
+    metavar="FRACTION",
+    help="Share of the training shifts that are drawn by how much they hurt the INT8 classifier.",
+)
+_declare(
+    "--evolution-steps",
+    group=CALIBRATOR,
+    advanced=True,
+    type=INTEGER,
+    metavar="STEPS",
+    help="Random steps of the calibrator's last biases at the end, each measured on onnxruntime: seconds each.",
+)
+_declare(
+    "--few-shot",
+    group=CALIBRATOR,
+    advanced=True,
+    type=INTEGER,
+    metavar="N",
+    unset="0",
+    help="Learn from N training images only (with --no-labels: unlabelled ones). Validation images stay. 0: all.",
+)
+_declare(
+    "--labels/--no-labels",
+    "use_labels",
+    group=CALIBRATOR,
+    advanced=True,
+    type=bool,
+    default=None,
+    help="Train and choose by labels, or by the float model's predictions alone.",
+)
+
+_declare(
+    "--attacks",
+    group=ATTACKS,
+    help="quick: PGD, transfer and random noise. full, for hours: also FGSM, PGD with restarts, APGD, Square, "
+    "HopSkipJump and poses.",
+)
+_declare(
+    "--norms",
+    group=ATTACKS,
+    advanced=True,
+    type=NAMES,
+    metavar="linf|l2,...",
+    unset="linf; with --attacks full linf,l2",
+    help="Norms of the perturbations.",
+)
+_declare(
+    "--epsilons",
+    group=ATTACKS,
+    advanced=True,
+    type=FRACTIONS,
+    metavar="FRACTION,...",
+    help="L-infinity budgets, on the [0, 1] scale.",
+)
+_declare(
+    "--l2-epsilons",
+    group=ATTACKS,
+    advanced=True,
+    type=FRACTIONS,
+    metavar="DISTANCE,...",
+    unset="in proportion to --epsilons",
+    help="L2 budgets, on the [0, 1] scale.",
+)
+_declare(
+    "--attack-images",
+    group=ATTACKS,
+    advanced=True,
+    type=INTEGER,
+    metavar="N",
+    help="Attack the first N test images. 0: none.",
+)
+
+_declare(
+    "--out",
+    group=RUN,
+    required=True,
+    type=FolderType(),
+    metavar="DIR",
+    help="Folder for everything that is made. It must be new or empty, unless --resume or --overwrite is given.",
+)
+_declare(
     "--allow-code",
+    group=RUN,
+    advanced=True,
+    type=str,
     multiple=True,
     metavar="SHA256",
     help="Run a Python file with this SHA-256, though only the run's configuration names it; repeat it for several.",
 )
-run_dir = options(
-    click.argument("run_folder", metavar="DIR", type=FolderType()),
-    click.option("--model", help="The run's own model: a FILE.py:FACTORY runs only if it is named again."),
-    allow_code,
-    click.option(
-        "--seed",
-        type=int,
-        help="Must be the run's own, which drew its splits.  [default: the run's]",
-    ),
+_declare("--resume", group=RUN, is_flag=True, help="Continue what was interrupted in --out. Needs no other option.")
+_declare("--overwrite", group=RUN, is_flag=True, help="Replace what an earlier command made in --out.")
+_declare(
+    "--budget",
+    group=RUN,
+    advanced=True,
+    type=DURATION,
+    metavar="DURATION",
+    unset="all images",
+    help="Measure as many test images as fit into e.g. 90s, 10m or 1h; each class keeps its share.",
 )
-resume = options(
-    click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped."),
-    allow_code,
+_declare(
+    "--workers",
+    group=RUN,
+    advanced=True,
+    type=INTEGER,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Processes that render shifted images and run inference, one thread each. The pixels are the same.",
 )
-out_options = options(
-    click.option(
-        "--out",
-        required=True,
-        type=FolderType(),
-        help="Folder of the run; must be new or empty, unless --resume or --overwrite is given.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds."),
+_declare("--seed", group=RUN, advanced=True, type=INTEGER, metavar="N", help="Seed of splits, pixels and training.")
+_declare(
+    "--threads",
+    group=RUN,
+    type=INTEGER,
+    metavar="N",
+    unset="all cores",
+    help="Threads of torch and onnxruntime.",
 )
+_declare("-v", "--verbose", group=RUN, is_flag=True, help="Print details.")
+_declare("-q", "--quiet", group=RUN, is_flag=True, help="Print results, warnings and errors only.")
 
+MODEL_OPTIONS = (
+    "model",
+    "weights",
+    "pretrained",
+    "normalization",
+    "data",
+    "data_root",
+    "class_names",
+    "skip_bad_images",
+    "image_size",
+    "calibration_images",
+    "train_images",
+    "test_images",
+)
+QUANTIZATION_OPTIONS = (
+    "target",
+    "bits",
+    "edges",
+    "layer_bits",
+    "keep_float",
+    "ptq",
+    "observer",
+    "equalize",
+    "bias_correction",
+    "rounding",
+    "storage",
+    "qat_epochs",
+    "qat_learning_rate",
+    "qat_ranges",
+    "qat_distillation",
+    "qat_shifts",
+)
+RENDERED_OPTIONS = ("scenario", "shifts", "severities", "severity_table")
+SHIFT_OPTIONS = (*RENDERED_OPTIONS, "target_images")
+CALIBRATOR_OPTIONS = (
+    "hold_out",
+    "mac_budget",
+    "latency_budget",
+    "clean_budget",
+    "branches",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "reverse_weight",
+    "hard_shift_share",
+    "evolution_steps",
+    "few_shot",
+    "use_labels",
+)
+ATTACK_OPTIONS = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
+NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "verbose", "quiet")
+STAGE_OPTIONS = ("model", "allow_code", "threads", "verbose", "quiet")
+# Of a command for a run that is there.
+OF_RUN: dict[str, dict[str, Any]] = {
+    "threads": {"unset": "the run's"},
+    "model": {
+        "group": RUN,
+        "advanced": True,
+        "help": "The run's own model: a FILE.py:FACTORY runs only if the command names it again.",
+    },
+}
 
-class RunCommand(Interruptible, FilledCommand):
-    """Says what is kept when it is interrupted, and takes no empty value."""
+# Options of earlier versions, and what is said to who gives one.
+FORMER = {
+    "--scene": "is now --scenario NAME, or --target-images DIR for a folder of real images",
+    "--favour": "is now --hard-shift-share",
+    "--polish": "is now --evolution-steps",
+}

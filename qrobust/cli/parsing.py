@@ -1,83 +1,61 @@
-"""From options as they were typed to entries of a configuration."""
+"""From options to a run's configuration: which field an option sets, what it is without, and what it may be."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from dataclasses import Field, fields
 from typing import Any
 
-import click
-
-from qrobust.cli.types import FractionType
+# Options whose field has another name; those of all others are called alike.
+FIELDS = {"scenario": "scenarios"}
 
 
 def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def split_commas(name: str, text: str | None, kind: Callable[[str], Any], expected: str) -> tuple | None:
-    """A comma-separated option as a tuple.
+@functools.cache
+def _fields() -> dict[str, Field[Any]]:
+    from qrobust.choices import option_of
+    from qrobust.pipeline.config import SECTIONS, RunConfig
 
-    Args:
-        name: of the option, in a RunConfig.
-        text: as it was given, if it was.
-        kind: makes a value of a part, or raises.
-        expected: what the parts must be.
-    """
-    from qrobust.errors import InputError
-
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        if not all(parts):
-            raise ValueError("an empty part")
-        return tuple(map(kind, parts))
-    except (ValueError, click.BadParameter) as error:
-        raise InputError(f"{name}: expected comma-separated {expected}, got {text!r}") from error
+    every = [*fields(RunConfig), *(entry for section in SECTIONS.values() for entry in fields(section))]
+    return {option_of(entry): entry for entry in every}  # of a section and an option with one name, the option
 
 
-# What --scene imagefolder:DIR sets, as it is without.
-NO_TARGET_IMAGES = {"scenarios": (), "target_images": None, "target_images_alone": True}
+def field_of(option: str) -> Field[Any] | None:
+    """What an option sets in a run's configuration, by its parameter's name; None for one that is no choice of it."""
+    return _fields().get(FIELDS.get(option, option))
 
 
 def choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they stand in a RunConfig; those not given are left out."""
+    """Options as they stand in a run's configuration; those not given are left out.
+
+    Raises:
+        InputError: options that exclude each other.
+    """
     from qrobust.errors import InputError
-    from qrobust.pipeline.config import RENAMED
     from qrobust.shifts.registry import scenarios
 
-    fraction = FractionType()
-    words: tuple[Callable[[str], Any], str] = (str, "words")
-    fractions = (lambda t: fraction.convert(t, None, None)), "numbers or fractions such as 8/255"
-    kinds: dict[str, tuple[Callable[[str], Any], str]] = {
-        "shifts": words,
-        "scene": words,
-        "hold_out": words,
-        "layer_bits": words,
-        "keep_float": words,
-        "branches": words,
-        "norms": words,
-        "severities": (int, "integers"),
-        "epsilons": fractions,
-        "l2_epsilons": fractions,
+    given = {k: v for k, v in options.items() if v is not None}
+    names, folder = given.pop("scenario", None), given.pop("target_images", None)
+    if names is not None and "shifts" in given:
+        raise InputError("scenario: expected either --scenario or --shifts, got both")
+    if any(name.startswith("imagefolder:") for name in names or ()):
+        raise InputError(
+            f"scenario: expected names, got {','.join(names or ())}; real images of the surroundings are "
+            "--target-images DIR"
+        )
+    if names is None and folder is None and "shifts" not in given:
+        return given
+    # Any of the three takes the place of what a run had of all of them.
+    rendered = bool(names) or "shifts" in given
+    images = None if folder is None else f"imagefolder:{folder.removeprefix('imagefolder:')}"
+    given |= {
+        "scenarios": names or (),
+        "target_images": images,
+        "target_images_alone": images is None or not rendered,
     }
-    parsed = {k: split_commas(k, v, *kinds[k]) if k in kinds else v for k, v in options.items()}
-    found = {k: v for k, v in parsed.items() if v is not None}
-    if found.get("hold_out") == ("none",):
-        found["hold_out"] = ()
-    if "scene" in found:
-        if "shifts" in found:
-            raise InputError("scene: expected either --scene or --shifts, got both")
-        real = [name for name in found["scene"] if name.startswith("imagefolder:")]
-        shifts = tuple(name for name in found.pop("scene") if name not in real)
-        if len(real) > 1:
-            raise InputError(f"scene: expected at most one imagefolder:DIR, got {', '.join(real)}")
-        found |= NO_TARGET_IMAGES | {"scenarios": shifts}
-        if real:
-            found |= {"target_images": real[0], "target_images_alone": not shifts}
-        if shifts:
-            found["shifts"] = scenarios(shifts)
-    elif "shifts" in found:
-        found |= NO_TARGET_IMAGES  # of a run that had some
-    return {RENAMED.get(name, name): value for name, value in found.items()}
+    return given | ({"shifts": scenarios(names)} if names else {})

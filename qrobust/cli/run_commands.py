@@ -3,80 +3,115 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qrobust.cli.command import CALIBRATOR, Command, Option
 from qrobust.cli.console import console, echo
 from qrobust.cli.options import (
-    RunCommand,
-    common,
-    inputs,
-    measuring,
-    out_options,
-    resume,
-    run_dir,
-    seed,
-    training,
+    ATTACK_OPTIONS,
+    CALIBRATOR_OPTIONS,
+    FORMER,
+    MODEL_OPTIONS,
+    NEW_RUN_OPTIONS,
+    OF_RUN,
+    QUANTIZATION_OPTIONS,
+    SHIFT_OPTIONS,
+    STAGE_OPTIONS,
+    with_options,
 )
 from qrobust.cli.parsing import cores
-from qrobust.cli.run_folders import (
-    begin,
-    begin_or_resume,
-    claim,
-    claim_existing,
-    finish,
-    reopen,
-)
+from qrobust.cli.run_folders import begin, begin_or_resume, claim, claim_existing, finish, reopen, resumed
 from qrobust.cli.types import FolderType
 
+if TYPE_CHECKING:
+    from qrobust.record import CorruptionSet, CorruptionSetSummary, Overview
 
-@click.command(cls=RunCommand, name="quantize-and-compensate")
-@inputs
-@measuring
-@training
-@out_options
-@resume
-@seed
-@common
-def run_command(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
-    """All stages: quantize, compensate, export, measure on onnxruntime, report. Short: `qrobust run`.
+run_folder = click.argument("run_folder", metavar="RUN", type=FolderType())
+SEED_OF_RUN = {"--seed": "is for new runs: this one keeps the seed that drew its splits"}
+
+
+@click.command(cls=Command)
+@with_options(*NEW_RUN_OPTIONS, out={"required": False, "default": Path("qrobust-demo"), "show_default": True})
+def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Do the whole job on built-in data, for a first look.
+
+    Trains a small residual network on scikit-learn's handwritten digits, quantizes it, measures it under shift,
+    compensates it and writes a report. It works offline and takes two to five minutes on two cores.
 
     \b
-    qrobust run --model resnet20 --weights weights.pt --data imagefolder:~/data/cifar10 --out runs/one
-    qrobust run --model torchvision:mobilenet_v2 --weights my.pt --data imagefolder:DIR --out runs/two
+    qrobust demo
+    qrobust demo --out runs/demo --resume     # after an interruption
+    """
+    from qrobust.errors import InputError
+    from qrobust.pipeline import demo as example
+    from qrobust.pipeline import stages
+    from qrobust.pipeline.config import RunConfig
+    from qrobust.pipeline.output_folder import configuration
+    from qrobust.pipeline.run_folder import check_folder
+
+    if resume and overwrite:
+        raise InputError("resume: expected it or --overwrite, got both")
+    seed = RunConfig.seed if options["seed"] is None else options["seed"]
+    if resume and configuration(out):
+        opened = resumed(out, **example.OPTIONS, **options)
+        if opened.require_folder().weights.exists():
+            finish(opened.require_folder(), stages.run_all(opened, resume=True))
+            return
+        overwrite, seed = True, opened.config.seed  # interrupted before its network was kept
+        options["seed"] = seed
+        check_folder(out, overwrite=True)
+    else:
+        claim(out, overwrite=overwrite)
+    threads = cores() if options["threads"] is None else options["threads"]
+    RunConfig.from_options({**example.OPTIONS, "seed": seed, "threads": threads})  # before anything is trained
+    with example.weights_file(seed, console(options["verbose"], options["quiet"]), threads) as weights:
+        opened = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
+        finish(opened.require_folder(), stages.run_all(opened, resume=False))
+
+
+@click.command(cls=Command, former=FORMER)
+@with_options(
+    *MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *NEW_RUN_OPTIONS
+)
+def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Quantize, compensate, export, evaluate, report in one go.
+
+    \b
+    qrobust run --model resnet20 --weights w.pt --data imagefolder:~/data/cifar10 --out runs/one
+    qrobust run --model torchvision:mobilenet_v2 --pretrained --data imagefolder:DIR --out runs/two
+    qrobust run --resume --out runs/one       # after an interruption
     """
     from qrobust.pipeline import stages
 
-    run = begin_or_resume(out, overwrite, resume, **options)
-    finish(run.require_folder(), stages.run_all(run, resume=resume))
+    opened = begin_or_resume(out, overwrite, resume, **options)
+    finish(opened.require_folder(), stages.run_all(opened, resume=resume))
 
 
-@click.command(cls=RunCommand)
-@inputs
-@out_options
-@resume
-@seed
-@common
+@click.command(cls=Command)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
-    """Quantize a trained classifier: float.onnx and int8.onnx in a new run folder, audited.
+    """Turn a trained classifier into an INT8 graph.
+
+    Makes the run folder that the other stages work in. Writes float.onnx and int8.onnx, and checks that onnxruntime
+    runs the latter on integers and predicts as torch does.
 
     \b
-    qrobust quantize --model resnet20 --weights weights.pt --data imagefolder:DIR --out runs/one
+    qrobust quantize --model resnet20 --weights w.pt --data imagefolder:DIR --out runs/one
     qrobust quantize ... --ptq auto                       # search on validation images, keep the best
     qrobust quantize ... --bits w4a8 --rounding adaround  # 4-bit weights, learned rounding
-    qrobust quantize ... --bits w4a4 --qat-epochs 2       # train the fake-quantized model; --resume goes on after a
-    kill
+    qrobust quantize ... --bits w4a4 --qat-epochs 2       # quantization-aware training
     """
     from qrobust.pipeline import stages
     from qrobust.pipeline.export import checks_passed
     from qrobust.record import QuantizationResult
     from qrobust.report.verdict import validation_sentence
 
-    run = begin_or_resume(out, overwrite, resume, compensating=False, **options)
-    if not (resume and run.require_folder().stage("quantize")):
-        stages.quantize(run)
-    folder = run.require_folder()
+    opened = begin_or_resume(out, overwrite, resume, compensating=False, **options)
+    if not (resume and opened.require_folder().stage("quantize")):
+        stages.quantize(opened)
+    folder = opened.require_folder()
     result = folder.need_result(QuantizationResult, "quantize", "quantize")
     for name, audited in result.audit.items():
         passed = checks_passed(name, audited.integer_ops, audited.quantizable_ops, result.parity[name].agreement)
@@ -85,25 +120,28 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
         echo(validation_sentence(measured))
 
 
-@click.command(cls=RunCommand)
-@run_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@common
+@click.command(cls=Command, former=SEED_OF_RUN)
+@run_folder
+@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print JSON instead of a table.")
+@with_options(*STAGE_OPTIONS, **OF_RUN)
 def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
-    """Which layers of a run's classifier quantization costs most, one by one.
+    """Show which layers lose most by quantization.
 
-    Signal-to-noise ratios in decibels of each layer's weights, of its input's rounding alone, and of its
-    output with everything before it quantized; and what quantizing that layer alone does on validation
-    images. `qrobust quantize --keep-float auto:N` leaves the N worst in float.
+    For each layer: signal-to-noise ratios in decibels of its weights, of the rounding of its input, and of its output
+    with everything before it quantized; and how predictions on validation images change if it alone is quantized.
+    `qrobust quantize --keep-float auto:N` leaves the N most sensitive in float.
+
+    \b
+    qrobust sensitivity runs/one
     """
     import json
 
     from qrobust.pipeline import stages
 
-    run = reopen(run_folder, **options)
-    layers = stages.sensitivity(run)
+    opened = reopen(run_folder, **options)
+    layers = stages.sensitivity(opened)
     if as_json:
-        click.echo(json.dumps(layers, indent=2))
+        echo(json.dumps(layers, indent=2))
         return
     echo(f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop")
     for layer in sorted(layers, key=lambda found: -found["divergence"]):
@@ -115,46 +153,55 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
 
 
-@click.command(cls=RunCommand)
-@run_dir
-@click.option(
-    "--method",
-    help="calibrator; bn-reestimate: batch-norm statistics of the shifted images; calibrator+bn-reestimate; "
-    "finetune: train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; "
-    "anti-adversary: gradient steps at inference, in torch only; none.  [default: calibrator]",
+@click.command(
+    cls=Command,
+    former=FORMER | SEED_OF_RUN | {"--method": "is now --remedy"},
 )
-@click.option("--compare", is_flag=True, help="Every method, measured together; says which to ship.")
+@run_folder
 @click.option(
-    "--skip-bad-images",
+    "--remedy",
+    cls=Option,
+    group=CALIBRATOR,
+    metavar="NAME",
+    unset="calibrator",
+    help="calibrator; bn-reestimate: batch-norm statistics of shifted images; calibrator+bn-reestimate; finetune: "
+    "train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; anti-adversary: "
+    "gradient steps at inference, in torch only; none: remove all remedies.",
+)
+@click.option(
+    "--compare",
+    cls=Option,
+    group=CALIBRATOR,
     is_flag=True,
-    default=None,
-    help="Leave out images of a scene's folder that cannot be decoded; list them.  [default: as the run did]",
+    help="Make every remedy, export, measure and report them, and say which to ship.",
 )
-@measuring
-@training
-@common
-def compensate(run_folder: Path, method: str | None, compare: bool, **options: Any) -> None:
-    """Win robustness back for the INT8 classifier of a run folder; by default, train a calibrator in front of it.
+@with_options("skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *STAGE_OPTIONS, **OF_RUN)
+def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: Any) -> None:
+    """Win back robustness, by default by a calibrator in front.
+
+    A calibrator is a small network that corrects the image; the classifier stays as it is, bit for bit. A training
+    that was interrupted continues if the options are the same. What is not given stays as the run has it.
 
     \b
     qrobust compensate runs/one                          # then: export, evaluate, report
-    qrobust compensate runs/one --method bn-reestimate   # exports its own graph; then: evaluate, report
-    qrobust compensate runs/one --compare                # every method, exported, measured and reported
-
-    A calibrator leaves the classifier as it is: its hash before and after is in the record. Training resumes
-    after an interruption if the options are the same.
+    qrobust compensate runs/one --scenario night         # train for what changes at night
+    qrobust compensate runs/one --remedy bn-reestimate   # exports its own graph; then: evaluate, report
+    qrobust compensate runs/one --compare                # every remedy, exported, measured and reported
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
 
-    if compare and method is not None:
-        raise InputError(f"method: expected --compare, which makes all of them, or --method, got both ({method})")
-    run = reopen(run_folder, **options)
+    if compare and remedy is not None:
+        raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
+    for name in ATTACK_OPTIONS:
+        if not compare and options[name] is not None:
+            raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
+    opened = reopen(run_folder, **options)
     if compare:
-        finish(run.require_folder(), stages.compare(run))
-    elif method in (None, "calibrator"):
-        stages.compensate(run)
-        done = run.require_folder().need_stage("compensate", "compensate")
+        finish(opened.require_folder(), stages.compare(opened))
+    elif remedy in (None, "calibrator"):
+        stages.compensate(opened)
+        done = opened.require_folder().need_stage("compensate", "compensate")
         start, end = done["training"]["float"], done["validation"]
         measures = end["measures"]
         echo(
@@ -162,67 +209,95 @@ def compensate(run_folder: Path, method: str | None, compare: bool, **options: A
             f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
             f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
         )
-    elif method == "none":
-        stages.forget_compensation(run)
+    elif remedy == "none":
+        stages.forget_compensation(opened)
         echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
-        stages.make_baseline(run, str(method))
-        echo(f"{method}: made; `qrobust evaluate {run_folder}` measures it")
+        stages.make_baseline(opened, str(remedy))
+        echo(f"{remedy}: made; `qrobust evaluate {run_folder}` measures it")
 
 
-@click.command(cls=RunCommand)
-@run_dir
-@common
+@click.command(cls=Command, former=SEED_OF_RUN)
+@run_folder
+@with_options(*STAGE_OPTIONS, **OF_RUN)
 def export(run_folder: Path, **options: Any) -> None:
-    """Write compensated.onnx: calibrator and classifier as one INT8 graph, through the gates."""
+    """Write calibrator and classifier as one INT8 graph.
+
+    Writes compensated.onnx, and checks that onnxruntime runs it on integers and predicts as torch does.
+
+    \b
+    qrobust export runs/one
+    """
     from qrobust.pipeline import stages
 
-    run = reopen(run_folder, **options)
-    stages.export(run)
-    echo(str(run.require_folder().graph("compensated")))
+    opened = reopen(run_folder, **options)
+    stages.export(opened)
+    echo(str(opened.require_folder().graph("compensated")))
 
 
-@click.command(cls=RunCommand)
-@run_dir
-@common
-def report(run_folder: Path, **options: Any) -> None:
-    """Write record.json, report.html and report.md from what the stages left."""
+@click.command(
+    cls=Command,
+    former=FORMER
+    | SEED_OF_RUN
+    | dict.fromkeys(
+        ("--data", "--out"),
+        "is not for runs; ONNX files are measured by `qrobust evaluate-onnx FILE... --data SPEC --out DIR`",
+    ),
+)
+@run_folder
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
+def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
+    """Measure a run's graphs clean, under shift and attacked.
+
+    All run on onnxruntime and see the same pixels. Predictions are kept: an evaluation that was interrupted continues
+    where it stopped, and a second one runs what is new. What is not given stays as the run has it.
+
+    \b
+    qrobust evaluate runs/one
+    qrobust evaluate runs/one --shifts corruptions-15 --severities 1,2,3,4,5 --attacks none --workers 4
+    """
+    from qrobust.errors import InputError
+    from qrobust.pipeline import stages
+    from qrobust.record import EvaluationResult
+
+    if str(options["model"]).endswith(".onnx"):
+        raise InputError("model: ONNX files are measured by `qrobust evaluate-onnx FILE... --data SPEC --out DIR`")
+    opened = reopen(run_folder, **options)
+    stages.evaluate(opened, budget=budget, workers=workers)
+    result = opened.require_folder().need_result(EvaluationResult, "evaluate", "evaluate")
+    summary = result.summary
+    for name, clean in summary.clean_accuracy.items():
+        shifted = summary.shift_accuracy[name]
+        under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
+        echo(f"{name}: clean {100 * clean:.2f} %{under_shift} ({sample_of(summary)})")
+    say_corruption_sets(result.corruption_sets)
+
+
+def sample_of(summary: Overview | CorruptionSetSummary) -> str:
+    """How many images and conditions a summary is of."""
+    return f"n = {summary.n_test} of {summary.of}, {summary.n_conditions} conditions"
+
+
+def say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
+    """A line for each corruption data set."""
+    for entry in entries:
+        means = ", ".join(f"{name} {100 * a:.2f} %" for name, a in entry.summary.accuracy.items())
+        echo(f"{entry.name}: {means} ({sample_of(entry.summary)})")
+
+
+@click.command(cls=Command, former=SEED_OF_RUN)
+@run_folder
+def report(run_folder: Path) -> None:
+    """Write the report of what the stages of a run found.
+
+    Writes record.json, report.html, report.md, results.csv, and a model card beside every graph.
+
+    \b
+    qrobust report runs/one
+    """
     from qrobust.pipeline.report import write_report
     from qrobust.pipeline.run_folder import open_run
 
     claim_existing(run_folder)
-    folder, _, config = open_run(run_folder, threads=options["threads"])
+    folder, config, _ = open_run(run_folder)
     finish(folder, write_report(folder, config))
-
-
-@click.command(cls=RunCommand)
-@click.option(
-    "--out",
-    type=FolderType(),
-    default=Path("qrobust-demo"),
-    show_default=True,
-    help="Folder of the run.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
-@seed
-@common
-def demo(out: Path, overwrite: bool, **options: Any) -> None:
-    """The whole job on scikit-learn's handwritten digits: offline, with no files of your own.
-
-    Trains a small residual network on the spot, quantizes it, compensates it, and leaves a report. Takes
-    two to five minutes on two cores.
-    """
-    from qrobust.pipeline import demo as example
-    from qrobust.pipeline import stages
-    from qrobust.pipeline.config import RunConfig
-
-    claim(out, overwrite=overwrite, resumable=False)
-    threads = cores() if options["threads"] is None else options["threads"]
-    RunConfig(**example.OPTIONS, seed=options["seed"], threads=threads)  # before anything is trained
-    with example.weights_file(
-        options["seed"],
-        console(options["verbose"], options["quiet"]),
-        threads,
-    ) as weights:
-        run = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
-        finish(run.require_folder(), stages.run_all(run, resume=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,25 @@ if TYPE_CHECKING:
     from qrobust.pipeline.run_folder import RunFolder
     from qrobust.record import Record
 
+# Lines of the verdict at the end of a run, and the width that they have at least.
+VERDICT_LINES, LEAST_WIDTH = 6, 60
 
-def claim(out: Path, *, overwrite: bool, resumable: bool = True) -> None:
+
+def claim(out: Path, *, overwrite: bool) -> None:
     """Have a folder for a new run until the command ends; what `check_folder` refuses is not touched."""
     from qrobust.pipeline.output_folder import claimed
     from qrobust.pipeline.run_folder import check_folder
 
-    check_folder(out, overwrite=overwrite, resumable=resumable)
+    check_folder(out, overwrite=overwrite)
     click.get_current_context().with_resource(claimed(out, replacing=overwrite))
+
+
+def claim_existing(folder: Path) -> None:
+    """Have the run that a folder holds until the command ends."""
+    from qrobust.pipeline.output_folder import claimed, configuration
+
+    if configuration(folder):
+        click.get_current_context().with_resource(claimed(folder, "run folder"))
 
 
 def begin(
@@ -37,13 +50,17 @@ def begin(
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
-    """A run for a new run in a claimed folder; everything is read and checked before it is touched."""
+    """A new run in a claimed folder; everything is read and checked before it is touched."""
+    from qrobust.errors import InputError
     from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.inputs import prepare_inputs
     from qrobust.pipeline.run import Run
     from qrobust.pipeline.run_folder import create_folder
     from qrobust.user_code import hashes
 
+    for name in ("model", "data"):
+        if options.get(name) is None:
+            raise InputError(f"{name}: expected one for a new run, got none; --resume continues one that --out holds")
     hashes(allow_code)  # a new run needs none: its command names every file
     config = RunConfig.from_options({"threads": cores() if threads is None else threads} | choices(options))
     run = Run(config, None, console(verbose, quiet))
@@ -61,45 +78,45 @@ def begin_or_resume(
     compensating: bool = True,
     **options: Any,
 ) -> Run:
-    """A run for a new run, or for one that was interrupted, which must have been begun alike."""
+    """A new run, or one that was interrupted."""
     from qrobust.errors import InputError
-    from qrobust.pipeline import inputs
-    from qrobust.pipeline.output_folder import begun, claimed, configuration
-    from qrobust.pipeline.run_folder import other_unfinished
+    from qrobust.pipeline.output_folder import configuration
 
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
-    if not (resume and configuration(out)):
-        claim(out, overwrite=overwrite)
-        return begin(out, overwrite, compensating=compensating, **options)
+    if resume and configuration(out):
+        return resumed(out, **options)
+    claim(out, overwrite=overwrite)
+    return begin(out, overwrite, compensating=compensating, **options)
+
+
+def resumed(
+    out: Path,
+    verbose: bool,
+    quiet: bool,
+    threads: int | None,
+    allow_code: tuple[str, ...] = (),
+    **options: Any,
+) -> Run:
+    """A run that was interrupted; options that are given must be those that it was begun with."""
+    from qrobust.errors import InputError
+    from qrobust.pipeline.inputs import check_same_config
+    from qrobust.pipeline.output_folder import begun, claimed
+    from qrobust.pipeline.run_folder import other_unfinished
+
     click.get_current_context().with_resource(claimed(out))
-    place = begun(out) or out
-    chosen = choices({k: v for k, v in options.items() if k not in ("verbose", "quiet", "threads", "allow_code")})
-    run = _open(
-        place,
-        options["verbose"],
-        options["quiet"],
-        options["threads"],
-        named=(chosen["model"], *chosen.get("shifts", ())),
-        allow_code=options["allow_code"],
-    )
+    place, chosen = begun(out) or out, choices(options)
+    named = [spec for spec in (chosen.get("model"), *chosen.get("shifts", ())) if spec is not None]
+    run = _open(place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code)
     try:
-        inputs.check_same_config(run, chosen)
+        check_same_config(run, chosen)
     except InputError as error:
         raise InputError(f"{error}{other_unfinished(place)}") from error
     return run
 
 
-def claim_existing(folder: Path) -> None:
-    """Have the run that a folder holds until the command ends."""
-    from qrobust.pipeline.output_folder import claimed, configuration
-
-    if configuration(folder):
-        click.get_current_context().with_resource(claimed(folder, "run folder"))
-
-
-def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None, **options: Any) -> Run:
-    """A run for the run that a folder holds, which it has until the command ends; see `Run.open`."""
+def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None = None, **options: Any) -> Run:
+    """The run that a folder holds, which it has until the command ends, with the options given in place of its own."""
     claim_existing(folder)
     return _open(folder, verbose, quiet, threads, **options)
 
@@ -127,11 +144,20 @@ def _open(
 
 
 def finish(folder: RunFolder, record: Record) -> None:
-    """Print the table and where the report lies."""
-    from qrobust.report.markdown import table
-    from qrobust.report.verdict import headline, verdict
+    """Print the beginning of the verdict, and where the report lies."""
+    from qrobust.report.verdict import verdict
 
-    for line in (*table(headline(record)), "", *verdict(record), ""):
+    for line in (*beginning(verdict(record)), f"Report: {folder.html}"):
         echo(line)
-    echo(f"Report: {folder.html}")
-    echo(f"Record: {folder.record}")
+
+
+def beginning(sentences: list[str]) -> list[str]:
+    """As many whole sentences as a few lines of the terminal hold, the first one at any length."""
+    width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
+    lines: list[str] = []
+    for sentence in sentences:
+        more = textwrap.wrap(sentence, width)
+        if lines and len(lines) + len(more) > VERDICT_LINES:
+            break
+        lines += more
+    return lines

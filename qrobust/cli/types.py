@@ -1,50 +1,98 @@
-"""Types of options: fractions and durations."""
+"""Types of options: each turns a text into a value, or says what it expected."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
 
+from qrobust.cli.parsing import field_of
+from qrobust.errors import unknown
 
-class FractionType(click.ParamType):
-    """A number, or a fraction such as 8/255."""
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
-    name = "fraction"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
+class Parsed(click.ParamType):
+    """What a function makes of a text.
+
+    Args:
+        name: of the type.
+        parse: makes a value of a text, or raises ValueError.
+        expected: what the text must be, for the error.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any], expected: str) -> None:
+        self.name, self.parse, self.expected = name, parse, expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
         try:
-            top, _, bottom = str(value).partition("/")
-            return float(top) / float(bottom or 1)
+            return self.parse(value)
         except (ValueError, ZeroDivisionError):
-            self.fail(
-                f"expected a number or a fraction such as 8/255, got {value!r}",
-                param,
-                ctx,
-            )
+            self.fail(f"expected {self.expected}, got {value!r}", param, ctx)
 
 
-class DurationType(click.ParamType):
-    """Seconds, or a number with s, m or h."""
+class OneOf(click.ParamType):
+    """One of the choices that a field of a run's configuration allows; they are looked up when they are needed.
 
-    name = "duration"
-    units = MappingProxyType({"s": 1, "m": 60, "h": 3600})
+    Args:
+        option: by its parameter's name.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value)
-        try:
-            seconds = float(text[:-1]) * self.units[text[-1]] if text[-1:] in self.units else float(text)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            self.fail(f"expected a time such as 90s, 10m or 1h, got {value!r}", param, ctx)
-        return seconds
+    name = "choice"
+
+    def __init__(self, option: str) -> None:
+        self.option = option
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What may be chosen."""
+        field = field_of(self.option)
+        assert field is not None, f"{self.option} sets no field"
+        return tuple(field.metadata["one_of"])
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "|".join(self.choices)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            _, _, message = str(unknown(self.option, str(value), self.choices)).partition(": ")
+            self.fail(message, param, ctx)
+        return str(value)
+
+
+def _fraction(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    return float(top) / float(bottom or 1)
+
+
+def _seconds(text: str) -> float:
+    unit = UNITS.get(text[-1:])
+    seconds = float(text[:-1]) * unit if unit else float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def list_of(kind: Parsed, plural: str) -> Parsed:
+    """A tuple of what stands between commas."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(kind.parse(part.strip()) for part in text.split(",") if part.strip())
+
+    return Parsed(f"{kind.name} list", parse, f"comma-separated {plural}")
+
+
+INTEGER = Parsed("integer", int, "an integer")
+NUMBER = Parsed("number", float, "a number")
+FRACTION = Parsed("fraction", _fraction, "a number or a fraction such as 8/255")
+DURATION = Parsed("duration", _seconds, "a time such as 90s, 10m or 1h")
+INTEGERS = list_of(INTEGER, "integers")
+FRACTIONS = list_of(FRACTION, "numbers or fractions such as 8/255")
+NAMES = list_of(Parsed("name", str, "a name"), "names")
 
 
 class FolderType(click.Path):

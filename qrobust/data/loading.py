@@ -17,10 +17,10 @@ from qrobust.data.sources import (
     torchvision_images,
 )
 from qrobust.data.splits import SPLIT_NAMES, Data, Split
-from qrobust.errors import InputError
+from qrobust.errors import InputError, nearest, unknown
 from qrobust.paths import check_file, user_path
 
-SCHEMES = "imagefolder:DIR, npz:FILE, torchvision:NAME or digits"
+SCHEMES = {"imagefolder": "imagefolder:DIR", "npz": "npz:FILE", "torchvision": "torchvision:NAME", "digits": "digits"}
 
 
 def open_data(
@@ -159,7 +159,11 @@ def _open_pools(
         if names is not None:
             raise InputError("class_names: the digits have names of their own")
         return digits_images(), None, None
-    raise InputError(f"data: expected {SCHEMES}, got {spec!r}")
+    if Path(spec).expanduser().is_dir():
+        near = [f"imagefolder:{spec}"]
+    else:
+        near = [SCHEMES[found] for found in nearest(scheme, SCHEMES)]
+    raise unknown("data", spec, SCHEMES.values(), near=near)
 
 
 def _read_names(file: Path) -> list[str]:

@@ -44,7 +44,9 @@ def naming_target_images() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError("scene:" + str(error).removeprefix("data:").removeprefix("scene:")) from error
+        raise InputError(
+            "target_images:" + str(error).removeprefix("data:").removeprefix("target_images:")
+        ) from error
 
 
 def open_target_images(
@@ -70,15 +72,15 @@ def open_target_images(
         InputError: no folder, no images or too few, both forms at once, or a class that the classifier does not know.
     """
     if not folder.is_dir():
-        raise InputError(f"scene: no folder {folder}")
+        raise InputError(f"target_images: no folder {folder}")
     loose = flat_images(folder, skip_bad=skip_bad)
     labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
     if labelled and len(loose):
-        raise InputError(f"scene: expected images or class folders in {folder}, got both")
+        raise InputError(f"target_images: expected images or class folders in {folder}, got both")
     with naming_target_images():
         images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
     if len(images) < LEAST:
-        raise InputError(f"scene: expected at least {LEAST} images in {folder}, got {len(images)}")
+        raise InputError(f"target_images: expected at least {LEAST} images in {folder}, got {len(images)}")
     images.image_size, images.channels = image_size, channels
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 from qrobust.paths import check_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
@@ -329,7 +329,7 @@ def torchvision_images(name: str, root: Path, train: bool, class_names: Sequence
 
     factory = getattr(torchvision.datasets, name, None)
     if factory is None:
-        raise InputError(f"data: torchvision.datasets has no {name!r}")
+        raise unknown("data", name, torchvision.datasets.__all__)
     try:
         dataset = factory(root=str(root), train=train, download=False)
     except TypeError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, nearest, unknown
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
 from qrobust.user_code import (
@@ -25,7 +25,6 @@ BUILT_IN: dict[str, Callable[[int], nn.Module]] = {
 }
 # Of torchvision's builders: as those for pretrained weights, which people fine-tune, build the same network.
 ARGUMENTS = {name: {"transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")}
-SCHEMES = f"torchvision:NAME, path/to/file.py:FACTORY or one of {', '.join(BUILT_IN)}"
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,23 @@ def find_model(spec: str) -> ModelSpec:
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py") and factory:
         return _file_model(spec, factory)
-    raise InputError(f"model: expected {SCHEMES}, got {spec!r}")
+    raise _unknown_model(spec)
+
+
+def _unknown_model(spec: str) -> InputError:
+    """The error for a spec that is of no form; it knows torchvision's names, too."""
+    from torchvision import models
+
+    specs = {name: f"torchvision:{name}" for name in models.list_models(module=models)} | {n: n for n in BUILT_IN}
+    near = [specs[name] for name in nearest(spec.rpartition(":")[2], specs)]
+    return unknown("model", spec, BUILT_IN, "torchvision:NAME", "path/to/file.py:FACTORY", near=near)
 
 
 def _torchvision_model(spec: str, name: str) -> ModelSpec:
     from torchvision import models
 
     if name not in models.list_models(module=models):
-        known = ", ".join(models.list_models(module=models)[:4])
-        raise InputError(f"model: torchvision has no classifier {name!r} (it has {known}, ...)")
+        raise unknown("model", name, models.list_models(module=models))
     weights = models.get_model_weights(name).DEFAULT
     size = weights.transforms().crop_size[0]
 

@@ -19,7 +19,7 @@ from qrobust.compensation.baselines import (
 )
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, mixed_images
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, fit_in_run, fit_result, selection_split
 from qrobust.pipeline.export import as_result, export_checked
 from qrobust.pipeline.provenance import (
@@ -55,8 +55,7 @@ def make_baseline(run: Run, method: str) -> None:
         InputError: no such method, or one that does not fit the model.
     """
     if method not in (*BASELINES, TORCH_ONLY):
-        known = ", ".join(("calibrator", "none", *BASELINES, TORCH_ONLY))
-        raise InputError(f"remedy: expected one of {known}, got {method!r}")
+        raise unknown("remedy", method, ("calibrator", "none", *BASELINES, TORCH_ONLY))
     if method == "finetune" and not training_conditions(run):
         raise InputError("remedy: finetune learns from shifts, got target images alone")
     if method.endswith("bn-reestimate"):

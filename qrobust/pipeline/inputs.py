@@ -73,4 +73,4 @@ def check_same_config(run: Run, given: dict[str, Any]) -> None:
     kept = run.config.as_json()
     for key, value in given.items():
         if key != "threads" and kept.get(key) != value:
-            raise InputError(f"resume: the run was begun with {key}={kept.get(key)!r}, got {value!r}")
+            raise InputError(f"{key}: expected {kept.get(key)!r}, with which the run was begun, got {value!r}")

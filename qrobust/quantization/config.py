@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from qrobust.choices import Section, choice, option_of
+from qrobust.quantization.target import TARGETS
 
 OBSERVERS = ("min-max", "moving-average", "percentile", "histogram", "mse")
 
@@ -28,7 +29,7 @@ class QuantizationConfig(Section):
         storage: how 4-bit weights lie in the file.
     """
 
-    target: str = "x86-vnni"
+    target: str = choice("x86-vnni", one_of=tuple(TARGETS))
     bits: str = choice("w8a8", one_of=("w8a8", "w6a8", "w4a8", "w4a4"))
     edges: str = choice("8bit", one_of=("8bit", "same", "float"))
     layer_bits: tuple[str, ...] = ()

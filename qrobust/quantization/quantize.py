@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from qrobust.classifier import NormalizedModel
 from qrobust.data.splits import Split, TrainingData
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
@@ -65,7 +65,7 @@ def find_target(name: str) -> Target:
         InputError: there is none of that name.
     """
     if name not in TARGETS:
-        raise InputError(f"target: expected one of {', '.join(TARGETS)}, got {name!r}")
+        raise unknown("target", name, TARGETS)
     return TARGETS[name]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, nearest, unknown
 from qrobust.quantization.observers import RANGES
 from qrobust.quantization.rewrites.structure import AGAIN
 
@@ -55,7 +54,7 @@ class Recipe:
         choices = {"bits": BITS, "edges": EDGES, "ranges": RANGES, "rounding": ROUNDINGS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise unknown(name, getattr(self, name), known)
         for layer, bits in self.exceptions:
             if bits not in BITS and bits != FLOAT:
                 known = ", ".join([*BITS, FLOAT])
@@ -96,7 +95,7 @@ class Recipe:
         for pattern, bits in self.exceptions:
             found = [n for n in layers if fnmatchcase(n, pattern) or fnmatchcase(layer_of(n), pattern)]
             if not found:
-                near = difflib.get_close_matches(pattern, layers, 1, 0.0)
+                near = nearest(pattern, layers, 1, cutoff=0.0)
                 hint = f"; the nearest is {near[0]!r}" if near else ""
                 raise InputError(f"layer: no convolution or linear layer is called {pattern!r}{hint}")
             for name in found:

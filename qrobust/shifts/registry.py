@@ -7,7 +7,6 @@ their own, in physical units, whatever the table.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, nearest, unknown
 from qrobust.paths import user_path
 from qrobust.shifts import corruptions as c
 from qrobust.shifts import transformations as t
@@ -379,7 +378,7 @@ def find_shift(name: str) -> Shift:
     if is_code(name):
         return _own_shift(name, loaded(name, "shift"))
     if name not in SHIFTS:
-        raise InputError(f"shift: expected one of {', '.join(SHIFTS)}, or FILE.py:FUNCTION, got {name!r}")
+        raise unknown("shift", name, SHIFTS, "FILE.py:FUNCTION")
     return SHIFTS[name]
 
 
@@ -461,10 +460,7 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     found = [part for name in rendered for part in SUITES.get(name, (name,))]
     for name in found:
         if name not in SHIFTS and not is_code(name):
-            raise InputError(
-                f"shift: expected one of {', '.join(SHIFTS)}, a suite ({', '.join(SUITES)}), FILE.py:FUNCTION "
-                f"or {STORED}DIR, got {name!r}{_hint(name, (*SHIFTS, *SUITES))}"
-            )
+            raise unknown("shift", name, (*SHIFTS, *SUITES), "FILE.py:FUNCTION", f"{STORED}DIR")
     return tuple(dict.fromkeys(found))
 
 
@@ -476,16 +472,9 @@ def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in (*SCENARIOS, *SHIFTS, *SUITES) and not is_code(name) and not name.startswith(STORED):
-            raise InputError(
-                f"scene: expected one of {', '.join(SCENARIOS)}, imagefolder:DIR, or what --shifts takes, got "
-                f"{name!r}{_hint(name, (*SCENARIOS, *SHIFTS, *SUITES))}"
-            )
+            near = nearest(name, (*SCENARIOS, *SHIFTS, *SUITES))
+            raise unknown("scenario", name, SCENARIOS, "or what shifts take", near=near)
     return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
-
-
-def _hint(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def defined_conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:
@@ -495,7 +484,7 @@ def defined_conditions(names: tuple[str, ...], severities: tuple[int, ...], tabl
         InputError: an unknown shift or table, or a severity outside 1 to 5.
     """
     if table not in TABLES:
-        raise InputError(f"severity_table: expected one of {', '.join(TABLES)}, got {table!r}")
+        raise unknown("severity_table", table, TABLES)
     for severity in severities:
         if severity not in SEVERITIES:
             raise InputError(f"severity: expected an integer from 1 to 5, got {severity}")

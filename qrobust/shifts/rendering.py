@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, unknown
 from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.registry import (
     GRIDS,
@@ -80,7 +80,7 @@ def render(images: torch.Tensor, name: str, severity: int, *, table: str, seed: 
     _check_images(images)
     shift = find_shift(name)
     if table not in TABLES:
-        raise InputError(f"severity_table: expected one of {', '.join(TABLES)}, got {table!r}")
+        raise unknown("severity_table", table, TABLES)
     strength = shift.strengths[table][severity - 1] if severity in SEVERITIES else None
     if strength is None:
         raise InputError(f"severity: expected one defined for {name}, got {severity}")
@@ -135,6 +135,6 @@ def render_grid(images: torch.Tensor, grid: str) -> Iterator[torch.Tensor]:
     """
     _check_images(images)
     if grid not in GRIDS:
-        raise InputError(f"grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
+        raise unknown("grid", grid, GRIDS)
     for degrees, right, down in GRIDS[grid]:
         yield to_uint8(pose(to_unit(images), degrees, right, down))
