@@ -64,6 +64,7 @@ def evaluate_onnx(
     files: tuple[str, ...],
     data: str,
     out: Path,
+    *,
     verbose: bool,
     quiet: bool,
     threads: int | None,
