@@ -11,7 +11,7 @@ from typing import Any
 from qrobust.errors import InputError
 from qrobust.storage import read_json
 
-SCHEMA, EVALUATION_SCHEMA = "qrobust.run/1", "qrobust.evaluation.summary/1"
+SCHEMA, EVALUATION_SCHEMA = "qrobust.run/1", "qrobust.evaluation/1"
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
 Record = dict[str, Any]
 # Keys whose values differ between two runs of the same seed.
