@@ -1,4 +1,4 @@
-"""What compensation gains, and costs, on the reference networks: the figures of docs/results.md.
+"""What compensation gains, and costs, on the reference networks: the figures of docs/results/compensation.md.
 
     python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/compensation
     python benchmarks/compensation.py --data imagefolder:~/data/cifar10 --trainings ~/runs --out ~/runs/small \

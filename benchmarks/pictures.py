@@ -1,4 +1,4 @@
-"""Draw what a calibrator does, for docs/compensation.md: input, what it adds, attention, what it hands on.
+"""Draw what a calibrator does, for docs/calibrator.md: input, what it adds, attention, what it hands on.
 
     qrobust demo --out RUN
     python benchmarks/pictures.py --run RUN

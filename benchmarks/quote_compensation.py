@@ -103,10 +103,10 @@ def compensation_shifts() -> str:
     return "\n".join(lines)
 
 
-def compensation_methods() -> str:
-    """Every method on the same mix of shifts, and batch-norm re-estimation on single ones."""
+def compensation_remedies() -> str:
+    """Every remedy on the same mix of shifts, and batch-norm re-estimation on single ones."""
     lines = [
-        "| network | shifts | method | clean | under shift | gain | clean cost | time over INT8, batch 1 | n |",
+        "| network | shifts | remedy | clean | under shift | gain | clean cost | time over INT8, batch 1 | n |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for network, name, job in [*_jobs("u13", REFERENCE, SMALL), *_jobs("scene-")]:
@@ -152,23 +152,32 @@ def _narrow(prefix: str, title: str, key: str) -> list[str]:
     return lines
 
 
-def compensation_scenes() -> str:
-    """One calibrator for one shift at severity 5, and the mean over networks.
+def single_shift_mean() -> tuple[float, tuple[float, float]]:
+    """The mean gain of all networks whose calibrators are for one shift each, with its interval, in points.
 
     Runs of several files share test images, but their predictions do not lie side by side: the mean of the networks'
     interval bounds, which is as wide as that of their mean can be.
     """
-    means = [
+    means = _single_shift_means()
+    low, high = (sum(m["interval_pp"][side] for m in means) / len(means) for side in (0, 1))
+    return sum(m["pp"] for m in means) / len(means), (low, high)
+
+
+def _single_shift_means() -> list[dict[str, Any]]:
+    return [
         record(result)["means"][f"scene {network}"]
         for result in RESULTS
         for network in dict.fromkeys(network for network, _, _ in _jobs("scene-", result))
     ]
-    low, high = (sum(m["interval_pp"][side] for m in means) / len(means) for side in (0, 1))
-    mean = sum(m["pp"] for m in means) / len(means)
+
+
+def compensation_single() -> str:
+    """One calibrator for one shift at severity 5, and the mean over networks."""
+    mean, (low, high) = single_shift_mean()
     return "\n".join(
         [
-            *_narrow("scene-", "scene", "compensation_gain"),
-            f"Mean over these {len(means)} networks: {mean:+.2f} points [{low:+.2f}, {high:+.2f}].",
+            *_narrow("scene-", "shift", "compensation_gain"),
+            f"Mean over these {len(_single_shift_means())} networks: {mean:+.2f} points [{low:+.2f}, {high:+.2f}].",
         ]
     )
 
@@ -217,7 +226,7 @@ def compensation_bits() -> str:
 
 
 def compensation_risk() -> str:
-    """What the worst attack leaves of INT8 and of the pair, by epsilon."""
+    """What the worst attack leaves of INT8 and of the compensated classifier, by epsilon."""
     lines = ["| network | epsilon | float | INT8 | with calibrator |", "|---|---:|---:|---:|---:|"]
     flags, n, lost = 0, 0, []
     for result in RESULTS:
@@ -230,8 +239,8 @@ def compensation_risk() -> str:
                 lines.append(f"| {network}{again} | {255 * epsilon:g}/255 | {found} |")
             flags, n = flags + len(attacks["flags"]), attacks["n"]
     about = (
-        f"n = {n} test images each; the pair is weaker than INT8 alone by at most {100 * max(lost):.1f} points, or "
-        f"{round(n * max(lost))} images; contradictions flagged: {flags}."
+        f"n = {n} test images each; the compensated classifier is weaker than INT8 alone by at most "
+        f"{100 * max(lost):.1f} points, or {round(n * max(lost))} images; contradictions flagged: {flags}."
     )
     return "\n".join([*lines, "", about])
 
@@ -302,8 +311,8 @@ COMPENSATION = (
     compensation_u13_again,
     compensation_u13_small,
     compensation_shifts,
-    compensation_methods,
-    compensation_scenes,
+    compensation_remedies,
+    compensation_single,
     compensation_families,
     compensation_few,
     compensation_bits,

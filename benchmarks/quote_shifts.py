@@ -1,0 +1,76 @@
+"""Quotes of how faithful and how fast the corruptions are, for quote.py."""
+
+from __future__ import annotations
+
+from figures import percent, record
+
+
+def corruption_fidelity() -> str:
+    """How far each corruption is from the reference implementation."""
+    part = record("corruptions")["faithful"]
+    lines = [
+        "| corruption | largest difference of pixels, of 255 | of the mean distortion | of its spread | |",
+        "|---|---:|---:|---:|---|",
+    ]
+    notes = []
+    for name, found in part["corruptions"].items():
+        if found["random"]:
+            changes = (percent(found[f"worst_{k}_change"]) for k in ("distortion", "spread"))
+            figures = "| " + " | ".join(("", *changes))
+        else:
+            figures = f"| {found['worst_pixel_difference']:.2f} | |"
+        word = "agrees" if found["agrees"] else "differs"
+        lines.append(f"| {name.replace('_', ' ')} {figures} | {word} |")
+        if not found["agrees"]:
+            notes.append(f"- {name.replace('_', ' ')}: {found['exception'] or 'no reason known.'}")
+    about = (
+        f"n = {part['n']} photographs at {part['size']} px, the worst of five severities of the table "
+        f"`{part['table']}`; imagecorruptions-imaug {part['versions']['imagecorruptions-imaug']}."
+    )
+    return "\n".join([*lines, "", about, "", *notes])
+
+
+def corruption_speed() -> str:
+    """Milliseconds per image and severity, ours and the reference's."""
+    part = record("corruptions")["speed"]
+    sizes = [k for k in part if k.isdigit()]
+    lines = [
+        "| corruption | " + " | ".join(f"reference, {s} px | ours | ratio" for s in sizes) + " |",
+        "|---" + "|---:" * 3 * len(sizes) + "|",
+    ]
+    rows = {**part[sizes[0]]["corruptions"], "mean of the 15": None}
+    for name in rows:
+        conditions = [part[s]["mean_of_15"] if rows[name] is None else part[s]["corruptions"][name] for s in sizes]
+        figures = (f"{c['reference_ms']:.3f} ms | {c['ours_ms']:.3f} ms | {c['ratio']:.1f}" for c in conditions)
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(figures)} |")
+    tables = {part[s]["table"] for s in sizes}
+    named = (
+        f"table `{tables.pop()}`"
+        if len(tables) == 1
+        else ("tables " + " and ".join(f"`{part[s]['table']}` ({s} px)" for s in sizes))
+    )
+    about = (
+        f"Processor time per image and severity on one thread of {part['hardware']['processor']}, mean of five "
+        f"severities of the {named}, medians of {part[sizes[0]]['rounds']} rounds."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def corruption_processes() -> str:
+    """Two processes against one, and rendering against inference."""
+    both, against = record("corruptions")["workers"], record("corruptions")["inference"]
+    least, most = min(both["ratios"]), max(both["ratios"])
+    return (
+        f"Two processes (`--workers 2`) render the fifteen {both['ratio']:.2f} times as fast as one at "
+        f"{both['size']} px ({both['n']:,} images; {least:.2f} to {most:.2f} in {both['rounds']} rounds on a machine "
+        "that others use, too). "
+        f"On one thread rendering takes {against['rendering_ms']:.2f} ms an image, mean of the fifteen at five "
+        f"severities, INT8 inference of ResNet18 takes {against['inference_ms']:.2f} ms."
+    )
+
+
+SHIFTS = (
+    corruption_fidelity,
+    corruption_speed,
+    corruption_processes,
+)
