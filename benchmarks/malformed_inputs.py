@@ -168,8 +168,7 @@ def flipped(random: Random, content: bytes) -> bytes:
 
 def evaluate(base: Base, folder: Path, data: str, *more: str, graph: Path | None = None) -> list[str]:
     return [
-        "evaluate",
-        "--model",
+        "evaluate-onnx",
         str(graph or base.graph),
         "--data",
         data,

@@ -35,7 +35,7 @@ def robustness_summary() -> str:
     kept = next(iter(networks.values()))
     lines += [
         "",
-        f"n = {kept['summary']['n_test']:,} test images, {kept['summary']['n_cells']} conditions (shift and "
+        f"n = {kept['summary']['n_test']:,} test images, {kept['summary']['n_conditions']} conditions (shift and "
         f"severity), severity table `{kept['severity_table']}`, onnxruntime {kept['versions']['onnxruntime']}. Drops "
         "are float minus quantized.",
     ]

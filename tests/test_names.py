@@ -121,8 +121,8 @@ def test_a_fifo_is_one_line_wherever_a_file_is_read(what: str, tmp_path: Path) -
         "stored": {"--shifts": f"stored:{tmp_path}"},
         "weights": {"--model": "resnet8", "--weights": fifo, "--calibration-images": 8},
     }[what]
-    words = [word for pair in options.items() for word in pair]
-    result = qrobust("quantize" if what == "weights" else "evaluate", *words, "-q")
+    command = ["quantize"] if what == "weights" else ["evaluate-onnx", options.pop("--model")]
+    result = qrobust(*command, *(word for pair in options.items() for word in pair), "-q")
     assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
     # A folder with a labels.npy that is no file is no set of arrays.
     assert ("stored set: " if what == "stored" else f"expected a regular file, {fifo} is a FIFO") in result.output
@@ -145,8 +145,7 @@ def test_classes_and_graphs_of_any_name_are_measured(name: str, tmp_path: Path) 
         for i in range(4):
             Image.new("RGB", (16, 16), (20 + 60 * label,) * 3).save(tmp_path / "data" / folder / f"{i}{name[:3]}.png")
     result = qrobust(
-        "evaluate",
-        "--model",
+        "evaluate-onnx",
         graph,
         "--data",
         f"imagefolder:{tmp_path / 'data'}",

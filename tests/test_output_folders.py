@@ -96,7 +96,7 @@ COMMANDS = {
     "quantize": ["quantize", "--model", "resnet8", "--data", "digits", "--out"],
     "run": ["run", "--model", "resnet8", "--data", "digits", "--out"],
     "demo": ["demo", "--out"],
-    "evaluate --model": ["evaluate", "--model", "m.onnx", "--data", "digits", "--out"],
+    "evaluate-onnx": ["evaluate-onnx", "m.onnx", "--data", "digits", "--out"],
 }
 
 
@@ -105,7 +105,7 @@ COMMANDS = {
 def test_the_current_folder_and_what_holds_it_are_not_replaced(
     command: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = like_a_run(tmp_path / "run", EVALUATION if "--model" in command.split() else RUN)
+    run = like_a_run(tmp_path / "run", EVALUATION if command == "evaluate-onnx" else RUN)
     before = content(tmp_path)
     options = ["--overwrite"] if overwrite else []
     for here, out in (
@@ -350,7 +350,7 @@ def test_left_behind_parts_are_removed(tmp_path: Path) -> None:
     "command", [*COMMANDS, "compensate", "export", "evaluate", "sensitivity", "report", "run --resume"]
 )
 def test_a_second_command_is_refused_in_one_line(command: str, tmp_path: Path) -> None:
-    out = like_a_run(tmp_path / "run", EVALUATION if command == "evaluate --model" else RUN)
+    out = like_a_run(tmp_path / "run", EVALUATION if command == "evaluate-onnx" else RUN)
     arguments = [*COMMANDS[command], out, "--overwrite"] if command in COMMANDS else [command, out]
     if command == "run --resume":
         arguments = [*COMMANDS["run"], out, "--resume"]
@@ -471,7 +471,7 @@ def test_an_evaluation_that_is_to_replace_another_goes_on(
 ) -> None:
     out, model = like_a_run(tmp_path / "out", EVALUATION), classifier_graph(tmp_path / "m.onnx")
     before = content(out)
-    arguments = ["evaluate", "--model", model, "--data", f"npz:{data}", "--out", out, "-q", "--threads", 1]
+    arguments = ["evaluate-onnx", model, "--data", f"npz:{data}", "--out", out, "-q", "--threads", 1]
     arguments += ["--shifts", "contrast", "--severities", 5]
     with monkeypatch.context() as patch:
         patch.setattr("qrobust.evaluation.attack_summary.attacked", stop(signal.SIGINT))

@@ -263,7 +263,7 @@ def choose_shift(folder: Path) -> None:
 COMMANDS: dict[str, list[object]] = {
     "sensitivity": [],
     "evaluate": ["--attack-images", 0],
-    "compensate": ["--method", "bn-reestimate"],
+    "compensate": ["--remedy", "bn-reestimate"],
 }
 
 

@@ -20,7 +20,7 @@ INTRO = """\
 
 A stable contract for scripts and CI. All accuracies were measured by onnxruntime on the exported graphs. What is "per
 graph" has the keys `float`, `int8` and, once a calibrator was exported, `compensated`; and those of
-[other remedies](compensation.md#methods) that were made. A *condition* is a shift at a severity. Each difference
+[other remedies](compensation.md#remedies) that were made. A *condition* is a shift at a severity. Each difference
 `X_pp` has its 95 % interval in `X_interval_pp`. Every key is always there; what was not measured is null.
 
 ```python
@@ -45,7 +45,7 @@ latency budget makes the calibrator's width depend on times, and `--budget` the 
 EVALUATION = """\
 ## The record of an evaluation of ONNX files
 
-`qrobust evaluate --model` writes a record of schema `qrobust.evaluation/2`, which `read_evaluation` reads. Its
+`qrobust evaluate-onnx` writes a record of schema `qrobust.evaluation/2`, which `read_evaluation` reads. Its
 classifiers are named after their files, and the first is what the others are compared with.
 """
 BESIDE = """\

@@ -45,7 +45,7 @@ class Record:
         summary: the headline.
         rows: one per condition, the clean one (`"shift": "clean"`, severity 0) first.
         remedies: one per way to win robustness back, highest gain first, `anti-adversary` last.
-        target_images: real images of the place of use (`--scene imagefolder:DIR`), or null.
+        target_images: real images of the place of use (`--target-images DIR`), or null.
         statistics: which intervals and tests, and how multiple comparisons are corrected for.
         severity_table: `cifar-c` or `imagenet-c`.
         corruption_sets: one per corruption data set among the shifts.
