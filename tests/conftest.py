@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,9 @@ from qrobust.models.resnet import SmallResNet
 from qrobust.pipeline import demo
 from qrobust.progress import Reporter
 
+# One thread for each worker of xdist, and for what tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A whole run, small enough for a test.
 SMALL = [
     "--data",
@@ -55,24 +60,41 @@ def qrobust(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A file or folder that all workers of xdist share: the first that asks makes it."""
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    path, done = shared / name, shared / f"{name}.done"
+    with filelock.FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet-8 trained on the digits, as the demo does it but shorter."""
-    folder = tmp_path_factory.mktemp("weights")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(demo, "EPOCHS", 4)
-    with demo.weights_file(0, Reporter(), 2) as path:
-        patch.undo()
-        return path.rename(folder / "weights.pt")
+
+    def make(path: Path) -> None:
+        patch = pytest.MonkeyPatch()
+        patch.setattr(demo, "EPOCHS", 4)
+        with demo.weights_file(0, Reporter(), 1) as made:
+            patch.undo()
+            made.rename(path)
+
+    return made_once(tmp_path_factory, "weights.pt", make)
 
 
 @pytest.fixture(scope="session")
 def finished_run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    result = qrobust("run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL)
-    assert result.exit_code == 0, result.output
-    return out
+    """The folder of a whole run; nothing may be changed in it."""
+
+    def make(path: Path) -> None:
+        result = qrobust("run", "--model", "resnet8", "--weights", weights, "--out", path, *SMALL)
+        assert result.exit_code == 0, result.output
+
+    return made_once(tmp_path_factory, "finished-run", make)
 
 
 def random_model(channels: int = 3) -> NormalizedModel:

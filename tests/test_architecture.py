@@ -42,6 +42,7 @@ ADAPTERS = {
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
     "sklearn": {"data/sources.py"},
+    "scipy": {"evaluation/statistics.py"},
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
     "click": {
         "cli/command.py",

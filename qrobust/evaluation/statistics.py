@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import binomtest
 
-Z = 1.959963984540054  # 97.5 % quantile of the standard normal
 RESAMPLES = 2000
 FEW_VALUES = 500
 
 
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927)."""
-    p, z2 = hits / n, Z**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
@@ -49,11 +46,7 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     """
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_a + only_b
-    term = tail = 1  # ways to draw k of total, and their sum up to the smaller count; whole numbers are exact
-    for k in range(min(only_a, only_b)):
-        term = term * (total - k) // (k + 1)
-        tail += term
-    return min(1.0, tail / 2 ** (total - 1)) if total else 1.0
+    return float(binomtest(only_a, total).pvalue) if total else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
