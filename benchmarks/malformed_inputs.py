@@ -6,14 +6,15 @@ import copy
 import io
 import json
 import os
-import random
 import shutil
 import socket
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ NAMES = (
     "CON",
     "..a",
 )
-JUNK = (
+JUNK: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -78,7 +79,7 @@ JUNK = (
     [1, 2, 3],
     "nan",
 )
-Random, value_info = random.Random, helper.make_tensor_value_info
+value_info = helper.make_tensor_value_info
 
 
 @dataclass(frozen=True)
@@ -374,7 +375,10 @@ def _folder_case(kind: str, random: Random, folder: Path, base: Base) -> Case:
 def _stored_case(random: Random, folder: Path, base: Base) -> Case:
     root = folder / "stored"
     root.mkdir()
-    arrays = {"labels": np.tile(np.arange(6) % 3, 5), "fog": np.zeros((30, 16, 16, 3), np.uint8)}
+    arrays: dict[str, np.ndarray] = {
+        "labels": np.tile(np.arange(6) % 3, 5),
+        "fog": np.zeros((30, 16, 16, 3), np.uint8),
+    }
     what = random.choice(["length", "labels", "bytes", "special", "nothing", "classes", "float", "pixels", "order"])
     if what == "length":
         arrays["fog"] = arrays["fog"][:-1]
@@ -400,6 +404,12 @@ def _stored_case(random: Random, folder: Path, base: Base) -> Case:
 # ----- weights
 
 
+def quantized(value: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will drop such tensors; files with them will stay
+        return torch.quantize_per_tensor(value.contiguous(), 0.1, 0, torch.qint8)
+
+
 def weights_case(random: Random, folder: Path, base: Base) -> Case:
     state, path = resnet8(3).state_dict(), folder / "w.pt"
     name = random.choice([k for k, v in state.items() if v.is_floating_point()])
@@ -408,7 +418,7 @@ def weights_case(random: Random, folder: Path, base: Base) -> Case:
         "sparse": value.to_sparse(),
         "complex": value.to(torch.complex64),
         "meta": value.to("meta"),
-        "quantized": torch.quantize_per_tensor(value.contiguous(), 0.1, 0, torch.qint8),
+        "quantized": quantized(value),
         "integer": value.to(torch.int8),
         "bool": value.bool(),
         "half": value.half(),
@@ -503,11 +513,12 @@ def _loop(endless: bool) -> Any:
 
 
 def _within_if(nodes: list[Any]) -> list[Any]:
-    last = copy.deepcopy(nodes[-1])
+    last, out = copy.deepcopy(nodes[-1]), [value_info("inner", TensorProto.FLOAT, None)]
     last.output[0] = "inner"
-    branch = helper.make_graph([*nodes[:-1], last], "b", [], [value_info("inner", TensorProto.FLOAT, None)])
+    branch = helper.make_graph([*nodes[:-1], last], "branch", [], out)
+    other = helper.make_graph([helper.make_node("Identity", ["images"], ["inner"])], "other", [], out)
     always = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
-    return [always, helper.make_node("If", ["yes"], ["pixels"], then_branch=branch, else_branch=branch)]
+    return [always, helper.make_node("If", ["yes"], ["pixels"], then_branch=branch, else_branch=other)]
 
 
 def _function(nodes: list[Any]) -> dict[str, Any]:
@@ -520,7 +531,7 @@ def onnx_case(random: Random, folder: Path, base: Base) -> Case:
     node = helper.make_node
     same = [node("Identity", ["images"], ["pixels"])]
     deep = same
-    for _ in range(60):
+    for _ in range(25):
         deep = _within_if(deep)
     big = numpy_helper.from_array(np.array([10**9, 10**9]), "v")
     kinds: dict[str, Any] = {
@@ -759,7 +770,7 @@ def name_case(random: Random, folder: Path, base: Base) -> Case:
         ),
     )
     file = name.replace("/", "").strip(".") or "x"
-    words = (printable(" ".join(name.split()))[:20], "data", "onnx", "class", "weights")
+    words: tuple[str, ...] = (printable(" ".join(name.split()))[:20], "data", "onnx", "class", "weights")
     if place == "class":
         root = folder / "data"
         image_folder(random, root, (file, "b", "c"))

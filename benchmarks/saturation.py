@@ -372,7 +372,7 @@ def main(
     inner: int,
     seed: int,
 ) -> None:
-    """Compare the simulation with a run whose sums saturate, and the fake-quantized model with one whose sums are exact."""
+    """Compare the simulation with saturating sums, and the fake-quantized model with exact ones."""
     torch.set_num_threads(1)
     emulator = None
     if HAS_VNNI:

@@ -1,7 +1,7 @@
 """The Python API: every step of the pipeline as a function of its inputs, without a run folder.
 
-Import these names from `qrobust` itself. Images are `(N, C, S, S)` in [0, 1], C being 3 or 1; a classifier is anything
-that maps them to logits `(N, K)`.
+Import these names from `qrobust` itself. Images are `(N, C, S, S)` in [0, 1], C being 3 or 1; a classifier is
+anything that maps them to logits `(N, K)`.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def load_classifier(
         image_size: S in pixels.
         weights: file of a state dict; nothing in it is executed.
         pretrained: take torchvision's own weights.
-        normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`. Default: the named network's; a network of one's
-            own needs one.
+        normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`. Default: the named network's; a network of
+            one's own needs one.
         seed: of random weights, where there are none to load.
 
     Raises:
@@ -157,7 +157,7 @@ def audit(path: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
 
 
 def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> dict[str, float | int]:
-    """Compare a torch classifier with its exported graph on labelled images; see `qrobust.deployment.parity.parity`."""
+    """Compare a torch classifier with its graph on labelled images; see `qrobust.deployment.parity.parity`."""
     split = as_split(images)
     return compare_outputs(torch_classifier, onnx_classifier, to_unit(split.read(slice(None))), split.labels)
 

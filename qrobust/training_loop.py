@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qrobust.errors import InputError
+from qrobust.paths import check_file
 from qrobust.progress import Progress
 from qrobust.storage import atomic_write
 
@@ -50,10 +51,12 @@ class Outcome:
 
 def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put module and optimizer where the checkpoint left them; returns the rest of what it holds."""
+    check_file(checkpoint, "checkpoint")
     try:
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        _ = [state[key] for key in ("step", "start", "kept", "best", "best_step", "seconds")]
     except Exception as error:  # each kind of damage raises another type
         raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
     return state

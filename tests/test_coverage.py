@@ -90,7 +90,7 @@ def network(*middle: nn.Module | Callable[[torch.Tensor], torch.Tensor], channel
 
 
 def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Module, dict[str, int], dict[str, int]]:
-    """Float unchanged by rewriting, session equal to fake-quantized model; returns fake-quantized model, float compute and other float operators."""
+    """Float unchanged by rewriting, onnxruntime equal to torch; returns the fake-quantized model, float operators."""
     plain = folded(model, pixels[:1])
     # Float32 rounding of a handful of layers whose values are of order one.
     assert torch.allclose(plain(pixels), model(pixels), atol=1e-5, rtol=1e-4)

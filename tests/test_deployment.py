@@ -57,7 +57,7 @@ def test_exported_twin_is_integer_dynamic_and_says_the_same(
 
 
 def test_unfused_graph_equals_the_twin_exactly(exported: tuple[Path, nn.Module], images: torch.Tensor) -> None:
-    """ONNX's own reference runtime on the exported file, an independent implementation, gives the fake-quantized model's logits."""
+    """ONNX's own reference runtime, an independent implementation, gives the fake-quantized model's logits."""
     from onnx.reference import ReferenceEvaluator
 
     path, fake_quantized = exported

@@ -339,3 +339,36 @@ def test_images_of_few_pixels_are_refused_or_enlarged(side: int, tmp_path: Path)
         assert open_data(f"npz:{npz}", seed=0, preferred_size=32, calibration_images=8).image_size == 32
     with pytest.raises(InputError, match="images: expected sides of at least 8 px"):
         render(torch.zeros(1, 3, side, side, dtype=torch.uint8), "glass_blur", 5, table="cifar-c", seed=0)
+
+
+@pytest.mark.parametrize("shape", [(10**9, 3, 16, 16), (1, 3, 10**6, 10**6)])
+def test_batches_that_would_fill_the_memory_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = classifier_graph(tmp_path / "m.onnx", shape)
+    for open_it in (audit, lambda path: ForeignClassifier(path, 1)):
+        with pytest.raises(InputError, match="expected at most 268435456 numbers a batch"):
+            open_it(path)
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qrobust.deployment.audit.audit", full)
+    result = qrobust("audit", tmp_path)
+    assert (result.exit_code, result.output) == (2, "Error: memory: not enough for this (no more is known)\n")
+
+
+def test_weights_outside_a_graph_are_regular_files(tmp_path: Path) -> None:
+    path = classifier_graph(tmp_path / "m.onnx")
+    for location, told in (("w.bin", "expected a regular file, .*w.bin is a FIFO"), ("\0", "'.x00' is no path")):
+        model = onnx.load(path)
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("float_data")
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+        if location == "w.bin":
+            os.mkfifo(tmp_path / location)
+        with pytest.raises(InputError, match=told):
+            audit(tmp_path / "other.onnx")

@@ -52,6 +52,8 @@ class Group(click.Group):
                 raise
             told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             message, code = told, InputError.exit_code
+        except MemoryError as error:
+            message, code = f"memory: not enough for this ({str(error) or 'no more is known'})", InputError.exit_code
         except SystemExit as error:  # click's own are of another kind
             from qrobust.user_code import complaint
 

@@ -102,6 +102,7 @@ def resumed(
     from qrobust.errors import InputError
     from qrobust.pipeline.inputs import check_same_config
     from qrobust.pipeline.output_folder import begun, claimed
+    from qrobust.pipeline.provenance import training_conditions
     from qrobust.pipeline.run_folder import other_unfinished
 
     click.get_current_context().with_resource(claimed(out))
@@ -112,11 +113,13 @@ def resumed(
         check_same_config(run, chosen)
     except InputError as error:
         raise InputError(f"{error}{other_unfinished(place)}") from error
+    # A user's code that is refused is refused here: a first stage that fails would take the folder with it.
+    _ = run.model_spec, run.config.qat.shifts and training_conditions(run)
     return run
 
 
 def reopen(folder: Path, verbose: bool, quiet: bool, threads: int | None = None, **options: Any) -> Run:
-    """The run that a folder holds, which it has until the command ends, with the options given in place of its own."""
+    """The run that a folder holds, held until the command ends, with the options given in place of its own."""
     claim_existing(folder)
     return _open(folder, verbose, quiet, threads, **options)
 

@@ -138,7 +138,8 @@ def _open_folders(root: Path, class_names: Sequence[str] | None) -> CorruptionSe
         if found.class_names != first.class_names or found.labels.tolist() != first.labels.tolist():
             raise InputError(
                 f"stored set: {corruption}/{severity} must hold the {len(first)} images in {len(first.class_names)} "
-                f"classes that {conditions[0][0]}/{conditions[0][1]} holds, got {len(found)} in {len(found.class_names)}"
+                f"classes that {conditions[0][0]}/{conditions[0][1]} holds, got {len(found)} in "
+                f"{len(found.class_names)}"
             )
         return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qrobust.classifier import parse_normalization
-from qrobust.deployment.session import PIXELS, _plainly, open_session
+from qrobust.deployment.session import PIXELS, _plainly, check_batch, open_session
 from qrobust.errors import InputError
 
 CHANNELS = (1, 3)
@@ -84,6 +84,7 @@ class ForeignClassifier:
                 f"{inputs[0].shape}"
             )
         self.image_size = fixed.pop() if fixed else None
+        check_batch(path, (batch or 1, self.channels, self.image_size or 1, self.image_size or 1))
         if self.dtype == np.uint8 and input_range not in (None, "byte"):
             raise InputError(f"input_range: {path} takes uint8 pixels, expected byte, got {input_range!r}")
         self.factor, self.mean, self.std = parse_input_range(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from qrobust.errors import InputError
+from qrobust.paths import check_file
 
 OPSET = 21
 LOOPS = ("Loop", "Scan")
@@ -67,14 +68,15 @@ def all_graphs(graph: Graph) -> Iterator[Graph]:
                     yield from all_graphs(inner)
 
 
-def refuse_loops(path: Path) -> None:
-    """Refuse a file with operators that repeat a graph: how often is data, which may mean for ever.
+def check_bounded(path: Path) -> None:
+    """Refuse a file that may keep onnxruntime busy for ever.
 
     Raises:
-        InputError: it has a Loop or a Scan. What is not ONNX at all is left to onnxruntime.
+        InputError: it has a Loop or a Scan, which repeat a graph as often as data say, or weights in what is no
+            regular file. What is not ONNX at all is left to onnxruntime.
     """
     if path.suffix == ".ort":  # strings have their length before them and a zero after them
-        content = path.read_bytes()
+        content, outside = path.read_bytes(), list[Path]()
         found = {kind for kind in LOOPS if len(kind).to_bytes(4, "little") + kind.encode() + b"\0" in content}
     else:
         try:
@@ -84,10 +86,14 @@ def refuse_loops(path: Path) -> None:
         wholes: list[Any] = [proto.graph, *proto.functions]
         nodes = [node for part in wholes for graph in all_graphs(part) for node in graph.node]
         found = {node.op_type for node in nodes if node.op_type in LOOPS and node.domain in ("", "ai.onnx")}
+        outside = [path.parent / location for location in _external_data(proto) if "\0" not in location]
     if found:
         raise InputError(
             f"onnx: {path} has {' and '.join(sorted(found))}; expected a graph without loops, whose time is bounded"
         )
+    for file in outside:
+        if file.exists():  # what is missing is told where onnxruntime misses it
+            check_file(file, "onnx")
 
 
 def _external_data(proto: onnx.ModelProto) -> list[str]:
@@ -130,6 +136,8 @@ def complaint(path: Path) -> str | None:
         return f"it needs custom operators: {', '.join(custom)}"
     folder = path.parent.resolve()
     for location in _external_data(proto):
+        if "\0" in location:
+            return f"its external data {location!r} is no path"
         if not (folder / location).resolve().is_relative_to(folder):
             return f"its external data {location!r} lies outside its folder"
         if not (folder / location).is_file():

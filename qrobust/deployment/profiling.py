@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qrobust.deployment.classifiers import OnnxClassifier
-from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, _plainly, open_session
+from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, _plainly, check_batch, open_session
 from qrobust.errors import InputError
 
 # Calls before times count, and seconds of one classifier's turn.
@@ -99,7 +99,9 @@ def image_feed(session: Session, path: Path, image_size: int | None) -> dict[str
         raise InputError(f"onnx: {path} leaves the size of {image.name!r} {image.shape} open: --image-size is needed")
     if image_size is not None and None not in shape and image_size not in shape[1:]:
         raise InputError(f"onnx: {path} takes images {image.shape}, got --image-size {image_size}")
-    pixels = np.random.default_rng(0).random([d or image_size or 0 for d in shape])
+    every = [d or image_size or 0 for d in shape]
+    check_batch(path, every)
+    pixels = np.random.default_rng(0).random(every)
     scale = 255 if image.type == "tensor(uint8)" else 1
     return {image.name: (pixels * scale).astype(PIXELS[image.type])}
 

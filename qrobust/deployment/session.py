@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,6 +26,8 @@ LEVELS = {
 }
 # Side of images, in pixels, that no classifier takes.
 MOST_SIDE = 4096
+# Numbers in one batch of images: 1 GiB of float32.
+MOST_VALUES = 2**28
 # Types an image input may have.
 PIXELS = {
     "tensor(float)": np.float32,
@@ -61,10 +65,10 @@ def open_session(
     Raises:
         InputError: the file is missing, it loops, or onnxruntime refuses it.
     """
-    from qrobust.deployment.onnx_graph import refuse_loops
+    from qrobust.deployment.onnx_graph import check_bounded
 
     check_file(path, "onnx")
-    refuse_loops(path)
+    check_bounded(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -125,3 +129,13 @@ def sums(*, signed_activations: bool | None = None, exact_sums: bool = False) ->
     if signed_activations or not sums_saturate():
         return "exact"
     return "exact-by-request" if exact_sums else "saturating"
+
+
+def check_batch(path: Path, shape: Sequence[int]) -> None:
+    """Refuse a graph whose smallest batch would fill the memory.
+
+    Raises:
+        InputError: it holds more than `MOST_VALUES` numbers.
+    """
+    if math.prod(shape) > MOST_VALUES:
+        raise InputError(f"onnx: {path} takes images {tuple(shape)}, expected at most {MOST_VALUES} numbers a batch")

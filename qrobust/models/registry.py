@@ -130,6 +130,8 @@ def _file_model(spec: str, factory: str) -> ModelSpec:
 
 def _call(made: Callable[..., Any], classes: int, told: str) -> Any:
     """Call a factory: with the class count if it takes `num_classes`, has one required argument or any keywords."""
+    if getattr(made, "__init__", None) is nn.Module.__init__:  # whose keywords take nothing
+        return made()
     try:
         parameters = list(inspect.signature(made).parameters.values())
     except (TypeError, ValueError):  # of what is not written in Python

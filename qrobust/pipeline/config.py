@@ -15,7 +15,7 @@ from qrobust.quantization.config import QATConfig, QuantizationConfig
 DEFAULT_SEVERITIES = (3, 5)
 # So that seeds of steps, which are made of it, have 64 bits.
 MOST_SEED = 2**32 - 1
-# More images than any data set has. Like the other upper bounds it is no advice: beyond, a machine runs out of memory.
+# More images than any data set has. Like the other upper bounds it is no advice: beyond it memory runs out.
 MOST_IMAGES = 10**9
 MOST_SIDE, MOST_THREADS = 4096, 512
 # Entries of a `config.json` that versions before 0.2 called otherwise.

@@ -153,7 +153,8 @@ def check_images(run: Run) -> None:
         if any(now[key] != value for key, value in kept[name].items()):
             raise InputError(
                 f"data: expected the images of {run.config.data.spec} that the run was quantized with, got others "
-                f"(its {name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured on; "
+                f"(its {name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured "
+                "on; "
                 "quantize again"
             )
 

@@ -420,8 +420,8 @@ def register_shift(
 
     Args:
         name: a new one.
-        function: `(images, strength, generators) -> images`; images are float32 `(N, C, S, S)` in [0, 1], there is one
-            `torch.Generator` per image, and equal generators must give equal images.
+        function: `(images, strength, generators) -> images`; images are float32 `(N, C, S, S)` in [0, 1], there is
+            one `torch.Generator` per image, and equal generators must give equal images.
         strengths: of severities 1 to 5.
         version: changes when equal arguments give other pixels than before.
 
