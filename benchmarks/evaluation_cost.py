@@ -29,7 +29,7 @@ from qrobust.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 GRAPHS = ("float", "int8", "compensated")
-IMPORTS = "import qrobust.standalone, torch, torchvision, onnxruntime"
+IMPORTS = "import qrobust.pipeline.evaluate_onnx, torch, torchvision, onnxruntime"
 # What is evaluated, at which severities, on how many test images: the full evaluation, then growth.
 FULL = ("all", "1,2,3,4,5", 1000)
 GROWTH = tuple(("fog,glass_blur,rotation", "5", count) for count in (500, 1000, 5000))
