@@ -220,7 +220,7 @@ def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:
     options = ("--shifts", "motion_blur,fog,rotation,shear", "--severities", "1,2,3,4,5")
     out = tmp_path / "killed"
     program = [sys.executable, "-c", "from qrobust.cli.main import main; main()"]
-    command = [*program, "evaluate-onnx", model, "--data", data, "--out", out, "--threads", "1", "-q", *options]
+    command = [*program, "evaluate", "--model", model, "--data", data, "--out", out, "--threads", "1", "-q", *options]
     process = subprocess.Popen([str(c) for c in command], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         while not (out / "predictions" / "motion_blur-1.npz").exists():
