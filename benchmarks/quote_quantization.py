@@ -132,8 +132,8 @@ def efficientnet_lite0() -> str:
     itself, session = fake_quantized["itself_one_by_one"], fake_quantized["session"]
     beside = (
         f"On {session['unlike']} of these {fake_quantized['n']} the fake-quantized model of `default` predicts "
-        "another class than the exported graph; asked one by one instead of in batches of 32, it differs from itself on "
-        f"{itself['unlike']}. Logits differ by {session['mean_difference']:.3f} and "
+        "another class than the exported graph; asked one by one instead of in batches of 32, it differs from "
+        f"itself on {itself['unlike']}. Logits differ by {session['mean_difference']:.3f} and "
         f"{itself['mean_difference']:.3f} on average; where classes differ, the first leads by at most "
         f"{max(session[lead], itself[lead]):.2f}."
     )

@@ -69,7 +69,9 @@ def _said(kind: Any) -> str:
 
 def _violated(value: float, bounds: Mapping[str, Any]) -> str:
     """The bound that a number is beyond, or nothing."""
-    if math.isnan(value) or (math.isinf(value) and "at_most" not in bounds):
+    if value != value or (
+        value in (math.inf, -math.inf) and "at_most" not in bounds
+    ):  # math.isnan: floats' range only
         return "a finite number"
     if "at_least" in bounds and value < bounds["at_least"]:
         return f"at least {bounds['at_least']}"
@@ -96,7 +98,7 @@ class Section:
         for entry in fields(self):
             value, bounds, kind = getattr(self, entry.name), entry.metadata, _types(self)[entry.name]
             if not _of_type(value, kind):
-                yield f"{option_of(entry)}: expected {_said(kind)}, got {value!r}"
+                yield f"{option_of(entry)}: expected {_said(kind)}, got {list(value) if isinstance(value, tuple) else value!r}"
                 continue
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, str) and not part.strip() and entry.default != part:

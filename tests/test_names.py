@@ -9,6 +9,7 @@ import os
 import socket
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import classifier_graph
 from PIL import Image
 
+from qrobust.choices import option_of
 from qrobust.data.loading import open_data, open_test
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import ForeignClassifier
@@ -29,7 +31,7 @@ from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.models.resnet import resnet8
 from qrobust.paths import check_file, user_path
-from qrobust.pipeline.config import BOUNDS, RunConfig
+from qrobust.pipeline.config import SECTIONS, RunConfig
 from qrobust.report.markdown import table
 from qrobust.report.plots import gains_plot, layers_plot
 from qrobust.report.robustbench import unaggregated_csv
@@ -58,7 +60,7 @@ def test_text_is_printable_and_markdown_is_literal() -> None:
 
 def test_no_name_is_a_formula_of_a_spreadsheet() -> None:
     names = ["=1+1", "+1", "-1", "@SUM", "a", "\t=1"]
-    rows = [{"shift": name, "severity": 5, "accuracy": dict.fromkeys(names, -0.5)} for name in names]
+    rows: Any = [SimpleNamespace(shift=name, severity=5, accuracy=dict.fromkeys(names, -0.5)) for name in names]
     found = list(csv.reader(io.StringIO(unaggregated_csv(rows, names))))
     wanted = ["'=1+1", "'+1", "'-1", "'@SUM", "a", r"\t=1"]
     assert found[0] == ["", *wanted]
@@ -68,9 +70,12 @@ def test_no_name_is_a_formula_of_a_spreadsheet() -> None:
 
 @pytest.mark.parametrize("name", ["$a_^$", "\x1b[0m", NOT_UTF8, "名前", "<b>"])
 def test_any_name_can_be_drawn(name: str) -> None:
-    noise = {"name": name, "weight_sqnr_db": 1.0, "input_sqnr_db": 1.0, "output_sqnr_db": 1.0}
-    drawn = str(layers_plot({"quantization": {"layer_noise": [noise], "layer_effects": []}}))
-    drawn += str(gains_plot({"rows": [{"shift": name, "accuracy": {"int8": 0.5}}]}, ["int8"]))
+    noise = SimpleNamespace(name=name, weight_sqnr_db=1.0, input_sqnr_db=1.0, output_sqnr_db=1.0)
+    record: Any = SimpleNamespace(
+        quantization=SimpleNamespace(layer_noise=[noise], layer_effects=[]),
+        rows=[SimpleNamespace(shift=name, accuracy={"int8": 0.5})],
+    )
+    drawn = str(layers_plot(record)) + str(gains_plot(record, ["int8"]))
     assert drawn.count(printable(name).replace("_", " ").replace("<", "&lt;").replace(">", "&gt;")) >= 1
     assert "<b>" not in drawn
     assert all(line.isprintable() for line in drawn.splitlines())
@@ -216,9 +221,17 @@ def test_arrays_are_those_that_were_written(tmp_path: Path) -> None:
         read_npz(path, "x")
 
 
-def numbers() -> list[str]:
-    kinds = {"int", "float", "int | None", "float | None"}
-    return [field.name for field in fields(RunConfig) if field.type in kinds]
+def numbers() -> dict[str, tuple[float, ...]]:
+    """Every single number among the options of a run, with the bounds that may be reached."""
+    single, found = {"int", "float", "int | None", "float | None"}, {}
+    for section in fields(RunConfig):
+        inner = fields(SECTIONS[section.name]) if section.name in SECTIONS else [section]
+        for entry in inner:
+            if entry.type in single:
+                found[option_of(entry)] = tuple(
+                    entry.metadata[b] for b in ("at_least", "at_most") if b in entry.metadata
+                )
+    return found
 
 
 @pytest.mark.parametrize("name", numbers())
@@ -226,9 +239,9 @@ def numbers() -> list[str]:
 def test_every_number_of_a_run_has_bounds(name: str, value: Any) -> None:
     given = {"qat_epochs": 1.0} if name.startswith("qat_") else {}
     with pytest.raises(InputError, match=f"{name}: expected "):
-        RunConfig(**(MODEL | given | {name: value}))
-    for bound in BOUNDS.get(name, ()):
-        RunConfig(**(MODEL | given | {name: type(RunConfig(**MODEL).__dict__[name] or 1)(bound)}))
+        RunConfig.from_options(MODEL | given | {name: value})
+    for bound in numbers()[name]:
+        RunConfig.from_options(MODEL | given | {name: bound})
 
 
 @pytest.mark.parametrize(
@@ -236,15 +249,16 @@ def test_every_number_of_a_run_has_bounds(name: str, value: Any) -> None:
     [
         ({"steps": 5.5}, "steps: expected an integer, got 5.5"),
         ({"steps": True}, "steps: expected an integer, got True"),
-        ({"weights": 3}, "weights: expected a text or null, got 3"),
+        ({"weights": 3}, "weights: expected text, got 3"),
         ({"mac_budget": "x"}, "mac_budget: expected a number, got 'x'"),
-        ({"severities": [3, "x"]}, r"severities: expected a list of integers, got \[3, 'x'\]"),
-        ({"shifts": [3]}, r"shifts: expected a list of texts, got \[3\]"),
+        ({"severities": [3, "x"]}, r"severities: expected a list, each an integer, got \[3, 'x'\]"),
+        ({"shifts": [3]}, r"shifts: expected a list, each text, got \[3\]"),
     ],
 )
 def test_entries_of_a_configuration_have_types(entry: dict[str, Any], message: str) -> None:
-    assert RunConfig.from_json(json.loads(json.dumps(RunConfig(**MODEL).as_json()))) == RunConfig(**MODEL)
-    with pytest.raises(InputError, match=f"^config: {message}$"):
+    config = RunConfig.from_options(MODEL)
+    assert RunConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
+    with pytest.raises(InputError, match=f"^{message}$"):
         RunConfig.from_json(MODEL | entry)
 
 
@@ -254,10 +268,10 @@ def test_there_are_not_many_times_more_workers_than_cores() -> None:
 
 
 def test_a_demo_is_refused_before_it_trains(tmp_path: Path) -> None:
-    for option, told in (("--threads", "threads: expected at least 1, got 0"), ("--seed", None)):
+    for option, told in (("--threads", "--threads: expected at least 1, got 0"), ("--seed", None)):
         value = 0 if option == "--threads" else -1
         result = qrobust("demo", "--out", tmp_path / "out", option, value)
-        assert (result.exit_code, result.output) == (2, f"Error: {told or 'seed: expected at least 0, got -1'}\n")
+        assert (result.exit_code, result.output) == (2, f"Error: {told or '--seed: expected at least 0, got -1'}\n")
 
 
 def endless(path: Path, kind: str) -> Path:
