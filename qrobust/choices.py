@@ -98,7 +98,8 @@ class Section:
         for entry in fields(self):
             value, bounds, kind = getattr(self, entry.name), entry.metadata, _types(self)[entry.name]
             if not _of_type(value, kind):
-                yield f"{option_of(entry)}: expected {_said(kind)}, got {list(value) if isinstance(value, tuple) else value!r}"
+                given = list(value) if isinstance(value, tuple) else value
+                yield f"{option_of(entry)}: expected {_said(kind)}, got {given!r}"
                 continue
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, str) and not part.strip() and entry.default != part:
