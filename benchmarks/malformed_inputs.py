@@ -818,7 +818,7 @@ def name_case(random: Random, folder: Path, base: Base) -> Case:
         else:
             config = read_json(run / "config.json") | {"data": name, "weights": name}
             (run / "config.json").write_text(json.dumps(config))
-        arguments = ["report", str(run), "--threads", "1", "-q"]
+        arguments = ["report", str(run)]
     return Case(f"{place}: {name[:30]!r}", arguments, words)
 
 

@@ -110,7 +110,7 @@ def split() -> Split:
     return Split(source, torch.arange(23))
 
 
-@pytest.mark.parametrize("cell", [CLEAN, ("gaussian_noise", 5)])
+@pytest.mark.parametrize("condition", [CLEAN, ("gaussian_noise", 5)])
 def test_sessions_in_processes_say_the_same(
     split: Split, condition: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,7 +260,7 @@ def test_reports_are_written_without_torch(finished_run: Path, tmp_path: Path) -
         "import qrobust.report.html, qrobust.report.model_card, qrobust.report.markdown; "
         "from qrobust.cli.main import main; main()"
     )
-    command = [sys.executable, "-c", code, "report", str(run), "-q"]
+    command = [sys.executable, "-c", code, "report", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     again, first = (without_timings(json.loads((p / "record.json").read_text())) for p in (run, finished_run))

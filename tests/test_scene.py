@@ -119,7 +119,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
         ("compensate", run, "--target-images", folder, "--steps", "300", *SMALLER, "-q"),
         ("export", run, "-q"),
         ("evaluate", run, "--attack-images", "0", "-q"),
-        ("report", run, "-q"),
+        ("report", run),
     ):
         result = qrobust(*command)
         assert result.exit_code == 0, result.output

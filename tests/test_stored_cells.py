@@ -237,7 +237,7 @@ def test_a_run_measures_a_stored_set(finished_run: Path, tmp_path: Path) -> None
         result = qrobust("evaluate", out, "--shifts", shifts, "--attacks", "none", "-q")
         assert result.exit_code == 0, result.output
         assert f"stored:{root}: float " in result.output
-        assert qrobust("report", out, "-q").exit_code == 0
+        assert qrobust("report", out).exit_code == 0
         record = read_json(out / "record.json")
         assert record["attacks"]["level"] == "none"
         (stored,) = record["corruption_sets"]

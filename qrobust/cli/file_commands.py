@@ -162,7 +162,7 @@ def audit(
     signed = None if target is None else target == "arm64"
     result = audit_file(file, image_size, signed_activations=signed, explain=True)
     if as_json:
-        echo(json.dumps(result, indent=1))
+        click.echo(json.dumps(result, indent=1))
     else:
         for line in (f"{file}{f' as on {target}' if target else ''}", *audit_lines(result)):
             echo(line)

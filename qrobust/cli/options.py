@@ -12,7 +12,18 @@ from typing import Any
 import click
 
 from qrobust.cli.command import ATTACKS, CALIBRATOR, MODEL, QAT, QUANTIZATION, RUN, SHIFTS, Option
-from qrobust.cli.types import DURATION, FRACTION, FRACTIONS, INTEGER, INTEGERS, NAMES, NUMBER, FolderType, OneOf
+from qrobust.cli.types import (
+    DURATION,
+    FRACTION,
+    FRACTIONS,
+    INTEGER,
+    INTEGERS,
+    NAMES,
+    NAMES_OR_NONE,
+    NUMBER,
+    FolderType,
+    OneOf,
+)
 
 Decorator = Callable[[Any], Any]
 _DECLARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
@@ -248,9 +259,9 @@ _declare(
     "--hold-out",
     group=SHIFTS,
     advanced=True,
-    type=NAMES,
-    metavar="NAME,...",
-    help="Shifts, of those chosen, that are measured but never trained on. '': none.",
+    type=NAMES_OR_NONE,
+    metavar="NAME,...|none",
+    help="Shifts, of those chosen, that are measured but never trained on. none: train on all.",
 )
 
 _declare(

@@ -141,7 +141,7 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     opened = reopen(run_folder, **options)
     layers = stages.sensitivity(opened)
     if as_json:
-        echo(json.dumps(layers, indent=2))
+        click.echo(json.dumps(layers, indent=2))
         return
     echo(f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop")
     for layer in sorted(layers, key=lambda found: -found["divergence"]):

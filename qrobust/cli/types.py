@@ -93,6 +93,9 @@ DURATION = Parsed("duration", _seconds, "a time such as 90s, 10m or 1h")
 INTEGERS = list_of(INTEGER, "integers")
 FRACTIONS = list_of(FRACTION, "numbers or fractions such as 8/255")
 NAMES = list_of(Parsed("name", str, "a name"), "names")
+NAMES_OR_NONE = Parsed(
+    NAMES.name, lambda text: () if text == "none" else NAMES.parse(text), f"{NAMES.expected}, or none"
+)
 
 
 class FolderType(click.Path):
