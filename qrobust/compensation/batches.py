@@ -1,4 +1,4 @@
-"""What a calibrator meets in training: clean images, shifted ones, and those of a new scene, mixed."""
+"""What a calibrator meets in training: clean images, shifted ones, and target images, mixed."""
 
 from __future__ import annotations
 

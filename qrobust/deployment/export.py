@@ -1,4 +1,4 @@
-"""The door to onnx: one classifier in, one checked ONNX file out."""
+"""The only way to ONNX: one classifier in, one checked ONNX file out."""
 
 from __future__ import annotations
 

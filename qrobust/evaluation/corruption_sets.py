@@ -1,4 +1,4 @@
-"""Measure on shifted images that lie on disk: cells of their own, with their own images and labels."""
+"""Measure on shifted images that lie on disk: conditions of their own, with their own images and labels."""
 
 from __future__ import annotations
 

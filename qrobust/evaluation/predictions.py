@@ -1,4 +1,4 @@
-"""What classifiers said of the same rendered pixels: asked once, kept per cell, read back without inference."""
+"""What classifiers said of the same rendered pixels: asked once, kept per condition, read back without inference."""
 
 from __future__ import annotations
 
