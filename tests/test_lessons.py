@@ -22,7 +22,7 @@ from qrobust.cli.console import _LogBar
 from qrobust.compensation import fit as fitting
 from qrobust.compensation import training
 from qrobust.data.loading import open_data
-from qrobust.data.scene_images import open_target_images
+from qrobust.data.target_images import open_target_images
 from qrobust.errors import ExportCheckError, InputError, RangeError
 from qrobust.pipeline import baselines as alternatives
 from qrobust.pipeline import stages

@@ -13,7 +13,7 @@ import torch
 from conftest import qrobust
 from PIL import Image
 
-from qrobust.data.scene_images import open_target_images
+from qrobust.data.target_images import open_target_images
 from qrobust.models.registry import find_model
 from qrobust.storage import read_json
 

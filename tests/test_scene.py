@@ -17,8 +17,8 @@ from qrobust.cli.parsing import choices
 from qrobust.compensation.batches import mixed_batch
 from qrobust.compensation.validation import Validation, information
 from qrobust.data.loading import open_data
-from qrobust.data.scene_images import open_target_images
 from qrobust.data.splits import TrainingData
+from qrobust.data.target_images import open_target_images
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import training_conditions
 from qrobust.pipeline.run import Run

@@ -27,7 +27,7 @@ class MixedBatch:
         shifted: the same images under the shifts, uint8.
         labels: `(N,)`; -1 where there is none.
         aligned: whether each pixel still shows the same spot of the scene, `(N,)`.
-        paired: whether there is a clean image at all, `(N,)`; a new scene's own images have none, and stand in both
+        paired: whether there is a clean image at all, `(N,)`; target images have none, and stand in both
             places.
     """
 

@@ -42,7 +42,7 @@ PIXEL_WEIGHT = 4.0
 GATE_WEIGHT = 1.0
 # Proposals for the whole image beyond this are pulled back: out there tanh has no gradient left to return by.
 PROPOSAL_LIMIT, PROPOSAL_WEIGHT = 3.0, 0.1
-# What a scene's unlabelled images weigh.
+# What unlabelled target images weigh.
 ALIGNMENT_WEIGHT = 1.0
 # Images on which the classifier must have a gradient, and the share of them that may have none.
 PROBES, MOST_VANISHED = 32, 0.5
@@ -139,7 +139,7 @@ def train_calibrator(
     """
     conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
     if not conditions and data.target_images is None:
-        raise InputError("shifts: a calibrator needs at least one shift or a scene to train on, got none")
+        raise InputError("shifts: a calibrator needs at least one shift or target images to train on, got none")
     before = state_hash(fake_quantized)
     fake_quantized.eval()
     images, _ = validation.parts[0]

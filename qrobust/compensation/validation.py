@@ -27,9 +27,9 @@ class Validation:
         seed: of the rendering.
         limit: clean images, and images under shift in all; those are shared among the cells, each cell taking other
             images of the split as far as there are enough.
-        target_images: validation images of a new scene, which count like one more cell: by accuracy where they have
+        target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
-        teacher: the float classifier; needed for a scene without labels.
+        teacher: the float classifier; needed for target images without labels.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Validation:
             self.parts.append((some.read(slice(None)), some.labels))
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
-        """On clean images, in each cell, then on the scene; of the classifier behind the calibrator, if given."""
+        """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
         return [self._accuracy(part, classifier, calibrator) for part in self.parts]
 
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:

@@ -155,7 +155,7 @@ def _cache(run: Run, names: Collection[str]) -> Cache:
 
 
 def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
-    """What the graphs make of the test images of a new scene: accuracy where they have labels, else what is known."""
+    """What the graphs make of the test images of the target: accuracy where they have labels, else what is known."""
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
         return None
@@ -169,7 +169,7 @@ def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) 
         cache=cache,
         workers=workers,
         seed=seed,
-        progress=_called(run, "measure the scene"),
+        progress=_called(run, "measure target images"),
     )
     return target_row(found.predictions[CLEAN], found.labels, images=spec, seed=seed)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from qrobust.data.scene_images import folder_of
 from qrobust.data.splits import Split, TrainingData
+from qrobust.data.target_images import folder_of
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES
@@ -104,7 +104,7 @@ def training_provenance(run: Run, *, trained: bool = True) -> dict[str, Any]:
 
 
 def trained_on_names(run: Run) -> list[str]:
-    """The shifts that compensation learns from, sorted, and the folder of a scene's real images."""
+    """The shifts that compensation learns from, sorted, and the folder of target images."""
     spec = run.config.shifts.target_images
     return sorted({name for name, _ in training_conditions(run)}) + ([spec] if spec else [])
 
@@ -160,7 +160,7 @@ def check_images(run: Run) -> None:
 
 
 def check_target_images(run: Run, without: Collection[str] = ()) -> None:
-    """Refuse a scene's images other than those that methods learned from: its splits would be mixed up.
+    """Refuse target images other than those that methods learned from: its splits would be mixed up.
 
     Raises:
         InputError: names the method.
@@ -194,9 +194,9 @@ def learned(run: Run, without: Collection[str] = ()) -> dict[str, dict[str, Any]
 
 
 def trained_differently(run: Run, without: Collection[str] = ()) -> dict[str, str]:
-    """Methods that cannot be compared with the first of those that learned, and what differs between their lessons.
+    """Methods that cannot be compared with the first of those that learned, and what differs between them.
 
-    Labels are of no use to re-estimated batch norms, nor a scene's images to fine-tuning, whose steps need labels:
+    Labels are of no use to re-estimated batch norms, nor target images to fine-tuning, whose steps need labels:
     that is how these methods are.
     """
     every, found = learned(run, without), {}

@@ -21,8 +21,8 @@ from qrobust.classifier import Compensated, NormalizedModel
 from qrobust.compensation.calibrator import CALIBRATOR_VERSION, Correction
 from qrobust.compensation.fit import new_calibrator
 from qrobust.data.loading import open_data
-from qrobust.data.scene_images import TargetImages, folder_of, naming_target_images, open_target_images
 from qrobust.data.splits import Data
+from qrobust.data.target_images import TargetImages, folder_of, naming_target_images, open_target_images
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
 from qrobust.errors import InputError

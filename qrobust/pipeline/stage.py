@@ -69,7 +69,7 @@ def is_current(run: Run, name: str) -> bool:
 
 
 def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
-    """Changes with every choice that training depends on, with the user's own code and with a scene's images.
+    """Changes with every choice that training depends on, with the user's own code and with the target images.
 
     Args:
         run: of the run.

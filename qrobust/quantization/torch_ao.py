@@ -1,4 +1,4 @@
-"""The door to `torch.ao.quantization`: it decides where a network's activations are observed.
+"""The only module that imports `torch.ao.quantization`, which decides where a network's activations are observed.
 
 `insert_observers` hands torch.ao a traced network and our description of what onnxruntime runs on
 integers, and gets back the graph with an observer at every tensor that needs a grid; then torch.ao is
@@ -26,7 +26,7 @@ from qrobust.quantization.tracing import (
 )
 
 with warnings.catch_warnings():
-    # torch.ao.quantization announces its deprecation on import; this door is our answer to that.
+    # torch.ao.quantization announces its deprecation on import; this module is our answer to that.
     warnings.simplefilter("ignore")
     from torch.ao.quantization import ObserverBase, PlaceholderObserver, QConfig, QConfigMapping
     from torch.ao.quantization.backend_config import (

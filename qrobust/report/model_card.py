@@ -97,7 +97,7 @@ def _provenance(remedy: Remedy, data: str) -> str:
     known = remedy.provenance
     if not known:
         return "nothing, it is not trained."
-    named = f"scene {', '.join(known.scenarios)}: " if known.scenarios else ""
+    named = f"scenario {', '.join(known.scenarios)}: " if known.scenarios else ""
     labels = "with labels" if known.labels else "without labels"
     target = " and on the target images" if known.target_images else ""
     severities = f" at severity {', '.join(map(str, known.severities))}" if known.severities else ""

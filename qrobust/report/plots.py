@@ -1,4 +1,4 @@
-"""Plots of a record, as inline SVG; the door to matplotlib."""
+"""Plots of a record, as inline SVG; the only module that imports matplotlib."""
 
 from __future__ import annotations
 

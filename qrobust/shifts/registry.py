@@ -465,7 +465,7 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The shifts of scenes; a name that is no scene may be a shift, a suite or FILE.py:FUNCTION, as for `expand`.
+    """The shifts of scenarios; a name that is none may be a shift, a suite or FILE.py:FUNCTION, as for `expand`.
 
     Raises:
         InputError: a name is none of these.

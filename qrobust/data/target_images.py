@@ -1,4 +1,4 @@
-"""Real images of a new scene, labelled or not: what a camera delivers where the classifier will live."""
+"""Target images, labelled or not: what a camera delivers where the classifier will live."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEAST = 5
 
 @dataclass(frozen=True)
 class TargetImages:
-    """Three disjoint splits of a scene's images; without labels, every label is -1."""
+    """Three disjoint splits of target images; without labels, every label is -1."""
 
     training: Split
     validation: Split
@@ -40,7 +40,7 @@ def folder_of(spec: str) -> Path:
 
 @contextmanager
 def naming_target_images() -> Iterator[None]:
-    """What is wrong with images is the scene's, not the data's."""
+    """What is wrong with images is said of the target images, not of the data."""
     try:
         yield
     except InputError as error:
@@ -58,7 +58,7 @@ def open_target_images(
     seed: int,
     skip_bad: bool = False,
 ) -> TargetImages:
-    """Open a folder of a scene's images, split by seed: three fifths to learn from, one to choose, one to test.
+    """Open a folder of target images, split by seed: three fifths to learn from, one to choose, one to test.
 
     Args:
         folder: with one sub-folder per class (labelled), or with the images themselves (not labelled).
