@@ -60,6 +60,15 @@ def qrobust(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as unit tests those of modules that run no command, neither in this process nor in others."""
+    for item in items:
+        known = vars(item.module)  # type: ignore[attr-defined]  # every item is a function here
+        commands = known.get("qrobust") is qrobust or known.get("subprocess") or known.get("processes")
+        if not commands and "slow" not in item.keywords:
+            item.add_marker(pytest.mark.unit)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A file or folder that all workers of xdist share: the first that asks makes it."""
     own = factory.getbasetemp()
