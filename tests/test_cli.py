@@ -376,7 +376,7 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object, **__: object) -> None:
         raise ExportCheckError("parity: no")
 
-    monkeypatch.setattr("qrobust.deployment.parity.check_export", refuse)
+    monkeypatch.setattr("qrobust.pipeline.export.check_export", refuse)
     arguments, _ = bad_case("none", tmp_path)
     result = qrobust(*arguments, "--out", tmp_path / "out", "-q")
     assert result.exit_code == 3
@@ -399,7 +399,7 @@ def test_a_refused_evaluation_keeps_the_finished_one(
     def too_short(*_: object, **__: object) -> None:
         raise InputError("budget: 1 s are too short for 10 images")
 
-    monkeypatch.setattr("qrobust.evaluation.predictions.within_budget", too_short)
+    monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", too_short)
     stages = finished_run / "stages"
     before = (stages / "evaluate.json").read_bytes()
     one_line_error(["evaluate", finished_run, *options], None, str(options[0]).removeprefix("--"))

@@ -50,7 +50,7 @@ def test_lists_have_no_empty_part(text: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = qrobust("run", "--model", "resnet8", "--data", "digits", "--out", out, "--shifts", text)
     assert result.exit_code == 2
-    assert f"shifts: expected comma-separated words, got {text!r}" in result.output
+    assert f"--shifts: expected comma-separated names, got {text!r}" in result.output
     assert not out.exists()
 
 
@@ -64,8 +64,8 @@ def test_a_stored_set_has_a_folder(tmp_path: Path) -> None:
 
 def test_configurations_hold_nothing_empty() -> None:
     with pytest.raises(InputError, match="weights: expected a value, got an empty string"):
-        RunConfig("resnet8", "digits", weights="")
+        RunConfig.from_options({"model": "resnet8", "data": "digits", "weights": ""})
     with pytest.raises(InputError, match="shifts: expected a value, got an empty string"):
-        RunConfig("resnet8", "digits", shifts=("fog", ""))
+        RunConfig.from_options({"model": "resnet8", "data": "digits", "shifts": ("fog", "")})
     with pytest.raises(InputError, match="class_names: expected a value, got an empty string"):
         Choices(("a.onnx",), "digits", class_names=" ")

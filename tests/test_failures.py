@@ -135,7 +135,7 @@ def test_a_run_is_replaced_once_the_new_one_is_quantized(tmp_path: Path, monkeyp
             raise failure
 
         with monkeypatch.context() as patch:
-            patch.setattr("qrobust.quantization.saturation.saturation_risk", fail)
+            patch.setattr("qrobust.pipeline.quantize.saturation_risk", fail)
             assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code != 0
         assert content(out) == before
     assert qrobust(*quantize(tmp_path, "tokens", "--overwrite")).exit_code == 0

@@ -244,7 +244,7 @@ def test_a_rewrite_that_changes_what_the_network_says_is_refused(
         next(graph.parameters()).data.mul_(0.5)
         return graph
 
-    monkeypatch.setattr("qrobust.quantization.tracing.folded", wrong)
+    monkeypatch.setattr("qrobust.pipeline.quantize.folded", wrong)
     code, output, _ = run("quiet", tmp_path)
     assert code == 3, output
     assert output.splitlines()[-1].startswith("Error: parity: logits of the float graph differ by")

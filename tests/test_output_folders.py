@@ -413,7 +413,7 @@ def test_signals_say_what_is_kept(
         result = qrobust(*quantize(data, out, "--overwrite", "--seed", 1))
         assert (result.exit_code, result.output) == (code, f"{word}: {out} is as it was\n")
     assert content(out) == before
-    monkeypatch.setattr("qrobust.pipeline.compensate.compensate", stop(number))
+    monkeypatch.setattr("qrobust.pipeline.stages.compensate", stop(number))
     arguments = ["run", *quantize(data, out)[1:], "--seed", 1]
     result = qrobust(*arguments, "--overwrite")
     assert result.exit_code == code
@@ -474,7 +474,7 @@ def test_an_evaluation_that_is_to_replace_another_goes_on(
     arguments = ["evaluate-onnx", model, "--data", f"npz:{data}", "--out", out, "-q", "--threads", 1]
     arguments += ["--shifts", "contrast", "--severities", 5]
     with monkeypatch.context() as patch:
-        patch.setattr("qrobust.evaluation.attack_summary.attacked", stop(signal.SIGINT))
+        patch.setattr("qrobust.evaluation.evaluate.attacked", stop(signal.SIGINT))
         result = qrobust(*arguments, "--overwrite")
     assert result.exit_code == 130
     command = result.output.splitlines()[-1].partition("go on with: qrobust ")[2]
@@ -490,7 +490,7 @@ def test_a_demo_goes_on_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("qrobust.pipeline.demo.EPOCHS", 1)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("qrobust.pipeline.compensate.compensate", stop(signal.SIGINT))
+        patch.setattr("qrobust.pipeline.stages.compensate", stop(signal.SIGINT))
         result = qrobust("demo", "--out", out, "--seed", 2, "-q", "--threads", 1)
     assert result.exit_code == 130
     command = result.output.splitlines()[-1].partition("go on with: qrobust ")[2]
@@ -498,7 +498,7 @@ def test_a_demo_goes_on_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def reached(opened_run: object) -> None:
         raise InputError("reached")
 
-    monkeypatch.setattr("qrobust.pipeline.compensate.compensate", reached)
+    monkeypatch.setattr("qrobust.pipeline.stages.compensate", reached)
     result = qrobust(*shlex.split(command))
     assert result.output.splitlines()[-1] == "Error: reached"
 
@@ -586,7 +586,7 @@ def test_a_full_temporary_folder_is_one_line(tmp_path: Path, monkeypatch: pytest
 
     with pytest.raises(RuntimeError), scratch():
         fail()
-    monkeypatch.setattr("qrobust.deployment.session.open_session", fail)
+    monkeypatch.setattr("qrobust.deployment.audit.open_session", fail)
     with full_scratch():
         result = qrobust("audit", "m.onnx")
     expected = f"Error: {tmp_path / 'tmp'}: No space left on device; set TMPDIR to a folder with room\n"

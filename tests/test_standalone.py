@@ -296,7 +296,7 @@ def too_short(*_: object, **__: object) -> None:
 def test_what_fails_leaves_an_earlier_evaluation_alone(
     data: str, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qrobust.evaluation.predictions.within_budget", too_short)
+    monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", too_short)
     model, out = graph(tmp_path / "m.onnx"), tmp_path / "out"
     run([model], data, out, *SHORT)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -317,7 +317,7 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
         assert (refused.exit_code, len(refused.output.strip().splitlines())) == (2, 1)
         _own_shift.cache_clear()  # the same name with other text
     # What fails at the very end, too.
-    monkeypatch.setattr("qrobust.evaluation.attack_summary.attacked", too_short)
+    monkeypatch.setattr("qrobust.evaluation.evaluate.attacked", too_short)
     assert qrobust(*base, "--out", out).exit_code == 2
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert not list(tmp_path.glob(".out*"))

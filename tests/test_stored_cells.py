@@ -101,7 +101,7 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
         asked.append(also)
         return split.first(4), {"n": 4}
 
-    monkeypatch.setattr("qrobust.pipeline.evaluate_onnx.within_budget", four)
+    monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", four)
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
     record = run([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
     assert asked == [4]  # cells of the set, beside those that are rendered

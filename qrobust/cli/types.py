@@ -78,10 +78,13 @@ def _seconds(text: str) -> float:
 
 
 def list_of(kind: Parsed, plural: str) -> Parsed:
-    """A tuple of what stands between commas."""
+    """A tuple of what stands between commas, where there must be something."""
 
     def parse(text: str) -> tuple[Any, ...]:
-        return tuple(kind.parse(part.strip()) for part in text.split(",") if part.strip())
+        parts = [part.strip() for part in text.split(",")]
+        if not all(parts):
+            raise ValueError(text)
+        return tuple(map(kind.parse, parts))
 
     return Parsed(f"{kind.name} list", parse, f"comma-separated {plural}")
 
