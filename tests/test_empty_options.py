@@ -57,7 +57,9 @@ def test_lists_have_no_empty_part(text: str, tmp_path: Path) -> None:
 def test_a_stored_set_has_a_folder(tmp_path: Path) -> None:
     data = f"npz:{save_npz(tmp_path / 'd.npz')}"
     result = qrobust(
-        "run", "--model", "resnet8", "--data", data, "--out", tmp_path / "out", "--shifts", "fog,stored:"
+        "run",
+        *("--model", "resnet8", "--data", data, "--calibration-images", 16),
+        *("--out", tmp_path / "out", "--shifts", "fog,stored:"),
     )
     assert (result.exit_code, "expected a folder after stored:" in result.output) == (2, True), result.output
 

@@ -21,6 +21,7 @@ from conftest import qrobust, save_npz
 from onnx_graphs import classifier_graph
 
 from qrobust.errors import InputError
+from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.output_folder import (
     LOCK,
     MOVING,
@@ -31,7 +32,7 @@ from qrobust.pipeline.output_folder import (
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder
 from qrobust.record import EVALUATION_SCHEMA
-from qrobust.storage import atomic_write, scratch, write_json
+from qrobust.storage import atomic_write, read_json, scratch, write_json
 
 RUN = json.dumps({"model": "resnet8", "data": "digits", "target": "x86-vnni", "calibration_images": 8})
 EVALUATION = json.dumps({"schema": EVALUATION_SCHEMA})
@@ -69,6 +70,9 @@ def quantize(data: Path, out: Path, *options: object) -> list[object]:
     ]
 
 
+SCHEMA_1 = Path(__file__).parent / "schema_1"
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
@@ -83,7 +87,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def quantize(opened_run: Run) -> None:
         for name in ("float", "int8"):
             opened_run.require_folder().graph(name).write_text(str(opened_run.config.seed))
-        opened_run.require_folder().finish("quantize", {"choices": None, "duration_s": 0.0, "audit": {}})
+        opened_run.require_folder().finish("quantize", read_json(SCHEMA_1 / "run" / "stages" / "quantize.json"))
 
     monkeypatch.setattr("qrobust.pipeline.inputs.prepare_inputs", lambda *_, **__: None)
     monkeypatch.setattr("qrobust.pipeline.quantize._quantize", quantize)
@@ -120,7 +124,13 @@ def test_the_current_folder_and_what_holds_it_are_not_replaced(
         monkeypatch.chdir(here)
         result = qrobust(*COMMANDS[command], out, *options)
         assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
-        said = "got ''" if out == "" else "is the current folder or holds it" if overwrite else "is not empty"
+        said = (
+            "got an empty string"
+            if out == ""
+            else "is the current folder or holds it"
+            if overwrite
+            else "is not empty"
+        )
         assert ("nothing will remove" if here == tmp_path else said) in result.output
         assert content(tmp_path) == before
     assert not (run / "new").exists()
@@ -213,15 +223,17 @@ def test_names_from_files_stay_in_the_folder(tmp_path: Path, monkeypatch: pytest
     for name in ("..", ".", ""):
         with pytest.raises(InputError, match="expected the name of a file"):
             folder.file(name)
-    stored = [{"name": "stored:a", "predictions": p, "rows": []} for p in ("x", "x/../../escaped")]
-    record = {"summary": {"clean_accuracy": {}}, "rows": [], "stored": stored, "compensation": None}
-    monkeypatch.setattr(reporting, "build_record", lambda opened_run: record)
+    sets = [SimpleNamespace(name="stored:a", predictions=p, rows=[]) for p in ("x", "x/../../escaped")]
+    record = SimpleNamespace(
+        summary=SimpleNamespace(clean_accuracy={}), rows=[], corruption_sets=sets, compensation=None
+    )
+    monkeypatch.setattr(reporting, "build_record", lambda *_: record)
     for name in ("html_report", "markdown_report"):
         monkeypatch.setattr(reporting, name, lambda *_: "")
     (run / "results-x").mkdir()  # a path through what is not there leads nowhere
     before = {p.name for p in tmp_path.iterdir()}
     with pytest.raises(InputError, match=r"got 'results-x/\.\./\.\./escaped\.csv'"):
-        reporting.write_report(SimpleNamespace(place=lambda: folder))  # type: ignore[arg-type]  # all it is asked for
+        reporting.write_report(folder, RunConfig())
     assert {p.name for p in tmp_path.iterdir()} == before
 
 
@@ -231,7 +243,7 @@ KILLS = """
 import os, shutil, signal, sys
 from pathlib import Path
 
-from qrobust.output_folder import MOVING, NEW, READY, claimed, make_place, promote
+from qrobust.pipeline.output_folder import MOVING, NEW, READY, claimed, make_place, promote
 
 top = Path(sys.argv[1])
 out, kept = top / "out", ("notes.txt",)
@@ -365,7 +377,8 @@ def test_a_second_command_is_refused_in_one_line(command: str, tmp_path: Path) -
 def test_a_lock_ends_with_its_process_and_not_with_what_it_replaces(tmp_path: Path) -> None:
     out = like_a_run(tmp_path / "run")
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom qrobust.output_folder import *\nout = Path(sys.argv[1])\n"
+        "import sys, time\nfrom pathlib import Path\nfrom qrobust.pipeline.output_folder import *\n"
+        "out = Path(sys.argv[1])\n"
         "with claimed(out, replacing=True):\n    place = make_place(out)\n    (place / 'config.json').touch()\n"
         "    (place / 'record.json').touch()\n    promote(place)\n    print('replaced', flush=True)\n"
         "    time.sleep(60)"
@@ -523,10 +536,10 @@ def test_a_signal_from_outside_leaves_the_old_run(number: int, data: Path, tmp_p
     out = like_a_run(tmp_path / "out")
     before = content(out)
     script = (
-        "import sys, time\nfrom qrobust import pipeline\nfrom qrobust.cli import main\n"
-        "def wait(bench):\n    print('quantizing', flush=True)\n    time.sleep(60)\n"
-        "from qrobust.pipeline import quantizing\nquantizing._quantize = wait\n"
-        "pipeline.prepare_inputs = lambda *_, **__: None\nmain(sys.argv[1:])"
+        "import sys, time\nfrom qrobust.cli.main import main\nfrom qrobust.pipeline import inputs, quantize\n"
+        "def wait(run):\n    print('quantizing', flush=True)\n    time.sleep(60)\n"
+        "quantize._quantize = wait\n"
+        "inputs.prepare_inputs = lambda *_, **__: None\nmain(sys.argv[1:])"
     )
     command = [sys.executable, "-c", script, *map(str, quantize(data, out, "--overwrite"))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

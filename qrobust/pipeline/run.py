@@ -88,6 +88,7 @@ class Run:
         model, shifts = changes.get("model"), changes.get("shifts") or ()
         if model is not None and not same_code(str(model), kept.model.spec):
             raise InputError(f"model: {path} is a run of {kept.model.spec}, got {model}")
+        run = cls(own, folder, reporter)  # a new run's files run as named; these run on terms, set from here on
         govern(
             {**dict.fromkeys(own.shifts.names, "shifts"), own.model.spec: "model"},
             owner=path,
@@ -97,7 +98,7 @@ class Run:
             allowed=hashes(allow_code),
             warn=reporter.warn,
         )
-        return cls(own, folder, reporter)
+        return run
 
     @property
     def code_specs(self) -> list[str]:
