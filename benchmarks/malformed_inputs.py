@@ -659,7 +659,8 @@ def run_case(random: Random, folder: Path, base: Base) -> Case:
             ["evaluate", "--shifts", "inversion", "--severities", "5"],
         ]
     )
-    arguments = [command[0], str(run), *command[1:], "--threads", "1", "-q"]
+    common = [] if command == ["report"] else ["--threads", "1", "-q"]
+    arguments = [command[0], str(run), *command[1:], *common]
     where = f"{victim.relative_to(run)}, {kind}"
     return Case(f"{command[0]}: {where}", arguments, ("run", victim.name, "config", "onnx", "pictures", "attacks"))
 
@@ -704,7 +705,7 @@ def option_case(random: Random, folder: Path, base: Base) -> Case:
     command = random.choice(["run", "quantize", "evaluate", "evaluate", "compensate", "audit", "sensitivity", "demo"])
     options = [
         p
-        for p in main.commands["quantize-and-compensate" if command == "run" else command].params
+        for p in main.commands[command].params
         if p.opts[0].startswith("--")
         and p.name not in NOT_TRIED.get(command, {"out"})
         and not getattr(p, "is_flag", False)

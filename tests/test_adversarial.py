@@ -268,11 +268,11 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epsilons", "-1/255"], "epsilon: expected a fraction from 0 to 1, got -0.0039"),
-        (["--epsilons", "nan"], "epsilon: expected a fraction from 0 to 1, got nan"),
-        (["--l2-epsilons", "-1"], "l2_epsilon: expected a finite number >= 0, got -1.0"),
-        (["--l2-epsilons", "0.5"], "l2_epsilons: nothing is attacked in L2 without norm l2"),
-        (["--norms", "l1"], "norms: expected linf or l2, got 'l1'"),
+        (["--epsilons", "-1/255"], "--epsilons: expected at least 0, got -0.0039"),
+        (["--epsilons", "nan"], "--epsilons: expected a finite number, got nan"),
+        (["--l2-epsilons", "-1"], "--l2-epsilons: expected at least 0, got -1.0"),
+        (["--l2-epsilons", "0.5"], "--l2-epsilons: nothing is attacked in L2 without norm l2"),
+        (["--norms", "l1"], "--norms: expected one of linf, l2, got 'l1'"),
     ],
 )
 def test_budgets_that_are_none_are_refused_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     arguments = quantize(tmp_path, "resnet8")
     monkeypatch.setattr(writer, full)
     result = qrobust(*arguments)
-    assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: somewhere: No space left on device")
+    told = result.output.splitlines()[-1]
+    assert (result.exit_code, told.startswith("Error: ")) == (2, True), result.output
+    assert "No space left on device" in told
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "networks.py"]
 
 

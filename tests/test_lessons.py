@@ -223,7 +223,7 @@ def test_a_training_that_leaves_nothing_to_quantize_names_the_rate_and_can_be_do
     monkeypatch.setattr(fitting, "_frozen", dead)
     result = qrobust("compensate", run, "--steps", 5, "--batch-size", 16, "-q", "--threads", 1)
     assert (result.exit_code, len(result.output.strip().splitlines()[-1:])) == (2, 1), result.output
-    assert "learning_rate: training left the calibrator without a usable range" in result.output
+    assert "learning-rate: training left the calibrator without a usable range" in result.output
     assert "expected a rate smaller than 0.004" in result.output
     assert contents(run) == before
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished"]
@@ -387,7 +387,7 @@ def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_it
     monkeypatch.setattr(qat.F, "cross_entropy", lambda *_, **__: torch.tensor(torch.nan))
     result = qrobust(*finetune, "--learning-rate", "0.5")
     assert result.exit_code == 2, result.output
-    assert "learning_rate: fine-tuning diverged at step 0, before anything was learned" in result.output
+    assert "learning-rate: fine-tuning diverged at step 0, before anything was learned" in result.output
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_what_learns_nothing_needs_nothing_to_learn_from(finished_run: Path, tmp
 def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:
     result = qrobust("compensate", finished_run, "--scenario", "nigth")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
-    assert "--scenario: expected one of night, old-lens" in result.output
+    assert "--scenario: expected one of night, fog" in result.output
     assert "got 'nigth'; did you mean 'night'?" in result.output
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from qrobust.deployment.graph import export
-from qrobust.deployment.runtime import OnnxClassifier
-from qrobust.processes import processes
+from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.export import export
+from qrobust.evaluation.workers import processes
 
 
 def ask(path, pixels):
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     export(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)), path, 8)
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with processes(2) as by:
-        print(ask(path, pixels), *by.ask([pixels], partial(ask, path)))
+        print(ask(path, pixels), *by.ask([(partial(ask, path), pixels)] * 2))
 """
 
 
@@ -52,6 +52,6 @@ def test_onnxruntime_is_told_to_keep_silent(given: str | None, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     wanted = given or "1"  # what the user set stays
-    assert done.stdout.strip() == f"('{wanted}', 4) [('{wanted}', 2), ('{wanted}', 2)]"
+    assert done.stdout.strip() == f"('{wanted}', 4) ('{wanted}', 4) ('{wanted}', 4)"
     if given is None:
         assert not list(home.rglob("*"))

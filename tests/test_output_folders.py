@@ -347,7 +347,7 @@ def test_after_any_kill_the_old_or_the_new_one_is_whole(tmp_path: Path) -> None:
 def test_left_behind_parts_are_removed(tmp_path: Path) -> None:
     run = like_a_run(tmp_path / "run")
     before = content(run)
-    script = "import os, sys, qrobust.storage as f\nwith f.whole(f.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    script = "import os, sys, qrobust.storage as f\nwith f.replacement(f.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, run / "predictions" / "fog-1.npz"], check=False)
     assert len(content(run)) == len(before) + 1
     with claimed(run):

@@ -198,7 +198,10 @@ def open_run(path: Path, **changes: object) -> tuple[RunFolder, RunConfig, RunCo
     kept = read_json(folder.config)
     if not is_run(kept):
         raise InputError(f"run folder: {path} is not a run's folder (its config.json is of something else)")
-    config = RunConfig.from_json(kept)
+    try:
+        config = RunConfig.from_json(kept)
+    except InputError as error:
+        raise InputError(f"{folder.config}: {error}") from error
     # No target images is a choice; of others None means that nothing was said.
     given = {k: v for k, v in changes.items() if v is not None or k == "target_images"}
     if given.get("seed", config.seed) != config.seed:
