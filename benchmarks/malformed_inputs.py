@@ -739,7 +739,7 @@ def option_case(random: Random, folder: Path, base: Base) -> Case:
         option.name or "",
         option.opts[0],
         (option.name or "").rstrip("s"),
-        "hold_out",
+        "hold-out",
         printable(value)[:40] or "''",
     )
     nonsense = numeric and value in ("-1", "nan", "x", "", "1/0", "9" * 5000, "1e999", "inf", "-inf", "1" + "0" * 30)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime  # reads it while it is imported
 
 from qrobust.errors import InputError
 from qrobust.paths import check_file
 
 # Else onnxruntime looks up a host for telemetry and writes an id of the device below the user's cache folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime  # reads it while it is imported
+
 Session: TypeAlias = onnxruntime.InferenceSession
 LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
