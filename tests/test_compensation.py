@@ -239,7 +239,7 @@ def test_a_branch_that_is_off_changes_nothing(branches: tuple[str, ...], channel
 
 
 def test_images_too_small_or_of_two_channels_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 8 pixels"):
+    with pytest.raises(InputError, match="expected at least 8"):
         Calibrator(6, 8)
     with pytest.raises(InputError, match="channels: expected 3 or 1, got 2"):
         Calibrator(8, 8, channels=2)
@@ -357,7 +357,7 @@ def test_training_that_diverges_at_once_keeps_the_calibrator_that_was_there(
     monkeypatch.setattr(training, "_step_loss", lambda *_, **__: torch.tensor(torch.nan))
     result = qrobust("compensate", run, "--steps", 20, "-q", "--threads", 1)
     assert result.exit_code == 2, result.output
-    assert "learning_rate: training diverged at step 0, before anything was learned" in result.output
+    assert "--learning-rate: training diverged at step 0, before anything was learned" in result.output
     after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert {p: after.get(p) for p in before} == before
 
@@ -418,8 +418,8 @@ def test_saturated_proposals_are_pulled_back(
     assert torch.equal(stuck, torch.full((3,), beyond))
 
 
-def test_favour_changes_what_training_draws(few_steps: Callable[..., Calibrator]) -> None:
-    alike, favoured = few_steps("alike.pt"), few_steps("favoured.pt", favour=1.0)
+def test_hard_shift_share_changes_what_training_draws(few_steps: Callable[..., Calibrator]) -> None:
+    alike, favoured = few_steps("alike.pt"), few_steps("favoured.pt", hard_shift_share=1.0)
     assert state_hash(alike) == state_hash(few_steps("again.pt"))
     assert state_hash(alike) != state_hash(favoured)
 
