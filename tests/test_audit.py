@@ -157,7 +157,7 @@ def test_sizes_that_no_image_has_are_one_line(size: int, tmp_path: Path) -> None
     g = GraphBuilder(("n", 3, "h", "w"))
     path = g.save(tmp_path / "g.onnx", g.op("Conv", "images", floats(g, 2, 3, 1, 1)))
     result = qrobust("audit", path, "--image-size", size)
-    assert (result.exit_code, result.output) == (2, f"Error: image_size: expected at least 1, got {size}\n")
+    assert (result.exit_code, result.output) == (2, f"Error: --image-size: expected at least 1, got {size}\n")
 
 
 def test_what_onnxruntime_says_comes_without_its_sources(tmp_path: Path) -> None:

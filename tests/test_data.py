@@ -175,7 +175,7 @@ def test_unknown_scheme_names_those_there_are() -> None:
     refused("imagefolder:DIR", "imagefolder:")
     refused("no folder", "imagefolder:/does/not/exist")
     refused("no file", "npz:/does/not/exist.npz")
-    refused("has no 'CIFAR11'", "torchvision:CIFAR11")
+    refused("got 'CIFAR11'; did you mean 'CIFAR10'", "torchvision:CIFAR11")
 
 
 def test_torchvision_data_that_is_not_there(tmp_path: Path) -> None:

@@ -68,10 +68,10 @@ def test_a_threshold_loses_what_brightness_lifts_over_it(channels: int) -> None:
         assert found.accuracy("it", ("brightness", severity)) == pytest.approx(1 - lost / 51)
         assert found.accuracy("dark", ("brightness", severity)) == pytest.approx(25 / 51)
     rows = comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of)
-    assert [row["accuracy"]["it"] for row in rows] == [
+    assert [row.accuracy["it"] for row in rows] == [
         found.accuracy("it", condition) for condition in found.predictions
     ]
-    assert overview(found.predictions, found.labels, seed=0, table="cifar-c", classes=2, of=51)["n_cells"] == 3
+    assert overview(found.predictions, found.labels, seed=0, table="cifar-c", classes=2, of=51).n_conditions == 3
 
 
 class Pictures:
@@ -129,12 +129,12 @@ def test_attacks_on_modules_follow_their_gradient() -> None:
     images, labels = flat(torch.tensor([20, 122, 126, 129, 133, 230]))
     choices = AttackConfig(epsilons=(4 / 255,), images=6, steps=10)
     attacks = evaluate({"it": Threshold().eval()}, (images, labels), [], attacks=choices).attacks
-    left = {(r["kind"], r["epsilon"]): r["robust_accuracy"] for r in attacks["rows"]}
+    left = {(r.kind, r.epsilon): r.robust_accuracy for r in attacks.rows}
     assert left["white-box", 4 / 255] == pytest.approx(4 / 6)
     assert left["clean", 0.0] == 1.0
     blind = evaluate({"it": lambda x: Threshold()(x)}, (images, labels), [], attacks=choices).attacks
-    assert {r["kind"] for r in blind["rows"]} == {"clean", "noise", "black-box"}
-    assert [w["robust_accuracy"] for w in blind["worst"]] == [pytest.approx(4 / 6)]
+    assert {r.kind for r in blind.rows} == {"clean", "noise", "black-box"}
+    assert [w.robust_accuracy for w in blind.worst] == [pytest.approx(4 / 6)]
 
 
 class Counted(Threshold):
@@ -228,12 +228,3 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
 def test_what_cannot_be_sent_to_a_process_is_said() -> None:
     with pytest.raises(InputError, match="workers: expected 1, for a classifier cannot be sent to other processes"):
         evaluate({"a": lambda images: images}, flat(), [], workers=2)
-
-
-def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "evaluate-an-onnx-file.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    exec(example, {})
-    clean, foggy = map(float, capsys.readouterr().out.split())
-    assert 0 <= clean <= 1
-    assert 0 <= foggy <= 1

@@ -147,9 +147,9 @@ def test_networks_quantized_already(factory: str, module: str, tmp_path: Path) -
     ("spec", "match"),
     [
         ("resnet21", "torchvision:NAME"),
-        ("torchvision:resnet21", "no classifier"),
+        ("torchvision:resnet21", "got 'resnet21'; did you mean 'resnet18'"),
         ("nothere.py:net", "no file"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "no classifier"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "expected one of .*got 'fasterrcnn_resnet50_fpn'"),
     ],
 )
 def test_unknown_models(spec: str, match: str) -> None:

@@ -97,7 +97,7 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
         f"{spec} is built with transform_input=True, as torchvision does for pretrained weights; for weights that "
         "were trained without, give a factory (--model FILE.py:FACTORY)"
     )
-    return ModelSpec(spec, build, "imagenet", size, pretrained, note if name in ARGUMENTS else "")
+    return ModelSpec(spec, build, "imagenet", size, pretrained, note=note if name in ARGUMENTS else "")
 
 
 def _file_model(spec: str, factory: str) -> ModelSpec:
