@@ -245,7 +245,7 @@ def test_the_example_of_the_page_runs(
     page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
     fake_quantized, session, pixels, labels = deployed
     names = {
-        "twin": fake_quantized,
+        "fake_quantized": fake_quantized,
         "session": session,
         "pixels": pixels,
         "labels": labels,
