@@ -337,10 +337,10 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
         return reverse_adversarial(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(training, "reverse_adversarial", count)
-    pulled, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=(4, 0))
-    plain, _ = train("plain.pt", reverse_weight=0.0, steps=(4, 0))
+    pulled, with_reverse = train("reverse.pt", reverse_weight=1.0, steps=(12, 0))
+    plain, _ = train("plain.pt", reverse_weight=0.0, steps=(12, 0))
     assert not with_reverse.diverged
-    assert len(asked) == 4
+    assert len(asked) == 12
     assert state_hash(pulled) != state_hash(plain)
     for options, match in (({"batch_size": 4}, "batch_size"),):
         with pytest.raises(InputError, match=match):

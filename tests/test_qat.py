@@ -233,5 +233,5 @@ def test_bad_input(small_model: NormalizedModel, observed: Observed, digits: Dat
     trainable = prepare_qat(observed.graph, build(observed, X86_VNNI, RECIPE), learn_ranges=True)
     with pytest.raises(InputError, match="batch_size: expected at least 8, got 4"):
         fit(trainable, small_model, digits, tmp_path, batch_size=4)
-    with pytest.raises(InputError, match="qat_distillation: expected at most 1, got 1.5"):
+    with pytest.raises(InputError, match=r"qat_distillation: expected at most 1, got 1\.5"):
         fit(trainable, small_model, digits, tmp_path, distillation=1.5)

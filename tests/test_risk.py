@@ -246,7 +246,7 @@ def test_the_example_of_the_page_runs(
     fake_quantized, session, pixels, labels = deployed
     names = {
         "fake_quantized": fake_quantized,
-        "session": session,
+        "exported": session,
         "pixels": pixels,
         "labels": labels,
         "float_model": small_model,
