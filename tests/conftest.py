@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import filelock
@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.cli.main import main
 from qrobust.models.resnet import SmallResNet
 from qrobust.pipeline import demo
 from qrobust.progress import Reporter
+from qrobust.storage import read_json
 
 # One thread for each worker of xdist, and for what tests start.
 torch.set_num_threads(1)
@@ -149,3 +151,22 @@ def save_npz(path: Path, n: int = 60, classes: int = 3, **extra: object) -> Path
     arrays = {"images": images.astype(np.uint8), "labels": labels} | extra
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
     return path
+
+
+def make_folder(root: Path, parts: tuple[str, ...] = ("train", "test"), per_class: int = 20, size: int = 16) -> Path:
+    """An image folder of two classes."""
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for index, name in enumerate(("cat", "dog")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                pixels = rng.integers(0, 100, (size, size, 3)) + 100 * index
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def evaluate_files(models: Sequence[Path], data: str, out: Path, *options: object) -> dict:
+    result = qrobust("evaluate-onnx", *models, "--data", data, "--out", out, "--threads", 1, "-q", *options)
+    assert result.exit_code == 0, result.output
+    return read_json(out / "record.json")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from qrobust.data.target_images import open_target_images
 from qrobust.models.registry import find_model
-from qrobust.storage import read_json
+from qrobust.storage import read_json, read_npz
 
 NETWORK = """
 from torch import nn
@@ -104,22 +104,17 @@ def test_every_stage(folder: Path) -> None:
     run = folder / "run"
     code, output = quantize(folder, "--weights", folder / "weights.pt", "--normalization", "0.4/0.25")
     assert code == 0, output
-    measured = (
-        "--shifts",
-        f"contrast,gaussian_noise,stored:{folder / 'set'}",
-        "--severities",
-        5,
-        "--attack-images",
-        4,
-    )
+    measured = ("--shifts", f"contrast,gaussian_noise,stored:{folder / 'set'}", "--severities", 5)
+    named = f"{folder / 'mine.py'}:net"
     for command in (
         ("compensate", run, *measured, "--steps", 10, "--batch-size", 16, "--mac-budget", 1),
         ("export", run),
         *(("compensate", run, "--remedy", method) for method in ("bn-reestimate", "auto-contrast", "anti-adversary")),
-        ("evaluate", run),
+        ("evaluate", run, "--attack-images", 4),
         ("report", run),
     ):
-        result = qrobust(*command, "--threads", 1, "-q")
+        quiet = () if command[0] == "report" else ("--model", named, "--threads", 1, "-q")
+        result = qrobust(*command, *quiet)
         assert result.exit_code == 0, result.output
     record = read_json(run / "record.json")
     assert record["channels"] == 1
@@ -138,8 +133,8 @@ def test_every_stage(folder: Path) -> None:
         assert about["input"] == "luma in [0, 1], (N, 1, S, S)"
         assert about["normalization_inside"] == [[0.4], [0.25]]
     assert "Input `(N, 1, 16, 16)`, luma" in (run / "int8.card.md").read_text()
-    with np.load(run / "pictures.npz") as pictures:
-        assert all(pictures[name].shape == (2, 1, SIDE, SIDE) for name in pictures.files)
+    pictures = read_npz(run / "pictures.npz", "pictures", ("clean",))
+    assert all(pixels.shape == (2, 1, SIDE, SIDE) for pixels in pictures.values())
     # Two images, each clean, shifted and calibrated, under two shifts.
     assert (run / "report.html").read_text().count("data:image/png;base64,") == 2 * 2 * 3
     shutil.rmtree(run)

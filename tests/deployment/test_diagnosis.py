@@ -400,5 +400,5 @@ def test_faults_together_are_told_of_without_a_traceback(tmp_path: Path) -> None
 
 
 def test_every_reason_is_documented() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "audit-an-onnx-file.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "audit-an-onnx-file.md").read_text()
     assert [code for code in REMEDIES if f"`{code}`" not in page] == []

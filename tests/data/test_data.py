@@ -6,26 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_npz
+from conftest import make_folder, save_npz
 from PIL import Image
 
 from qrobust.data.loading import open_data, open_test
 from qrobust.data.sources import decode_file, fit_square
 from qrobust.data.splits import SPLIT_NAMES
 from qrobust.errors import InputError
-
-
-def make_folder(root: Path, parts: tuple[str, ...] = ("train", "test"), per_class: int = 20, size: int = 16) -> Path:
-    """An image folder of two classes."""
-    rng = np.random.default_rng(0)
-    for part in parts:
-        for index, name in enumerate(("cat", "dog")):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                pixels = rng.integers(0, 100, (size, size, 3)) + 100 * index
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    return root
 
 
 def test_splits_are_disjoint_seeded_and_recorded() -> None:

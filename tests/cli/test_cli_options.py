@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 from conftest import SMALL, qrobust, save_npz
+from onnx_graphs import classifier_graph as graph
 
 from qrobust.choices import option_of
 from qrobust.cli.command import Command, Option
@@ -420,7 +421,8 @@ def test_every_option_of_a_command_is_read(
         ("report", (run,)),
     ):
         read.clear()
-        result = qrobust(command, *words, "-q")
+        quiet = () if command == "report" else ("-q",)
+        result = qrobust(command, *words, *quiet)
         assert result.exit_code == 0, result.output
         # Attacks are made with --compare only, which evaluates.
         late = fields_set_by("evaluate") & {"attacks", "norms", "epsilons", "l2_epsilons", "attack_images"}
@@ -431,8 +433,6 @@ def test_every_option_of_a_command_is_read(
 
 
 def test_every_option_for_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_standalone import graph
-
     read = recorded(monkeypatch, Choices)  # of which two have no default, for they must be given
     model, data = graph(tmp_path / "m.onnx"), f"npz:{save_npz(tmp_path / 'd.npz')}"
     words = (model, "--data", data, "--shifts", "inversion", "--severities", 5, "--threads", 1, "-q")

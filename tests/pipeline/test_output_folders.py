@@ -70,7 +70,7 @@ def quantize(data: Path, out: Path, *options: object) -> list[object]:
     ]
 
 
-SCHEMA_1 = Path(__file__).parent / "schema_1"
+SCHEMA_1 = Path(__file__).parents[1] / "schema_1"
 
 
 @pytest.fixture

@@ -373,7 +373,7 @@ def test_what_has_no_integer_form_is_named(middle: object, match: str, pixels: t
 
 @pytest.mark.slow
 def test_zoo_keeps_its_rows_whatever_becomes_of_a_network(tmp_path: Path) -> None:
-    script, out = Path(__file__).parent.parent / "benchmarks" / "zoo.py", tmp_path / "zoo.json"
+    script, out = Path(__file__).parents[2] / "benchmarks" / "zoo.py", tmp_path / "zoo.json"
 
     def row(*options: str) -> dict[str, Any]:
         command = [sys.executable, script, "--only", "squeezenet1_1", "--image-size", "64", "--out", out, *options]
@@ -389,7 +389,7 @@ def test_zoo_keeps_its_rows_whatever_becomes_of_a_network(tmp_path: Path) -> Non
 
 
 def test_zoo_refuses_an_unknown_network(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "benchmarks" / "zoo.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "zoo.py"
     command = [sys.executable, script, "--only", "resnet17", "--out", tmp_path / "zoo.json"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2

@@ -37,7 +37,7 @@ from qrobust.record.units import Count, Interval, Severity, Share
 from qrobust.storage import read_json, write_sealed
 
 # A run and an evaluation as the last version that wrote schema 1 left them.
-EARLIER = Path(__file__).parent / "schema_1"
+EARLIER = Path(__file__).parents[1] / "schema_1"
 GRAPHS = (*run_folder.GRAPHS, *BASELINES, "batch_1", "batch_32")
 RENAMED = {
     "methods": "remedies",
@@ -244,7 +244,7 @@ def test_a_damaged_stage_is_named_by_the_command(finished_run: Path, tmp_path: P
 
 
 def test_docs_are_those_of_the_dataclasses() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "record.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "record.md").read_text()
     assert text == page(), "run `python -m qrobust.record > docs/record.md`"
 
 

@@ -242,7 +242,7 @@ def test_attacks_on_a_real_session(
 def test_the_example_of_the_page_runs(
     small_model: NormalizedModel, deployed: tuple[Classifier, OnnxClassifier, torch.Tensor, torch.Tensor]
 ) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
     fake_quantized, session, pixels, labels = deployed
     names = {
         "fake_quantized": fake_quantized,

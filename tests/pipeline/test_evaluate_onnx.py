@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import qrobust, save_npz
+from conftest import evaluate_files, make_folder, qrobust, save_npz
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import CENTRES, SIDE
 from onnx_graphs import classifier_graph as graph
@@ -34,12 +34,6 @@ from qrobust.storage import read_json
 @pytest.fixture
 def data(tmp_path: Path) -> str:
     return f"npz:{save_npz(tmp_path / 'd.npz')}"
-
-
-def run(models: Sequence[Path], data: str, out: Path, *options: object) -> dict:
-    result = qrobust("evaluate-onnx", *models, "--data", data, "--out", out, "--threads", 1, "-q", *options)
-    assert result.exit_code == 0, result.output
-    return read_json(out / "record.json")
 
 
 SHORT = ("--shifts", "contrast,gaussian_noise,inversion", "--severities", "5")
@@ -86,7 +80,7 @@ def test_graphs_of_one_channel_see_luma(
 ) -> None:
     path = graph(tmp_path / "m.onnx", shape, wants=wants, dtype=dtype)
     range_of = ("--input-range", given) if given else ()
-    record = run([path], data, tmp_path / "out", *SHORT, *range_of)
+    record = evaluate_files([path], data, tmp_path / "out", *SHORT, *range_of)
     assert record["channels"] == 1
     assert record["models"]["m"]["layout"] == ("NHWC" if shape[-1] == 1 else "NCHW")
     # The means of the three classes' images lie 60 levels apart, their noise has a deviation of 1 in the mean.
@@ -123,7 +117,7 @@ def test_rounded_probabilities_are_told_from_logits(tmp_path: Path) -> None:
 def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     first = graph(tmp_path / "good.onnx")
     second = graph(tmp_path / "bad.onnx", softmax=True, noise=0.1)
-    record = run([first, second], data, tmp_path / "out", *SHORT)
+    record = evaluate_files([first, second], data, tmp_path / "out", *SHORT)
     assert [(r["shift"], r["severity"]) for r in record["rows"]] == [
         ("clean", 0),
         ("contrast", 5),
@@ -147,7 +141,7 @@ def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     # A folder that an earlier version began is gone on with, and may be replaced.
     (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"schema": EARLIER_SCHEMAS[EVALUATION_SCHEMA]}))
     for way in ("--resume", "--overwrite"):
-        again = run([first, second], data, tmp_path / "out", *SHORT, way)
+        again = evaluate_files([first, second], data, tmp_path / "out", *SHORT, way)
         assert without_timings(again) == without_timings(record)
     assert "drop to bad" in (tmp_path / "out" / "report.md").read_text()
 
@@ -156,7 +150,7 @@ def test_files_are_attacked_without_a_gradient(data: str, tmp_path: Path) -> Non
     """The classes' greys are 0.235 apart: a mean moved by 0.05 changes no prediction, one moved by 0.25 any."""
     files = [graph(tmp_path / "good.onnx"), graph(tmp_path / "bad.onnx", noise=0.1)]
     options = ("--attacks", "quick", "--epsilons", "0,0.05,0.25", "--attack-images", 12)
-    attacks = run(files, data, tmp_path / "out", *SHORT, *options)["attacks"]
+    attacks = evaluate_files(files, data, tmp_path / "out", *SHORT, *options)["attacks"]
     left = {(w["classifier"], w["epsilon"]): w["robust_accuracy"] for w in attacks["worst"]}
     assert left["good", 0.0] == left["good", 0.05] == 1.0
     assert left["good", 0.25] == 0.0
@@ -169,14 +163,12 @@ def test_files_are_attacked_without_a_gradient(data: str, tmp_path: Path) -> Non
     assert {r["kind"] for r in attacks["rows"]} == {"clean", "noise", "black-box", "transfer"}
     assert (attacks["n"], attacks["flags"], attacks["zero_gradients"]) == (12, [], {})
     short = [*options[:3], "0,0.05", *options[4:]]
-    weak = run(files[:1], data, tmp_path / "weak", *SHORT, *short)["attacks"]
+    weak = evaluate_files(files[:1], data, tmp_path / "weak", *SHORT, *short)["attacks"]
     assert weak["flags"] == ["UNRELIABLE: good, Linf: the largest epsilon, 0.05, leaves 100.0%, chance is 33.3%"]
     assert "an upper bound" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_skipped_images_are_counted_and_listed(tmp_path: Path) -> None:
-    from test_data import make_folder
-
     root = make_folder(tmp_path / "images", per_class=6)
     (root / "test" / "cat" / "0.png").write_bytes(b"")
     (root / "train" / "cat" / "0.png").write_bytes(b"")  # which is not measured, and so not looked at
@@ -233,9 +225,9 @@ def test_killed_evaluation_goes_on_to_the_same_record(tmp_path: Path) -> None:
     done = {p.name: p.stat().st_mtime_ns for p in (out / "predictions").glob("*.npz")}
     assert 2 <= len(done) < 21
     assert not (out / "record.json").exists()
-    resumed = run([model], data, out, *options, "--resume")
+    resumed = evaluate_files([model], data, out, *options, "--resume")
     assert {n: (out / "predictions" / n).stat().st_mtime_ns for n in done} == done
-    whole = run([model], data, tmp_path / "whole", *options)
+    whole = evaluate_files([model], data, tmp_path / "whole", *options)
     assert without_timings(resumed) == without_timings(whole)
 
 
@@ -250,7 +242,9 @@ def test_own_shifts_run_on_the_threads_asked_for_and_may_lie_deep(data: str, tmp
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        record = run([graph(tmp_path / "m.onnx")], data, out, "--shifts", f"{folder}/own.py:dim", "--severities", 5)
+        record = evaluate_files(
+            [graph(tmp_path / "m.onnx")], data, out, "--shifts", f"{folder}/own.py:dim", "--severities", 5
+        )
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -262,12 +256,12 @@ def test_own_shifts_run_on_the_threads_asked_for_and_may_lie_deep(data: str, tmp
 def test_budget_and_workers_are_said_and_change_no_pixel(tmp_path: Path) -> None:
     data = f"npz:{save_npz(tmp_path / 'd.npz', n=90)}"
     model = graph(tmp_path / "m.onnx")
-    alone = run([model], data, tmp_path / "alone", *SHORT)
-    shared = run([model], data, tmp_path / "shared", *SHORT, "--workers", 2, "--budget", "1h")
+    alone = evaluate_files([model], data, tmp_path / "alone", *SHORT)
+    shared = evaluate_files([model], data, tmp_path / "shared", *SHORT, "--workers", 2, "--budget", "1h")
     assert alone["rows"] == shared["rows"]
     subset = json.loads((tmp_path / "shared" / "predictions" / "subset.json").read_text())
     (tmp_path / "shared" / "predictions" / "subset.json").write_text(json.dumps(subset | {"n": 30}))
-    fewer = run([model], data, tmp_path / "shared", *SHORT, "--budget", "60m", "--resume")
+    fewer = evaluate_files([model], data, tmp_path / "shared", *SHORT, "--budget", "60m", "--resume")
     assert {(r["n"], r["of"]) for r in fewer["rows"]} == {(30, 90)}
     assert "n = 30 of 90 (a subset stratified by class)" in (tmp_path / "shared" / "report.md").read_text()
 
@@ -281,7 +275,7 @@ def test_budgets_that_are_no_time_are_refused(budget: str) -> None:
 def test_resume_refuses_other_choices_and_new_runs_want_a_new_folder(data: str, tmp_path: Path) -> None:
     model = graph(tmp_path / "m.onnx")
     out = tmp_path / "out"
-    run([model], data, out, *SHORT)
+    evaluate_files([model], data, out, *SHORT)
     base = ["evaluate-onnx", model, "--data", data, "--out", out, "-q", "--threads", 1]
     refused = qrobust(*base, *SHORT, "--resume", "--seed", 3)
     assert (refused.exit_code, "begun with seed=0, got 3" in refused.output) == (2, True)
@@ -298,7 +292,7 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
 ) -> None:
     monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", too_short)
     model, out = graph(tmp_path / "m.onnx"), tmp_path / "out"
-    run([model], data, out, *SHORT)
+    evaluate_files([model], data, out, *SHORT)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     base = ["evaluate-onnx", model, "--data", data, "-q", "--threads", 1, *SHORT, "--overwrite"]
     for options, said in (
@@ -326,7 +320,8 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
     assert len(list(new.glob("predictions/*.npz"))) == 4
     monkeypatch.undo()
     assert (
-        run([model], data, new, *SHORT, "--resume")["rows"] == json.loads((out / "record.json").read_text())["rows"]
+        evaluate_files([model], data, new, *SHORT, "--resume")["rows"]
+        == json.loads((out / "record.json").read_text())["rows"]
     )
     # A run is no evaluation: it is not removed to make room for one.
     refused = qrobust(*base, "--out", finished_run)
@@ -345,10 +340,10 @@ def test_predictions_are_made_again_when_anything_below_them_changed(changed: st
     onnx.save(model, path)
     file = save_npz(tmp_path / "d.npz")
     data, before = f"npz:{file}", (tmp_path / "w.bin").read_bytes()
-    first = run([path], data, out, *SHORT)
+    first = evaluate_files([path], data, out, *SHORT)
     assert set(first["models"]["m"]["external_data"]) == {"w.bin"}
     assert first["models"]["m"]["size_bytes"] == path.stat().st_size + len(before)
-    assert run([path], data, out, *SHORT, "--resume")["rows"] == first["rows"]
+    assert evaluate_files([path], data, out, *SHORT, "--resume")["rows"] == first["rows"]
     if changed == "weights":
         (tmp_path / "w.bin").write_bytes(bytes(len(before)))
     else:
@@ -356,8 +351,8 @@ def test_predictions_are_made_again_when_anything_below_them_changed(changed: st
             arrays = dict(stored)
         arrays[changed] = arrays[changed][::-1] if changed == "labels" else 255 - arrays[changed]
         np.savez(file, **arrays)
-    again = run([path], data, out, *SHORT, "--resume")
-    assert again["rows"] == run([path], data, tmp_path / "fresh", *SHORT)["rows"]
+    again = evaluate_files([path], data, out, *SHORT, "--resume")
+    assert again["rows"] == evaluate_files([path], data, tmp_path / "fresh", *SHORT)["rows"]
     assert again["rows"] != first["rows"]
 
 
@@ -367,9 +362,9 @@ def test_files_in_onnxruntimes_own_format_are_measured(data: str, tmp_path: Path
     options.add_session_config_entry("session.save_model_format", "ORT")
     plain = graph(tmp_path / "m.onnx")
     onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
-    record = run([tmp_path / "m.ort"], data, tmp_path / "out", *SHORT)
+    record = evaluate_files([tmp_path / "m.ort"], data, tmp_path / "out", *SHORT)
     assert record["models"]["m"]["external_data"] == {}
-    rows = run([plain], data, tmp_path / "plain", *SHORT)["rows"]
+    rows = evaluate_files([plain], data, tmp_path / "plain", *SHORT)["rows"]
     assert record["rows"] == rows
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import qrobust, save_npz
+from conftest import evaluate_files, qrobust, save_npz
+from onnx_graphs import SIDE
+from onnx_graphs import classifier_graph as graph
 from PIL import Image
-from test_standalone import SIDE, graph, run
 
 from qrobust.data.splits import Split
 from qrobust.evaluation.predictions import read_predictions
@@ -42,9 +43,9 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     root = grey_set(tmp_path / "set")
     good, bad = graph(tmp_path / "good.onnx"), graph(tmp_path / "bad.onnx", noise=0.1)
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5")
-    record = run([good, bad], data, tmp_path / "out", *options)
+    record = evaluate_files([good, bad], data, tmp_path / "out", *options)
     # The run's own rows know nothing of the set.
-    plain = run([good, bad], data, tmp_path / "plain", "--shifts", "contrast", "--severities", "2,5")
+    plain = evaluate_files([good, bad], data, tmp_path / "plain", "--shifts", "contrast", "--severities", "2,5")
     assert (record["rows"], record["summary"], plain["corruption_sets"]) == (plain["rows"], plain["summary"], [])
     (stored,) = record["corruption_sets"]
     assert stored["name"] == f"stored:{root}"
@@ -69,13 +70,13 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
     report = (tmp_path / "out" / "report.md").read_text()
     assert f"## Corruption data set: stored:{root}" in report
     assert "| smog | 5 | 50.0 % |" in report
-    text = (Path(__file__).parent.parent / "docs" / "record.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "record.md").read_text()
     for keys in (stored, s, stored["rows"][0]):
         for key in keys:
             assert f"`{key}`" in text, key
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "predictions").rglob("*.npz")}
     assert len(kept) == 3 + 4  # clean and contrast; the set
-    again = run([good, bad], data, tmp_path / "out", *options, "--resume")
+    again = evaluate_files([good, bad], data, tmp_path / "out", *options, "--resume")
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert again["corruption_sets"] == record["corruption_sets"]
 
@@ -83,7 +84,9 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
 def test_a_stored_set_alone_and_a_part_of_it(data: str, tmp_path: Path) -> None:
     root = grey_set(tmp_path / "set")
     options = ("--shifts", f"stored:{root}", "--severities", "5", "--test-images", 6)
-    record = run([graph(tmp_path / "a.onnx"), graph(tmp_path / "b.onnx")], data, tmp_path / "out", *options)
+    record = evaluate_files(
+        [graph(tmp_path / "a.onnx"), graph(tmp_path / "b.onnx")], data, tmp_path / "out", *options
+    )
     assert [r["shift"] for r in record["rows"]] == ["clean"]
     assert record["summary"]["shift_accuracy"] == {"a": None, "b": None}
     assert record["summary"]["versus"]["b"]["shift_quantization_drop_pp"] is None
@@ -103,7 +106,7 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
 
     monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", four)
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
-    record = run([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
+    record = evaluate_files([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
     assert asked == [4]  # cells of the set, beside those that are rendered
     assert {(r["n"], r["of"]) for r in record["corruption_sets"][0]["rows"]} == {(4, N)}
     assert {r["n"] for r in record["rows"]} == {4}
@@ -121,7 +124,7 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
             for i in range(4):
                 Image.new("RGB", (SIDE, SIDE), (20 + 60 * shown,) * 3).save(part / f"{i}.png")
     model, data = graph(tmp_path / "m.onnx"), f"imagefolder:{tmp_path / 'data'}"
-    record = run([model], data, tmp_path / "out", "--shifts", f"stored:{root}", "--severities", "3")
+    record = evaluate_files([model], data, tmp_path / "out", "--shifts", f"stored:{root}", "--severities", "3")
     assert record["corruption_sets"][0]["rows"][0]["accuracy"] == {"m": 1.0}
     assert (
         f"stored:{root}: m 100.00 % (n = 12 of 12, 1 conditions)"
