@@ -108,7 +108,9 @@ def resumed(
     click.get_current_context().with_resource(claimed(out))
     place, chosen = begun(out) or out, choices(options)
     named = [spec for spec in (chosen.get("model"), *chosen.get("shifts", ())) if spec is not None]
-    run = _open(place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code)
+    run = _open(
+        place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code, device=chosen.get("device")
+    )
     try:
         check_same_config(run, chosen)
     except InputError as error:
@@ -141,6 +143,7 @@ def _open(
         folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
     )
     work_on(run)
+    _ = run.device  # one that is not there is refused before anything is done
     if options.get("hold_out"):
         check_hold_out(run)
     return run

@@ -11,6 +11,7 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
+from qrobust.device import ask, device_of
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 
@@ -72,23 +73,23 @@ class Validation:
         """Clean accuracy, and the mean accuracy over the cells."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _accuracy(
         self, part: tuple[torch.Tensor, torch.Tensor], classifier: Classifier, calibrator: Classifier | None
     ) -> float:
         images, labels = part
         inputs = [to_unit(some).contiguous(memory_format=torch.channels_last) for some in images.split(250)]
-        seen = [calibrator(some) for some in inputs] if calibrator else inputs
+        seen = [ask(calibrator, some) for some in inputs] if calibrator else inputs
         if (labels < 0).any():
             return self._fit(classifier, torch.cat(seen))
-        predicted = torch.cat([classifier(some).argmax(1) for some in seen])
+        predicted = torch.cat([ask(classifier, some).argmax(1) for some in seen])
         return (predicted == labels).sum().item() / len(labels)
 
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""
         if isinstance(self.teacher, nn.Module) and norms(self.teacher):
-            return math.exp(-float(statistics_distance(self.teacher, images)))
-        return float(information(classifier(images)))
+            return math.exp(-float(statistics_distance(self.teacher, images.to(device_of(self.teacher)))))
+        return float(information(ask(classifier, images)))
 
 
 def information(logits: torch.Tensor) -> torch.Tensor:

@@ -116,9 +116,12 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
     recipe = Recipe.from_json(run.require_folder().need_stage("quantize", "quantize")["quantization"]["recipe"])
     observed = observe(
-        reestimate_batch_norm(run.model, batches()), mixed_images(run.data.calibration, data, run.config.seed), recipe
+        reestimate_batch_norm(run.model, batches(), device=run.device),
+        mixed_images(run.data.calibration, data, run.config.seed),
+        recipe,
+        device=run.device,
     )
-    return build(observed, run.target, recipe, seed=run.config.seed)
+    return build(observed, run.target, recipe, seed=run.config.seed, device=run.device)
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
@@ -154,6 +157,7 @@ def _finetuned(run: Run) -> Made:
         seed=run.config.seed,
         checkpoint=folder.checkpoints / f"finetune-{choices_key(run, 'finetune')}.pt",
         reporter=run.reporter,
+        device=run.device,
         name="finetune",
     )
     if fitted.diverged and not fitted.best_step:

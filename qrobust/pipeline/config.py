@@ -121,6 +121,7 @@ class RunConfig(Section):
     attacks: AttackConfig = field(default_factory=AttackConfig)
     seed: int = choice(0, at_least=0, at_most=MOST_SEED)
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
+    device: str = "auto"
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not trained_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored
+    _ = run.device, run.target, run.model_spec, run.conditions, run.target_images, run.stored
     if run.data.skipped:
         run.reporter.warn(skipped_sentence(run.data.skipped))
     for split in (run.data.calibration, run.data.validation, run.data.test):
@@ -72,5 +72,5 @@ def check_same_config(run: Run, given: dict[str, Any]) -> None:
     """
     kept = run.config.as_json()
     for key, value in given.items():
-        if key != "threads" and kept.get(key) != value:
+        if key not in ("threads", "device") and kept.get(key) != value:
             raise InputError(f"{key}: expected {kept.get(key)!r}, with which the run was begun, got {value!r}")

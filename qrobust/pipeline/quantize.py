@@ -119,6 +119,7 @@ def _trained(
         seed=config.seed,
         checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
         reporter=run.reporter,
+        device=run.device,
     )
 
 
@@ -225,10 +226,12 @@ def sensitivity(run: Run) -> list[dict[str, Any]]:
     torch.set_num_threads(run.config.threads)
     kept, judge = stage["quantization"], run.data.validation.at_most(SENSITIVITY_IMAGES)
     recipe = Recipe.from_json(kept["recipe"])
-    observed = observe(run.model, calibration_batches(run.data.calibration, run.reporter), recipe)
-    fake_quantized = build(observed, run.target, recipe, seed=run.config.seed)
+    observed = observe(run.model, calibration_batches(run.data.calibration, run.reporter), recipe, device=run.device)
+    fake_quantized = build(observed, run.target, recipe, seed=run.config.seed, device=run.device)
     with run.reporter.bar("judge layers", len(observed.layers)) as bar:
-        found = layer_effects(observed.graph, fake_quantized, judge, lambda name: bar.update(1, name))
+        found = layer_effects(
+            observed.graph, fake_quantized, judge, lambda name: bar.update(1, name), device=run.device
+        )
     # Of layers that were left in float for their effects, what is known stays.
     effects = {effect["name"]: effect for effect in [*kept["layer_effects"], *map(asdict, found)]}
     if strange := [noise["name"] for noise in kept["layer_noise"] if noise["name"] not in effects]:

@@ -25,6 +25,7 @@ from qrobust.data.splits import Data
 from qrobust.data.target_images import TargetImages, folder_of, naming_target_images, open_target_images
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
+from qrobust.device import Device, find_device
 from qrobust.errors import InputError
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.models.loading import load_model
@@ -126,6 +127,11 @@ class Run:
     def target(self) -> Target:
         """The CPU family whose integers count."""
         return find_target(self.config.quantization.target)
+
+    @cached_property
+    def device(self) -> Device:
+        """Where torch trains and attacks."""
+        return find_device(self.config.device)
 
     @cached_property
     def _data(self) -> Data:
@@ -239,6 +245,7 @@ class Run:
             self.data.validation,
             self.config.quantization,
             seed=self.config.seed,
+            device=self.device,
             reporter=self.reporter,
         )
 

@@ -19,6 +19,7 @@ from qrobust.storage import write_json
 MEASURING = (
     "scenarios",
     "threads",
+    "device",
     "test_images",
     "attacks",
     "attack_images",

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from qrobust.classifier import NormalizedModel
 from qrobust.data.splits import Split, TrainingData
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, unknown
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
@@ -103,6 +104,7 @@ def quantize_classifier(
     config: QuantizationConfig,
     *,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
     """Post-training quantization of a float classifier.
@@ -113,6 +115,7 @@ def quantize_classifier(
         validation: images to choose by, where the configuration leaves something to choose.
         config: how.
         seed: of learned rounding.
+        device: to observe and learn on.
         reporter: where progress is told.
 
     Raises:
@@ -130,11 +133,13 @@ def quantize_classifier(
                 validation.at_most(SEARCH_IMAGES),
                 chosen,
                 seed=seed,
+                device=device,
                 progress=lambda trial: reporter.say(f"  {trial}"),
             )
             return FakeQuantizedModel(module, best, observed, target, trials, [])
-        observed = observe(model, calibration_batches(calibration, reporter), chosen)
-        return FakeQuantizedModel(build(observed, target, chosen, seed=seed), chosen, observed, target, [], [])
+        observed = observe(model, calibration_batches(calibration, reporter), chosen, device=device)
+        module = build(observed, target, chosen, seed=seed, device=device)
+        return FakeQuantizedModel(module, chosen, observed, target, [], [])
 
     if config.worst_in_float is None:
         found = made(recipe)
@@ -149,6 +154,7 @@ def quantize_classifier(
                 some,
                 recipe,
                 config.worst_in_float,
+                device=device,
                 progress=lambda name: bar.update(1, name),
             )
         without, kept = made(recipe), made(keeping)
@@ -184,6 +190,7 @@ def finetune(
     seed: int,
     checkpoint: Path,
     reporter: Reporter,
+    device: Device = CPU_ONLY,
     name: str = "qat",
 ) -> tuple[fx.GraphModule, QatFit]:
     """Train a fake-quantized model; a training that was killed goes on from its checkpoint.
@@ -200,6 +207,7 @@ def finetune(
         seed: decides images, moves and shifts of every step.
         checkpoint: file to resume from; whoever owns the folder deletes it.
         reporter: where progress is told.
+        device: to train on.
         name: of the training, in messages.
 
     Returns:
@@ -207,11 +215,11 @@ def finetune(
     """
     trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=config.ranges == "learned")
     channels_last(trainable)
-    some = validation.at_most(QAT_IMAGES)
-    with reporter.bar("train the fake-quantized model", steps) as bar:
+    some, floating = validation.at_most(QAT_IMAGES), folded(teacher, observed.images[:1])
+    with device.holding(trainable, floating), reporter.bar("train the fake-quantized model", steps) as bar:
         fit = train(
             trainable,
-            folded(teacher, observed.images[:1]),
+            floating,
             data,
             some,
             config,
