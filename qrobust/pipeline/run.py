@@ -245,12 +245,19 @@ class Run:
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
         """The fake-quantized model that the folder holds."""
+        return self._restored(self.require_folder().fake_quantized, "quantize")
+
+    def retrained(self, remedy: str) -> fx.GraphModule:
+        """The fake-quantized model that a remedy trained and the folder holds."""
+        return self._restored(self.require_folder().integers(remedy), f"compensate --remedy {remedy}")
+
+    def _restored(self, path: Path, command: str) -> fx.GraphModule:
         stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
-            _integers(self.require_folder().fake_quantized, "quantize"),
+            _integers(path, command),
             channels=self.model.channels,
             recipe=Recipe.from_json(stage["quantization"]["recipe"]),
         )
@@ -283,6 +290,10 @@ class Run:
         """Keep the fake-quantized model's integers in the folder, and use it from now on."""
         self.__dict__["fake_quantized"] = model
         _save(model, self.require_folder().fake_quantized)
+
+    def save_retrained(self, model: fx.GraphModule, remedy: str) -> None:
+        """Keep the integers of the model that a remedy trained in the folder."""
+        _save(model, self.require_folder().integers(remedy))
 
     def save_calibrator(self, calibrator: nn.Module) -> None:
         """Keep the frozen calibrator in the folder, and use it from now on."""

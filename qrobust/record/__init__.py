@@ -17,6 +17,7 @@ from qrobust.record.compensation import (
     SplitSummary,
     TrainingProvenance,
     Validation,
+    WeightChange,
 )
 from qrobust.record.measurements import (
     STATISTICS,
@@ -143,6 +144,7 @@ __all__ = [
     "Trial",
     "Validation",
     "ValidationAgreement",
+    "WeightChange",
     "WorstCase",
     "WorstClass",
     "from_json",

@@ -12,13 +12,15 @@ from qrobust.record.compensation import (
     RemedyGain,
     SplitSummary,
     TrainingProvenance,
+    Validation,
+    WeightChange,
 )
 from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
 from qrobust.record.typed_json import was
-from qrobust.record.units import Bytes, Count, Positive, Seconds
+from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,9 @@ class RemedyResult(StageResult, ExportedGraphs):
         provenance: what it learned from; null for what is not trained.
         training: what training did, on validation images; null for what is not trained in steps.
         classifier_hash: before and after, where a calibrator was trained in front of it, else null.
+        validation: on validation images; null where it was not chosen by them.
+        weight_change: from the INT8 classifier's; null where nothing compared them.
+        kept_share: of the way from INT8 to the end of its training, what `--clean-budget` left; null without one.
     """
 
     macs: CalibratorMacs
@@ -120,6 +125,9 @@ class RemedyResult(StageResult, ExportedGraphs):
     provenance: TrainingProvenance | None = field(metadata=was("lessons"))
     training: CalibratorTraining | QatTraining | None = None
     classifier_hash: ClassifierHash | None = None
+    validation: Validation | None = None
+    weight_change: WeightChange | None = None
+    kept_share: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qrobust.record import Record, to_json
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.plots import (
@@ -71,6 +72,7 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         verdict=verdict(record),
         headline=headline(record),
         comparison=comparison(record) if compared else [],
+        approval=approval_table(record, NAMES) if compared else [],
         remedies=remedies_plot(record, NAMES) if compared else "",
         stored_tables=stored_tables(record, NAMES),
         attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qrobust.record import Attacks, EvaluationRecord, MeanCorruptionError, Overview, Record
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import (
     NO_GRADIENT,
     NOTE,
@@ -31,6 +32,8 @@ def markdown_report(record: Record) -> str:
     lines += table(headline(record))
     if len(record.remedies) > 1:
         lines += ["", *table(comparison(record))]
+        if approval := approval_table(record, NAMES):
+            lines += ["", *table(approval)]
     s = record.summary
     graphs = [k for k in ("float", "int8", "compensated") if k in s.clean_accuracy]
     rows = [
