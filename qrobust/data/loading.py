@@ -159,7 +159,7 @@ def _open_pools(
         if names is not None:
             raise InputError("class_names: the digits have names of their own")
         return digits_images(), None, None
-    if Path(spec).expanduser().is_dir():
+    if user_path(spec).is_dir():
         near = [f"imagefolder:{spec}"]
     else:
         near = [SCHEMES[found] for found in nearest(scheme, SCHEMES)]
