@@ -210,7 +210,7 @@ def _open_pools(
         if names is not None:
             raise InputError("class_names: the digits have names of their own")
         return _Pools({"": digits_images()})
-    if Path(spec).expanduser().is_dir():
+    if user_path(spec).is_dir():
         near = [f"imagefolder:{spec}"]
     else:
         near = [SCHEMES[found] for found in nearest(scheme, SCHEMES)]
