@@ -96,6 +96,7 @@ def _quantize(run: Run) -> None:
         result["splits"] = run.data.summary()
         result["skipped_images"] = list(run.data.skipped)
         result["left_out"] = [asdict(entry) for entry in run.data.left_out]
+        result["duplicates"] = [asdict(entry) for entry in run.duplicates]
         result["class_names"] = list(run.data.class_names)
         result["image_size"] = size
         result["channels"] = run.model.channels

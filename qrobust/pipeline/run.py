@@ -37,6 +37,7 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
+from qrobust.record import Duplicates
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
@@ -59,6 +60,7 @@ class Run:
     config: RunConfig
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
+    duplicates: tuple[Duplicates, ...] = ()  # between splits, found where all of them are read
 
     def __post_init__(self) -> None:
         trust(self.code_specs)

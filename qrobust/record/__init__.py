@@ -18,7 +18,7 @@ from qrobust.record.compensation import (
     TrainingProvenance,
     Validation,
 )
-from qrobust.record.data import LeftOut
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -99,6 +99,7 @@ __all__ = [
     "CorruptionSetSummary",
     "Drop",
     "Drops",
+    "Duplicates",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",

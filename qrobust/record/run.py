@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
-from qrobust.record.data import LeftOut
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -58,6 +58,7 @@ class Record:
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
         left_out: files and folders of the data that were not used, by reason.
+        duplicates: images that are in two splits, by pair of splits.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
@@ -91,6 +92,7 @@ class Record:
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive

@@ -12,7 +12,7 @@ from qrobust.report.attacks import (
     pose_table,
 )
 from qrobust.report.corruption_sets import stored_tables
-from qrobust.report.data import left_out_sentence
+from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.verdict import (
     NAMES,
     comparison,
@@ -58,6 +58,7 @@ def markdown_report(record: Record) -> str:
             "",
             *_skipped(record.skipped_images),
             *_sentence(left_out_sentence(record.left_out)),
+            *_sentence(duplicates_sentence(record.duplicates)),
             *table(rows),
             "",
             *_stored(record, NAMES),
