@@ -19,6 +19,7 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -99,6 +100,7 @@ __all__ = [
     "CorruptionSetSummary",
     "Drop",
     "Drops",
+    "Duplicates",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -115,6 +117,7 @@ __all__ = [
     "LayerEffect",
     "LayerNoise",
     "LayerSaturation",
+    "LeftOut",
     "LostImage",
     "Macs",
     "MeanCorruptionError",
