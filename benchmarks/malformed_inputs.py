@@ -784,7 +784,7 @@ def name_case(random: Random, folder: Path, base: Base) -> Case:
         arguments = evaluate(base, folder, f"imagefolder:{folder / file}")
     elif place == "model":
         path = shutil.copy(base.graph, folder / f"{file[:200]}.onnx")
-        arguments = evaluate(base, folder, f"npz:{base.npz}", "--model", str(path))
+        arguments = evaluate(base, folder, f"npz:{base.npz}", graph=path)
     elif place == "image":
         image_folder(random, folder / "data")
         (folder / "data" / "a" / f"{file}.png").write_bytes(b"no image")
