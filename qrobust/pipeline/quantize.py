@@ -95,6 +95,8 @@ def _quantize(run: Run) -> None:
         result["twin_hash"] = state_hash(fake_quantized)
         result["splits"] = run.data.summary()
         result["skipped_images"] = list(run.data.skipped)
+        result["left_out"] = [asdict(entry) for entry in run.data.left_out]
+        result["duplicates"] = [asdict(entry) for entry in run.duplicates]
         result["class_names"] = list(run.data.class_names)
         result["image_size"] = size
         result["channels"] = run.model.channels

@@ -18,6 +18,7 @@ from qrobust.record.compensation import (
     TrainingProvenance,
     Validation,
 )
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -98,6 +99,7 @@ __all__ = [
     "CorruptionSetSummary",
     "Drop",
     "Drops",
+    "Duplicates",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -114,6 +116,7 @@ __all__ = [
     "LayerEffect",
     "LayerNoise",
     "LayerSaturation",
+    "LeftOut",
     "LostImage",
     "Macs",
     "MeanCorruptionError",
