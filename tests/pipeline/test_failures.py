@@ -228,4 +228,4 @@ def test_what_only_the_folder_names_is_said_to_stand_there(finished_run: Path, t
     (run / "config.json").write_text(json.dumps(config | {"class_names": "gone.txt"}))
     result = qrobust("sensitivity", run)
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1] == f"Error: --class-names: no file gone.txt; {run}/config.json names it"
+    assert result.output.splitlines()[-1] == f"Error: class_names: no file gone.txt; {run}/config.json names it"
