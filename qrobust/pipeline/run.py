@@ -6,7 +6,8 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +119,16 @@ class Run:
         assert self.folder is not None, "no stage runs without a folder"
         return self.folder
 
+    @contextmanager
+    def _named_by_the_folder(self) -> Iterator[None]:
+        """Say where a choice stands that no command gave since the run began."""
+        try:
+            yield
+        except InputError as error:
+            if self.folder is None or not self.folder.weights.exists():
+                raise
+            raise InputError(f"{error}; {self.folder.config} names it") from error
+
     # What the configuration names.
 
     @cached_property
@@ -133,6 +144,10 @@ class Run:
     @cached_property
     def _data(self) -> Data:
         """Before it is known how many channels the network reads."""
+        with self._named_by_the_folder():
+            return self._open_data()
+
+    def _open_data(self) -> Data:
         c, shifts = self.config.data, self.config.shifts
         return open_data(
             c.spec,
