@@ -13,7 +13,7 @@ from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_h
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.evolution import Evolution, evolve
-from qrobust.compensation.gate import MOST_TRIED, Gate, set_gate
+from qrobust.compensation.gate import Gate, gate_steps, set_gate
 from qrobust.compensation.training import Fit, Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
@@ -198,7 +198,7 @@ def fit_calibrator(
 
     images = mixed_images(data.calibration, data.training, seed)
     frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, classifier.target, seed)
-    with reporter.bar("choose the gate", MOST_TRIED) as bar:
+    with reporter.bar("choose the gate", gate_steps(validation)) as bar:
         gate = set_gate(frozen, deployed, validation, least_clean=least_clean, progress=lambda: bar.update(1))
     evolution = None
     if config.evolution_steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
+
+BATCH = 250
 
 
 class Validation:
@@ -57,32 +60,40 @@ class Validation:
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
-        return [self._accuracy(part, classifier, calibrator) for part in self.parts]
+        return [self._accuracy(part, classifier, calibrator) for part in range(len(self.parts))]
 
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """Accuracy on clean images."""
-        return self._accuracy(self.parts[0], classifier, calibrator)
+        return self._accuracy(0, classifier, calibrator)
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The mean accuracy over the cells."""
-        found = [self._accuracy(part, classifier, calibrator) for part in self.parts[1:]]
+        found = [self._accuracy(part, classifier, calibrator) for part in range(1, len(self.parts))]
         return sum(found) / max(1, len(found))
 
     def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
         """Clean accuracy, and the mean accuracy over the cells."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
+    def batches(self, part: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The images of a part, clean ones first: batches `(n, C, S, S)` in [0, 1], and their labels `(n,)`."""
+        images, labels = self.parts[part]
+        for some, theirs in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            yield to_unit(some).contiguous(memory_format=torch.channels_last), theirs
+
     @torch.inference_mode()
-    def _accuracy(
-        self, part: tuple[torch.Tensor, torch.Tensor], classifier: Classifier, calibrator: Classifier | None
-    ) -> float:
-        images, labels = part
-        inputs = [to_unit(some).contiguous(memory_format=torch.channels_last) for some in images.split(250)]
-        seen = [calibrator(some) for some in inputs] if calibrator else inputs
+    def scores(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of each image `(n,)`: 1 where the classifier is right; without labels, how well all fit, from 0 to 1."""
         if (labels < 0).any():
-            return self._fit(classifier, torch.cat(seen))
-        predicted = torch.cat([classifier(some).argmax(1) for some in seen])
-        return (predicted == labels).sum().item() / len(labels)
+            return torch.full((len(images),), self._fit(classifier, images))
+        return (classifier(images).argmax(1) == labels).float()
+
+    @torch.inference_mode()
+    def _accuracy(self, part: int, classifier: Classifier, calibrator: Classifier | None) -> float:
+        seen = ((calibrator(images) if calibrator else images, labels) for images, labels in self.batches(part))
+        if (self.parts[part][1] < 0).any():
+            return self._fit(classifier, torch.cat([images for images, _ in seen]))
+        return torch.cat([self.scores(classifier, *batch) for batch in seen]).double().mean().item()
 
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""

@@ -46,6 +46,11 @@ GROUPS = 8
 BATCH = 50
 
 
+# A level at the end of the range is inside it, whatever float rounding makes of it; of a range that does not learn,
+# all that is rounded to its ends.
+END, ROUNDED = 1e-4, 0.5
+
+
 class _LearnedStep(torch.autograd.Function):
     """`round(x / s) s` within [low, high] levels; gradients of the paper's equations 2 to 5."""
 
@@ -53,26 +58,31 @@ class _LearnedStep(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, scale: torch.Tensor, low: int, high: int
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, scale)
+        rounded = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x, scale, rounded)
         ctx.limits = (low, high)  # type: ignore[attr-defined]  # torch types ctx without attributes
-        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        return rounded
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
-        x, scale = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        x, scale, rounded = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
         low, high = ctx.limits  # type: ignore[attr-defined]  # set in forward
-        if not (scale.ndim or ctx.needs_input_grad[1]):  # type: ignore[attr-defined]  # torch types ctx without it
-            step = float(scale)
-            return pass_inside(grads[0], x, step * (low - 0.5), step * (high + 0.5)), None, None, None
-        level = x / scale
-        inside = (level >= low) & (level <= high)
-        grad_scale = None
-        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]  # torch types ctx without it
-            slope = torch.where(inside, level.round() - level, level.clamp(low, high))
-            product = (grads[0] * slope).float()
-            dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
-            grad_scale = product.sum(dims, keepdim=True).view(scale.shape) if scale.ndim else product.sum()
-        return grads[0] * inside, grad_scale, None, None
+        learns = ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # torch types ctx without it
+        if scale.ndim:
+            inside = (x >= scale * (low - END)) & (x <= scale * (high + END))
+            passed, x_inside = grads[0] * inside, x * inside
+        else:
+            edge, step = END if learns else ROUNDED, float(scale)
+            bounds = step * (low - edge), step * (high + edge)
+            passed = pass_inside(grads[0], x, *bounds)
+            x_inside = pass_inside(x, x, *bounds) if learns else x
+        if not learns:
+            return passed, None, None, None
+        # The slope is round(level) - level inside, the end of the range outside: times s, what rounding added.
+        added = torch.sub(rounded, x_inside).mul_(grads[0])
+        dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
+        total = added.sum(dims, keepdim=bool(scale.ndim), dtype=torch.float32) / scale
+        return passed, total.view(scale.shape), None, None
 
 
 class TrainableQuantizer(nn.Module):
