@@ -82,6 +82,7 @@ def evaluate_onnx(
     qrobust evaluate-onnx float.onnx int8.onnx --data imagefolder:DIR --out evaluations/one
     """
     from qrobust.pipeline.evaluate_onnx import Choices, evaluate_files
+    from qrobust.report.classes import balanced_sentence, evenness
     from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
@@ -98,6 +99,9 @@ def evaluate_onnx(
     )
     for line in (*table(evaluation_table(record)), "", sample(record.summary)):
         echo(line)
+    if record.classes:
+        echo(evenness(record.classes, record.class_names))
+        echo(balanced_sentence(record.classes, {name: name for name in record.models}))
     say_corruption_sets(record.corruption_sets)
     echo(f"Record: {out / 'record.json'}")
 

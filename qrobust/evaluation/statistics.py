@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 RESAMPLES = 2000
 FEW_VALUES = 500
+# Standard errors to either side of an interval at 95 %.
+Z = float(norm.ppf(0.975))
 
 
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927)."""
-    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927).
+
+    Args:
+        hits: how many of the n; no whole number where each of the n counts by a fraction, whose variance is at most
+            that of a proportion.
+        n: at least 1.
+    """
+    share, factor = hits / n, Z * Z / n
+    middle = (share + factor / 2) / (1 + factor)
+    half = Z / (1 + factor) * math.sqrt(max(0.0, share * (1 - share)) / n + factor / (4 * n))
+    return (max(0.0, middle - half) if share > 0 else 0.0), (min(1.0, middle + half) if share < 1 else 1.0)
+
+
+def mean_interval(shares: np.ndarray, intervals: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean of independent proportions, from an interval of each.
+
+    MOVER, the method of variance estimates recovery (Zou and Donner, Statistics in Medicine 27, 2008): of one
+    proportion it is that one's interval, and it never leaves [0, 1].
+
+    Args:
+        shares: `(k,)`.
+        intervals: `(k, 2)`.
+    """
+    below, above = shares - intervals[:, 0], intervals[:, 1] - shares
+    mean, k = float(shares.mean()), len(shares)
+    return mean - float(np.sqrt((below**2).sum())) / k, mean + float(np.sqrt((above**2).sum())) / k
 
 
 def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:

@@ -21,9 +21,11 @@ from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
+from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
+from qrobust.evaluation.statistics import wilson_interval
 from qrobust.evaluation.summary import (
     comparison_rows,
     drops,
@@ -46,6 +48,7 @@ from qrobust.record import (
     taken,
     versions,
 )
+from qrobust.report.classes import class_csv_files
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
 from qrobust.shifts.filters import to_unit
@@ -186,7 +189,7 @@ def _evaluate(
             progress=reporter.bar,
         )
     record = _record(config, choices.shifts, opened, found, threads)
-    for name, text in csv_files(record).items():
+    for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
     write_json(place / "record.json", record.to_json())
@@ -300,6 +303,7 @@ def _record(
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
         versions=versions(),
         hardware=hardware(threads, opened.sums),
+        classes=class_results(found.predictions, found.labels, len(found.class_names)),
     )
 
 

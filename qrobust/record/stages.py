@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -139,6 +140,7 @@ class EvaluationResult(StageResult):
         size_bytes: per graph, of its file.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
+        classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -153,3 +155,4 @@ class EvaluationResult(StageResult):
     size_bytes: dict[str, Bytes]
     hardware: Hardware
     versions: dict[str, str] | None = None
+    classes: Classes | None = None
