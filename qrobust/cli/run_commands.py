@@ -73,7 +73,13 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 @click.command(cls=Command, former=FORMER)
 @with_options(
-    *MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *NEW_RUN_OPTIONS
+    *MODEL_OPTIONS,
+    *QUANTIZATION_OPTIONS,
+    *SHIFT_OPTIONS,
+    *CALIBRATOR_OPTIONS,
+    *ATTACK_OPTIONS,
+    "primary",
+    *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
@@ -90,7 +96,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "primary", *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 
@@ -175,7 +181,9 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     is_flag=True,
     help="Make every remedy, export, measure and report them, and say which to ship.",
 )
-@with_options("skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *STAGE_OPTIONS, **OF_RUN)
+@with_options(
+    "skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, "primary", *STAGE_OPTIONS, **OF_RUN
+)
 def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: Any) -> None:
     """Win back robustness, by default by a calibrator in front.
 
@@ -245,7 +253,7 @@ def export(run_folder: Path, **options: Any) -> None:
     ),
 )
 @run_folder
-@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "primary", "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
 def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
     """Measure a run's graphs clean, under shift and attacked.
 

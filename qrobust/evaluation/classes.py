@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from qrobust.evaluation.predictions import CLEAN, Condition, ConditionPredictions, Predictions
+from qrobust.evaluation.primary import is_uneven
 from qrobust.evaluation.statistics import mean_interval, wilson_interval
 from qrobust.record import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
 
-# Classes are uneven where the largest has more than so many times the images of the smallest.
-UNEVEN = 2
 # Different confusions that a record lists per classifier and condition: all that 20 classes can have.
 MOST_CONFUSIONS = 400
 
@@ -19,12 +18,6 @@ MOST_CONFUSIONS = 400
 def images_per_class(labels: np.ndarray, classes: int) -> np.ndarray:
     """How many of the images `(n,)` are of each class `(classes,)`."""
     return np.bincount(labels, minlength=classes)
-
-
-def is_uneven(counts: np.ndarray) -> bool:
-    """Whether the largest class has more than twice as many images as the smallest that has any."""
-    there = counts[counts > 0]
-    return bool(there.size and there.max() > UNEVEN * there.min())
 
 
 def recalls(right: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -60,6 +60,28 @@ def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def stratified_interval(values: np.ndarray, weights: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
+    """Interval of a weighted sum of per-image values, from their variance within each stratum.
+
+    Strata are sampled apart, so the variance is the sum of `W_k^2 s_k^2 / n_k`, W_k being a stratum's weight. That of
+    a stratum of one image is taken from the others together.
+
+    Args:
+        values: `(n,)`.
+        weights: `(n,)`, equal within a stratum.
+        strata: index of each image's stratum `(n,)`.
+    """
+    _, index, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    means = np.bincount(index, values) / counts
+    squares = np.bincount(index, (values - means[index]) ** 2)
+    within = squares.sum() / max(1, len(values) - len(counts))
+    variances = np.where(counts > 1, squares / np.maximum(1, counts - 1), within)
+    shares = np.bincount(index, weights)
+    half = Z * float(np.sqrt((shares**2 * variances / counts).sum()))
+    middle = float(weights @ values)
+    return middle - half, middle + half
+
+
 def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided p-value that two classifiers are right equally often, from where only one of them is.
 

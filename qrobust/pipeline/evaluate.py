@@ -88,6 +88,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         result["remedies"] += _in_torch(run, found) if in_torch else []
         result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
+        result["primary"] = run.primary.name
         result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
         result["versions"] = versions()
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}

@@ -97,6 +97,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,
         stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
+        primary=evaluated.primary,
         classes=evaluated.classes or _classes(folder, evaluated, len(quantized.class_names)),
     )
 

@@ -65,6 +65,7 @@ class Record:
         hardware: where it was measured.
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -98,6 +99,7 @@ class Record:
     hardware: Hardware
     stages: dict[str, StageTime]
     classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -132,6 +134,7 @@ class EvaluationRecord:
         hardware: where it was measured.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -156,6 +159,7 @@ class EvaluationRecord:
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
     classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

@@ -141,6 +141,7 @@ class EvaluationResult(StageResult):
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -156,3 +157,4 @@ class EvaluationResult(StageResult):
     hardware: Hardware
     versions: dict[str, str] | None = None
     classes: Classes | None = None
+    primary: str = "accuracy"

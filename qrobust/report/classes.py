@@ -12,6 +12,7 @@ from qrobust.text import spreadsheet_cell
 
 # Classes that a table or a matrix has room for, and confusions that are listed where there are more.
 MOST_CLASSES, MOST_LISTED = 20, 10
+RECALL = "recall:"
 CSV_HEADER = ("classifier", "shift", "severity", "measure", "class", "n", "value", "low", "high")
 CONFUSION_HEADER = ("classifier", "shift", "severity", "class", "predicted", "n")
 
@@ -22,7 +23,7 @@ def class_name(names: Sequence[str], index: int) -> str:
 
 
 def evenness(classes: Classes, class_names: Sequence[str]) -> str:
-    """Whether classes are uneven, and what always answering the largest class would get right."""
+    """How many images classes have, and what always answering the largest one would get right."""
     there = [index for index, n in enumerate(classes.n) if n]
     least, most = min(there, key=lambda i: classes.n[i]), classes.majority_class
     absent = len(classes.n) - len(there)
@@ -34,10 +35,41 @@ def evenness(classes: Classes, class_names: Sequence[str]) -> str:
     if classes.uneven:
         return (
             f"Classes are uneven, from {classes.n[least]} images of {class_name(class_names, least)} to "
-            f"{classes.n[most]} of {class_name(class_names, most)}{missing}: balanced accuracy, the mean of the "
-            f"classes' recalls, leads, and {baseline}."
+            f"{classes.n[most]} of {class_name(class_names, most)}{missing}; {baseline}."
         )
     return f"Classes are even ({classes.n[least]} to {classes.n[most]} images{missing}); {baseline}."
+
+
+def primary_sentence(record: Record | EvaluationRecord, names: Mapping[str, str]) -> str:
+    """The measure that decides, of every classifier; nothing where that is accuracy, which is told anyway.
+
+    Args:
+        record: of a run or of an evaluation.
+        names: classifiers to what they are called.
+    """
+    classes = record.classes
+    if classes is None or record.primary == "accuracy":
+        return ""
+    told = "balanced accuracy, the mean of the classes' recalls" if record.primary == "balanced" else record.primary
+    return f"What decides is {told}. {measure_sentence(record, names)}"
+
+
+def measure_sentence(record: Record | EvaluationRecord, names: Mapping[str, str]) -> str:
+    """The recall that decides, or else balanced accuracy, of every classifier, clean and under shift."""
+    assert record.classes is not None
+    if record.primary.startswith(RECALL):
+        wanted = list(record.class_names).index(record.primary.removeprefix(RECALL))
+        parts = []
+        for key, found in record.classes.classifiers.items():
+            own = found.recall[wanted]
+            told = (("clean", own.clean, own.clean_interval), ("under shift", own.shift, own.shift_interval))
+            parts.append(f"{names[key]} {_shares(told)}")
+        return f"Recall of {record.class_names[wanted]}: {'; '.join(parts)}."
+    return balanced_sentence(record.classes, names)
+
+
+def _shares(told: Iterable[tuple[str, float | None, tuple[float, float] | None]]) -> str:
+    return ", ".join(f"{where} {percent(value)} {bounds(span)}" for where, value, span in told if span is not None)
 
 
 def balanced_sentence(classes: Classes, names: Mapping[str, str]) -> str:
@@ -53,8 +85,7 @@ def balanced_sentence(classes: Classes, names: Mapping[str, str]) -> str:
             ("clean", found.clean_balanced, found.clean_balanced_interval),
             ("under shift", found.shift_balanced, found.shift_balanced_interval),
         )
-        told = [f"{where} {percent(value)} {bounds(span)}" for where, value, span in known if span is not None]
-        parts.append(f"{names[key]} {', '.join(told)}")
+        parts.append(f"{names[key]} {_shares(known)}")
     return f"Balanced accuracy: {'; '.join(parts)}."
 
 

@@ -11,7 +11,14 @@ from qrobust.report.attacks import (
     attack_table,
     pose_table,
 )
-from qrobust.report.classes import balanced_sentence, confusion_tables, evenness, recall_note, recall_table
+from qrobust.report.classes import (
+    balanced_sentence,
+    confusion_tables,
+    evenness,
+    primary_sentence,
+    recall_note,
+    recall_table,
+)
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.figures import percent, points
 from qrobust.report.verdict import (
@@ -151,10 +158,9 @@ def class_lines(record: EvaluationRecord) -> list[str]:
     """How even classes are, and balanced accuracies, each followed by an empty line."""
     if record.classes is None:
         return []
-    told = (
-        evenness(record.classes, record.class_names),
-        balanced_sentence(record.classes, {n: n for n in record.summary.clean_accuracy}),
-    )
+    names = {n: n for n in record.summary.clean_accuracy}
+    leading = primary_sentence(record, names) or balanced_sentence(record.classes, names)
+    told = (leading, evenness(record.classes, record.class_names))
     return [line for sentence in told for line in (markdown(sentence), "")]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from qrobust.record import Audit, MeanCorruptionError, Record, Remedy, TargetImages, ValidationAgreement
 from qrobust.report.attacks import flag_sentences
-from qrobust.report.classes import balanced_sentence, evenness
+from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
 from qrobust.report.figures import bounds, percent, points
 
 NAMES = {
@@ -104,9 +104,8 @@ def verdict(record: Record) -> list[str]:
     """The verdict, most important sentence first."""
     s, compensated = record.summary, "compensated" in record.summary.shift_accuracy
     sentences = [recommendation(record)] if record.remedies else []
-    by_class = class_sentences(record)
-    if record.classes and record.classes.uneven:
-        sentences += by_class
+    if leading := primary_sentence(record, NAMES):
+        sentences.append(leading)
     if record.target_images:
         sentences.append(target_sentence(record.target_images))
     if compensated:
@@ -124,16 +123,17 @@ def verdict(record: Record) -> list[str]:
     if compensated:
         gains = [row.gain_p_adjusted for row in record.rows]
         sentences.append(significance(gains, "INT8 with and without calibrator"))
-    if record.classes and not record.classes.uneven:
-        sentences += by_class
+    sentences += class_sentences(record)
     return sentences + flag_sentences(record.attacks)
 
 
 def class_sentences(record: Record) -> list[str]:
-    """How even classes are, and balanced accuracies; nothing where classes were not measured."""
+    """How even classes are, and balanced accuracy unless it led; nothing where classes were not measured."""
     if record.classes is None:
         return []
-    return [evenness(record.classes, record.class_names), balanced_sentence(record.classes, NAMES)]
+    led = record.primary == "balanced"
+    balanced = [] if led else [balanced_sentence(record.classes, NAMES)]
+    return [evenness(record.classes, record.class_names), *balanced]
 
 
 def _gain_sentences(record: Record) -> list[str]:
@@ -289,7 +289,7 @@ def headline(record: Record) -> list[list[str]]:
     """The table of a run: a header, then a row per graph."""
     s, by_class = record.summary, record.classes.classifiers if record.classes else {}
     accuracy, balanced = ["clean", "under shift"], ["balanced, clean", "balanced, under shift"] if by_class else []
-    leads = record.classes is not None and record.classes.uneven
+    leads = record.primary != "accuracy"
     rows = [["", *(balanced + accuracy if leads else accuracy + balanced), "batch 1", "batch 32", "size"]]
     for key, name in NAMES.items():
         if key in s.clean_accuracy:

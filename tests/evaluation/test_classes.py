@@ -163,5 +163,5 @@ def test_many_classes_show_the_worst() -> None:
 def test_a_report_says_where_classes_are_uneven() -> None:
     labels = np.array([0] * 7 + [1] * 3)
     told = evenness(class_results({CLEAN: {"int8": said(labels)}}, labels, 2), ("good", "bad"))
-    assert told.startswith("Classes are uneven, from 3 images of bad to 7 of good: balanced accuracy")
+    assert told.startswith("Classes are uneven, from 3 images of bad to 7 of good;")
     assert "always answering good would be right on 70.0 % of the images (balanced 50.0 %)" in told
