@@ -10,10 +10,12 @@ import numpy as np
 from qrobust.errors import InputError, unknown
 from qrobust.evaluation import config
 from qrobust.evaluation.config import EvaluationConfig
-from qrobust.evaluation.statistics import paired_bootstrap, stratified_interval
+from qrobust.evaluation.statistics import even_counts, paired_bootstrap, stratified_interval
 
 # Classes are uneven where the largest has more than so many times the images of the smallest.
 UNEVEN = 2
+# A test set of few images drawn from even classes is not: the p-value below which that is no chance any more.
+CHANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,13 @@ ACCURACY = Primary()
 
 
 def is_uneven(counts: np.ndarray) -> bool:
-    """Whether the largest class has more than twice as many images as the smallest that has any `(classes,)`."""
+    """Whether the largest class has more than twice as many images as the smallest that has any, and not by chance.
+
+    Args:
+        counts: images of each class `(classes,)`.
+    """
     there = counts[counts > 0]
-    return bool(there.size and there.max() > UNEVEN * there.min())
+    return bool(there.size and there.max() > UNEVEN * there.min() and even_counts(there) < CHANCE)
 
 
 def find_primary(text: str, class_names: Sequence[str], labels: np.ndarray) -> Primary:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, chisquare, norm
 
 RESAMPLES = 2000
 FEW_VALUES = 500
@@ -95,6 +95,11 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_a + only_b
     return float(binomtest(only_a, total).pvalue) if total else 1.0
+
+
+def even_counts(counts: np.ndarray) -> float:
+    """p-value of Pearson's chi-squared test that classes of these counts `(k,)` are drawn equally often."""
+    return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

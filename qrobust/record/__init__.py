@@ -18,7 +18,9 @@ from qrobust.record.compensation import (
     SplitSummary,
     TrainingProvenance,
     Validation,
+    WeightChange,
 )
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -104,6 +106,7 @@ __all__ = [
     "CorruptionSetSummary",
     "Drop",
     "Drops",
+    "Duplicates",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -120,6 +123,7 @@ __all__ = [
     "LayerEffect",
     "LayerNoise",
     "LayerSaturation",
+    "LeftOut",
     "LostImage",
     "Macs",
     "MeanCorruptionError",
@@ -149,6 +153,7 @@ __all__ = [
     "Trial",
     "Validation",
     "ValidationAgreement",
+    "WeightChange",
     "WorstCase",
     "WorstClass",
     "from_json",

@@ -77,7 +77,8 @@ class Classes:
 
     Attributes:
         n: images of each class, in the order of `class_names`.
-        uneven: the largest class has more than twice as many images as the smallest that has any.
+        uneven: the largest class has more than twice as many images as the smallest that has any, and chance does not
+            explain that (Pearson's chi-squared test at 0.01).
         majority_class: the largest class.
         majority: accuracy of always answering it; the balanced accuracy of that is one over the number of classes.
         classifiers: per classifier.

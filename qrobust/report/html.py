@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 from qrobust.record import Record, to_json
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.classes import confusion_tables, recall_note, recall_table
 from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.figures import percent, points
 from qrobust.report.plots import (
     LABELS,
@@ -72,6 +74,7 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         verdict=verdict(record),
         headline=headline(record),
         comparison=comparison(record) if compared else [],
+        approval=approval_table(record, NAMES) if compared else [],
         remedies=remedies_plot(record, NAMES) if compared else "",
         recalls=recall_table(classes, record.class_names, shown) if classes else [],
         recall_note=recall_note(classes) if classes else "",
@@ -79,6 +82,8 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         stored_tables=stored_tables(record, NAMES),
         attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
         attack_note=NOTE,
+        left_out=left_out_sentence(record.left_out),
+        duplicates=duplicates_sentence(record.duplicates),
         gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qrobust.record import Attacks, EvaluationRecord, MeanCorruptionError, Overview, Record
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import (
     NO_GRADIENT,
     NOTE,
@@ -20,6 +21,7 @@ from qrobust.report.classes import (
     recall_table,
 )
 from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.figures import percent, points
 from qrobust.report.verdict import (
     NAMES,
@@ -38,6 +40,8 @@ def markdown_report(record: Record) -> str:
     lines += table(headline(record))
     if len(record.remedies) > 1:
         lines += ["", *table(comparison(record))]
+        if approval := approval_table(record, NAMES):
+            lines += ["", *table(approval)]
     s = record.summary
     graphs = [k for k in ("float", "int8", "compensated") if k in s.clean_accuracy]
     rows = [
@@ -63,6 +67,8 @@ def markdown_report(record: Record) -> str:
             sample(s),
             "",
             *_skipped(record.skipped_images),
+            *_sentence(left_out_sentence(record.left_out)),
+            *_sentence(duplicates_sentence(record.duplicates)),
             *table(rows),
             "",
             *_classes(record, {g: NAMES[g] for g in graphs}),
@@ -103,7 +109,12 @@ def _attacks(attacks: Attacks, names: dict[str, str], note: str) -> list[str]:
 
 def _skipped(names: tuple[str, ...]) -> list[str]:
     """A sentence about files that were left out, followed by an empty line; or nothing."""
-    return [markdown(skipped_sentence(names)), ""] if names else []
+    return _sentence(skipped_sentence(names) if names else "")
+
+
+def _sentence(text: str) -> list[str]:
+    """A sentence followed by an empty line, or nothing."""
+    return [markdown(text), ""] if text else []
 
 
 def _mce(mce: MeanCorruptionError | None, names: dict[str, str]) -> list[str]:
@@ -184,6 +195,7 @@ def evaluation_report(record: EvaluationRecord) -> str:
             "",
             *class_lines(record),
             *_skipped(record.skipped_images),
+            *_sentence(left_out_sentence(record.left_out)),
             *table(rows),
             "",
             *_classes(record, {n: n for n in names}),

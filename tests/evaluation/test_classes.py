@@ -82,9 +82,10 @@ def test_interval_of_balanced_accuracy_covers_the_truth_as_often_as_it_says() ->
 
 
 @pytest.mark.parametrize(
-    ("counts", "uneven"), [((5, 10), False), ((5, 11), True), ((0, 7, 7), False), ((0, 0), False)]
+    ("counts", "uneven"),
+    [((50, 100), False), ((50, 101), True), ((0, 70, 70), False), ((0, 0), False), ((5, 11), False)],
 )
-def test_uneven_is_more_than_twice_the_images(counts: tuple[int, ...], uneven: bool) -> None:
+def test_uneven_is_more_than_twice_the_images_and_no_chance(counts: tuple[int, ...], uneven: bool) -> None:
     assert is_uneven(np.array(counts)) is uneven
 
 
@@ -161,7 +162,7 @@ def test_many_classes_show_the_worst() -> None:
 
 
 def test_a_report_says_where_classes_are_uneven() -> None:
-    labels = np.array([0] * 7 + [1] * 3)
+    labels = np.array([0] * 70 + [1] * 30)
     told = evenness(class_results({CLEAN: {"int8": said(labels)}}, labels, 2), ("good", "bad"))
-    assert told.startswith("Classes are uneven, from 3 images of bad to 7 of good;")
+    assert told.startswith("Classes are uneven, from 30 images of bad to 70 of good;")
     assert "always answering good would be right on 70.0 % of the images (balanced 50.0 %)" in told

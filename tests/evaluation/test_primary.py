@@ -56,9 +56,10 @@ def test_interval_of_a_balanced_difference_covers_the_truth() -> None:
 
 
 def test_auto_is_balanced_where_classes_are_uneven() -> None:
-    assert find_primary("auto", ("a", "b"), LABELS) == ACCURACY
-    assert find_primary("auto", ("a", "b"), LABELS[:8]) == BALANCED
-    assert find_primary("accuracy", ("a", "b"), LABELS[:8]) == ACCURACY
+    many = np.repeat(LABELS, 10)
+    assert find_primary("auto", ("a", "b"), many) == ACCURACY
+    assert find_primary("auto", ("a", "b"), many[:-1]) == BALANCED
+    assert find_primary("accuracy", ("a", "b"), many[:-1]) == ACCURACY
 
 
 def test_a_class_is_found_by_its_name_whatever_it_holds() -> None:
