@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qrobust.classifier import Classifier
-from qrobust.compensation.validation import Validation
+from qrobust.compensation.validation import Part, Validation
 from qrobust.quantization.integer_layers import IntegerLinear
 
 # A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
@@ -46,12 +46,12 @@ class Opened:
     logits: torch.Tensor
     scores: torch.Tensor
 
-    def accuracy(self, gate: Gate) -> float:
-        """What is expected of a gate, as a fraction."""
+    def of(self, gate: Gate) -> torch.Tensor:
+        """What is expected of a gate `(N,)`, from 0 to 1."""
         place = torch.sigmoid(gate.gain * (self.logits + gate.offset)) * (len(OPENINGS) - 1)
         below = place.long().clamp(max=len(OPENINGS) - 2)
         images = torch.arange(len(place))
-        return float(torch.lerp(self.scores[below, images], self.scores[below + 1, images], place - below).mean())
+        return torch.lerp(self.scores[below, images], self.scores[below + 1, images], (place - below).double())
 
 
 @torch.no_grad()
@@ -79,11 +79,9 @@ def set_gate(
         What is expected to have the highest accuracy under shift among those that keep enough clean accuracy, the
         most open of equals; without any, the most shut.
     """
-    clean, *shifted = [
-        _opened(calibrator, classifier, validation, part, progress) for part in range(len(validation.parts))
-    ]
-    promised = {gate: sum(part.accuracy(gate) for part in shifted) for gate in _gates()}
-    expected = {gate: clean.accuracy(gate) for gate in promised}
+    clean, *shifted = [_opened(calibrator, classifier, validation, part, progress) for part in validation.parts]
+    promised = {gate: validation.shift_value([part.of(gate) for part in shifted]) for gate in _gates()}
+    expected = {gate: validation.clean_value(clean.of(gate)) for gate in promised}
     layer = calibrator.get_submodule("gate")
     assert isinstance(layer, IntegerLinear)
     trained = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -128,7 +126,7 @@ def _opened(
     calibrator: nn.Module,
     classifier: Classifier,
     validation: Validation,
-    part: int,
+    part: Part,
     progress: Callable[[], None],
 ) -> Opened:
     correction, proposals = calibrator.get_submodule("correction"), list[tuple[torch.Tensor | None, ...]]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
+from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -89,13 +90,18 @@ __all__ = [
     "Audit",
     "CalibratorMacs",
     "CalibratorTraining",
+    "ClassRecall",
+    "Classes",
+    "ClassifierClasses",
     "ClassifierHash",
     "Comparison",
     "Compensation",
     "CompensationResult",
     "ConditionAccuracy",
+    "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
     "Drop",

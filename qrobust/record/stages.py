@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -152,6 +153,8 @@ class EvaluationResult(StageResult):
         size_bytes: per graph, of its file.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
+        classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -166,3 +169,5 @@ class EvaluationResult(StageResult):
     size_bytes: dict[str, Bytes]
     hardware: Hardware
     versions: dict[str, str] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"

@@ -45,6 +45,7 @@ from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
 from qrobust.errors import InputError
+from qrobust.evaluation.primary import ACCURACY
 from qrobust.pipeline.provenance import training_data
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
@@ -463,6 +464,7 @@ def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
     black, white = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
     validation = Validation.__new__(Validation)
     validation.parts = [(black, torch.zeros(4, dtype=torch.long)), (white, torch.ones(4, dtype=torch.long))]
+    validation.primary, validation.conditions = ACCURACY, 1
     calibrator = _Gated(clean, shifted)
 
     def classifier(images: torch.Tensor) -> torch.Tensor:
