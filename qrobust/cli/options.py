@@ -409,6 +409,14 @@ _declare(
 )
 
 _declare(
+    "--primary",
+    group=RUN,
+    advanced=True,
+    metavar="auto|accuracy|balanced|recall:CLASS",
+    help="The measure that decides which state, gate, recipe and remedy is best. auto: balanced accuracy where the "
+    "largest class has more than twice the images of the smallest, else accuracy.",
+)
+_declare(
     "--out",
     group=RUN,
     required=True,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
@@ -66,6 +67,8 @@ class Record:
         versions: of Python and packages.
         hardware: where it was measured.
         stages: per stage, what it took.
+        classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -100,6 +103,8 @@ class Record:
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -134,6 +139,8 @@ class EvaluationRecord:
         versions: of Python and packages.
         hardware: where it was measured.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
+        classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -158,6 +165,8 @@ class EvaluationRecord:
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
