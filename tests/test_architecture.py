@@ -18,6 +18,7 @@ ROWS = {
     "storage": 2,
     "progress": 1,
     "record": 3,
+    "remedies": 1,
     "training_loop": 3,
     "classifier": 3,
     "data": 4,
@@ -224,6 +225,10 @@ def code_or_data(path: str, text: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_else_runs_code_or_sends_data(path: Path) -> None:
     assert code_or_data(str(path.relative_to(ROOT)), path.read_text()) == []
+
+
+def test_one_function_reads_the_home_folder_in_paths() -> None:
+    assert [path.name for path in FILES if ".expanduser(" in path.read_text()] == ["paths.py"]
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ _declare(
 _declare(
     "--weights",
     group=MODEL,
-    metavar="FILE",
-    help="Trained weights: a state dict (.pt, .pth) or .safetensors. Nothing in the file is executed.",
+    metavar="FILE[:KEY]",
+    help="Trained weights: a checkpoint that torch saved, or .safetensors; KEY where it holds several. Nothing in "
+    "the file is executed.",
 )
 _declare("--pretrained", group=MODEL, flag=True, help="Let torchvision fetch its own weights.")
 _declare(
@@ -74,7 +75,12 @@ _declare(
     help="What the model subtracts and divides by: imagenet, cifar10, none, or means and standard deviations "
     "(M/S for one channel).",
 )
-_declare("--data", group=MODEL, metavar="SPEC", help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits.")
+_declare(
+    "--data",
+    group=MODEL,
+    metavar="SPEC",
+    help="imagefolder:DIR, list:FILE (path,label[,split] a line), npz:FILE, torchvision:NAME or digits.",
+)
 _declare(
     "--data-root",
     group=MODEL,
@@ -402,6 +408,14 @@ _declare(
     help="Attack the first N test images. 0: none.",
 )
 
+_declare(
+    "--primary",
+    group=RUN,
+    advanced=True,
+    metavar="auto|accuracy|balanced|recall:CLASS",
+    help="The measure that decides which state, gate, recipe and remedy is best. auto: balanced accuracy where the "
+    "largest class has more than twice the images of the smallest, else accuracy.",
+)
 _declare(
     "--out",
     group=RUN,

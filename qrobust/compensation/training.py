@@ -140,21 +140,18 @@ def train_calibrator(
             it has learned anything.
     """
     conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
-    if not conditions and data.target_images is None:
+    if not data.renders and data.target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or target images to train on, got none")
-    before = state_hash(fake_quantized)
-    fake_quantized.eval()
-    images, _ = validation.parts[0]
-    _check_gradient(fake_quantized, to_unit(images[:PROBES].to(device_of(fake_quantized))))
-    optimizer = _optimizer(calibrator, phase.learning_rate)
+    before = state_hash(fake_quantized.eval())
+    _check_gradient(fake_quantized, validation.parts[0][0][:PROBES])
     alone = validation.accuracies(deployed or fake_quantized)[1 : len(conditions) + 1]
     weights = sampling(conditions, [1 - accuracy for accuracy in alone], config.hard_shift_share)
     known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
     def loss(step: int, size: int) -> torch.Tensor:
-        chosen = replace(config, batch_size=size)
-        return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, chosen, step=step, phase=phase)
+        sized = replace(config, batch_size=size)
+        return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
@@ -164,7 +161,7 @@ def train_calibrator(
 
     done = fit(
         calibrator,
-        optimizer,
+        _optimizer(calibrator, phase.learning_rate),
         steps=steps,
         rates=phase.rates,
         loss=loss,
@@ -211,8 +208,9 @@ def _unlabelled_loss(teacher: Classifier, calibrated: torch.Tensor, logits: torc
     return 1 - information(logits)
 
 
-def _check_gradient(fake_quantized: Classifier, images: torch.Tensor) -> None:
-    """Refuse a classifier through which nothing can be learned."""
+def _check_gradient(fake_quantized: nn.Module, pixels: torch.Tensor) -> None:
+    """Refuse a classifier through which nothing can be learned from images, uint8."""
+    images = to_unit(pixels.to(device_of(fake_quantized)))
     gradient, _ = input_gradient(fake_quantized, images, lambda logits: logits.amax(1))
     vanished = int((gradient.flatten(1) == 0).all(1).sum())
     if vanished > MOST_VANISHED * len(images):

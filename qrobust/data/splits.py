@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,6 +13,7 @@ import torch
 from qrobust.data.sources import (
     Images,
 )
+from qrobust.record.data import LeftOut
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
 # Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
@@ -24,6 +27,7 @@ class Split:
     source: Images
     indices: torch.Tensor
     named: torch.Tensor | None = None  # what every image of the source is called here, if not by the source
+    taken_from: str | None = None  # which part of the data that is, where the data has parts
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -61,7 +65,11 @@ class Split:
 
     def summary(self) -> dict[str, int | str]:
         """How many images, which of the source's, and which the source holds, for the record."""
-        return {"n": len(self), "fingerprint": self.fingerprint(), "listing": self.source.listing[:16]}
+        found: dict[str, int | str] = {"n": len(self), "fingerprint": self.fingerprint()}
+        found["listing"] = self.source.listing[:16]
+        if self.taken_from:
+            found["taken_from"] = self.taken_from
+        return found
 
     def identity(self) -> tuple[str, str, str]:
         """What answers about these images depend on: which they are, their labels, and the source's version."""
@@ -71,7 +79,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """Four disjoint splits and what they share; `skipped` names files that could not be decoded."""
+    """Four disjoint splits and what they share.
+
+    Attributes:
+        calibration: images on which quantization ranges are observed.
+        training: images to train on.
+        validation: images to choose by.
+        test: images to measure on.
+        class_names: in index order.
+        image_size: side in px.
+        skipped: files that could not be decoded.
+        left_out: files and folders of the data that are not used, by reason.
+    """
 
     calibration: Split
     training: Split
@@ -80,12 +99,19 @@ class Data:
     class_names: tuple[str, ...]
     image_size: int
     skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def read_with(self, channels: int) -> Data:
         """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
         for name in SPLIT_NAMES:
             getattr(self, name).source.channels = channels
         return self
+
+    @property
+    def taken_from(self) -> dict[str, str]:
+        """Which folder or part of the data each split is from, where the data has parts."""
+        splits = {name: getattr(self, name).taken_from for name in SPLIT_NAMES}
+        return {name: source for name, source in splits.items() if source}
 
     def summary(self) -> dict[str, dict[str, int | str]]:
         """What each split holds, for the record."""
@@ -98,12 +124,28 @@ class TrainingData:
 
     Attributes:
         images: to draw from.
-        conditions: (shift, severity); empty for clean images alone.
+        conditions: (shift, severity); without any, and without families, clean images alone.
         table: severity table.
         target_images: real images of new surroundings, to learn from, too; those without a label have -1.
+        families: of random operations, see `qrobust.shifts.generic`, drawn anew for every image.
+        generic_share: of the rendered images, how many are drawn from the families where there are conditions, too.
     """
 
     images: Split
     conditions: list[tuple[str, int]]
     table: str
     target_images: Split | None = None
+    families: tuple[str, ...] = ()
+    generic_share: float = 0.5
+
+    @property
+    def renders(self) -> bool:
+        """Some images are rendered under a shift."""
+        return bool(self.conditions or self.families)
+
+    def drawn_groups(self, count: int) -> list[bool]:
+        """Which of so many groups of rendered images are drawn from the families: their share, evenly spread."""
+        if not (self.conditions and self.families):
+            return [bool(self.families)] * count
+        through = [math.floor(place * self.generic_share + 0.5) for place in range(count + 1)]
+        return [after > before for before, after in itertools.pairwise(through)]

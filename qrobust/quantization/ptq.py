@@ -237,6 +237,7 @@ def search(
     validation: Split,
     recipe: Recipe,
     *,
+    weights: torch.Tensor | None = None,
     seed: int = 0,
     device: Device = CPU_ONLY,
     progress: Callable[[str], None] = lambda _: None,
@@ -253,6 +254,7 @@ def search(
         calibration_images: gives the batches anew each time it is called (at most twice).
         validation: images to choose by.
         recipe: bits, edges and exceptions are kept, the rest is where the search starts.
+        weights: of the validation images `(n,)`, which sum to 1: what counts. Default: all alike.
         seed: of learned rounding.
         device: to work on.
         progress: called with a line on each trial, and on what was kept.
@@ -278,7 +280,7 @@ def search(
         if reference is None:
             reference = logits(observed.graph)
         fake_quantized = build(observed, target, candidate, seed=seed, device=device)
-        found = fidelity(reference, logits(fake_quantized), validation.labels)
+        found = fidelity(reference, logits(fake_quantized), validation.labels, weights)
         away = found.divergence
         kept = best is None or away < best[0]
         if kept:

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -56,6 +58,8 @@ class Record:
         compensation: the calibrator, or null.
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        left_out: files and folders of the data that were not used, by reason.
+        duplicates: images that are in two splits, by pair of splits.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
@@ -63,6 +67,8 @@ class Record:
         versions: of Python and packages.
         hardware: where it was measured.
         stages: per stage, what it took.
+        classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -88,6 +94,8 @@ class Record:
     compensation: Compensation | None
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
@@ -95,6 +103,8 @@ class Record:
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -124,10 +134,13 @@ class EvaluationRecord:
         image_size: side in px, as the classifiers read images.
         channels: 3 (RGB) or 1 (luma).
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        left_out: files and folders of the data that were not used, by reason.
         fingerprint: of the images' order.
         versions: of Python and packages.
         hardware: where it was measured.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
+        classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -147,10 +160,13 @@ class EvaluationRecord:
     image_size: Positive
     channels: Positive
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
     fingerprint: str
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
