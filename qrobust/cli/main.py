@@ -12,6 +12,7 @@ from qrobust import __version__
 from qrobust.cli.command import Command
 from qrobust.cli.console import echo
 from qrobust.cli.file_commands import audit, evaluate_onnx
+from qrobust.cli.finished_commands import check
 from qrobust.cli.interrupts import end, remember_arguments, signals_raise
 from qrobust.cli.run_commands import compensate, demo, evaluate, export, quantize, report, run, sensitivity
 from qrobust.errors import InputError, QRobustError, unknown
@@ -107,5 +108,6 @@ for _command in (
     report,
     evaluate_onnx,
     audit,
+    check,
 ):
     main.add_command(_command)

@@ -1,23 +1,37 @@
-"""How far a number measured on n images may be from the truth (intervals, at 95 %), and whether two differ."""
+"""How far a number measured on n images may be from the truth (intervals), and whether two differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 RESAMPLES = 2000
+# Of the intervals in a record.
+CONFIDENCE = 0.95
 FEW_VALUES = 500
 
 
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
+def wilson_interval(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927)."""
-    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    interval = binomtest(hits, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
+def wilson_images(share: float, limit: float, confidence: float = CONFIDENCE) -> float:
+    """How many images Wilson's interval of a share needs to exclude a limit: where the score test just rejects it.
+
+    Args:
+        share: the proportion, in [0, 1].
+        limit: another one.
+        confidence: of the interval.
+    """
+    z = float(norm.ppf(0.5 + confidence / 2))
+    return z * z * limit * (1 - limit) / (share - limit) ** 2
+
+
+def paired_bootstrap(differences: np.ndarray, seed: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile interval of the mean of per-image differences `(n,)`.
 
     Images are resampled whole, so two classifiers that err on the same images are compared as such. Where few
@@ -30,7 +44,8 @@ def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
         means = rng.multinomial(n, counts / n, size=RESAMPLES) @ values / n
     else:
         means = np.array([differences[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
-    low, high = np.percentile(means, [2.5, 97.5])
+    tail = round(50 * (1 - confidence), 9)
+    low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -298,6 +298,7 @@ def _record(
         channels=source.channels,
         skipped_images=tuple(source.skipped),
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
+        listing=source.listing[:16],
         versions=versions(),
         hardware=hardware(threads, opened.sums),
     )

@@ -5,6 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
+from qrobust.record.comparison import (
+    COMPARISON_SCHEMA,
+    Change,
+    ComparedCondition,
+    ComparedRun,
+    ConfigDifference,
+    RunChange,
+    RunComparison,
+)
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -18,6 +27,7 @@ from qrobust.record.compensation import (
     TrainingProvenance,
     Validation,
 )
+from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -77,23 +87,30 @@ from qrobust.record.stages import (
 from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
+    "COMPARISON_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
+    "GATE_SCHEMA",
     "SCHEMA",
     "STATISTICS",
     "TIMING_KEYS",
     "AttackResult",
     "Attacks",
     "Audit",
+    "BoundResult",
     "CalibratorMacs",
     "CalibratorTraining",
+    "Change",
     "ClassifierHash",
+    "ComparedCondition",
+    "ComparedRun",
     "Comparison",
     "Compensation",
     "CompensationResult",
     "ConditionAccuracy",
     "ConditionComparison",
     "ConditionResult",
+    "ConfigDifference",
     "CorruptionSet",
     "CorruptionSetSummary",
     "Drop",
@@ -107,6 +124,7 @@ __all__ = [
     "Fidelity",
     "Flips",
     "Gain",
+    "GateResult",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -132,6 +150,8 @@ __all__ = [
     "RemedyGain",
     "RemedyResult",
     "RunAccuracy",
+    "RunChange",
+    "RunComparison",
     "SaturationRisk",
     "Seeds",
     "SplitSummary",

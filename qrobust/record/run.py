@@ -59,6 +59,7 @@ class Record:
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
+        graph_sha256: per graph, of the file that was measured; null where an earlier version left it out.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -91,6 +92,7 @@ class Record:
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
+    graph_sha256: dict[str, str] | None = None
     seeds: Seeds
     versions: dict[str, str]
     hardware: Hardware
@@ -125,6 +127,7 @@ class EvaluationRecord:
         channels: 3 (RGB) or 1 (luma).
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
         fingerprint: of the images' order.
+        listing: changes when images of the data come or go; null where an earlier version left it out.
         versions: of Python and packages.
         hardware: where it was measured.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
@@ -148,6 +151,7 @@ class EvaluationRecord:
     channels: Positive
     skipped_images: tuple[str, ...]
     fingerprint: str
+    listing: str | None = None
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
