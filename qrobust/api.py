@@ -44,7 +44,7 @@ def load_data(spec: str, *, image_size: int | None = None, calibration_images: i
     """Open a data set as four disjoint, seeded splits.
 
     Args:
-        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
         calibration_images: how many training images ranges are observed on.
         seed: of the splits.

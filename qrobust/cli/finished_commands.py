@@ -1,4 +1,4 @@
-"""Commands that work on what finished runs and evaluations left; none needs torch."""
+"""Commands that work on what finished runs and evaluations left: compare, check. None needs torch."""
 
 from __future__ import annotations
 
@@ -43,6 +43,57 @@ def limit_options(command: Any) -> Any:
     return command
 
 
+CONFIDENCE = click.option(
+    "--confidence",
+    cls=Option,
+    type=FRACTION,
+    metavar="SHARE",
+    default="0.95",
+    show_default=True,
+    help="Of all intervals.",
+)
+
+
+@click.command(cls=Command)
+@click.argument("run_folders", metavar="RUN RUN...", nargs=-1, required=True, type=FolderType())
+@click.option(
+    "--graph",
+    cls=Option,
+    metavar="NAME",
+    unset="the calibrator's if there is one, else int8; of an evaluation the last file",
+    help="Graph of every RUN that is compared.",
+)
+@CONFIDENCE
+@click.option("--html", "html_file", cls=Option, metavar="FILE", help="Write one self-contained page.")
+@click.option("--json", "json_file", cls=Option, metavar="FILE", help="Write the comparison as JSON.")
+def compare(
+    run_folders: tuple[Path, ...], graph: str | None, confidence: float, html_file: str | None, json_file: str | None
+) -> None:
+    """Compare finished runs and evaluations with the first, on the same images.
+
+    Differences are paired over test images, which must be the same in all: each RUN is a folder of `qrobust run` or
+    `qrobust evaluate-onnx`. Shows figures, changes with intervals, and what differs in configuration.
+
+    \b
+    qrobust compare runs/old runs/new
+    qrobust compare runs/old runs/new --html comparison.html
+    qrobust compare evaluations/one evaluations/two --graph int8 --json comparison.json
+    """
+    from qrobust.comparison.compare import compare as compare_all
+    from qrobust.pipeline.finished import open_finished
+    from qrobust.report.comparison import comparison_html, comparison_lines
+    from qrobust.storage import write_json, write_text
+
+    opened = [open_finished(folder, "run folders") for folder in run_folders]
+    found = compare_all(opened, graph=graph, confidence=confidence)
+    if html_file:
+        write_text(Path(html_file), comparison_html(found))
+    if json_file:
+        write_json(Path(json_file), found.to_json())
+    for line in comparison_lines(found):
+        echo(line)
+
+
 @click.command(cls=Command)
 @click.argument("run_folder", metavar="RUN", type=FolderType())
 @limit_options
@@ -63,15 +114,7 @@ def limit_options(command: Any) -> Any:
 @click.option(
     "--against-graph", cls=Option, advanced=True, metavar="NAME", unset="that of --graph", help="Graph of --against."
 )
-@click.option(
-    "--confidence",
-    cls=Option,
-    type=FRACTION,
-    metavar="SHARE",
-    default="0.95",
-    show_default=True,
-    help="Of the intervals that bounds are judged by.",
-)
+@CONFIDENCE
 @click.option(
     "--undecided",
     cls=Option,

@@ -107,6 +107,13 @@ def word(*words: str) -> Parsed:
     return Parsed("word", parse, " or ".join(words))
 
 
+def _comparison(text: str) -> str:
+    if text not in ("ladder", "all"):
+        raise ValueError(text)
+    return text
+
+
+COMPARISON = Parsed("comparison", _comparison, "ladder or all")
 INTEGER = Parsed("integer", int, "an integer")
 NUMBER = Parsed("number", float, "a number")
 FRACTION = Parsed("fraction", _fraction, "a number or a fraction such as 8/255")

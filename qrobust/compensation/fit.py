@@ -171,7 +171,7 @@ def fit_calibrator(
     """
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
-    validation = _validation(data, classifier.teacher, seed + 1)
+    validation = validation_of(data, classifier.teacher, seed + 1)
     clean, _ = validation.measure(deployed)
     least_clean = clean - config.clean_budget / 100
     calibrator, ratio = choose_calibrator(
@@ -217,7 +217,8 @@ def fit_calibrator(
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
 
 
-def _validation(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+    """The images that a remedy is chosen by, rendered."""
     return Validation(
         data.validation,
         data.training.conditions,

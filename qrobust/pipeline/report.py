@@ -9,7 +9,7 @@ from pathlib import Path
 import qrobust
 from qrobust.deployment.onnx_graph import load
 from qrobust.pipeline.config import RunConfig
-from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY, RunFolder
+from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.record import (
     STATISTICS,
     Compensation,
@@ -26,6 +26,7 @@ from qrobust.record import (
     Seeds,
     StageTime,
     Summary,
+    WeightChange,
     taken,
     versions,
 )
@@ -34,6 +35,9 @@ from qrobust.report.markdown import markdown_report
 from qrobust.report.model_card import model_card
 from qrobust.report.robustbench import csv_files
 from qrobust.storage import read_npz, write_json, write_text
+
+# A calibrator's: it stands in front, and the classifier's hash is that of before.
+UNTOUCHED = WeightChange(relative_change=0.0, integers_changed=0.0)
 
 
 def build_record(folder: RunFolder, config: RunConfig) -> Record:
@@ -51,7 +55,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
     measured = "compensated" in evaluated.summary.clean_accuracy  # else it is there, but was left out
     compensated = folder.result(CompensationResult, "compensate") if measured else None
     exported = folder.result(ExportResult, "export") if measured else None
-    others = [found for name in BASELINES if (found := folder.result(RemedyResult, name))]
+    others = [found for name in REMEDIES if (found := folder.result(RemedyResult, name))]
     graphs: list[ExportedGraphs] = [quantized, *([exported] if exported else []), *others]
     stages = {"quantize": quantized, "compensate": compensated, "export": exported, "evaluate": evaluated}
     macs = quantized.macs
@@ -87,6 +91,8 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         compensation=taken(Compensation, compensated) if compensated else None,
         splits=evaluated.splits or quantized.splits,
         skipped_images=quantized.skipped_images,
+        left_out=quantized.left_out,
+        duplicates=quantized.duplicates,
         class_names=quantized.class_names,
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
@@ -127,6 +133,9 @@ def _with_costs(gain: RemedyGain, evaluated: EvaluationResult, folder: RunFolder
         classifier_hash=made.classifier_hash,
         latency_ratio=latency[name].over(latency["int8"]),
         float_latency_ratio=latency["float"].over(latency[name]),
+        size_bytes=evaluated.size_bytes[name],
+        weight_change=made.weight_change if isinstance(made, RemedyResult) else UNTOUCHED,
+        validation=made.validation,
     )
 
 

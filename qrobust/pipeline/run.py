@@ -6,7 +6,8 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,8 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
+from qrobust.record import Duplicates
+from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
 from qrobust.user_code import (
@@ -58,6 +61,7 @@ class Run:
     config: RunConfig
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
+    duplicates: tuple[Duplicates, ...] = ()  # between splits, found where all of them are read
 
     def __post_init__(self) -> None:
         trust(self.code_specs)
@@ -115,6 +119,16 @@ class Run:
         assert self.folder is not None, "no stage runs without a folder"
         return self.folder
 
+    @contextmanager
+    def _named_by_the_folder(self) -> Iterator[None]:
+        """Say where a choice stands that no command gave since the run began."""
+        try:
+            yield
+        except InputError as error:
+            if self.folder is None or not self.folder.weights.exists():
+                raise
+            raise InputError(f"{error}; {self.folder.config} names it") from error
+
     # What the configuration names.
 
     @cached_property
@@ -130,6 +144,10 @@ class Run:
     @cached_property
     def _data(self) -> Data:
         """Before it is known how many channels the network reads."""
+        with self._named_by_the_folder():
+            return self._open_data()
+
+    def _open_data(self) -> Data:
         c, shifts = self.config.data, self.config.shifts
         return open_data(
             c.spec,
@@ -143,7 +161,7 @@ class Run:
             root=Path(c.root) if c.root else None,
             # Of other data it is, or in a run's folder was, about the target images.
             skip_bad_images=c.skip_bad_images
-            and (c.spec.startswith("imagefolder:") or not (shifts.target_images or self.folder)),
+            and (c.spec.startswith(("imagefolder:", "list:")) or not (shifts.target_images or self.folder)),
         )
 
     @cached_property
@@ -192,6 +210,8 @@ class Run:
             self.reporter.warn(
                 f"target_images: left out {len(skipped)} files that cannot be decoded: {', '.join(skipped)}"
             )
+        if left_out := left_out_sentence(found.training.source.left_out):
+            self.reporter.warn(f"target_images: {left_out}")
         with naming_target_images(), self.reporter.bar("read the target images", sum(map(len, splits))) as bar:
             for images, _ in (batch for split in splits for batch in split.batches(BATCH)):
                 bar.update(len(images))
@@ -245,12 +265,19 @@ class Run:
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
         """The fake-quantized model that the folder holds."""
+        return self._restored(self.require_folder().fake_quantized, "quantize")
+
+    def retrained(self, remedy: str) -> fx.GraphModule:
+        """The fake-quantized model that a remedy trained and the folder holds."""
+        return self._restored(self.require_folder().integers(remedy), f"compensate --remedy {remedy}")
+
+    def _restored(self, path: Path, command: str) -> fx.GraphModule:
         stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
-            _integers(self.require_folder().fake_quantized, "quantize"),
+            _integers(path, command),
             channels=self.model.channels,
             recipe=Recipe.from_json(stage["quantization"]["recipe"]),
         )
@@ -283,6 +310,10 @@ class Run:
         """Keep the fake-quantized model's integers in the folder, and use it from now on."""
         self.__dict__["fake_quantized"] = model
         _save(model, self.require_folder().fake_quantized)
+
+    def save_retrained(self, model: fx.GraphModule, remedy: str) -> None:
+        """Keep the integers of the model that a remedy trained in the folder."""
+        _save(model, self.require_folder().integers(remedy))
 
     def save_calibrator(self, calibrator: nn.Module) -> None:
         """Keep the frozen calibrator in the folder, and use it from now on."""

@@ -26,7 +26,9 @@ from qrobust.record.compensation import (
     SplitSummary,
     TrainingProvenance,
     Validation,
+    WeightChange,
 )
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -115,6 +117,7 @@ __all__ = [
     "CorruptionSetSummary",
     "Drop",
     "Drops",
+    "Duplicates",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -132,6 +135,7 @@ __all__ = [
     "LayerEffect",
     "LayerNoise",
     "LayerSaturation",
+    "LeftOut",
     "LostImage",
     "Macs",
     "MeanCorruptionError",
@@ -163,6 +167,7 @@ __all__ = [
     "Trial",
     "Validation",
     "ValidationAgreement",
+    "WeightChange",
     "WorstCase",
     "WorstClass",
     "from_json",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -56,6 +57,8 @@ class Record:
         compensation: the calibrator, or null.
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        left_out: files and folders of the data that were not used, by reason.
+        duplicates: images that are in two splits, by pair of splits.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
@@ -89,6 +92,8 @@ class Record:
     compensation: Compensation | None
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
@@ -126,6 +131,7 @@ class EvaluationRecord:
         image_size: side in px, as the classifiers read images.
         channels: 3 (RGB) or 1 (luma).
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        left_out: files and folders of the data that were not used, by reason.
         fingerprint: of the images' order.
         listing: changes when images of the data come or go; null where an earlier version left it out.
         versions: of Python and packages.
@@ -150,6 +156,7 @@ class EvaluationRecord:
     image_size: Positive
     channels: Positive
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
     fingerprint: str
     listing: str | None = None
     versions: dict[str, str]

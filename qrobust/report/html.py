@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 from qrobust.record import Record, to_json
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.plots import (
     LABELS,
     gains_plot,
@@ -37,14 +39,9 @@ from qrobust.text import printable
 PICTURE_SIDE = 112
 
 
-def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
-    """Render a record.
-
-    Args:
-        record: of a run.
-        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
-    """
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates whose values are escaped, and shown as `printable` text."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("qrobust.report"),
         autoescape=True,
         trim_blocks=True,
@@ -52,34 +49,51 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,  # markup has no names as they are
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": percent,
         "points": points,
         "pretty": _pretty,
     }
+    return made
+
+
+def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
+    """Render a record.
+
+    Args:
+        record: of a run.
+        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
+    """
     every = [k for k in NAMES if k in record.summary.clean_accuracy]
     graphs = [k for k in every if k in LABELS]
     compared = len(record.remedies) > 1
     validation = record.quantization.validation
-    return environment.get_template("report.html").render(
-        record=record,
-        summary=record.summary,
-        graphs=graphs,
-        every=every,
-        names=NAMES,
-        level=LEVEL,
-        verdict=verdict(record),
-        headline=headline(record),
-        comparison=comparison(record) if compared else [],
-        remedies=remedies_plot(record, NAMES) if compared else "",
-        stored_tables=stored_tables(record, NAMES),
-        attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
-        attack_note=NOTE,
-        gains=gains_plot(record, graphs),
-        severity=severity_plot(record, graphs),
-        layers=layers_plot(record),
-        validation=validation_sentence(validation) if validation else "",
-        pictures=_picture_rows(pictures) if pictures else [],
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            record=record,
+            summary=record.summary,
+            graphs=graphs,
+            every=every,
+            names=NAMES,
+            level=LEVEL,
+            verdict=verdict(record),
+            headline=headline(record),
+            comparison=comparison(record) if compared else [],
+            approval=approval_table(record, NAMES) if compared else [],
+            remedies=remedies_plot(record, NAMES) if compared else "",
+            stored_tables=stored_tables(record, NAMES),
+            attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
+            attack_note=NOTE,
+            left_out=left_out_sentence(record.left_out),
+            duplicates=duplicates_sentence(record.duplicates),
+            gains=gains_plot(record, graphs),
+            severity=severity_plot(record, graphs),
+            layers=layers_plot(record),
+            validation=validation_sentence(validation) if validation else "",
+            pictures=_picture_rows(pictures) if pictures else [],
+        )
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qrobust.record import Attacks, EvaluationRecord, MeanCorruptionError, Overview, Record
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import (
     NO_GRADIENT,
     NOTE,
@@ -12,6 +13,7 @@ from qrobust.report.attacks import (
     pose_table,
 )
 from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.verdict import (
     NAMES,
     comparison,
@@ -31,6 +33,8 @@ def markdown_report(record: Record) -> str:
     lines += table(headline(record))
     if len(record.remedies) > 1:
         lines += ["", *table(comparison(record))]
+        if approval := approval_table(record, NAMES):
+            lines += ["", *table(approval)]
     s = record.summary
     graphs = [k for k in ("float", "int8", "compensated") if k in s.clean_accuracy]
     rows = [
@@ -56,6 +60,8 @@ def markdown_report(record: Record) -> str:
             sample(s),
             "",
             *_skipped(record.skipped_images),
+            *_sentence(left_out_sentence(record.left_out)),
+            *_sentence(duplicates_sentence(record.duplicates)),
             *table(rows),
             "",
             *_stored(record, NAMES),
@@ -84,7 +90,12 @@ def _attacks(attacks: Attacks, names: dict[str, str], note: str) -> list[str]:
 
 def _skipped(names: tuple[str, ...]) -> list[str]:
     """A sentence about files that were left out, followed by an empty line; or nothing."""
-    return [markdown(skipped_sentence(names)), ""] if names else []
+    return _sentence(skipped_sentence(names) if names else "")
+
+
+def _sentence(text: str) -> list[str]:
+    """A sentence followed by an empty line, or nothing."""
+    return [markdown(text), ""] if text else []
 
 
 def _mce(mce: MeanCorruptionError | None, names: dict[str, str]) -> list[str]:
@@ -151,6 +162,7 @@ def evaluation_report(record: EvaluationRecord) -> str:
             sample(record.summary),
             "",
             *_skipped(record.skipped_images),
+            *_sentence(left_out_sentence(record.left_out)),
             *table(rows),
             "",
             *stored,

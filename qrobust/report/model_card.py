@@ -6,6 +6,7 @@ After Mitchell et al., "Model Cards for Model Reporting", arXiv 1810.03993.
 from __future__ import annotations
 
 from qrobust.record import Record, Remedy
+from qrobust.report.approval import approval_sentence
 from qrobust.report.markdown import table
 from qrobust.report.verdict import (
     NAMES,
@@ -71,6 +72,7 @@ def model_card(record: Record, graph: str) -> str:
             f"- against INT8: {points(remedy.gain_pp, remedy.gain_interval_pp)} under shift, clean cost "
             f"{points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
         )
+        lines += [f"- {sentence}" for sentence in [approval_sentence(remedy)] if sentence]
     rows = [row for row in record.rows if row.shift != "clean"]
     worst = sorted(rows, key=lambda row: row.accuracy[graph])[:WORST]
     if worst:

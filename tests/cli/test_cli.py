@@ -40,6 +40,8 @@ COMMANDS = (
     "compensate",
     "export",
     "report",
+    "compare",
+    "check",
     "audit",
     "demo",
 )
