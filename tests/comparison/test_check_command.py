@@ -170,12 +170,8 @@ def test_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
 def test_json_is_the_result(tmp_path: Path) -> None:
     file = tmp_path / "check.json"
     qrobust("check", folder(tmp_path / "run"), "--max-drop", 5, "--json", file)
-    found = json.loads(file.read_text())
-    assert (found["schema"], found["bounds"][0]["outcome"], found["reference"]) == (
-        "qrobust.check/1",
-        "pass",
-        "float",
-    )
+    found = from_json(GateResult, read_json(file), file)
+    assert (found.bounds[0].outcome, found.reference, found.exit_code) == ("pass", "float", 0)
 
 
 def test_bounds_of_a_run(finished_run: Path) -> None:
