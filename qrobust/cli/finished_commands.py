@@ -17,6 +17,7 @@ LIMITS: tuple[tuple[str, Any, str, str], ...] = (
     ("--max-shift-drop", NUMBER, "POINTS", "The same under shift, mean over all conditions."),
     ("--max-clean-cost", NUMBER, "POINTS", "Clean accuracy that a remedy costs, from int8."),
     ("--min-accuracy", FRACTION, "SHARE", "Clean accuracy, from 0 to 1."),
+    ("--min-balanced-accuracy", FRACTION, "SHARE", "Mean of the recalls of all classes on clean images."),
     ("--min-shift-accuracy", FRACTION, "SHARE", "Accuracy under shift, mean over all conditions."),
     ("--min-gain", NUMBER, "POINTS", "Gain of a remedy over int8 under shift."),
     ("--min-unseen-gain", NUMBER, "POINTS", "The same under shifts that it was not trained on."),

@@ -73,7 +73,13 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 @click.command(cls=Command, former=FORMER)
 @with_options(
-    *MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *NEW_RUN_OPTIONS
+    *MODEL_OPTIONS,
+    *QUANTIZATION_OPTIONS,
+    *SHIFT_OPTIONS,
+    *CALIBRATOR_OPTIONS,
+    *ATTACK_OPTIONS,
+    "primary",
+    *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
@@ -90,7 +96,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "primary", *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 
@@ -180,7 +186,9 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     help="Make the ladder of remedies, export, measure and report them, and say which to ship. all: the baselines, "
     "too.",
 )
-@with_options("skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *STAGE_OPTIONS, **OF_RUN)
+@with_options(
+    "skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, "primary", *STAGE_OPTIONS, **OF_RUN
+)
 def compensate(run_folder: Path, remedy: str | None, compare: str | None, **options: Any) -> None:
     """Win back robustness, by default by a calibrator in front.
 
@@ -250,7 +258,7 @@ def export(run_folder: Path, **options: Any) -> None:
     ),
 )
 @run_folder
-@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "primary", "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
 def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
     """Measure a run's graphs clean, under shift and attacked.
 

@@ -11,6 +11,7 @@ from qrobust.comparison.measured import (
     Measured,
     NotMeasuredError,
     accuracy,
+    balanced_accuracy,
     check_same_images,
     difference,
     proportion,
@@ -137,6 +138,11 @@ BOUNDS = {
         "clean accuracy of {graph}",
         "share",
         lambda gated: accuracy(gated.run, gated.graph, [CLEAN], gated.confidence),
+    ),
+    "min_balanced_accuracy": Bound(
+        "balanced clean accuracy of {graph}",
+        "share",
+        lambda gated: balanced_accuracy(gated.run, gated.graph, gated.confidence),
     ),
     "min_shift_accuracy": Bound(
         "accuracy of {graph} under shift",

@@ -10,7 +10,7 @@ import numpy as np
 
 from qrobust.errors import InputError, unknown
 from qrobust.evaluation.kept import CLEAN, Condition, Kept
-from qrobust.evaluation.statistics import paired_bootstrap, wilson_interval
+from qrobust.evaluation.statistics import mean_interval, paired_bootstrap, wilson_interval
 from qrobust.record import Audit, EvaluationRecord, Record
 
 # The classifier of a run that ships, the first of these that there is.
@@ -163,6 +163,22 @@ def recall(measured: Measured, graph: str, name: str, confidence: float) -> Figu
     if not len(right):
         raise NotMeasuredError(f"none of the images measured is of {name}")
     return proportion(right, confidence)
+
+
+def balanced_accuracy(measured: Measured, graph: str, confidence: float) -> Figure:
+    """Mean of the recalls on clean images; of each Wilson's interval, of their mean MOVER's.
+
+    Raises:
+        NotMeasuredError: no image of some class was measured.
+    """
+    right, names = measured.right(graph, [CLEAN]), measured.record.class_names
+    per_class = [right[measured.kept.labels == index] for index in range(len(names))]
+    if missing := [name for name, own in zip(names, per_class, strict=True) if not len(own)]:
+        raise NotMeasuredError(f"none of the images measured is of {missing[0]}")
+    recalls = [proportion(own, confidence) for own in per_class]
+    shares = np.array([one.value for one in recalls])
+    interval = mean_interval(shares, np.array([one.interval for one in recalls]))
+    return Figure(float(shares.mean()), interval, len(right))
 
 
 def proportion(holds: np.ndarray, confidence: float) -> Figure:

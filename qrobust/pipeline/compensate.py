@@ -78,7 +78,7 @@ def calibrator_data(run: Run) -> CalibratorData:
     real = run.target_images.validation if run.target_images else None
     if real and not run.config.calibrator.use_labels:
         real = real.relabelled(torch.full((len(real),), -1))
-    return CalibratorData(training_data(run), selection_split(run), run.data.calibration, real)
+    return CalibratorData(training_data(run), selection_split(run), run.data.calibration, real, run.primary)
 
 
 def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:

@@ -21,9 +21,13 @@ from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
+from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.config import EvaluationConfig
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
+from qrobust.evaluation.primary import find_primary
+from qrobust.evaluation.statistics import wilson_interval
 from qrobust.evaluation.summary import (
     comparison_rows,
     drops,
@@ -46,6 +50,7 @@ from qrobust.record import (
     taken,
     versions,
 )
+from qrobust.report.classes import class_csv_files
 from qrobust.report.data import left_out_sentence
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
@@ -84,6 +89,7 @@ class Choices:
     l2_epsilons: tuple[float, ...] = ()
     attack_images: int = AttackConfig.images
     seed: int = 0
+    primary: str = EvaluationConfig.primary
 
     def __post_init__(self) -> None:
         for name, least, most in (("image_size", 8, MOST_SIDE), ("seed", 0, MOST_SEED), ("budget", 1, 10**8)):
@@ -95,7 +101,7 @@ class Choices:
             value = getattr(self, entry.name)
             if any(isinstance(v, str) and not v.strip() for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{entry.name}: expected a value, got an empty string")
-        _ = self.attack_choices
+        _ = self.attack_choices, EvaluationConfig(primary=self.primary)
 
     @property
     def attack_choices(self) -> AttackConfig:
@@ -187,7 +193,7 @@ def _evaluate(
             progress=reporter.bar,
         )
     record = _record(config, choices.shifts, opened, found, threads)
-    for name, text in csv_files(record).items():
+    for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
     write_json(place / "record.json", record.to_json())
@@ -210,7 +216,7 @@ class _Opened:
 
 def _check_same(config: dict[str, Any], kept: dict[str, Any], other: str) -> None:
     for key, value in config.items():
-        if key != "schema" and kept.get(key) != value:
+        if key != "schema" and kept.get(key, value) != value:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
 
 
@@ -253,6 +259,7 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
         InputError: one of them fails.
     """
     split, source = opened.split, opened.split.source
+    find_primary(choices.primary, source.class_names, split.labels.numpy())
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
     if source.left_out:
@@ -307,6 +314,8 @@ def _record(
         listing=source.listing[:16],
         versions=versions(),
         hardware=hardware(threads, opened.sums),
+        primary=find_primary(config["primary"], found.class_names, found.labels).name,
+        classes=class_results(found.predictions, found.labels, len(found.class_names)),
     )
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import qrobust
 from qrobust.deployment.onnx_graph import load
+from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.kept import condition_file, read_predictions
+from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.record import (
     STATISTICS,
+    Classes,
     Compensation,
     CompensationResult,
     EvaluationResult,
@@ -30,6 +34,7 @@ from qrobust.record import (
     taken,
     versions,
 )
+from qrobust.report.classes import class_csv_files
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.model_card import model_card
@@ -101,6 +106,20 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,
         stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
+        primary=evaluated.primary,
+        classes=evaluated.classes or _classes(folder, evaluated, len(quantized.class_names)),
+    )
+
+
+def _classes(folder: RunFolder, evaluated: EvaluationResult, classes: int) -> Classes | None:
+    """What graphs do to each class, from predictions that an earlier version kept; None where they are gone."""
+    conditions = [(row.shift, row.severity) for row in evaluated.rows]
+    if not all(condition_file(folder.predictions, condition).exists() for condition in conditions):
+        return None
+    labels, found = read_predictions(folder.predictions, conditions)
+    measured = evaluated.summary.clean_accuracy
+    return class_results(
+        {condition: {name: own[name] for name in measured} for condition, own in found.items()}, labels, classes
     )
 
 
@@ -151,7 +170,7 @@ def write_report(folder: RunFolder, config: RunConfig) -> Record:
         pictures = read_npz(folder.pictures, "pictures", ("clean",))
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
-    for name, text in csv_files(record).items():
+    for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(folder.file(name), text)
     for name in record.summary.clean_accuracy:
         write_text(folder.card(name), model_card(record, name))

@@ -27,7 +27,9 @@ from qrobust.data.target_images import TargetImages, folder_of, naming_target_im
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
 from qrobust.errors import InputError
+from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
+from qrobust.evaluation.primary import Primary, find_primary
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.paths import check_file, user_path
@@ -248,6 +250,22 @@ class Run:
             self.reporter.warn(doubt)
         return found
 
+    @cached_property
+    def primary(self) -> Primary:
+        """The measure that decides; `auto` goes by the validation images.
+
+        Raises:
+            InputError: there is no such class.
+        """
+        labels = self.data.validation.labels.numpy()
+        asked = self.config.evaluation.primary
+        found = find_primary(asked, self.data.class_names, labels)
+        if asked == AUTO and not found.is_accuracy:
+            self.reporter.say(
+                "classes are uneven: balanced accuracy decides; --primary accuracy chooses that instead"
+            )
+        return found
+
     # What stages make, keep in the folder and load again.
 
     @cached_property
@@ -258,6 +276,7 @@ class Run:
             self.data.calibration,
             self.data.validation,
             self.config.quantization,
+            primary=self.primary,
             seed=self.config.seed,
             reporter=self.reporter,
         )

@@ -13,6 +13,7 @@ from torch import fx, nn
 from qrobust.classifier import Classifier, NormalizedModel
 from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError, unknown
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
@@ -102,6 +103,7 @@ def quantize_classifier(
     validation: Split,
     config: QuantizationConfig,
     *,
+    primary: Primary = ACCURACY,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
@@ -112,6 +114,7 @@ def quantize_classifier(
         calibration: images on which ranges are observed.
         validation: images to choose by, where the configuration leaves something to choose.
         config: how.
+        primary: the measure that decides: `ptq="auto"` weighs images as it does.
         seed: of learned rounding.
         reporter: where progress is told.
 
@@ -123,12 +126,14 @@ def quantize_classifier(
 
     def made(chosen: Recipe) -> FakeQuantizedModel:
         if config.ptq == "auto":
+            some = validation.at_most(SEARCH_IMAGES)
             module, best, trials, observed = search(
                 model,
                 target,
                 lambda: calibration_batches(calibration, reporter),
-                validation.at_most(SEARCH_IMAGES),
+                some,
                 chosen,
+                weights=torch.from_numpy(primary.weights(some.labels.numpy())),
                 seed=seed,
                 progress=lambda trial: reporter.say(f"  {trial}"),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
+from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
 from qrobust.record.comparison import (
     COMPARISON_SCHEMA,
     Change,
@@ -103,6 +104,9 @@ __all__ = [
     "CalibratorMacs",
     "CalibratorTraining",
     "Change",
+    "ClassRecall",
+    "Classes",
+    "ClassifierClasses",
     "ClassifierHash",
     "ComparedCondition",
     "ComparedRun",
@@ -110,9 +114,11 @@ __all__ = [
     "Compensation",
     "CompensationResult",
     "ConditionAccuracy",
+    "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
     "ConfigDifference",
+    "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
     "Drop",

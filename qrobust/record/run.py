@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
@@ -67,6 +68,8 @@ class Record:
         versions: of Python and packages.
         hardware: where it was measured.
         stages: per stage, what it took.
+        classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -102,6 +105,8 @@ class Record:
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -137,6 +142,8 @@ class EvaluationRecord:
         versions: of Python and packages.
         hardware: where it was measured.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
+        classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -162,6 +169,8 @@ class EvaluationRecord:
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -153,6 +154,8 @@ class EvaluationResult(StageResult):
         graph_sha256: per graph, of its file; null where an earlier version left it out.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
+        classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -168,3 +171,5 @@ class EvaluationResult(StageResult):
     graph_sha256: dict[str, str] | None = None
     hardware: Hardware
     versions: dict[str, str] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"

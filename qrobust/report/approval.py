@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qrobust.record import Record, Remedy
-from qrobust.report.verdict import percent
+from qrobust.report.figures import percent
 
 
 def approval_table(record: Record, names: Mapping[str, str]) -> list[list[str]]:

@@ -116,21 +116,18 @@ def comparison_lines(found: RunComparison) -> list[str]:
 
 def comparison_html(found: RunComparison) -> str:
     """One page without requests."""
-    return (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            found=found,
-            titles=titles(found),
-            sentences=sentences(found),
-            tables=[
-                ("Figures", figures_table(found)),
-                ("What differs in configuration", differences_table(found)),
-                ("Every condition", conditions_table(found)),
-            ],
-            worst=worst_classes_sentences(found),
-            about=about(found),
-            level=LEVEL,
-            worse=any(change.clean.change_interval_pp[1] < 0 for change in found.changes),
-        )
+    page = environment().get_template("comparison.html")
+    return page.render(
+        found=found,
+        titles=titles(found),
+        sentences=sentences(found),
+        tables=[
+            ("Figures", figures_table(found)),
+            ("What differs in configuration", differences_table(found)),
+            ("Every condition", conditions_table(found)),
+        ],
+        worst=worst_classes_sentences(found),
+        about=about(found),
+        level=LEVEL,
+        worse=any(change.clean.change_interval_pp[1] < 0 for change in found.changes),
     )

@@ -152,6 +152,20 @@ def test_recall_is_of_the_images_of_a_class(tmp_path: Path) -> None:
     assert (dog.value, dog.n, dog.outcome) == (1.0, 70, "pass")
 
 
+def test_balanced_accuracy_is_the_mean_of_the_recalls(tmp_path: Path) -> None:
+    labels = np.array([0] * 30 + [1] * 70)
+    found = np.where(np.arange(100) < 6, 1, labels)
+    run = open_finished(evaluation_folder(tmp_path / "run", {CLEAN: {"int8": found}}, labels), "run folder")
+    balanced = only(run, min_balanced_accuracy=0.5)
+    assert (balanced.value, balanced.outcome) == (pytest.approx(0.9), "pass")
+
+
+def test_balanced_accuracy_needs_images_of_every_class(tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "run", {CLEAN: {"int8": [0, 0]}}, [0, 0])
+    found = only(open_finished(folder, "run folder"), min_balanced_accuracy=0.0)
+    assert (found.outcome, found.missing) == ("breach", "none of the images measured is of dog")
+
+
 def test_a_class_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"min_recall: expected one of cat, dog, got 'cats'; did you mean 'cat'"):
         only(measured(tmp_path / "run", 10, 0), min_recall={"cats": 0.9})
