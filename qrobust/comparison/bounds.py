@@ -213,7 +213,7 @@ def _beyond(value: float, unit: str) -> str:
 
 
 def check(
-    run: Measured,
+    measured: Measured,
     limits: Limits,
     *,
     graph: str | None = None,
@@ -229,10 +229,10 @@ def check(
     undecided else. A figure that was not measured is a breach.
 
     Args:
-        run: where it was measured.
+        measured: where it was measured.
         limits: bound by option; those of `min_recall` by class. None: not bounded.
         graph: its name there. Default: the one that ships.
-        against: where drops are from. Default: `run` itself, from its reference.
+        against: where drops are from. Default: `measured` itself, from its reference.
         against_graph: the classifier there. Default: the one called `graph`.
         confidence: of the intervals.
         undecided_passes: whether an undecided bound lets the whole pass.
@@ -242,20 +242,22 @@ def check(
         InputError: bounds make no sense, there is no such classifier or class, or test images differ.
     """
     check_limits(limits, confidence)
-    name = run.graph(graph)
+    name = measured.graph(graph)
     if against is None:
-        gated = Gated(run, name, run, None if run.reference == name else run.reference, confidence)
+        gated = Gated(
+            measured, name, measured, None if measured.reference == name else measured.reference, confidence
+        )
         where = gated.reference
     else:
-        check_same_images(run, against, "against")
-        gated = Gated(run, name, against, against.graph(against_graph or name, "against_graph"), confidence)
+        check_same_images(measured, against, "against")
+        gated = Gated(measured, name, against, against.graph(against_graph or name, "against_graph"), confidence)
         where = f"{gated.reference} of {against.name}"
-    words = {"graph": name, "reference": where, "baseline": run.baseline, "first": run.reference}
+    words = {"graph": name, "reference": where, "baseline": measured.baseline, "first": measured.reference}
     results = [
         _judge(shown, bound.words.format(**words), bound, limit, gated) for shown, bound, limit in _asked(limits)
     ]
     return GateResult(
-        run=run.name,
+        run=measured.name,
         graph=name,
         reference=where,
         confidence=confidence,

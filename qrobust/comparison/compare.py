@@ -82,8 +82,8 @@ def _shared(runs: Sequence[Measured]) -> tuple[list[Condition], list[str]]:
     return shared, notes
 
 
-def _processor(run: Measured) -> tuple[str, int]:
-    return run.record.hardware.processor, run.record.hardware.threads
+def _processor(measured: Measured) -> tuple[str, int]:
+    return measured.record.hardware.processor, measured.record.hardware.threads
 
 
 def _alone(side: Side, shared: list[Condition], confidence: float) -> ComparedRun:

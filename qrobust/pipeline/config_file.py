@@ -30,7 +30,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """A sentence about a key that nothing reads, with the nearest that there is."""
     near = nearest(key.rpartition(".")[2], known, count=1)
-    return f"{key}: no such key{f'; did you mean {near[0]}?' if near else ''}"
+    return f"{key}: no such key{f'; did you mean {near[0]!r}?' if near else ''}"
 
 
 def read_limits(path: str | Path) -> dict[str, float | dict[str, float]]:

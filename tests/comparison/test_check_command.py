@@ -106,7 +106,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     result = qrobust("check", folder(tmp_path / "run", 10), "--config", config(tmp_path / "q.toml", text))
     assert result.exit_code == 2
     for said in (
-        "check.max_drip: no such key; did you mean max_drop?",
+        "check.max_drip: no such key; did you mean 'max_drop'?",
         "check.min_accuracy: expected a number, got '0.5'",
         "check.min_gain: expected a number, got True",
         "check.min_recall.cat: expected a number, got 'all'",
