@@ -12,6 +12,8 @@ RESAMPLES = 2000
 FEW_VALUES = 500
 # Standard errors to either side of an interval at 95 %.
 Z = float(norm.ppf(0.975))
+# What either end of such an interval leaves out.
+ONE_SIDED = 0.025
 
 
 def wilson_interval(hits: float, n: int) -> tuple[float, float]:
@@ -100,6 +102,11 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
 def even_counts(counts: np.ndarray) -> float:
     """p-value of Pearson's chi-squared test that classes of these counts `(k,)` are drawn equally often."""
     return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
+
+
+def lower_tail(z: float) -> float:
+    """Chance that a standard normal variable is below z."""
+    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
