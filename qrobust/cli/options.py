@@ -61,8 +61,9 @@ _declare(
 _declare(
     "--weights",
     group=MODEL,
-    metavar="FILE",
-    help="Trained weights: a state dict (.pt, .pth) or .safetensors. Nothing in the file is executed.",
+    metavar="FILE[:KEY]",
+    help="Trained weights: a checkpoint that torch saved, or .safetensors; KEY where it holds several. Nothing in "
+    "the file is executed.",
 )
 _declare("--pretrained", group=MODEL, flag=True, help="Let torchvision fetch its own weights.")
 _declare(

@@ -70,8 +70,9 @@ class Fit:
     @classmethod
     def of(cls, done: Outcome) -> Fit:
         """What the loop came to, whose judge tells accuracy on clean images and under shift."""
+        (clean, shifted), (start_clean, start_shifted) = done.best, done.start
         history = tuple(map(sum, done.history))
-        return cls(*done.best, *done.start, done.best_step, done.diverged, done.earlier_s, history)
+        return cls(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s, history)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def train_calibrator(
             it has learned anything.
     """
     conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
-    if not conditions and data.target_images is None:
+    if not data.renders and data.target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or target images to train on, got none")
     before = state_hash(fake_quantized)
     fake_quantized.eval()

@@ -36,7 +36,7 @@ class ModelConfig(Section):
 
     Attributes:
         spec: `torchvision:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
-        weights: file of a state dict.
+        weights: file of a state dict, or `FILE:KEY`.
         pretrained: whether torchvision fetches its own weights.
         normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`; None: the model's preset.
     """
