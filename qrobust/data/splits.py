@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qrobust.data.sources import (
-    Images,
-)
+from qrobust.data.sources import Images
+from qrobust.preprocessing import Preprocessing
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
 # Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
@@ -63,28 +62,45 @@ class Split:
         """How many images, which of the source's, and which the source holds, for the record."""
         return {"n": len(self), "fingerprint": self.fingerprint(), "listing": self.source.listing[:16]}
 
-    def identity(self) -> tuple[str, str, str]:
-        """What answers about these images depend on: which they are, their labels, and the source's version."""
+    def identity(self) -> tuple[str, ...]:
+        """What answers about these images depend on: which they are, their labels, source's version, pixels."""
         labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()[:16]
-        return self.fingerprint(), labels, self.source.version
+        return self.fingerprint(), labels, self.source.version, self.source.prepared.pixels
 
 
 @dataclass(frozen=True)
 class Data:
-    """Four disjoint splits and what they share; `skipped` names files that could not be decoded."""
+    """Four disjoint splits and what they share.
+
+    Attributes:
+        calibration, training, validation, test: the splits.
+        class_names: in index order.
+        native_size: side in px of the images as they lie there, where they are square and alike; else None.
+        skipped: files that could not be decoded.
+    """
 
     calibration: Split
     training: Split
     validation: Split
     test: Split
     class_names: tuple[str, ...]
-    image_size: int
+    native_size: int | None = None
     skipped: tuple[str, ...] = ()
 
-    def read_with(self, channels: int) -> Data:
-        """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are read."""
+        return self.test.source.prepared
+
+    @property
+    def image_size(self) -> int:
+        """S of what is read."""
+        return self.preprocessing.size
+
+    def prepared(self, preprocessing: Preprocessing) -> Data:
+        """The same images, to be read so from now on."""
         for name in SPLIT_NAMES:
-            getattr(self, name).source.channels = channels
+            getattr(self, name).source.prepare(preprocessing)
         return self
 
     def summary(self) -> dict[str, dict[str, int | str]]:

@@ -34,7 +34,9 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not trained_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored
+    _ = run.target, run.model_spec, run.model
+    run.reporter.say(f"preprocessing: {run.preprocessing}")
+    _ = run.conditions, run.target_images, run.stored
     if run.data.skipped:
         run.reporter.warn(skipped_sentence(run.data.skipped))
     for split in (run.data.calibration, run.data.validation, run.data.test):

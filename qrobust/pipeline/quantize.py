@@ -96,6 +96,7 @@ def _quantize(run: Run) -> None:
         result["splits"] = run.data.summary()
         result["skipped_images"] = list(run.data.skipped)
         result["class_names"] = list(run.data.class_names)
+        result["preprocessing"] = asdict(run.preprocessing)
         result["image_size"] = size
         result["channels"] = run.model.channels
 

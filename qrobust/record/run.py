@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
 from qrobust.record.measurements import (
@@ -59,6 +60,7 @@ class Record:
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
+        preprocessing: how images became the network's input; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -95,6 +97,7 @@ class Record:
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    preprocessing: Preprocessing | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -127,6 +130,7 @@ class EvaluationRecord:
         fingerprint: of the images' order.
         versions: of Python and packages.
         hardware: where it was measured.
+        preprocessing: how images became the graphs' input, `mean` and `std` being null; null in earlier records.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
     """
 
@@ -151,6 +155,7 @@ class EvaluationRecord:
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    preprocessing: Preprocessing | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
