@@ -29,6 +29,7 @@ from qrobust.deployment.profiling import latencies_ms
 from qrobust.errors import InputError
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
+from qrobust.paths import user_path
 from qrobust.preprocessing import Preprocessing, parse_normalization
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QuantizationConfig
@@ -51,7 +52,7 @@ def load_data(
     """Open a data set as four disjoint, seeded splits.
 
     Args:
-        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
         preprocessing: how images get that size, instead of `image_size`.
         calibration_images: how many training images ranges are observed on.
@@ -103,7 +104,7 @@ def load_classifier(
         find_model(spec),
         classes=num_classes,
         image_size=image_size,
-        weights=None if weights is None else Path(weights).expanduser(),
+        weights=None if weights is None else user_path(weights),
         pretrained=pretrained,
         normalization=normalization,
         seed=seed,

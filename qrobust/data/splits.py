@@ -10,6 +10,7 @@ import torch
 
 from qrobust.data.sources import Images
 from qrobust.preprocessing import Preprocessing
+from qrobust.record.data import LeftOut
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
 # Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
@@ -23,6 +24,7 @@ class Split:
     source: Images
     indices: torch.Tensor
     named: torch.Tensor | None = None  # what every image of the source is called here, if not by the source
+    taken_from: str | None = None  # which part of the data that is, where the data has parts
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -60,7 +62,11 @@ class Split:
 
     def summary(self) -> dict[str, int | str]:
         """How many images, which of the source's, and which the source holds, for the record."""
-        return {"n": len(self), "fingerprint": self.fingerprint(), "listing": self.source.listing[:16]}
+        found: dict[str, int | str] = {"n": len(self), "fingerprint": self.fingerprint()}
+        found["listing"] = self.source.listing[:16]
+        if self.taken_from:
+            found["taken_from"] = self.taken_from
+        return found
 
     def identity(self) -> tuple[str, ...]:
         """What answers about these images depend on: which they are, their labels, source's version, pixels."""
@@ -73,10 +79,14 @@ class Data:
     """Four disjoint splits and what they share.
 
     Attributes:
-        calibration, training, validation, test: the splits.
+        calibration: images on which quantization ranges are observed.
+        training: images to train on.
+        validation: images to choose by.
+        test: images to measure on.
         class_names: in index order.
         native_size: side in px of the images as they lie there, where they are square and alike; else None.
         skipped: files that could not be decoded.
+        left_out: files and folders of the data that are not used, by reason.
     """
 
     calibration: Split
@@ -86,6 +96,7 @@ class Data:
     class_names: tuple[str, ...]
     native_size: int | None = None
     skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -102,6 +113,12 @@ class Data:
         for name in SPLIT_NAMES:
             getattr(self, name).source.prepare(preprocessing)
         return self
+
+    @property
+    def taken_from(self) -> dict[str, str]:
+        """Which folder or part of the data each split is from, where the data has parts."""
+        splits = {name: getattr(self, name).taken_from for name in SPLIT_NAMES}
+        return {name: source for name, source in splits.items() if source}
 
     def summary(self) -> dict[str, dict[str, int | str]]:
         """What each split holds, for the record."""

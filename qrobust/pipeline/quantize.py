@@ -95,6 +95,7 @@ def _quantize(run: Run) -> None:
         result["twin_hash"] = state_hash(fake_quantized)
         result["splits"] = run.data.summary()
         result["skipped_images"] = list(run.data.skipped)
+        result["left_out"] = [asdict(entry) for entry in run.data.left_out]
         result["class_names"] = list(run.data.class_names)
         result["preprocessing"] = asdict(run.preprocessing)
         result["image_size"] = size

@@ -18,6 +18,7 @@ from qrobust.record.compensation import (
     TrainingProvenance,
     Validation,
 )
+from qrobust.record.data import LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -114,6 +115,7 @@ __all__ = [
     "LayerEffect",
     "LayerNoise",
     "LayerSaturation",
+    "LeftOut",
     "LostImage",
     "Macs",
     "MeanCorruptionError",
