@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from qrobust.classifier import Normalization
+from qrobust.data.folders import flat_images
 from qrobust.data.loading import open_data
-from qrobust.data.sources import flat_images
 from qrobust.errors import InputError
 from qrobust.models.registry import ModelSpec, find_model, preset_of
 from qrobust.pipeline.run import Run
