@@ -21,6 +21,7 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.errors import InputError, RangeError
 from qrobust.evaluation.predictions import CLEAN
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
@@ -52,12 +53,14 @@ class CalibratorData:
         validation: what is chosen by; without labels, the float model's predictions stand in for them.
         calibration: what its ranges are observed on, clean and under every training condition.
         target_validation: real images of the new surroundings to choose by, or None; -1 where there is no label.
+        primary: what is called accuracy where something is chosen by it, the clean budget too.
     """
 
     training: TrainingData
     validation: Split
     calibration: Split
     target_validation: Split | None = None
+    primary: Primary = ACCURACY
 
     @property
     def image_size(self) -> int:
@@ -171,7 +174,7 @@ def fit_calibrator(
     """
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
-    validation = _validation(data, classifier.teacher, seed + 1)
+    validation = validation_of(data, classifier.teacher, seed + 1)
     clean, _ = validation.measure(deployed)
     least_clean = clean - config.clean_budget / 100
     calibrator, ratio = choose_calibrator(
@@ -217,7 +220,8 @@ def fit_calibrator(
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
 
 
-def _validation(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+    """The images that a remedy is chosen by, rendered."""
     return Validation(
         data.validation,
         data.training.conditions,
@@ -226,6 +230,7 @@ def _validation(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Va
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
         target_images=data.target_validation,
         teacher=teacher,
+        primary=data.primary,
     )
 
 

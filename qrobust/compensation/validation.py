@@ -11,8 +11,12 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
+
+# Images, and their labels; -1 where there is none.
+Part = tuple[torch.Tensor, torch.Tensor]
 
 
 class Validation:
@@ -30,6 +34,8 @@ class Validation:
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels.
+        primary: what is called accuracy here: balanced accuracy and recalls are those of all rendered images
+            together, for a single condition has few of each class.
     """
 
     def __init__(
@@ -42,10 +48,11 @@ class Validation:
         limit: int,
         target_images: Split | None = None,
         teacher: Classifier | None = None,
+        primary: Primary = ACCURACY,
     ) -> None:
         size = min(len(split), max(20, limit // max(1, len(conditions))))
         clean = torch.arange(min(len(split), limit))
-        self.teacher = teacher
+        self.teacher, self.primary, self.conditions = teacher, primary, len(conditions)
         self.parts = [(split.read(clean), split.labels[clean])]
         for index, (name, severity) in enumerate(conditions):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
@@ -60,29 +67,41 @@ class Validation:
         return [self._accuracy(part, classifier, calibrator) for part in self.parts]
 
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
-        """Accuracy on clean images."""
-        return self._accuracy(self.parts[0], classifier, calibrator)
+        """The primary measure on clean images."""
+        return self._measure(self.parts[:1], classifier, calibrator)
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
-        """The mean accuracy over the cells."""
-        found = [self._accuracy(part, classifier, calibrator) for part in self.parts[1:]]
-        return sum(found) / max(1, len(found))
+        """The mean over the conditions; target images weigh as one."""
+        rendered, target = self.parts[1 : self.conditions + 1], self.parts[self.conditions + 1 :]
+        total = len(rendered) * self._measure(rendered, classifier, calibrator) if rendered else 0.0
+        total += self._measure(target, classifier, calibrator) if target else 0.0
+        return total / max(1, len(self.parts) - 1)
 
     def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
-        """Clean accuracy, and the mean accuracy over the cells."""
+        """On clean images, and the mean over the conditions."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
+    def _measure(self, parts: list[Part], classifier: Classifier, calibrator: Classifier | None) -> float:
+        """The primary measure over labelled parts together, or how well one without labels fits."""
+        found = [self._right(part, classifier, calibrator) for part in parts]
+        if isinstance(found[0], float):
+            return found[0]
+        right = torch.cat([some for some in found if isinstance(some, torch.Tensor)])
+        return self.primary.value(right.numpy(), torch.cat([labels for _, labels in parts]).numpy())
+
+    def _accuracy(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> float:
+        found = self._right(part, classifier, calibrator)
+        return found if isinstance(found, float) else found.sum().item() / len(found)
+
     @torch.inference_mode()
-    def _accuracy(
-        self, part: tuple[torch.Tensor, torch.Tensor], classifier: Classifier, calibrator: Classifier | None
-    ) -> float:
+    def _right(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> torch.Tensor | float:
+        """Whether each image is right `(n,)`; without labels how well all of them fit, from 0 to 1."""
         images, labels = part
         inputs = [to_unit(some).contiguous(memory_format=torch.channels_last) for some in images.split(250)]
         seen = [calibrator(some) for some in inputs] if calibrator else inputs
         if (labels < 0).any():
             return self._fit(classifier, torch.cat(seen))
-        predicted = torch.cat([classifier(some).argmax(1) for some in seen])
-        return (predicted == labels).sum().item() / len(labels)
+        return torch.cat([classifier(some).argmax(1) for some in seen]) == labels
 
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -90,7 +92,15 @@ class TrainableQuantizer(nn.Module):
         return ActivationQuantizer(float(self.log_scale.detach().exp()), self.zero_point, self.qmin, self.qmax)
 
 
-class TrainableLayer(nn.Module):
+class Thawed(nn.Module, ABC):
+    """What stands for an integer layer while it trains."""
+
+    @abstractmethod
+    def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
+        """The integer layer that it has become, behind that quantizer."""
+
+
+class TrainableLayer(Thawed):
     """A convolution or linear layer on fake-quantized weights; both weights and their step sizes may learn."""
 
     def __init__(self, source: nn.Conv2d | nn.Linear, layer: IntegerConv2d | IntegerLinear, learn: bool) -> None:
@@ -120,7 +130,31 @@ class TrainableLayer(nn.Module):
         return integer_layer(shell, self.weight.detach(), scale, (-self.qmax, self.qmax), source)
 
 
-def prepare_qat(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, *, learn_ranges: bool) -> fx.GraphModule:
+def thaw(fake_quantized: fx.GraphModule, make: Callable[[str, nn.Module], nn.Module]) -> fx.GraphModule:
+    """A copy of a fake-quantized model in which other modules stand for its quantizers and integer layers.
+
+    Args:
+        fake_quantized: frozen; it is not changed.
+        make: name and module to what stands for it; called once for each, however often it runs. The module itself:
+            it stays as it is.
+    """
+    trainable = copy.deepcopy(fake_quantized)
+    made: dict[int, nn.Module] = {}
+    for node, module in calls(trainable, (ActivationQuantizer, *INTEGER_LAYERS)):
+        if id(module) not in made:
+            made[id(module)] = make(str(node.target), module)
+        set_module(trainable, str(node.target), made[id(module)])
+    trainable.delete_all_unused_submodules()
+    return trainable
+
+
+def prepare_qat(
+    prepared: fx.GraphModule,
+    fake_quantized: fx.GraphModule,
+    *,
+    learn_ranges: bool,
+    only: Collection[str] | None = None,
+) -> fx.GraphModule:
     """A trainable copy of a fake-quantized model.
 
     Args:
@@ -128,23 +162,24 @@ def prepare_qat(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, *, lea
             at.
         fake_quantized: frozen; it is not changed.
         learn_ranges: whether step sizes learn, or stay as they were observed.
+        only: names of the quantizers and layers that train; the others stay as they are, to the bit. None: all train,
+            layers in float too.
     """
-    trainable = copy.deepcopy(fake_quantized)
     floats = dict(prepared.named_modules(remove_duplicate=False))
-    made: dict[int, nn.Module] = {}
-    for node, module in calls(trainable, (ActivationQuantizer, *INTEGER_LAYERS)):
-        if id(module) not in made:
-            if isinstance(module, ActivationQuantizer):
-                made[id(module)] = TrainableQuantizer(module, learn_ranges)
-            else:
-                source = floats[str(node.target)]
-                assert isinstance(source, nn.Conv2d | nn.Linear)
-                assert isinstance(module, IntegerConv2d | IntegerLinear)
-                made[id(module)] = TrainableLayer(source, module, learn_ranges)
-        set_module(trainable, str(node.target), made[id(module)])
-    for _, layer in calls(trainable, LAYERS):
+
+    def make(name: str, module: nn.Module) -> nn.Module:
+        if only is not None and name not in only:
+            return module
+        if isinstance(module, ActivationQuantizer):
+            return TrainableQuantizer(module, learn_ranges)
+        source = floats[name]
+        assert isinstance(source, nn.Conv2d | nn.Linear)
+        assert isinstance(module, IntegerConv2d | IntegerLinear)
+        return TrainableLayer(source, module, learn_ranges)
+
+    trainable = thaw(fake_quantized, make)
+    for _, layer in calls(trainable, LAYERS if only is None else ()):
         layer.requires_grad_(True)
-    trainable.delete_all_unused_submodules()
     return trainable
 
 
@@ -156,8 +191,8 @@ def convert_qat(trainable: fx.GraphModule) -> fx.GraphModule:
         assert isinstance(module, TrainableQuantizer)
         set_module(fake_quantized, str(node.target), made.setdefault(id(module), module.frozen()))
     modules = dict(fake_quantized.named_modules(remove_duplicate=False))
-    for node, layer in calls(fake_quantized, TrainableLayer):
-        assert isinstance(layer, TrainableLayer)
+    for node, layer in calls(fake_quantized, Thawed):
+        assert isinstance(layer, Thawed)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         quantizer = modules[str(source.target)]

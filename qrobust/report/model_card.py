@@ -6,13 +6,13 @@ After Mitchell et al., "Model Cards for Model Reporting", arXiv 1810.03993.
 from __future__ import annotations
 
 from qrobust.record import Record, Remedy
+from qrobust.report.approval import approval_sentence
+from qrobust.report.classes import evenness, recall_note, recall_table
+from qrobust.report.figures import bounds, percent, points
 from qrobust.report.markdown import table
 from qrobust.report.verdict import (
     NAMES,
-    bounds,
     float_operators,
-    percent,
-    points,
     times_elsewhere,
 )
 from qrobust.text import code, markdown
@@ -49,6 +49,7 @@ def model_card(record: Record, graph: str) -> str:
         "",
         f"- clean: {percent(s.clean_accuracy[graph])} {bounds(s.clean_interval[graph])}",
         *_under_shift(record, graph),
+        *_balanced(record, graph),
         f"- batch 1 in {s.latency_ms[graph].batch_1:.2f} ms, {s.size_bytes[graph] / 1024:.0f} KiB",
         *(f"- {sentence}" for sentence in times_elsewhere(record)),
     ]
@@ -71,6 +72,7 @@ def model_card(record: Record, graph: str) -> str:
             f"- against INT8: {points(remedy.gain_pp, remedy.gain_interval_pp)} under shift, clean cost "
             f"{points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
         )
+        lines += [f"- {sentence}" for sentence in [approval_sentence(remedy)] if sentence]
     rows = [row for row in record.rows if row.shift != "clean"]
     worst = sorted(rows, key=lambda row: row.accuracy[graph])[:WORST]
     if worst:
@@ -81,6 +83,9 @@ def model_card(record: Record, graph: str) -> str:
                 *([row.shift, str(row.severity), percent(row.accuracy[graph])] for row in worst),
             ]
         )
+    if record.classes and graph in record.classes.classifiers:
+        recalls = recall_table(record.classes, record.class_names, {graph: NAMES[graph]})
+        lines += ["", "By class:", "", *table(recalls), "", recall_note(record.classes)]
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, remedy), ""])
 
 
@@ -118,6 +123,19 @@ def _under_shift(record: Record, graph: str) -> list[str]:
     return [
         f"- under shift, mean over {s.n_conditions} conditions of severity table `{record.severity_table}`: "
         f"{percent(s.shift_accuracy[graph])} {bounds(interval)}"
+    ]
+
+
+def _balanced(record: Record, graph: str) -> list[str]:
+    """Balanced accuracy, clean and under shift, and what it is worth more than."""
+    found = record.classes.classifiers.get(graph) if record.classes else None
+    if record.classes is None or found is None or found.clean_balanced_interval is None:
+        return []
+    shifted = found.shift_balanced_interval
+    under = f", under shift {percent(found.shift_balanced)} {bounds(shifted)}" if shifted else ""
+    return [
+        f"- balanced accuracy: clean {percent(found.clean_balanced)} {bounds(found.clean_balanced_interval)}{under}",
+        f"- {markdown(evenness(record.classes, record.class_names))}",
     ]
 
 
