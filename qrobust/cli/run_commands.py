@@ -172,8 +172,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     unset="calibrator",
     help="From what changes least to what changes all: calibrator; scales: learn scales, ranges and biases, keep the "
     "integer weights; first-stage: train the first layers; finetune: train all. NAME+calibrator: a calibrator in "
-    "front of that. Baselines: bn-reestimate, calibrator+bn-reestimate, auto-contrast, denoise, anti-adversary "
-    "(torch only). none: remove all.",
+    "front of that. auto: make the ladder and name the least intrusive one that is enough. Baselines: bn-reestimate, "
+    "calibrator+bn-reestimate, auto-contrast, denoise, anti-adversary (torch only). none: remove all.",
 )
 @click.option(
     "--compare",
@@ -203,15 +203,22 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
+    from qrobust.report.approval import enough_sentence
+    from qrobust.report.verdict import NAMES
 
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
+    if remedy == "auto":
+        remedy, compare = None, "auto"
     for name in ATTACK_OPTIONS:
         if not compare and options[name] is not None:
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     opened = reopen(run_folder, **options)
     if compare:
-        finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
+        record = stages.compare(opened, baselines=compare == "all")
+        if compare == "auto":
+            echo(enough_sentence(record, NAMES) or "No remedy gains anything under shift on validation images.")
+        finish(opened.require_folder(), record)
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
         done = opened.require_folder().need_stage("compensate", "compensate")
