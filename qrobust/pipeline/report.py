@@ -103,6 +103,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         class_names=quantized.class_names,
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
+        preprocessing=quantized.preprocessing,
         seeds=Seeds(run=config.seed),
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,

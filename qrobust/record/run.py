@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
@@ -64,6 +65,7 @@ class Record:
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
+        preprocessing: how images became the network's input; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -106,6 +108,7 @@ class Record:
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
     effects: Effects | None = None
@@ -143,6 +146,7 @@ class EvaluationRecord:
         fingerprint: of the images' order.
         versions: of Python and packages.
         hardware: where it was measured.
+        preprocessing: how images became the graphs' input, `mean` and `std` being null; null in earlier records.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
@@ -170,6 +174,7 @@ class EvaluationRecord:
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
 

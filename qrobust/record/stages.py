@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import (
@@ -67,6 +68,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
+        preprocessing: how images became the network's input; null in folders of earlier versions.
     """
 
     quantization: Quantization
@@ -79,6 +81,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive | None = None
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

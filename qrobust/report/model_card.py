@@ -159,6 +159,7 @@ def _what(record: Record, graph: str) -> list[str]:
         f"{'RGB' if channels == 3 else 'luma'} in [0, 1], normalisation inside; output logits. Class names, "
         "preprocessing and provenance are in the file's metadata.",
         "",
+        *([f"Images: {record.preprocessing}.", ""] if record.preprocessing else []),
         f"{audit.integer_ops} of {audit.quantizable_ops} convolutions and matrix products run on integers "
         f"(target `{record.quantization.target}`); made by qrobust {record.qrobust}, seed {seed}.",
     ]
