@@ -15,6 +15,7 @@ ROWS = {
     "paths": 1,
     "user_code": 2,
     "storage": 2,
+    "preprocessing": 2,
     "progress": 1,
     "record": 3,
     "remedies": 1,

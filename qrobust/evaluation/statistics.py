@@ -13,6 +13,10 @@ RESAMPLES = 2000
 # Of the intervals in a record.
 CONFIDENCE = 0.95
 FEW_VALUES = 500
+# Standard errors to either side of an interval at 95 %.
+Z = float(norm.ppf(0.975))
+# What either end of such an interval leaves out.
+ONE_SIDED = 0.025
 
 
 @cache
@@ -99,7 +103,7 @@ def stratified_interval(values: np.ndarray, weights: np.ndarray, strata: np.ndar
     within = squares.sum() / max(1, len(values) - len(counts))
     variances = np.where(counts > 1, squares / np.maximum(1, counts - 1), within)
     shares = np.bincount(index, weights)
-    half = _deviations(CONFIDENCE) * float(np.sqrt((shares**2 * variances / counts).sum()))
+    half = Z * float(np.sqrt((shares**2 * variances / counts).sum()))
     middle = float(weights @ values)
     return middle - half, middle + half
 
@@ -122,6 +126,11 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
 def even_counts(counts: np.ndarray) -> float:
     """p-value of Pearson's chi-squared test that classes of these counts `(k,)` are drawn equally often."""
     return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
+
+
+def lower_tail(z: float) -> float:
+    """Chance that a standard normal variable is below z."""
+    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
