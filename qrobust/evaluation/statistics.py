@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, chisquare, norm
 
 RESAMPLES = 2000
 # Of the intervals in a record.
 CONFIDENCE = 0.95
 FEW_VALUES = 500
 # Standard errors to either side of an interval at 95 %.
-Z = float(norm.ppf(0.975))
+Z = NormalDist().inv_cdf(0.975)
 # What either end of such an interval leaves out.
 ONE_SIDED = 0.025
 
@@ -22,7 +22,7 @@ ONE_SIDED = 0.025
 @cache
 def _deviations(confidence: float) -> float:
     """Standard errors to either side of an interval."""
-    return float(norm.ppf(0.5 + confidence / 2))
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def wilson_interval(hits: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -118,6 +118,8 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
         a: whether the first is right `(n,)`, bool.
         b: the same of the second, on the same images.
     """
+    from scipy.stats import binomtest  # imported here: a report, which needs it not, is to need no torch either
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_a + only_b
     return float(binomtest(only_a, total).pvalue) if total else 1.0
@@ -125,12 +127,14 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
 
 def even_counts(counts: np.ndarray) -> float:
     """p-value of Pearson's chi-squared test that classes of these counts `(k,)` are drawn equally often."""
+    from scipy.stats import chisquare  # see `mcnemar_exact`
+
     return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
 
 
 def lower_tail(z: float) -> float:
     """Chance that a standard normal variable is below z."""
-    return 0.5 * math.erfc(-z / math.sqrt(2))
+    return 0.5 * math.erfc(-z / math.sqrt(2))  # exact far out, where 1 + erf is not
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
