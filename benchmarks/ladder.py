@@ -24,7 +24,6 @@ import click
 import numpy as np
 import torch
 from figures import git_commit
-from qrobust.shifts.generic import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
@@ -52,6 +51,7 @@ from qrobust.quantization.qat import prepare_qat
 from qrobust.quantization.quantize import quantize_classifier
 from qrobust.record import hardware, to_json, versions
 from qrobust.remedies import CALIBRATOR, LADDER
+from qrobust.shifts.generic import FAMILIES
 from qrobust.shifts.registry import SUITES, defined_conditions, table_for
 
 RESULTS = Path(__file__).parent / "results"
