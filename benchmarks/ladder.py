@@ -64,7 +64,7 @@ class Ladder:
     def __init__(self, options: dict[str, Any]) -> None:
         self.out, self.options = options["out"], options
         self.out.mkdir(parents=True, exist_ok=True)
-        data = open_data(options["data"], seed=0, preferred_size=SIZE)
+        data = open_data(options["data"], seed=0, image_size=SIZE)
         spec = find_model("resnet20")
         self.model = load_model(
             spec,
