@@ -137,17 +137,22 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    return _calibrated(run, _reestimated(run), None)
+    return _calibrated(run, _reestimated(run))
 
 
-def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: float | None) -> Made:
+def _calibrated(
+    run: Run,
+    fake_quantized: fx.GraphModule,
+    made_from: fx.GraphModule | None = None,
+    int8_shift_accuracy: float | None = None,
+) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
-    fit = fit_in_run(run, fake_quantized, calibrator_data(run))
+    fit = fit_in_run(run, fake_quantized, calibrator_data(run), made_from)
     spent = checkpoints_of(run, fake_quantized).all()
     result = fit_result(run, fit, int8_shift_accuracy)
     result["weight_change"] = weight_change(run.fake_quantized, fake_quantized)
@@ -157,7 +162,8 @@ def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: f
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
     def make(run: Run) -> Made:
         below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
-        return _calibrated(run, run.retrained(name), below.int8_shift_accuracy if below else None)
+        known = below.int8_shift_accuracy if below else None
+        return _calibrated(run, run.retrained(name), run.fake_quantized, known)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,12 @@ def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
     return Checkpoints(place("float", "pt"), place("int8", "pt"), place("chosen", "json"))
 
 
-def fit_in_run(run: Run, classifier: fx.GraphModule, data: CalibratorData) -> CalibratorFit:
-    """A calibrator in front of a fake-quantized model, by the choices of the run."""
+def fit_in_run(
+    run: Run, classifier: fx.GraphModule, data: CalibratorData, made_from: fx.GraphModule | None = None
+) -> CalibratorFit:
+    """A calibrator in front of a fake-quantized model, by the choices of the run; see `FrozenClassifier`."""
     return fit_calibrator(
-        frozen_classifier(run, classifier),
+        replace(frozen_classifier(run, classifier), made_from=made_from),
         data,
         run.config.calibrator,
         checkpoints=checkpoints_of(run, classifier),
