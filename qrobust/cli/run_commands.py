@@ -73,7 +73,13 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 @click.command(cls=Command, former=FORMER)
 @with_options(
-    *MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *NEW_RUN_OPTIONS
+    *MODEL_OPTIONS,
+    *QUANTIZATION_OPTIONS,
+    *SHIFT_OPTIONS,
+    *CALIBRATOR_OPTIONS,
+    *ATTACK_OPTIONS,
+    "anyway",
+    *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
@@ -90,7 +96,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 

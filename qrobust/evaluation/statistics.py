@@ -17,6 +17,16 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def chance_agreement(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images `(n,)` that these predictions would get right if they did not depend on the images.
+
+    Each class is predicted as often as it was, and is there as often as it is (J. Cohen, 1960).
+    """
+    classes = 1 + int(max(predicted.max(), labels.max()))
+    shares = (np.bincount(values, minlength=classes) / len(values) for values in (predicted, labels))
+    return float(np.multiply(*shares).sum())
+
+
 def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
     """Percentile interval of the mean of per-image differences `(n,)`.
 

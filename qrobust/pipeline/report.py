@@ -92,6 +92,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
         preprocessing=quantized.preprocessing,
+        start=quantized.start,
         seeds=Seeds(run=config.seed),
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,

@@ -20,6 +20,7 @@ from qrobust.record.measurements import (
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
+from qrobust.record.start import Start
 from qrobust.record.typed_json import OneOf, from_json, to_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
@@ -63,6 +64,7 @@ class Record:
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
         preprocessing: how images became the network's input; null in records of earlier versions.
+        start: what was found before the first stage; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -101,6 +103,7 @@ class Record:
     hardware: Hardware
     stages: dict[str, StageTime]
     preprocessing: Preprocessing | None = None
+    start: Start | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
