@@ -18,6 +18,7 @@ ROWS = {
     "preprocessing": 2,
     "progress": 1,
     "record": 3,
+    "remedies": 1,
     "training_loop": 3,
     "classifier": 3,
     "data": 4,

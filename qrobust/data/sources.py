@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class Images:
 
     Attributes:
         preprocessing: how they are read; None until whoever opens a source says it (`prepare`).
+        contents: functions of an image's index that say more and more exactly what it holds; images are the same if
+            the last ones agree.
         skipped: files that cannot be decoded, where those are to be left out.
         left_out: files and folders of the data that are not used, by reason.
 
@@ -68,6 +70,7 @@ class Images:
         self.preprocessing: Preprocessing | None = None
         self.skipped: tuple[str, ...] = ()
         self.left_out: tuple[LeftOut, ...] = ()
+        self.contents: tuple[Callable[[int], Hashable], ...] = (lambda i: _digest(load(i)),)
         self._load = load
         self._cache: dict[int, torch.Tensor] = {}
         self._cached_bytes = 0
@@ -133,6 +136,10 @@ class Images:
             self._cache[index] = image
             self._cached_bytes += image.numel()
         return image
+
+
+def _digest(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return pixels.shape, hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
 
 
 def decode_file(path: Path) -> np.ndarray:

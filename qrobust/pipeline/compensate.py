@@ -58,7 +58,7 @@ def compensate(run: Run) -> None:
         if checkpoints.int8.parent == folder.finished:
             run.reporter.say("  trained before with these choices: only what comes after training is done")
         fit = fit_in_run(run, run.fake_quantized, data)
-        result |= fit_result(run, fit)
+        result |= fit_result(run, fit, fit.float_phase.start_shift_accuracy)
         invalidate(run, "compensate")
         run.save_calibrator(fit.calibrator)
         folder.keep_finished(checkpoints_of(run, run.fake_quantized).all())
@@ -78,7 +78,7 @@ def calibrator_data(run: Run) -> CalibratorData:
     real = run.target_images.validation if run.target_images else None
     if real and not run.config.calibrator.use_labels:
         real = real.relabelled(torch.full((len(real),), -1))
-    return CalibratorData(training_data(run), selection_split(run), run.data.calibration, real)
+    return CalibratorData(training_data(run), selection_split(run), run.data.calibration, real, run.primary)
 
 
 def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
@@ -110,8 +110,34 @@ def frozen_classifier(run: Run, classifier: fx.GraphModule) -> FrozenClassifier:
     return FrozenClassifier(classifier, run.model, run.target, run.deploy)
 
 
-def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
-    """What a stage keeps of a fit, as JSON."""
+def validation_result(
+    run: Run,
+    clean_accuracy: float,
+    shift_accuracy: float,
+    int8_shift_accuracy: float | None,
+    target_labelled: bool | None = None,
+) -> dict[str, Any]:
+    """What a stage keeps of the validation of a remedy, as JSON; see `validation_measures` for the last argument."""
+    return {
+        "clean_accuracy": clean_accuracy,
+        "shift_accuracy": shift_accuracy,
+        "int8_shift_accuracy": int8_shift_accuracy,
+        "measures": validation_measures(
+            labels=run.config.calibrator.use_labels,
+            target_labelled=target_labelled,
+            shifted=bool(training_conditions(run)),
+        ),
+    }
+
+
+def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) -> dict[str, Any]:
+    """What a stage keeps of a fit, as JSON.
+
+    Args:
+        run: of the run.
+        fit: of a calibrator.
+        int8_shift_accuracy: of INT8 alone on the validation images; None: not known.
+    """
     return {
         "latency_ratio": fit.latency_ratio,
         "macs": {"calibrator": fit.macs},
@@ -121,15 +147,13 @@ def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
         "gate_gain": fit.gate.gain,
         "gate_offset": fit.gate.offset,
         "polish": fit.evolution and fit.evolution._asdict(),
-        "validation": {
-            "clean_accuracy": fit.clean_accuracy,
-            "shift_accuracy": fit.shift_accuracy,
-            "measures": validation_measures(
-                labels=run.config.calibrator.use_labels,
-                target_labelled=run.target_images.labelled if run.target_images else None,
-                shifted=bool(training_conditions(run)),
-            ),
-        },
+        "validation": validation_result(
+            run,
+            fit.clean_accuracy,
+            fit.shift_accuracy,
+            int8_shift_accuracy,
+            run.target_images.labelled if run.target_images else None,
+        ),
         "earlier_s": fit.earlier_s,
         "training": {"float": fit.float_phase.__dict__, "int8": fit.int8_phase.__dict__},
         "trained_on": trained_on_names(run),

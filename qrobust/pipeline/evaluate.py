@@ -17,6 +17,7 @@ from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
+from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
 from qrobust.evaluation.other_images import corruption_set, target_row
@@ -87,6 +88,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         result["remedies"] += _in_torch(run, found) if in_torch else []
         result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
+        result["primary"] = run.primary.name
         result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
         result["versions"] = versions()
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
@@ -127,6 +129,7 @@ def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
         "corruption_sets": corruption_set_entries(found),
         "attacks": found.attacks,
         "severity_table": found.severity_table,
+        "classes": class_results(found.predictions, found.labels, len(found.class_names)),
     }
 
 

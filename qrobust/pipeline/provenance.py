@@ -9,7 +9,8 @@ from qrobust.data.splits import Split, TrainingData
 from qrobust.data.target_images import folder_of
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import BASELINES
+from qrobust.pipeline.run_folder import REMEDIES
+from qrobust.remedies import RETRAINED
 from qrobust.shifts.registry import SUITES, defined_conditions, expand
 
 # What must be equal between methods for their gains to be compared, where both know it.
@@ -183,7 +184,7 @@ def check_target_images(run: Run, without: Collection[str] = ()) -> None:
 def learned(run: Run, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """What each method that is there learned from, the calibrator first; nothing of what learns nothing."""
     folder = run.require_folder()
-    made = {"calibrator": "compensate"} | {name: name for name in BASELINES}
+    made = {"calibrator": "compensate"} | {name: name for name in REMEDIES}
     stages = {name: found for name, stage in made.items() if (found := folder.stage(stage))}
     return {
         name: found["lessons"]
@@ -204,7 +205,7 @@ def trained_differently(run: Run, without: Collection[str] = ()) -> dict[str, st
         for name, seen in every.items():
             keys = COMPARABLE & set(seen) & set(expected)
             keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
-            keys -= {"scene_images"} if "finetune" in (first, name) else set()
+            keys -= {"scene_images"} if {first, name} & set(RETRAINED) else set()
             differing = [key for key in sorted(keys) if seen[key] != expected[key]]
             if differing:
                 said = "; ".join(

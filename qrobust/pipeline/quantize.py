@@ -22,7 +22,7 @@ from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
 from qrobust.pipeline.start import look
 from qrobust.quantization.ptq import build, observe
-from qrobust.quantization.qat import QatFit
+from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat
 from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
@@ -97,6 +97,7 @@ def _quantize(run: Run) -> None:
         result["splits"] = run.data.summary()
         result["skipped_images"] = list(run.data.skipped)
         result["left_out"] = [asdict(entry) for entry in run.data.left_out]
+        result["duplicates"] = [asdict(entry) for entry in run.duplicates]
         result["class_names"] = list(run.data.class_names)
         result["preprocessing"] = asdict(run.preprocessing)
         result["start"] = asdict(run.start or look(run))
@@ -111,10 +112,10 @@ def _trained(
     folder, config, training = run.require_folder(), run.config, run.data.training
     folder.checkpoints.mkdir(exist_ok=True)
     batch_size = config.calibrator.batch_size
-    return finetune(
-        quantized.module,
-        quantized.observed,
-        run.model,
+    trainable = prepare_qat(quantized.observed.graph, quantized.module, learn_ranges=config.qat.ranges == "learned")
+    fit = finetune(
+        trainable,
+        folded(run.model, quantized.observed.images[:1]),
         TrainingData(training, shifted, run.table),
         run.data.validation,
         config.qat,
@@ -124,6 +125,7 @@ def _trained(
         checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
         reporter=run.reporter,
     )
+    return convert_qat(trainable) if fit.best_step else quantized.module, fit
 
 
 def _validated(run: Run, logits: dict[str, torch.Tensor]) -> dict[str, Any]:

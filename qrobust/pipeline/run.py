@@ -6,7 +6,8 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,9 @@ from qrobust.data.target_images import TargetImages, folder_of, naming_target_im
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
 from qrobust.errors import InputError
+from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
+from qrobust.evaluation.primary import Primary, find_primary
 from qrobust.models.loading import as_classifier, build_network, channels_of
 from qrobust.models.registry import ModelSpec, find_model, preset_of
 from qrobust.paths import check_file, user_path
@@ -38,6 +41,7 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
+from qrobust.record import Duplicates
 from qrobust.record.start import Start
 from qrobust.record.typed_json import from_json
 from qrobust.report.data import left_out_sentence
@@ -63,6 +67,7 @@ class Run:
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
     start: Start | None = None  # what a new run found; one that is opened again has it in its folder
+    duplicates: tuple[Duplicates, ...] = ()  # between splits, found where all of them are read
 
     def __post_init__(self) -> None:
         trust(self.code_specs)
@@ -120,6 +125,16 @@ class Run:
         assert self.folder is not None, "no stage runs without a folder"
         return self.folder
 
+    @contextmanager
+    def _named_by_the_folder(self) -> Iterator[None]:
+        """Say where a choice stands that no command gave since the run began."""
+        try:
+            yield
+        except InputError as error:
+            if self.folder is None or not self.folder.weights.exists():
+                raise
+            raise InputError(f"{error}; {self.folder.config} names it") from error
+
     # What the configuration names.
 
     @cached_property
@@ -135,6 +150,10 @@ class Run:
     @cached_property
     def _opened(self) -> Data:
         """Before it is known how the network reads images."""
+        with self._named_by_the_folder():
+            return self._open_data()
+
+    def _open_data(self) -> Data:
         c, shifts = self.config.data, self.config.shifts
         return open_data(
             c.spec,
@@ -253,6 +272,22 @@ class Run:
             self.reporter.warn(doubt)
         return found
 
+    @cached_property
+    def primary(self) -> Primary:
+        """The measure that decides; `auto` goes by the validation images.
+
+        Raises:
+            InputError: there is no such class.
+        """
+        labels = self.data.validation.labels.numpy()
+        asked = self.config.evaluation.primary
+        found = find_primary(asked, self.data.class_names, labels)
+        if asked == AUTO and not found.is_accuracy:
+            self.reporter.say(
+                "classes are uneven: balanced accuracy decides; --primary accuracy chooses that instead"
+            )
+        return found
+
     # What stages make, keep in the folder and load again.
 
     @cached_property
@@ -263,6 +298,7 @@ class Run:
             self.data.calibration,
             self.data.validation,
             self.config.quantization,
+            primary=self.primary,
             seed=self.config.seed,
             reporter=self.reporter,
         )
@@ -270,12 +306,19 @@ class Run:
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
         """The fake-quantized model that the folder holds."""
+        return self._restored(self.require_folder().fake_quantized, "quantize")
+
+    def retrained(self, remedy: str) -> fx.GraphModule:
+        """The fake-quantized model that a remedy trained and the folder holds."""
+        return self._restored(self.require_folder().integers(remedy), f"compensate --remedy {remedy}")
+
+    def _restored(self, path: Path, command: str) -> fx.GraphModule:
         stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
-            _integers(self.require_folder().fake_quantized, "quantize"),
+            _integers(path, command),
             channels=self.model.channels,
             recipe=Recipe.from_json(stage["quantization"]["recipe"]),
         )
@@ -308,6 +351,10 @@ class Run:
         """Keep the fake-quantized model's integers in the folder, and use it from now on."""
         self.__dict__["fake_quantized"] = model
         _save(model, self.require_folder().fake_quantized)
+
+    def save_retrained(self, model: fx.GraphModule, remedy: str) -> None:
+        """Keep the integers of the model that a remedy trained in the folder."""
+        _save(model, self.require_folder().integers(remedy))
 
     def save_calibrator(self, calibrator: nn.Module) -> None:
         """Keep the frozen calibrator in the folder, and use it from now on."""

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from qrobust.errors import InputError
 from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
-from qrobust.record.data import LeftOut
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -60,6 +61,7 @@ class Record:
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
         left_out: files and folders of the data that were not used, by reason.
+        duplicates: images that are in two splits, by pair of splits.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
@@ -69,6 +71,8 @@ class Record:
         versions: of Python and packages.
         hardware: where it was measured.
         stages: per stage, what it took.
+        classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -95,6 +99,7 @@ class Record:
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
@@ -104,6 +109,8 @@ class Record:
     stages: dict[str, StageTime]
     preprocessing: Preprocessing | None = None
     start: Start | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -139,6 +146,8 @@ class EvaluationRecord:
         hardware: where it was measured.
         preprocessing: how images became the graphs' input, `mean` and `std` being null; null in earlier records.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
+        classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -164,6 +173,8 @@ class EvaluationRecord:
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
     preprocessing: Preprocessing | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
