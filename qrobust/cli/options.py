@@ -467,6 +467,13 @@ _declare(
     "largest class has more than twice the images of the smallest, else accuracy.",
 )
 _declare(
+    "--accept-undecided",
+    group=RUN,
+    advanced=True,
+    flag=True,
+    help="Recommend a graph though the images of some classes are too few to tell whether it harms them.",
+)
+_declare(
     "--out",
     group=RUN,
     required=True,
@@ -576,6 +583,7 @@ CALIBRATOR_OPTIONS = (
     "use_labels",
 )
 ATTACK_OPTIONS = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
+DECIDING_OPTIONS = ("primary", "accept_undecided")
 NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "verbose", "quiet")
 STAGE_OPTIONS = ("model", "allow_code", "threads", "verbose", "quiet")
 # Of a command for a run that is there.

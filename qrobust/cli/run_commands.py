@@ -12,6 +12,7 @@ from qrobust.cli.console import console, echo
 from qrobust.cli.options import (
     ATTACK_OPTIONS,
     CALIBRATOR_OPTIONS,
+    DECIDING_OPTIONS,
     FORMER,
     MODEL_OPTIONS,
     NEW_RUN_OPTIONS,
@@ -79,7 +80,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *CALIBRATOR_OPTIONS,
     *ATTACK_OPTIONS,
     "anyway",
-    "primary",
+    *DECIDING_OPTIONS,
     *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
@@ -188,7 +189,14 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     "too.",
 )
 @with_options(
-    "skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, "primary", *STAGE_OPTIONS, **OF_RUN
+    "skip_bad_images",
+    *SHIFT_OPTIONS,
+    *CALIBRATOR_OPTIONS,
+    *ATTACK_OPTIONS,
+    "primary",
+    "accept_undecided",
+    *STAGE_OPTIONS,
+    **OF_RUN,
 )
 def compensate(run_folder: Path, remedy: str | None, compare: str | None, **options: Any) -> None:
     """Win back robustness, by default by a calibrator in front.
@@ -266,7 +274,7 @@ def export(run_folder: Path, **options: Any) -> None:
     ),
 )
 @run_folder
-@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "primary", "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, *DECIDING_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
 def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
     """Measure a run's graphs clean, under shift and attacked.
 
@@ -308,7 +316,8 @@ def say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-def report(run_folder: Path) -> None:
+@with_options("accept_undecided")
+def report(run_folder: Path, accept_undecided: bool | None) -> None:
     """Write the report of what the stages of a run found.
 
     Writes record.json, report.html, report.md, results.csv, and a model card beside every graph.
@@ -320,5 +329,5 @@ def report(run_folder: Path) -> None:
     from qrobust.pipeline.run_folder import open_run
 
     claim_existing(run_folder)
-    folder, config, _ = open_run(run_folder)
+    folder, _, config = open_run(run_folder, accept_undecided=accept_undecided)
     finish(folder, write_report(folder, config))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, chisquare, norm
 
 RESAMPLES = 2000
 FEW_VALUES = 500
 # Standard errors to either side of an interval at 95 %.
-Z = float(norm.ppf(0.975))
+Z = NormalDist().inv_cdf(0.975)
+# What either end of such an interval leaves out.
+ONE_SIDED = 0.025
 
 
 def wilson_interval(hits: float, n: int) -> tuple[float, float]:
@@ -102,6 +104,8 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
         a: whether the first is right `(n,)`, bool.
         b: the same of the second, on the same images.
     """
+    from scipy.stats import binomtest  # imported here: a report, which needs it not, is to need no torch either
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_a + only_b
     return float(binomtest(only_a, total).pvalue) if total else 1.0
@@ -109,7 +113,14 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
 
 def even_counts(counts: np.ndarray) -> float:
     """p-value of Pearson's chi-squared test that classes of these counts `(k,)` are drawn equally often."""
+    from scipy.stats import chisquare  # see `mcnemar_exact`
+
     return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
+
+
+def lower_tail(z: float) -> float:
+    """Chance that a standard normal variable is below z."""
+    return 0.5 * math.erfc(-z / math.sqrt(2))  # exact far out, where 1 + erf is not
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -21,6 +21,7 @@ from qrobust.record.measurements import (
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
+from qrobust.record.recommendation import Effects, Recommendation
 from qrobust.record.start import Start
 from qrobust.record.typed_json import OneOf, from_json, to_json, was
 from qrobust.record.units import Positive
@@ -73,6 +74,8 @@ class Record:
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        effects: what every graph does against the one that it would take the place of; null where not measured.
+        recommendation: what to ship; null where not measured.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -111,6 +114,8 @@ class Record:
     start: Start | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    effects: Effects | None = None
+    recommendation: Recommendation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

@@ -22,6 +22,7 @@ from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccur
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
+from qrobust.record.recommendation import Effects
 from qrobust.record.start import Start
 from qrobust.record.typed_json import was
 from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
@@ -161,6 +162,7 @@ class EvaluationResult(StageResult):
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        effects: what every graph does against the one that it would take the place of; null where not measured.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -177,3 +179,4 @@ class EvaluationResult(StageResult):
     versions: dict[str, str] | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    effects: Effects | None = None
