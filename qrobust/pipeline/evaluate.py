@@ -100,6 +100,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+        result["graph_sha256"] = _digests(run, names)
 
 
 def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
@@ -159,8 +160,11 @@ def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
 def _cache(run: Run, names: Collection[str]) -> Cache:
     """What graphs said is kept in the run's folder, with the hash of their file."""
     folder = run.require_folder()
-    digests = {name: sha256(folder.graph(name).read_bytes()).hexdigest() for name in names}
-    return Cache(folder.predictions, folder.attacks, digests, (run.config.data.spec,))
+    return Cache(folder.predictions, folder.attacks, _digests(run, names), (run.config.data.spec,))
+
+
+def _digests(run: Run, names: Collection[str]) -> dict[str, str]:
+    return {name: sha256(run.require_folder().graph(name).read_bytes()).hexdigest() for name in names}
 
 
 def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:

@@ -325,6 +325,7 @@ def _record(
         skipped_images=tuple(source.skipped),
         left_out=source.left_out,
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
+        listing=source.listing[:16],
         versions=versions(),
         hardware=hardware(threads, opened.sums),
         primary=find_primary(config["primary"], found.class_names, found.labels).name,

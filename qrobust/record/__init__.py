@@ -6,6 +6,15 @@ from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
 from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
+from qrobust.record.comparison import (
+    COMPARISON_SCHEMA,
+    Change,
+    ComparedCondition,
+    ComparedRun,
+    ConfigDifference,
+    RunChange,
+    RunComparison,
+)
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -21,6 +30,7 @@ from qrobust.record.compensation import (
     WeightChange,
 )
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -89,23 +99,29 @@ from qrobust.record.stages import (
 from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
+    "COMPARISON_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
+    "GATE_SCHEMA",
     "SCHEMA",
     "STATISTICS",
     "TIMING_KEYS",
     "AttackResult",
     "Attacks",
     "Audit",
+    "BoundResult",
     "CalibratorMacs",
     "CalibratorTraining",
     "Candidate",
+    "Change",
     "ClassEffect",
     "ClassEffects",
     "ClassRecall",
     "Classes",
     "ClassifierClasses",
     "ClassifierHash",
+    "ComparedCondition",
+    "ComparedRun",
     "Comparison",
     "Compensation",
     "CompensationResult",
@@ -113,6 +129,7 @@ __all__ = [
     "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "ConfigDifference",
     "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
@@ -129,6 +146,7 @@ __all__ = [
     "Fidelity",
     "Flips",
     "Gain",
+    "GateResult",
     "GraphEffect",
     "Hardware",
     "KeptFloat",
@@ -157,6 +175,8 @@ __all__ = [
     "RemedyGain",
     "RemedyResult",
     "RunAccuracy",
+    "RunChange",
+    "RunComparison",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",

@@ -66,6 +66,7 @@ class Record:
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
+        graph_sha256: per graph, of the file that was measured; null where an earlier version left it out.
         preprocessing: how images became the network's input; null in records of earlier versions.
         start: what was found before the first stage; null in records of earlier versions.
         seeds: what randomness was drawn from.
@@ -106,6 +107,7 @@ class Record:
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
+    graph_sha256: dict[str, str] | None = None
     seeds: Seeds
     versions: dict[str, str]
     hardware: Hardware
@@ -147,6 +149,7 @@ class EvaluationRecord:
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
         left_out: files and folders of the data that were not used, by reason.
         fingerprint: of the images' order.
+        listing: changes when images of the data come or go; null where an earlier version left it out.
         versions: of Python and packages.
         hardware: where it was measured.
         preprocessing: how images became the graphs' input, `mean` and `std` being null; null in earlier records.
@@ -174,6 +177,7 @@ class EvaluationRecord:
     skipped_images: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     fingerprint: str
+    listing: str | None = None
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None

@@ -158,6 +158,7 @@ class EvaluationResult(StageResult):
         severity_table: `cifar-c` or `imagenet-c`.
         latency_ms: per graph.
         size_bytes: per graph, of its file.
+        graph_sha256: per graph, of its file; null where an earlier version left it out.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
@@ -175,6 +176,7 @@ class EvaluationResult(StageResult):
     severity_table: str
     latency_ms: dict[str, Latency]
     size_bytes: dict[str, Bytes]
+    graph_sha256: dict[str, str] | None = None
     hardware: Hardware
     versions: dict[str, str] | None = None
     classes: Classes | None = None

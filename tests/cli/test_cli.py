@@ -19,7 +19,7 @@ from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
 from qrobust.errors import ExportCheckError, InputError
-from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.summary import run_rows
 from qrobust.pipeline.provenance import training_images
 from qrobust.pipeline.run import Run
@@ -40,6 +40,8 @@ COMMANDS = (
     "compensate",
     "export",
     "report",
+    "compare",
+    "check",
     "audit",
     "demo",
 )

@@ -12,6 +12,7 @@ import torch
 from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.predictions import (
     CLEAN,
     Cache,
@@ -21,7 +22,6 @@ from qrobust.evaluation.predictions import (
     Task,
     kept_or_predicted,
     predict,
-    read_predictions,
     within_budget,
 )
 from qrobust.evaluation.statistics import holm
