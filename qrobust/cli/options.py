@@ -399,6 +399,14 @@ _declare(
     help="Random steps of the calibrator's last biases at the end, each measured on onnxruntime: seconds each.",
 )
 _declare(
+    "--correction-output",
+    group=CALIBRATOR,
+    advanced=True,
+    flag=True,
+    help="Give the graph a second output, `correction`: how far the calibrator's gate is open, from 0 to 1. A device "
+    "that logs it sees that its surroundings change.",
+)
+_declare(
     "--few-shot",
     group=CALIBRATOR,
     advanced=True,
@@ -579,6 +587,7 @@ CALIBRATOR_OPTIONS = (
     "reverse_weight",
     "hard_shift_share",
     "evolution_steps",
+    "correction_output",
     "few_shot",
     "use_labels",
 )

@@ -248,7 +248,7 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-@with_options(*STAGE_OPTIONS, **OF_RUN)
+@with_options("correction_output", *STAGE_OPTIONS, **OF_RUN)
 def export(run_folder: Path, **options: Any) -> None:
     """Write calibrator and classifier as one INT8 graph.
 
