@@ -48,7 +48,6 @@ from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import prepare_qat
 from qrobust.quantization.recipe import Recipe
-from qrobust.record import RemedyResult
 from qrobust.remedies import CALIBRATOR, COMBINED, RETRAINED
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
@@ -140,12 +139,7 @@ def _reestimated_and_calibrated(run: Run) -> Made:
     return _calibrated(run, _reestimated(run))
 
 
-def _calibrated(
-    run: Run,
-    fake_quantized: fx.GraphModule,
-    made_from: fx.GraphModule | None = None,
-    int8_shift_accuracy: float | None = None,
-) -> Made:
+def _calibrated(run: Run, fake_quantized: fx.GraphModule, made_from: fx.GraphModule | None = None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
@@ -154,18 +148,13 @@ def _calibrated(
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
     fit = fit_in_run(run, fake_quantized, calibrator_data(run), made_from)
     spent = checkpoints_of(run, fake_quantized).all()
-    result = fit_result(run, fit, int8_shift_accuracy)
+    result = fit_result(run, fit)
     result["weight_change"] = weight_change(run.fake_quantized, fake_quantized)
     return Made(Compensated(fit.calibrator, fake_quantized), result, spent)
 
 
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
-    def make(run: Run) -> Made:
-        below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
-        known = below.int8_shift_accuracy if below else None
-        return _calibrated(run, run.retrained(name), run.fake_quantized, known)
-
-    return make
+    return lambda run: _calibrated(run, run.retrained(name), run.fake_quantized)
 
 
 def _thawed(run: Run, name: str) -> fx.GraphModule:
@@ -201,9 +190,7 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             "trained_on": sorted({shift for shift, _ in training_conditions(run)}),
             "lessons": training_provenance(run)
             | {"scene_images": None, "scene_splits": None, "clean_budget": run.config.calibrator.clean_budget},
-            "validation": validation_result(
-                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.start_shift_accuracy
-            ),
+            "validation": validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
             "weight_change": done.change,
             "kept_share": done.averaged.share,
         }
