@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -84,7 +84,8 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             progress=run.reporter.bar,
         )
         trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        result |= _figures(found, trained_on)
+        trained = folder.need_stage("quantize", "quantize")["quantization"]["qat"] or {}
+        result |= _figures(found, trained_on, trained.get("shifts", ()))
         result["remedies"] += _in_torch(run, found) if in_torch else []
         result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
@@ -112,14 +113,27 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
     return names, in_torch
 
 
-def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
-    """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
+def _figures(found: Evaluation, trained_on: Sequence[str], by_classifier: Sequence[str]) -> dict[str, Any]:
+    """What the record tells of an evaluation.
+
+    Args:
+        found: the evaluation.
+        trained_on: shifts that its calibrator learned from, if there is one.
+        by_classifier: shifts that the classifier learned from.
+    """
     return {
-        "rows": run_rows(found.predictions, found.labels, seed=found.seed, of=found.of, seen=trained_on),
+        "rows": run_rows(
+            found.predictions,
+            found.labels,
+            seed=found.seed,
+            of=found.of,
+            seen=trained_on,
+            seen_by_classifier=by_classifier,
+        ),
         "summary": summarise(
             found.predictions,
             found.labels,
-            tuple(trained_on),
+            (*trained_on, *by_classifier),
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
