@@ -16,7 +16,6 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
-from qrobust.errors import InputError
 from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
@@ -28,7 +27,7 @@ from qrobust.evaluation.summary import (
     summarise,
 )
 from qrobust.evaluation.workers import check_workers
-from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
+from qrobust.pipeline.provenance import check_images, check_measured, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
@@ -58,9 +57,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     names, in_torch = _to_measure(run, without)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    if not (run.conditions or run.stored or run.target_images):
-        wanted = ", ".join(config.shifts.names)
-        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.shifts.severities}")
+    check_measured(run)
     torch.set_num_threads(config.threads)
     if sums(**session_options(run.target)) == "exact-by-request":
         run.reporter.warn(

@@ -10,7 +10,7 @@ from qrobust.compensation.fit import candidates
 from qrobust.data.duplicates import digest, find_duplicates
 from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
-from qrobust.pipeline.provenance import training_conditions, training_data
+from qrobust.pipeline.provenance import check_measured, training_conditions, training_data
 from qrobust.pipeline.run import Run
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
@@ -37,6 +37,7 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
     _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored, run.primary
+    check_measured(run)
     _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
     for name, severity in dict.fromkeys((*run.conditions, *trained_on)):

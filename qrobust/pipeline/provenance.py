@@ -119,6 +119,18 @@ def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: 
     return {"clean": named, "shift": f"mean of {named} and {fit}" if shifted else fit}
 
 
+def check_measured(run: Run) -> None:
+    """Refuse a run that would measure nothing.
+
+    Raises:
+        InputError: no shift that is to be measured has any of the severities.
+    """
+    shifts = run.config.shifts
+    if not (run.conditions or run.stored or run.target_images):
+        severities = ", ".join(map(str, shifts.severities))
+        raise InputError(f"severities: expected one defined for {', '.join(shifts.names)}, got {severities}")
+
+
 def check_images(run: Run) -> None:
     """Refuse images other than those that the run was quantized with: its splits would be mixed up.
 
