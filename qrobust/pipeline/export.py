@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 import qrobust
-from qrobust.classifier import parse_normalization
+from qrobust.classifier import Compensated, Signalling
 from qrobust.deployment.audit import audit
 from qrobust.deployment.deploy import open_on_target
 from qrobust.deployment.export import export as export_graph
@@ -97,7 +98,7 @@ def export_checked(
     path = run.require_folder().graph(name)
     with replacement(path) as part:
         export_graph(
-            model,
+            _signalling(run, model),
             part,
             run.data.image_size,
             _metadata(run, name),
@@ -121,6 +122,13 @@ def export_checked(
     return ExportedGraph(name, audited, measured, got)
 
 
+def _signalling(run: Run, model: torch.nn.Module) -> torch.nn.Module:
+    """With a second output where that is wanted and there is a gate, which fixed preprocessing has not."""
+    if not (run.config.calibrator.correction_output and isinstance(model, Compensated)):
+        return model
+    return Signalling(model) if isinstance(model.calibrator, fx.GraphModule) else model
+
+
 def checks_passed(name: str, integer_ops: int, quantizable_ops: int, agreement: float) -> str:
     """How much of a graph is integer, and what it was compared with, in words."""
     reference = "your network" if name == "float" else "its fake-quantized model in torch"
@@ -131,19 +139,11 @@ def checks_passed(name: str, integer_ops: int, quantizable_ops: int, agreement: 
 
 
 def _metadata(run: Run, name: str) -> dict[str, object]:
-    spec = run.config.model.normalization or run.model_spec.normalization
-    channels = run.model.channels
-    mean, std = parse_normalization(spec, channels)
     return {
         "qrobust.graph": name,
         "qrobust.version": qrobust.__version__,
         "class_names": list(run.data.class_names),
-        "preprocessing": {
-            "input": f"{'RGB' if channels == 3 else 'luma'} in [0, 1], (N, {channels}, S, S)",
-            "image_size": run.data.image_size,
-            "resize": "shorter side by 256/224, bilinear; centre crop",
-            "normalization_inside": [mean, std],
-        },
+        "preprocessing": run.preprocessing.as_metadata(),
         "provenance": {
             "model": run.config.model.spec,
             "data": run.config.data.spec,

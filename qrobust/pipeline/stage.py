@@ -27,6 +27,8 @@ MEASURING = (
     "epsilons",
     "norms",
     "l2_epsilons",
+    "correction_output",
+    "accept_undecided",
 )
 STAGES = ("quantize", "compensate", "export", "evaluate")
 # Stages that are kept where they were done with the choices of now.
