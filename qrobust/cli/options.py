@@ -507,6 +507,13 @@ _declare(
     metavar="SHA256",
     help="Run a Python file with this SHA-256, though only the run's configuration names it; repeat it for several.",
 )
+_declare(
+    "--anyway",
+    group=RUN,
+    advanced=True,
+    is_flag=True,
+    help="Go on though the float network is no better than chance on validation images.",
+)
 _declare("--resume", group=RUN, is_flag=True, help="Continue what was interrupted in --out. Needs no other option.")
 _declare("--overwrite", group=RUN, is_flag=True, help="Replace what an earlier command made in --out.")
 _declare(

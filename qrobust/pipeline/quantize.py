@@ -20,6 +20,7 @@ from qrobust.pipeline.provenance import rendered_data, trained_shifts
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
+from qrobust.pipeline.start import look
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat
 from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
@@ -98,6 +99,7 @@ def _quantize(run: Run) -> None:
         result["duplicates"] = [asdict(entry) for entry in run.duplicates]
         result["class_names"] = list(run.data.class_names)
         result["preprocessing"] = asdict(run.preprocessing)
+        result["start"] = asdict(run.start or look(run))
         result["image_size"] = size
         result["channels"] = run.model.channels
 
