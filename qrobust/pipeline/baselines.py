@@ -35,9 +35,8 @@ from qrobust.pipeline.compensate import (
 from qrobust.pipeline.export import as_result, export_checked
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
+    trained_shifts,
     training_data,
     training_images,
     training_provenance,
@@ -68,12 +67,11 @@ def make_baseline(run: Run, method: str) -> None:
     """
     if method not in (*REMEDIES, TORCH_ONLY):
         raise unknown("remedy", method, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
-    if method in (*RETRAINED, *COMBINED) and not training_conditions(run):
+    if method in (*RETRAINED, *COMBINED) and not run.config.shifts.train_on:
         raise InputError(f"remedy: {method} learns from shifts, got target images alone")
     if method.endswith("bn-reestimate"):
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
-    check_unseen(run)
     folder = run.require_folder()
     if method in COMBINED and not is_current(run, classifier := method.removesuffix(f"+{CALIBRATOR}")):
         make_baseline(run, classifier)
@@ -187,7 +185,7 @@ def _retrained(name: str) -> Callable[[Run], Made]:
         result = {
             "training": done.training.__dict__,
             "earlier_s": done.training.earlier_s,
-            "trained_on": sorted({shift for shift, _ in training_conditions(run)}),
+            "trained_on": trained_shifts(run),
             "lessons": training_provenance(run)
             | {"scene_images": None, "scene_splits": None, "clean_budget": run.config.calibrator.clean_budget},
             "validation": validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
