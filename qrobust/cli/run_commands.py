@@ -79,6 +79,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *SHIFT_OPTIONS,
     *CALIBRATOR_OPTIONS,
     *ATTACK_OPTIONS,
+    "anyway",
     *DECIDING_OPTIONS,
     *NEW_RUN_OPTIONS,
 )
@@ -97,7 +98,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "primary", *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", "primary", *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 
@@ -211,22 +212,17 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
-    from qrobust.report.approval import enough_sentence
-    from qrobust.report.verdict import NAMES
 
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
     if remedy == "auto":
-        remedy, compare = None, "auto"
+        remedy, compare = None, "ladder"
     for name in ATTACK_OPTIONS:
         if not compare and options[name] is not None:
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     opened = reopen(run_folder, **options)
     if compare:
-        record = stages.compare(opened, baselines=compare == "all")
-        if compare == "auto":
-            echo(enough_sentence(record, NAMES) or "No remedy gains anything under shift on validation images.")
-        finish(opened.require_folder(), record)
+        finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
         done = opened.require_folder().need_stage("compensate", "compensate")
@@ -247,7 +243,7 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-@with_options(*STAGE_OPTIONS, **OF_RUN)
+@with_options("correction_output", *STAGE_OPTIONS, **OF_RUN)
 def export(run_folder: Path, **options: Any) -> None:
     """Write calibrator and classifier as one INT8 graph.
 

@@ -35,9 +35,8 @@ from qrobust.pipeline.compensate import (
 from qrobust.pipeline.export import as_result, export_checked
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
+    trained_shifts,
     training_data,
     training_images,
     training_provenance,
@@ -48,7 +47,6 @@ from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import prepare_qat
 from qrobust.quantization.recipe import Recipe
-from qrobust.record import RemedyResult
 from qrobust.remedies import CALIBRATOR, COMBINED, RETRAINED
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
@@ -69,12 +67,11 @@ def make_baseline(run: Run, method: str) -> None:
     """
     if method not in (*REMEDIES, TORCH_ONLY):
         raise unknown("remedy", method, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
-    if method in (*RETRAINED, *COMBINED) and not training_conditions(run):
+    if method in (*RETRAINED, *COMBINED) and not run.config.shifts.train_on:
         raise InputError(f"remedy: {method} learns from shifts, got target images alone")
     if method.endswith("bn-reestimate"):
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
-    check_unseen(run)
     folder = run.require_folder()
     if method in COMBINED and not is_current(run, classifier := method.removesuffix(f"+{CALIBRATOR}")):
         make_baseline(run, classifier)
@@ -140,29 +137,25 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    return _calibrated(run, _reestimated(run), None)
+    return _calibrated(run, _reestimated(run))
 
 
-def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: float | None) -> Made:
+def _calibrated(run: Run, fake_quantized: fx.GraphModule, made_from: fx.GraphModule | None = None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_stage("compensate", "compensate")
         chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
-    fit = fit_in_run(run, fake_quantized, calibrator_data(run))
+    fit = fit_in_run(run, fake_quantized, calibrator_data(run), made_from)
     spent = checkpoints_of(run, fake_quantized).all()
-    result = fit_result(run, fit, int8_shift_accuracy)
+    result = fit_result(run, fit)
     result["weight_change"] = weight_change(run.fake_quantized, fake_quantized)
     return Made(Compensated(fit.calibrator, fake_quantized), result, spent)
 
 
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
-    def make(run: Run) -> Made:
-        below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
-        return _calibrated(run, run.retrained(name), below.int8_shift_accuracy if below else None)
-
-    return make
+    return lambda run: _calibrated(run, run.retrained(name), run.fake_quantized)
 
 
 def _thawed(run: Run, name: str) -> fx.GraphModule:
@@ -196,12 +189,10 @@ def _retrained(name: str) -> Callable[[Run], Made]:
         result = {
             "training": done.training.__dict__,
             "earlier_s": done.training.earlier_s,
-            "trained_on": sorted({shift for shift, _ in training_conditions(run)}),
+            "trained_on": trained_shifts(run),
             "lessons": training_provenance(run)
             | {"scene_images": None, "scene_splits": None, "clean_budget": run.config.calibrator.clean_budget},
-            "validation": validation_result(
-                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.start_shift_accuracy
-            ),
+            "validation": validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
             "weight_change": done.change,
             "kept_share": done.averaged.share,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,7 @@ from qrobust.compensation.fit import (
 from qrobust.data.splits import Split
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
     training_data,
     training_images,
     training_provenance,
@@ -42,7 +41,6 @@ def compensate(run: Run) -> None:
     """Stage 2: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = run.require_folder()
     check_images(run)
-    check_unseen(run)
     checkpoints, data = checkpoints_of(run, run.fake_quantized), calibrator_data(run)
     # Refused before the calibrator that is there is deleted.
     choose_calibrator(
@@ -58,7 +56,7 @@ def compensate(run: Run) -> None:
         if checkpoints.int8.parent == folder.finished:
             run.reporter.say("  trained before with these choices: only what comes after training is done")
         fit = fit_in_run(run, run.fake_quantized, data)
-        result |= fit_result(run, fit, fit.float_phase.start_shift_accuracy)
+        result |= fit_result(run, fit)
         invalidate(run, "compensate")
         run.save_calibrator(fit.calibrator)
         folder.keep_finished(checkpoints_of(run, run.fake_quantized).all())
@@ -93,10 +91,12 @@ def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
     return Checkpoints(place("float", "pt"), place("int8", "pt"), place("chosen", "json"))
 
 
-def fit_in_run(run: Run, classifier: fx.GraphModule, data: CalibratorData) -> CalibratorFit:
-    """A calibrator in front of a fake-quantized model, by the choices of the run."""
+def fit_in_run(
+    run: Run, classifier: fx.GraphModule, data: CalibratorData, made_from: fx.GraphModule | None = None
+) -> CalibratorFit:
+    """A calibrator in front of a fake-quantized model, by the choices of the run; see `FrozenClassifier`."""
     return fit_calibrator(
-        frozen_classifier(run, classifier),
+        replace(frozen_classifier(run, classifier), made_from=made_from),
         data,
         run.config.calibrator,
         checkpoints=checkpoints_of(run, classifier),
@@ -115,30 +115,22 @@ def validation_result(
     run: Run,
     clean_accuracy: float,
     shift_accuracy: float,
-    int8_shift_accuracy: float | None,
     target_labelled: bool | None = None,
 ) -> dict[str, Any]:
     """What a stage keeps of the validation of a remedy, as JSON; see `validation_measures` for the last argument."""
     return {
         "clean_accuracy": clean_accuracy,
         "shift_accuracy": shift_accuracy,
-        "int8_shift_accuracy": int8_shift_accuracy,
         "measures": validation_measures(
             labels=run.config.calibrator.use_labels,
             target_labelled=target_labelled,
-            shifted=bool(training_conditions(run)),
+            shifted=training_data(run).renders,
         ),
     }
 
 
-def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) -> dict[str, Any]:
-    """What a stage keeps of a fit, as JSON.
-
-    Args:
-        run: of the run.
-        fit: of a calibrator.
-        int8_shift_accuracy: of INT8 alone on the validation images; None: not known.
-    """
+def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
+    """What a stage keeps of a fit, as JSON."""
     return {
         "latency_ratio": fit.latency_ratio,
         "macs": {"calibrator": fit.macs},
@@ -152,7 +144,6 @@ def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) 
             run,
             fit.clean_accuracy,
             fit.shift_accuracy,
-            int8_shift_accuracy,
             run.target_images.labelled if run.target_images else None,
         ),
         "earlier_s": fit.earlier_s,

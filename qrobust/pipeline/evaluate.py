@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -17,7 +17,6 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
-from qrobust.errors import InputError
 from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.effects import Right, chance, graph_effects, spread
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
@@ -31,7 +30,7 @@ from qrobust.evaluation.summary import (
     summarise,
 )
 from qrobust.evaluation.workers import check_workers
-from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
+from qrobust.pipeline.provenance import check_images, check_measured, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import stage
@@ -63,9 +62,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     names, in_torch = _to_measure(run, without)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    if not (run.conditions or run.stored or run.target_images):
-        wanted = ", ".join(config.shifts.names)
-        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.shifts.severities}")
+    check_measured(run)
     torch.set_num_threads(config.threads)
     if sums(**session_options(run.target)) == "exact-by-request":
         run.reporter.warn(
@@ -89,7 +86,8 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             progress=run.reporter.bar,
         )
         trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        result |= _figures(found, trained_on)
+        trained = folder.need_stage("quantize", "quantize")["quantization"]["qat"] or {}
+        result |= _figures(found, trained_on, trained.get("shifts", ()))
         result["remedies"] += _in_torch(run, found) if in_torch else []
         result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
@@ -119,14 +117,27 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
     return names, in_torch
 
 
-def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
-    """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
+def _figures(found: Evaluation, trained_on: Sequence[str], by_classifier: Sequence[str]) -> dict[str, Any]:
+    """What the record tells of an evaluation.
+
+    Args:
+        found: the evaluation.
+        trained_on: shifts that its calibrator learned from, if there is one.
+        by_classifier: shifts that the classifier learned from.
+    """
     return {
-        "rows": run_rows(found.predictions, found.labels, seed=found.seed, of=found.of, seen=trained_on),
+        "rows": run_rows(
+            found.predictions,
+            found.labels,
+            seed=found.seed,
+            of=found.of,
+            seen=trained_on,
+            seen_by_classifier=by_classifier,
+        ),
         "summary": summarise(
             found.predictions,
             found.labels,
-            tuple(trained_on),
+            (*trained_on, *by_classifier),
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
@@ -190,7 +201,7 @@ def _effects(run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], w
     None where nothing but clean images was measured, or target images that remedies learn from have no labels.
     """
     shifts, folder = run.config.shifts, run.require_folder()
-    target = run.target_images if shifts.target_images_alone else None
+    target = None if shifts.train_on else run.target_images
     rendered = [condition for condition in found.predictions if condition != CLEAN]
     if (target and not target.labelled) or not (target or rendered):
         return None

@@ -16,10 +16,11 @@ from qrobust.errors import ExportCheckError, InputError
 from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.export import PARITY_IMAGES, as_result, export_checked
 from qrobust.pipeline.output_folder import promote
-from qrobust.pipeline.provenance import training_conditions
+from qrobust.pipeline.provenance import rendered_data, trained_shifts
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
+from qrobust.pipeline.start import look
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat
 from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
@@ -57,10 +58,9 @@ def quantize(run: Run) -> None:
 def _quantize(run: Run) -> None:
     quantized = run.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
     with stage(run, "quantize", began_s=quantized.seconds) as result:
-        fake_quantized, fit, shifted = quantized.module, None, []
-        if run.config.qat.epochs:
-            shifted = training_conditions(run) if run.config.qat.shifts else []
-            fake_quantized, fit = _trained(run, quantized, shifted)
+        fake_quantized, fit, config = quantized.module, None, run.config.qat
+        if config.epochs:
+            fake_quantized, fit = _trained(run, quantized)
             result["earlier_s"] = fit.earlier_s
         floating = folded(run.model, quantized.observed.images[:1])
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
@@ -88,7 +88,7 @@ def _quantize(run: Run) -> None:
             "keep_float_auto": _bought(run, quantized.gained, result["audit"]["int8"]),
             "layer_noise": [asdict(n) for n in noise],
             "layer_effects": [asdict(e) for e in quantized.effects],
-            "qat": asdict(fit) | {"shifts": sorted({name for name, _ in shifted})} if fit else None,
+            "qat": asdict(fit) | {"shifts": trained_shifts(run) if config.shifts else []} if fit else None,
             "saturation": _saturation(run, fake_quantized),
         }
         result["macs"] = {"classifier": count_macs(run.model, size, run.model.channels)}
@@ -99,13 +99,12 @@ def _quantize(run: Run) -> None:
         result["duplicates"] = [asdict(entry) for entry in run.duplicates]
         result["class_names"] = list(run.data.class_names)
         result["preprocessing"] = asdict(run.preprocessing)
+        result["start"] = asdict(run.start or look(run))
         result["image_size"] = size
         result["channels"] = run.model.channels
 
 
-def _trained(
-    run: Run, quantized: FakeQuantizedModel, shifted: list[tuple[str, int]]
-) -> tuple[fx.GraphModule, QatFit]:
+def _trained(run: Run, quantized: FakeQuantizedModel) -> tuple[fx.GraphModule, QatFit]:
     """Quantization-aware training; one that was killed goes on from its checkpoint."""
     folder, config, training = run.require_folder(), run.config, run.data.training
     folder.checkpoints.mkdir(exist_ok=True)
@@ -114,7 +113,7 @@ def _trained(
     fit = finetune(
         trainable,
         folded(run.model, quantized.observed.images[:1]),
-        TrainingData(training, shifted, run.table),
+        rendered_data(run, training) if config.qat.shifts else TrainingData(training, [], run.table),
         run.data.validation,
         config.qat,
         steps=max(1, round(config.qat.epochs * len(training) / batch_size)),

@@ -22,6 +22,7 @@ from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
 from qrobust.record.recommendation import Effects, Recommendation
+from qrobust.record.start import Start
 from qrobust.record.typed_json import OneOf, from_json, to_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
@@ -67,6 +68,7 @@ class Record:
         channels: 3 (RGB) or 1 (luma).
         graph_sha256: per graph, of the file that was measured; null where an earlier version left it out.
         preprocessing: how images became the network's input; null in records of earlier versions.
+        start: what was found before the first stage; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -111,6 +113,7 @@ class Record:
     hardware: Hardware
     stages: dict[str, StageTime]
     preprocessing: Preprocessing | None = None
+    start: Start | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
     effects: Effects | None = None
