@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,8 +26,9 @@ from qrobust.compensation.validation import Validation, information
 from qrobust.data.splits import TrainingData
 from qrobust.errors import InputError
 from qrobust.progress import Progress
+from qrobust.record import PhaseFit
 from qrobust.shifts.filters import to_unit
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import Outcome, fast_arithmetic, fit
 
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
@@ -48,22 +49,6 @@ ALIGNMENT_WEIGHT = 1.0
 PROBES, MOST_VANISHED = 32, 0.5
 # Times a training run stops to validate.
 VALIDATIONS = 5
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a training run came to; accuracies on the validation images, as fractions.
-
-    `earlier_s` is the seconds of training by processes before the one that ended it.
-    """
-
-    clean_accuracy: float
-    shift_accuracy: float
-    start_clean_accuracy: float
-    start_shift_accuracy: float
-    best_step: int
-    diverged: bool
-    earlier_s: float = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,7 @@ def train_calibrator(
     *,
     deployed: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
-) -> Fit:
+) -> PhaseFit:
     """Train `calibrator` in place so that `fake_quantized` finds shifted images easier.
 
     First, for `phase.restore_steps`, the calibrator alone learns to give back the unshifted image (mean
@@ -183,8 +168,20 @@ def train_calibrator(
         )
     if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
+    return _phase_fit(done)
+
+
+def _phase_fit(done: Outcome) -> PhaseFit:
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
-    return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
+    return PhaseFit(
+        start_clean_accuracy=start_clean,
+        start_shift_accuracy=start_shifted,
+        clean_accuracy=clean,
+        shift_accuracy=shifted,
+        best_step=done.best_step,
+        diverged=done.diverged,
+        earlier_s=done.earlier_s,
+    )
 
 
 def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

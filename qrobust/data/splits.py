@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qrobust.data.sources import (
-    Images,
-)
+from qrobust.data.sources import Images
+from qrobust.record import SplitSummary
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
 # Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
@@ -59,9 +58,9 @@ class Split:
         """SHA-256 over the ordered indices: equal fingerprints mean equal splits of one source."""
         return hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()[:16]
 
-    def summary(self) -> dict[str, int | str]:
+    def summary(self) -> SplitSummary:
         """How many images, which of the source's, and which the source holds, for the record."""
-        return {"n": len(self), "fingerprint": self.fingerprint(), "listing": self.source.listing[:16]}
+        return SplitSummary(n=len(self), fingerprint=self.fingerprint(), listing=self.source.listing[:16])
 
     def identity(self) -> tuple[str, str, str]:
         """What answers about these images depend on: which they are, their labels, and the source's version."""
@@ -87,7 +86,7 @@ class Data:
             getattr(self, name).source.channels = channels
         return self
 
-    def summary(self) -> dict[str, dict[str, int | str]]:
+    def summary(self) -> dict[str, SplitSummary]:
         """What each split holds, for the record."""
         return {name: getattr(self, name).summary() for name in SPLIT_NAMES}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -21,7 +20,7 @@ from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, mixed_images
 from qrobust.errors import InputError, unknown
 from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, fit_in_run, fit_result, selection_split
-from qrobust.pipeline.export import as_result, export_checked
+from qrobust.pipeline.export import export_checked, exported
 from qrobust.pipeline.provenance import (
     check_images,
     check_unseen,
@@ -36,7 +35,7 @@ from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
 from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.quantize import finetune
-from qrobust.quantization.recipe import Recipe
+from qrobust.record import CalibratorMacs, CompensationResult, QatTraining, RemedyResult, RemedyTraining, taken
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
 
@@ -64,11 +63,12 @@ def make_baseline(run: Run, method: str) -> None:
     check_unseen(run)
     folder = run.require_folder()
     folder.checkpoints.mkdir(exist_ok=True)
-    with stage(run, method) as result:
+    with stage(run, method) as running:
         if method == TORCH_ONLY:
             return
         made = MAKERS[method](run)
-        result |= {"macs": {"calibrator": 0}} | made.result | as_result(export_checked(run, method, made.model))
+        running.earlier_s = made.earlier_s
+        running.result = taken(RemedyResult, made.training, exported(export_checked(run, method, made.model)))
         folder.drop_checkpoints(made.spent)
 
 
@@ -78,19 +78,21 @@ class Made:
 
     Attributes:
         model: to export.
-        result: what the stage keeps of it, as JSON.
+        training: how it was made.
         spent: checkpoints that are not needed once it is exported.
+        earlier_s: seconds of its training by processes that were killed.
     """
 
     model: nn.Module
-    result: dict[str, Any]
+    training: RemedyTraining
     spent: tuple[Path, ...] = ()
+    earlier_s: float = 0.0
 
 
 def _only_reestimated(run: Run) -> Made:
-    drawn = _reestimated_on(run) * REESTIMATION_BATCH
-    provenance = training_provenance(run, trained=False) | {"drawn": drawn}
-    return Made(_reestimated(run), {"trained_on": trained_on_names(run), "lessons": provenance})
+    images = _reestimated_on(run) * REESTIMATION_BATCH
+    provenance = replace(training_provenance(run, trained=False), batch_norm_images=images)
+    return Made(_reestimated(run), RemedyTraining(trained_on=trained_on_names(run), provenance=provenance))
 
 
 def _reestimated_on(run: Run) -> int:
@@ -114,7 +116,7 @@ def _reestimated(run: Run) -> fx.GraphModule:
                 yield to_unit(batch.shifted)
                 bar.update(1)
 
-    recipe = Recipe.from_json(run.require_folder().need_stage("quantize", "quantize")["quantization"]["recipe"])
+    recipe = run.recipe
     observed = observe(
         reestimate_batch_norm(run.model, batches()), mixed_images(run.data.calibration, data, run.config.seed), recipe
     )
@@ -125,12 +127,13 @@ def _reestimated_and_calibrated(run: Run) -> Made:
     fake_quantized = _reestimated(run)
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
-        alone = run.require_folder().need_stage("compensate", "compensate")
-        chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
+        alone = run.require_folder().need_result(CompensationResult, "compensate", "compensate")
+        chosen = {"width": alone.width, "branches": list(alone.branches), "latency_ratio": alone.latency_ratio}
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
     fit = fit_in_run(run, fake_quantized, calibrator_data(run))
     spent = checkpoints_of(run, fake_quantized).all()
-    return Made(Compensated(fit.calibrator, fake_quantized), fit_result(run, fit), spent)
+    training = taken(RemedyTraining, fit_result(run, fit))
+    return Made(Compensated(fit.calibrator, fake_quantized), training, spent, fit.earlier_s)
 
 
 def _finetuned(run: Run) -> Made:
@@ -161,19 +164,20 @@ def _finetuned(run: Run) -> Made:
             f"learning_rate: fine-tuning diverged at step {fitted.steps}, before anything was learned; expected a "
             f"rate smaller than {config.learning_rate:g}"
         )
-    result = {
-        "training": fitted.__dict__,
-        "earlier_s": fitted.earlier_s,
-        "trained_on": sorted({name for name, _ in training_conditions(run)}),
-        "lessons": training_provenance(run) | {"scene_images": None, "scene_splits": None},
-    }
-    return Made(fake_quantized, result, tuple(folder.checkpoints.glob("finetune-*")))
+    trained_on = tuple(sorted({name for name, _ in training_conditions(run)}))
+    training = RemedyTraining(
+        training=taken(QatTraining, fitted, shifts=trained_on),
+        trained_on=trained_on,
+        provenance=replace(training_provenance(run), target_images=None, target_splits=None),
+    )
+    return Made(fake_quantized, training, tuple(folder.checkpoints.glob("finetune-*")), fitted.earlier_s)
 
 
 def _preprocessed(module: nn.Module) -> Callable[[Run], Made]:
     def make(run: Run) -> Made:
-        macs = {"calibrator": count_macs(module, run.data.image_size, run.model.channels)}
-        return Made(Compensated(module, run.fake_quantized), {"trained_on": [], "lessons": None, "macs": macs})
+        macs = CalibratorMacs(calibrator=count_macs(module, run.data.image_size, run.model.channels))
+        training = RemedyTraining(macs=macs, trained_on=(), provenance=None)
+        return Made(Compensated(module, run.fake_quantized), training)
 
     return make
 

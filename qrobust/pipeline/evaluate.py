@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
 
 import torch
 
@@ -31,9 +30,17 @@ from qrobust.pipeline.provenance import check_images, check_target_images, train
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
 from qrobust.pipeline.stage import stage
-from qrobust.record import CorruptionSet, RemedyGain, TargetImages, hardware, versions
+from qrobust.record import (
+    CompensationResult,
+    CorruptionSet,
+    EvaluationResult,
+    Latency,
+    RemedyGain,
+    TargetImages,
+    hardware,
+    versions,
+)
 
-LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
 TORCH_IMAGES = 200
 
@@ -51,7 +58,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         workers: processes that render and ask, with sessions of one thread each.
         without: methods to leave out although they are there.
     """
-    folder, config = run.require_folder(), run.config
+    config = run.config
     check_images(run)
     check_target_images(run, without)
     names, in_torch = _to_measure(run, without)
@@ -66,7 +73,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             f"warning: this CPU has no VNNI; onnxruntime is asked to add as {run.target.name} does, so accuracies "
             "are those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
-    with stage(run, "evaluate", began_s=time.perf_counter() - began) as result:
+    with stage(run, "evaluate", began_s=time.perf_counter() - began) as running:
         sessions = {name: run.onnx_classifier(name) for name in names}
         found = measure(
             sessions,
@@ -82,16 +89,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             severity_table=run.table,
             progress=run.reporter.bar,
         )
-        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        result |= _figures(found, trained_on)
-        result["remedies"] += _in_torch(run, found) if in_torch else []
-        result["target_images"] = _target_images(run, sessions, workers)
-        result["splits"] = run.data.summary()
-        result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
-        result["versions"] = versions()
-        latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
-        result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
-        result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+        running.result = _result(run, found, sessions, workers=workers, in_torch=in_torch)
 
 
 def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
@@ -101,33 +99,47 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
     for name, why in otherwise.items():
         run.reporter.warn(f"warning: {name} is left out: {why}")
     left_out = {*otherwise, *without}
-    in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
+    in_torch = TORCH_ONLY not in left_out and folder.is_done(TORCH_ONLY)
     names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
-    if folder.stage("compensate") and not folder.stage("export"):
+    if folder.is_done("compensate") and not folder.is_done("export"):
         run.reporter.warn(
             f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
         )
     return names, in_torch
 
 
-def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
-    """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
-    return {
-        "rows": run_rows(found.predictions, found.labels, seed=found.seed, of=found.of, seen=trained_on),
-        "summary": summarise(
-            found.predictions,
-            found.labels,
-            tuple(trained_on),
+def _result(
+    run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], *, workers: int, in_torch: bool
+) -> EvaluationResult:
+    """What the stage keeps: figures of what was measured, target images, times and sizes."""
+    folder, figures = run.require_folder(), (found.predictions, found.labels)
+    trained_on: tuple[str, ...] = ()
+    if "compensated" in sessions:
+        trained_on = folder.need_result(CompensationResult, "compensate", "compensate").trained_on
+    gains = remedy_gains(*figures, seed=found.seed) + (_in_torch(run, found) if in_torch else [])
+    target_images = _target_images(run, sessions, workers)
+    ms = {batch: latencies_ms(sessions, run.data.image_size, batch) for batch in (1, 32)}
+    return EvaluationResult(
+        rows=tuple(run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on)),
+        summary=summarise(
+            *figures,
+            trained_on,
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
             of=found.of,
         ),
-        "remedies": remedy_gains(found.predictions, found.labels, seed=found.seed),
-        "corruption_sets": corruption_set_entries(found),
-        "attacks": found.attacks,
-        "severity_table": found.severity_table,
-    }
+        remedies=tuple(gains),
+        target_images=target_images,
+        corruption_sets=tuple(corruption_set_entries(found)),
+        attacks=found.attacks,
+        splits=run.data.summary(),
+        severity_table=found.severity_table,
+        latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in sessions},
+        size_bytes={name: folder.graph(name).stat().st_size for name in sessions},
+        hardware=hardware(run.config.threads, sums(**session_options(run.target))),
+        versions=versions(),
+    )
 
 
 def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:

@@ -37,6 +37,7 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
+from qrobust.record import CompensationResult, QuantizationResult, taken
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
 from qrobust.user_code import (
@@ -242,30 +243,35 @@ class Run:
             reporter=self.reporter,
         )
 
+    @property
+    def recipe(self) -> Recipe:
+        """What the folder's fake-quantized model was made by."""
+        done = self.require_folder().need_result(QuantizationResult, "quantize", "quantize")
+        return taken(Recipe, done.quantization.recipe)
+
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
         """The fake-quantized model that the folder holds."""
-        stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
             _integers(self.require_folder().fake_quantized, "quantize"),
             channels=self.model.channels,
-            recipe=Recipe.from_json(stage["quantization"]["recipe"]),
+            recipe=self.recipe,
         )
 
     @cached_property
     def calibrator(self) -> nn.Module:
         """The frozen integer calibrator that the folder holds."""
-        stage = self.require_folder().need_stage("compensate", "compensate")
-        if stage.get("calibrator_version") != CALIBRATOR_VERSION:
+        done = self.require_folder().need_result(CompensationResult, "compensate", "compensate")
+        if done.calibrator_version != CALIBRATOR_VERSION:
             raise InputError(
                 f"run folder: the calibrator in {self.require_folder().path} is of another version of qrobust; "
                 "run `qrobust compensate` again"
             )
         size, channels = self.data.image_size, self.model.channels
-        fresh = new_calibrator(size, stage["width"], tuple(stage["branches"]), channels, self.config.seed)
+        fresh = new_calibrator(size, done.width, done.branches, channels, self.config.seed)
         return restore(
             fresh.eval(),
             self.target,

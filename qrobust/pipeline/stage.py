@@ -6,12 +6,13 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.record import StageResult, to_json
 from qrobust.shifts.registry import find_shift
 from qrobust.storage import write_json
 
@@ -32,9 +33,22 @@ STAGES = ("quantize", "compensate", "export", "evaluate")
 COMPARED = ("compensate", *BASELINES, TORCH_ONLY)
 
 
+@dataclass
+class RunningStage:
+    """A stage while it runs.
+
+    Attributes:
+        result: what it leaves, to be set before it ends.
+        earlier_s: seconds of its training by processes that were killed.
+    """
+
+    result: StageResult = field(default_factory=StageResult)
+    earlier_s: float = 0.0
+
+
 @contextmanager
-def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Time a stage, begun so many seconds ago; on success store what it put into the yielded dict.
+def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[RunningStage]:
+    """Time a stage, begun so many seconds ago; on success store the `result` of what is yielded.
 
     What was done before stays done until it is replaced, however this ends; only quantization, which replaces files
     as it goes, and all that builds on it are undone from its start on.
@@ -45,15 +59,14 @@ def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]
         invalidate(run, name)
     torch.set_num_threads(run.config.threads)
     started = time.perf_counter() - began_s
-    result: dict[str, Any] = {}
-    yield result
-    result["choices"] = choices_key(run, name) if name in COMPARED else None
-    earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
-    result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
+    running = RunningStage()
+    yield running
+    choices = choices_key(run, name) if name in COMPARED else None
+    duration_s = round(time.perf_counter() - started + running.earlier_s, 3)
     invalidate(run, name)
     write_json(folder.config, run.config_with_code.as_json())
-    folder.finish(name, result)
-    run.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
+    folder.finish(name, replace(running.result, choices=choices, duration_s=duration_s))
+    run.reporter.detail(f"{name} done in {duration_s:.1f} s")
 
 
 def invalidate(run: Run, name: str) -> None:
@@ -64,8 +77,8 @@ def invalidate(run: Run, name: str) -> None:
 
 def is_current(run: Run, name: str) -> bool:
     """Whether a stage is done, and was done with the choices of now."""
-    done = run.require_folder().stage(name)
-    return done is not None and done["choices"] == choices_key(run, name)
+    done = run.require_folder().result(StageResult, name)
+    return done is not None and done.choices == choices_key(run, name)
 
 
 def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
@@ -80,5 +93,5 @@ def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
     own = {name: shift.version for name, _ in run.conditions if (shift := find_shift(name)).is_custom}
     if version := run.model_spec.version:
         own["model"] = version
-    found = [part for part in (own, run.target_images and run.target_images.summary()) if part]
+    found = [part for part in (own, run.target_images and to_json(run.target_images.summary())) if part]
     return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]

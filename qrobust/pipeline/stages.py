@@ -36,7 +36,7 @@ __all__ = [
 def run_all(run: Run, *, resume: bool) -> Record:
     """All stages; with `resume`, those that are not done."""
     for name, stage in zip(STAGES, (quantize, compensate, export, evaluate), strict=True):
-        if resume and run.require_folder().stage(name):
+        if resume and run.require_folder().is_done(name):
             run.reporter.say(f"{name}: done before, kept")
             continue
         stage(run)
@@ -52,7 +52,7 @@ def compare(run: Run) -> Record:
     try:
         if not is_current(run, "compensate"):
             compensate(run)
-        if not folder.stage("export"):
+        if not folder.is_done("export"):
             export(run)
     except QRobustError as error:
         failed.add("calibrator")

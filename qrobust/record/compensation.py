@@ -94,7 +94,7 @@ class PhaseFit:
     shift_accuracy: Share
     best_step: Count
     diverged: bool
-    earlier_s: Seconds = 0.0
+    earlier_s: Seconds = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

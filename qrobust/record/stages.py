@@ -27,11 +27,11 @@ class StageResult:
 
     Attributes:
         choices: changes with every choice that the stage depends on; null where that is not compared.
-        duration_s: what it took, with what killed processes had trained before.
+        duration_s: what it took, with what killed processes had trained before; set as it ends, like `choices`.
     """
 
-    choices: str | None
-    duration_s: Seconds
+    choices: str | None = None
+    duration_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ class ExportResult(StageResult, ExportedGraphs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemedyResult(StageResult, ExportedGraphs):
-    """`stages/REMEDY.json` of a remedy other than a calibrator.
+class RemedyTraining:
+    """How a remedy other than a calibrator was made.
 
     Attributes:
         macs: what it adds.
@@ -115,11 +115,16 @@ class RemedyResult(StageResult, ExportedGraphs):
         classifier_hash: before and after, where a calibrator was trained in front of it, else null.
     """
 
-    macs: CalibratorMacs
+    macs: CalibratorMacs = CalibratorMacs(calibrator=0)
     trained_on: tuple[str, ...]
     provenance: TrainingProvenance | None = field(metadata=was("lessons"))
     training: CalibratorTraining | QatTraining | None = None
     classifier_hash: ClassifierHash | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyResult(StageResult, RemedyTraining, ExportedGraphs):
+    """`stages/REMEDY.json` of a remedy other than a calibrator."""
 
 
 @dataclass(frozen=True, kw_only=True)
