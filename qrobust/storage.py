@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,9 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_sealed(path: Path, value: Mapping[str, object]) -> None:
     """Write JSON that only qrobust reads: with a checksum, by which `read_json` knows whether it was changed."""
-    write_json(path, value | {CHECKSUM: _checksum(value)})
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _checksum(value: dict[str, Any]) -> str:
+def _checksum(value: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -123,9 +123,9 @@ class RunConfig(Section):
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data for a JSON file, by option name."""
-        entries: dict[str, Any] = {}
+        entries: dict[str, object] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, Section):
@@ -135,7 +135,7 @@ class RunConfig(Section):
         return entries
 
     @classmethod
-    def from_options(cls, options: dict[str, Any]) -> RunConfig:
+    def from_options(cls, options: Mapping[str, Any]) -> RunConfig:
         """A configuration from choices by option name; those not given have their defaults.
 
         Raises:
@@ -165,7 +165,7 @@ class RunConfig(Section):
         return config
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+    def from_json(cls, data: Mapping[str, object]) -> RunConfig:
         """The inverse of `as_json`; reads the entries of older versions, too.
 
         Raises:

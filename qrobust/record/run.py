@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,8 +99,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data
+        return dict(to_json(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +154,7 @@ class EvaluationRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data
+        return dict(to_json(self))
 
 
 def read_record(path: Path) -> Record:
@@ -176,7 +175,9 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     return from_json(EvaluationRecord, _upgraded(read_json(path), EVALUATION_SCHEMA, ("data",), path), path)
 
 
-def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], path: Path) -> dict[str, Any]:
+def _upgraded(
+    data: Mapping[str, object], schema: str, from_config: tuple[str, ...], path: Path
+) -> Mapping[str, object]:
     """Data of the present schema; of what changed since the first, names are the reader's (see `was`)."""
     found, earlier = data.get("schema"), EARLIER_SCHEMAS[schema]
     if found == schema:
@@ -185,4 +186,4 @@ def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], p
         raise InputError(f"{path}: schema: expected {schema} or {earlier}, got {found!r}")
     config = data.get("config")
     chosen = {key: config[key] for key in from_config if key in config} if isinstance(config, dict) else {}
-    return chosen | data | {"schema": schema}
+    return {**chosen, **data, "schema": schema}

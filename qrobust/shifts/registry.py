@@ -64,9 +64,9 @@ class Shift:
     version: str = ""
 
 
-def _versioned(traits: dict[str, Any]) -> dict[str, Any]:
-    """Random shifts with the version of the numbers that they draw."""
-    return traits | ({"version": "counters"} if traits.get("random", True) else {})
+def _version(*, random: bool = True, **_: object) -> str:
+    """Of the numbers that a random shift draws."""
+    return "counters" if random else ""
 
 
 def _arguments(strengths: tuple) -> tuple[tuple, ...]:
@@ -77,7 +77,7 @@ def _corruption(
     function: Callable[..., torch.Tensor], family: str, unit: str, cifar: tuple, imagenet: tuple, **traits: Any
 ) -> Shift:
     tables: dict[str, tuple[tuple | None, ...]] = {"cifar-c": _arguments(cifar), "imagenet-c": _arguments(imagenet)}
-    return Shift(function.__name__, family, function, unit, tables, **_versioned(traits))
+    return Shift(function.__name__, family, function, unit, tables, version=_version(**traits), **traits)
 
 
 def _transformation(
@@ -88,7 +88,8 @@ def _transformation(
     if function is t.jpeg_chain:  # one argument, which is a tuple
         arguments = tuple((s,) for s in strengths)
     traits = {"keeps_pixels": family != "geometry", "random": False} | traits
-    return Shift(function.__name__, family, function, unit, dict.fromkeys(TABLES, arguments), **_versioned(traits))
+    tables: dict[str, tuple[tuple | None, ...]] = dict.fromkeys(TABLES, arguments)
+    return Shift(function.__name__, family, function, unit, tables, version=_version(**traits), **traits)
 
 
 # The published ImageNet-C code takes its elastic constants from a side of 244 px and applies them to 224 px.
