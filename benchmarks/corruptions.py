@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from figures import git_commit
 
+from qrobust.data.files import IMAGE_SUFFIXES
 from qrobust.data.sources import (
-    IMAGE_SUFFIXES,
     array_images,
     decode_file,
     fit_square,

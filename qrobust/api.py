@@ -29,6 +29,7 @@ from qrobust.deployment.profiling import latencies_ms
 from qrobust.errors import InputError
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
+from qrobust.paths import user_path
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QuantizationConfig
 from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
@@ -44,7 +45,7 @@ def load_data(spec: str, *, image_size: int | None = None, calibration_images: i
     """Open a data set as four disjoint, seeded splits.
 
     Args:
-        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
         calibration_images: how many training images ranges are observed on.
         seed: of the splits.
@@ -91,7 +92,7 @@ def load_classifier(
         find_model(spec),
         classes=num_classes,
         image_size=image_size,
-        weights=None if weights is None else Path(weights).expanduser(),
+        weights=None if weights is None else user_path(weights),
         pretrained=pretrained,
         normalization=normalization,
         seed=seed,

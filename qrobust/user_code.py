@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from qrobust.errors import InputError, QRobustError
+from qrobust.paths import user_path
 
 SHA256_DIGITS = 64
 
@@ -103,7 +104,7 @@ def is_code(spec: str) -> bool:
 
 def file_of(spec: str) -> Path:
     """The file of `FILE.py:NAME`."""
-    return Path(spec.rpartition(":")[0]).expanduser()
+    return user_path(spec.rpartition(":")[0])
 
 
 def same_code(one: str, other: str) -> bool:
@@ -302,7 +303,7 @@ def hashes(given: Iterable[str]) -> frozenset[str]:
 
 
 def _key(path: Path) -> Path:
-    return path.expanduser().resolve()
+    return user_path(path).resolve()
 
 
 def _folders(path: Path) -> tuple[list[Path], str]:

@@ -225,6 +225,10 @@ def test_nothing_else_runs_code_or_sends_data(path: Path) -> None:
     assert code_or_data(str(path.relative_to(ROOT)), path.read_text()) == []
 
 
+def test_one_function_reads_the_home_folder_in_paths() -> None:
+    assert [path.name for path in FILES if ".expanduser(" in path.read_text()] == ["paths.py"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -74,7 +74,12 @@ _declare(
     help="What the model subtracts and divides by: imagenet, cifar10, none, or means and standard deviations "
     "(M/S for one channel).",
 )
-_declare("--data", group=MODEL, metavar="SPEC", help="imagefolder:DIR, npz:FILE, torchvision:NAME or digits.")
+_declare(
+    "--data",
+    group=MODEL,
+    metavar="SPEC",
+    help="imagefolder:DIR, list:FILE (path,label[,split] a line), npz:FILE, torchvision:NAME or digits.",
+)
 _declare(
     "--data-root",
     group=MODEL,

@@ -11,12 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qrobust.data.sources import (
-    Images,
-    are_images,
-    array_images,
-    folder_images,
-)
+from qrobust.data.folders import folder_images
+from qrobust.data.sources import Images, are_images, array_images
 from qrobust.errors import InputError
 from qrobust.paths import check_file
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from qrobust.data.files import LeftOutLog
+from qrobust.data.folders import SPLIT_FOLDERS, class_folders, folder_images, split_folders
+from qrobust.data.lists import list_images
 from qrobust.data.sources import (
     LEAST_SIZE,
     NATIVE_SIZE_LIMIT,
     Images,
     digits_images,
-    folder_images,
     npz_images,
     torchvision_images,
 )
 from qrobust.data.splits import SPLIT_NAMES, Data, Split
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.paths import check_file, user_path
+from qrobust.record.data import LeftOut
 
-SCHEMES = {"imagefolder": "imagefolder:DIR", "npz": "npz:FILE", "torchvision": "torchvision:NAME", "digits": "digits"}
+SCHEMES = {
+    "imagefolder": "imagefolder:DIR",
+    "list": "list:FILE",
+    "npz": "npz:FILE",
+    "torchvision": "torchvision:NAME",
+    "digits": "digits",
+}
 
 
 def open_data(
@@ -38,13 +49,14 @@ def open_data(
 ) -> Data:
     """Open a data set and split it.
 
-    A folder with `train` and `test` (or `val`) keeps them apart: test images come from `test`
-    (from `val` where there is no `test`), validation from `val` where both exist, everything else
-    from `train`. Any other source is one pool, of which a seeded fifth is the test split. A tenth of
-    the training pool, at most 5,000 images, is the validation split.
+    A folder with folders of splits (`qrobust.data.folders.SPLIT_FOLDERS`) keeps them apart: test images come from
+    `test` (from `val` where there is no `test`), validation from `val` where both exist, everything else from
+    `train` (from `val` where there is no `train`). Any other source, and a folder of one split, is one pool, of
+    which a seeded fifth is the test split. A tenth of the training pool, at most 5,000 images, is the validation
+    split.
 
     Args:
-        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         seed: decides every split.
         image_size: side in pixels to which images are brought. Default: the images' own side where
             all are square, alike and at most 128 px; else `preferred_size`.
@@ -54,15 +66,16 @@ def open_data(
         test_images: keep only so many test images (default all).
         class_names_file: one class name per line, in index order, for data of some of the classes.
         root: where torchvision data sets lie.
-        skip_bad_images: leave out files of an `imagefolder` that cannot be decoded, and list them.
+        skip_bad_images: leave out files of an `imagefolder` or a `list` that cannot be decoded, and list them.
 
     Raises:
         InputError: unknown scheme, missing or damaged files, too few images for a split.
     """
-    train_pool, val_pool, test_pool = _open_pools(spec, class_names_file, root, skip_bad_images)
-    pools = [pool for pool in (train_pool, val_pool, test_pool) if pool is not None]
-    size = image_size or _choose_size(pools, preferred_size)
-    for pool in pools:
+    pools = _open_pools(spec, class_names_file, root, skip_bad_images)
+    train_pool, val_pool, test_pool = pools.for_splits()
+    opened = [pool for pool in (train_pool, val_pool, test_pool) if pool is not None]
+    size = image_size or _choose_size(opened, preferred_size)
+    for pool in opened:
         pool.image_size = size
         if pool.class_names != train_pool.class_names:
             raise InputError(
@@ -88,13 +101,14 @@ def open_data(
     if test_images is not None and test_images > len(test):
         raise InputError(f"test_images: expected at most the {len(test)} of {spec}, got {test_images}")
     data = Data(
-        calibration=Split(train_pool, rest[:calibration_images]),
-        training=Split(train_pool, rest[calibration_images:][:train_images]),
-        validation=Split(val_pool, validation),
-        test=Split(test_pool, test[:test_images]),
+        calibration=pools.split(train_pool, rest[:calibration_images]),
+        training=pools.split(train_pool, rest[calibration_images:][:train_images]),
+        validation=pools.split(val_pool, validation),
+        test=pools.split(test_pool, test[:test_images]),
         class_names=train_pool.class_names,
         image_size=size,
-        skipped=tuple(name for pool in pools for name in pool.skipped),
+        skipped=tuple(name for pool in opened for name in pool.skipped),
+        left_out=pools.left_out,
     )
     for name in SPLIT_NAMES:
         if len(getattr(data, name)) == 0:
@@ -113,7 +127,7 @@ def open_test(
     root: str | Path | None = None,
     skip_bad_images: bool = False,
 ) -> Split:
-    """Open what a data set has to test on: its `test` part, else `val`, else all of it.
+    """Open what a data set has to test on: its `test` part, else `val`, else all of it if it is not divided.
 
     Args:
         spec: as for `open_data`.
@@ -126,40 +140,77 @@ def open_test(
         skip_bad_images: as for `open_data`.
 
     Raises:
-        InputError: as `open_data`.
+        InputError: as `open_data`, or there are training images alone.
     """
-    train, val, test = _open_pools(spec, class_names_file, root, skip_bad_images, test_only=True)
-    pool = test or val or train
+    pools = _open_pools(spec, class_names_file, root, skip_bad_images, test_only=True)
+    pool = pools.for_test()
+    pool.left_out = pools.left_out
     pool.image_size, pool.channels = image_size or _choose_size([pool], None), channels
     if test_images is not None and not 1 <= test_images <= len(pool):
         raise InputError(f"test_images: expected 1 to the {len(pool)} of {spec}, got {test_images}")
-    return Split(pool, _shuffled(len(pool), seed)[:test_images])
+    return pools.split(pool, _shuffled(len(pool), seed)[:test_images])
 
 
 def _shuffled(count: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permutation(count))
 
 
+@dataclass(frozen=True)
+class _Pools:
+    """Images by kind of split (`train`, `val`, `test`), or one pool called "", which is not divided.
+
+    Attributes:
+        images: the pools.
+        names: what the source calls each kind, where it is not divided by qrobust.
+        left_out: what of the source is not used.
+    """
+
+    images: dict[str, Images]
+    names: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+
+    def for_splits(self) -> tuple[Images, Images | None, Images | None]:
+        """To take training, validation and test images from; None where a part of the first is taken."""
+        if len(self.images) == 1:
+            return next(iter(self.images.values())), None, None
+        train = self.images.get("train") or self.images["val"]
+        if "test" not in self.images:
+            return train, None, self.images["val"]
+        validation = self.images.get("val") if "train" in self.images else None
+        return train, validation, self.images["test"]
+
+    def for_test(self) -> Images:
+        """To take test images from."""
+        return next(self.images[kind] for kind in ("test", "val", "") if kind in self.images)
+
+    def split(self, pool: Images, indices: torch.Tensor) -> Split:
+        """Some images of a pool, with the name that the source has for it."""
+        kind = next(kind for kind, images in self.images.items() if images is pool)
+        return Split(pool, indices, taken_from=self.names.get(kind))
+
+
 def _open_pools(
     spec: str, names_file: str | Path | None, root: str | Path | None, skip_bad: bool, *, test_only: bool = False
-) -> tuple[Images, Images | None, Images | None]:
+) -> _Pools:
     scheme, _, value = spec.partition(":")
     names = None if names_file is None else _read_names(user_path(names_file))
     if scheme == "imagefolder" and value:
         return _open_folder(user_path(value), names, skip_bad, test_only)
+    if scheme == "list" and value:
+        return _open_list(user_path(value), names, skip_bad, test_only)
     if skip_bad:
-        raise InputError(f"skip_bad_images: expected data in imagefolder:DIR, which holds files, got {spec}")
+        raise InputError(f"skip_bad_images: expected data of files, imagefolder:DIR or list:FILE, got {spec}")
     if scheme == "npz" and value:
-        return npz_images(check_file(user_path(value), "data"), names), None, None
+        return _Pools({"": npz_images(check_file(user_path(value), "data"), names)})
     if scheme == "torchvision" and value:
         folder = user_path(root or "~/.cache/torchvision")
-        train, test = (torchvision_images(value, folder, part, names) for part in (True, False))
-        return train, None, test
+        parts = {kind: torchvision_images(value, folder, kind == "train", names) for kind in ("train", "test")}
+        return _Pools(parts, {kind: kind for kind in parts})
     if spec == "digits":
         if names is not None:
             raise InputError("class_names: the digits have names of their own")
-        return digits_images(), None, None
-    if Path(spec).expanduser().is_dir():
+        return _Pools({"": digits_images()})
+    if user_path(spec).is_dir():
         near = [f"imagefolder:{spec}"]
     else:
         near = [SCHEMES[found] for found in nearest(scheme, SCHEMES)]
@@ -177,28 +228,46 @@ def _read_names(file: Path) -> list[str]:
     return names
 
 
-def _open_folder(
-    folder: Path, names: list[str] | None, skip_bad: bool, test_only: bool
-) -> tuple[Images, Images | None, Images | None]:
-    """Its parts; what is bad is looked for, by decoding everything, only in those that will be used."""
+def _open_folder(folder: Path, names: list[str] | None, skip_bad: bool, test_only: bool) -> _Pools:
+    """Its splits, or all of it; for a test only that which is tested on."""
     if not folder.is_dir():
         raise InputError(f"data: no folder {folder}")
-    parts = {n: folder / n for n in ("train", "val", "test") if (folder / n).is_dir()}
-    if "train" not in parts:
-        return folder_images(folder, names, skip_bad=skip_bad), None, None
-    if len(parts) == 1:
-        return folder_images(parts["train"], names, skip_bad=skip_bad), None, None
-    last = "test" if "test" in parts else "val"
+    log = LeftOutLog(folder)
+    splits = split_folders(folder, log)
+    if not splits:
+        return _Pools({"": folder_images(folder, names, skip_bad=skip_bad, log=log)}, left_out=log.entries())
+    if names is None and len(splits) > 1:  # the same order of classes for all
+        first = next(splits[kind] for kind in SPLIT_FOLDERS if kind in splits)
+        names = [path.name for path in class_folders(first, LeftOutLog(folder))]
+    if test_only:
+        kind = _to_test_on(folder, splits)
+        splits = {kind: splits[kind]}
+    pools = {kind: folder_images(path, names, skip_bad=skip_bad, log=log) for kind, path in splits.items()}
+    return _Pools(pools, {kind: path.name for kind, path in splits.items()}, log.entries())
 
-    def opened(name: str) -> Images:
-        return folder_images(parts[name], names, skip_bad=skip_bad and (name == last or not test_only))
 
-    train = opened("train")
-    names = names or list(train.class_names)
-    others = {name: opened(name) for name in parts if name != "train"}
-    if "test" in others:
-        return train, others.get("val"), others["test"]
-    return train, None, others["val"]
+def _open_list(file: Path, names: list[str] | None, skip_bad: bool, test_only: bool) -> _Pools:
+    """The splits that a file lists, or all of it; for a test only that which is tested on."""
+    pools, called = list_images(file, names, skip_bad=skip_bad)
+    if test_only and called:
+        kind = _to_test_on(file, called)
+        pools, called = {kind: pools[kind]}, {kind: called[kind]}
+    return _Pools(pools, called)
+
+
+def _to_test_on(source: Path, splits: Collection[str]) -> str:
+    """The kind of split that is tested on.
+
+    Raises:
+        InputError: there are training images only.
+    """
+    kind = next((kind for kind in ("test", "val") if kind in splits), None)
+    if kind is None:
+        raise InputError(
+            f"data: expected test images, {source} holds training images alone; to measure on these all the same, "
+            "give them without a split (imagefolder:DIR/train)"
+        )
+    return kind
 
 
 def _choose_size(pools: list[Images], preferred_size: int | None) -> int:

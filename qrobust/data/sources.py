@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,12 +12,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from qrobust.data.files import FORMATS
 from qrobust.errors import InputError, unknown
 from qrobust.paths import check_file
+from qrobust.record.data import LeftOut
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
-# What is decoded, whatever a file's name says: other formats of Pillow's start programs, as EPS does Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 # Decoded images are kept only while a source fits in this; larger sources decode on every read.
 CACHE_BYTES = 256 * 2**20
 # Shorter side before the centre crop, relative to the crop: the ImageNet convention, 256 for 224.
@@ -47,6 +45,8 @@ class Images:
     Attributes:
         image_size: S of what is read; whoever opens a source sets it.
         channels: C of what is read: 3 for RGB, 1 for luma (Pillow's `L`); set before anything is read.
+        skipped: files that cannot be decoded, where those are to be left out.
+        left_out: files and folders of the data that are not used, by reason.
 
     Raises:
         InputError: a label that is no class index.
@@ -73,6 +73,7 @@ class Images:
         self.name_of = names
         self.image_size, self.channels = 0, 3
         self.skipped: tuple[str, ...] = ()
+        self.left_out: tuple[LeftOut, ...] = ()
         self._load = load
         self._cache: dict[int, torch.Tensor] = {}
         self._cached_bytes = 0
@@ -166,81 +167,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         above = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), above).convert("RGB")
     return image.convert("RGB")
-
-
-def folder_images(root: Path, class_names: Sequence[str] | None = None, *, skip_bad: bool = False) -> Images:
-    """One sub-folder per class, sorted names being the class order unless `class_names` gives one.
-
-    Args:
-        root: the folder.
-        class_names: in index order, for folders of some of the classes.
-        skip_bad: decode every file now and leave out those that cannot be; they are listed in `skipped`.
-
-    Raises:
-        InputError: no classes, a class without images or not among the names.
-    """
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise InputError(f"data: expected one sub-folder per class in {root}, found none")
-    names = list(class_names) if class_names else [p.name for p in folders]
-    paths: list[Path] = []
-    labels: list[int] = []
-    skipped: list[str] = []
-    for folder in folders:
-        if folder.name not in names:
-            raise InputError(
-                f"data: class folder {folder.name!r} in {root} is not one of the {len(names)} class names"
-            )
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if skip_bad:
-            good = [p for p in files if _decodes(p)]
-            skipped += map(str, sorted(set(files) - set(good)))
-            files = good
-        if not files:
-            left = " that can be decoded" if skip_bad else ""
-            raise InputError(f"data: class folder {folder} holds no image{left}")
-        paths += files
-        labels += [names.index(folder.name)] * len(files)
-    images = _files(root, paths, labels, names)
-    images.skipped = tuple(skipped)
-    return images
-
-
-def flat_images(root: Path, *, skip_bad: bool = False) -> Images:
-    """The image files that lie in a folder itself, none of its sub-folders; without labels, each being -1.
-
-    With `skip_bad` every file is decoded now, and those that cannot be are left out and listed in `skipped`.
-    """
-    files = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
-    paths = [p for p in files if _decodes(p)] if skip_bad else files
-    images = _files(root, paths, [-1] * len(paths), ())
-    images.skipped = tuple(str(p) for p in files if p not in set(paths))
-    return images
-
-
-def _files(root: Path, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str]) -> Images:
-    """Image files below a folder; its version changes when one is written again, too."""
-    version, listing = hashlib.sha256(), hashlib.sha256()
-    for path in paths:
-        name, status = path.relative_to(root), path.stat()
-        listing.update(os.fsencode(f"{name}\n"))
-        version.update(os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
-    return Images(
-        lambda i: decode_file(paths[i]),
-        labels,
-        names,
-        lambda i: str(paths[i]),
-        version.hexdigest(),
-        listing.hexdigest(),
-    )
-
-
-def _decodes(path: Path) -> bool:
-    try:
-        decode_file(path)
-    except InputError:
-        return False
-    return True
 
 
 def are_images(array: np.ndarray) -> bool:

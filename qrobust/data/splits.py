@@ -10,6 +10,7 @@ import torch
 
 from qrobust.data.sources import Images
 from qrobust.record import SplitSummary
+from qrobust.record.data import LeftOut
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
 # Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
@@ -23,6 +24,7 @@ class Split:
     source: Images
     indices: torch.Tensor
     named: torch.Tensor | None = None  # what every image of the source is called here, if not by the source
+    taken_from: str | None = None  # which part of the data that is, where the data has parts
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -60,7 +62,12 @@ class Split:
 
     def summary(self) -> SplitSummary:
         """How many images, which of the source's, and which the source holds, for the record."""
-        return SplitSummary(n=len(self), fingerprint=self.fingerprint(), listing=self.source.listing[:16])
+        return SplitSummary(
+            n=len(self),
+            fingerprint=self.fingerprint(),
+            listing=self.source.listing[:16],
+            taken_from=self.taken_from,
+        )
 
     def identity(self) -> tuple[str, str, str]:
         """What answers about these images depend on: which they are, their labels, and the source's version."""
@@ -70,7 +77,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """Four disjoint splits and what they share; `skipped` names files that could not be decoded."""
+    """Four disjoint splits and what they share.
+
+    Attributes:
+        calibration: images on which quantization ranges are observed.
+        training: images to train on.
+        validation: images to choose by.
+        test: images to measure on.
+        class_names: in index order.
+        image_size: side in px.
+        skipped: files that could not be decoded.
+        left_out: files and folders of the data that are not used, by reason.
+    """
 
     calibration: Split
     training: Split
@@ -79,12 +97,19 @@ class Data:
     class_names: tuple[str, ...]
     image_size: int
     skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def read_with(self, channels: int) -> Data:
         """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
         for name in SPLIT_NAMES:
             getattr(self, name).source.channels = channels
         return self
+
+    @property
+    def taken_from(self) -> dict[str, str]:
+        """Which folder or part of the data each split is from, where the data has parts."""
+        splits = {name: getattr(self, name).taken_from for name in SPLIT_NAMES}
+        return {name: source for name, source in splits.items() if source}
 
     def summary(self) -> dict[str, SplitSummary]:
         """What each split holds, for the record."""

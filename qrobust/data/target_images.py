@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from qrobust.data.sources import flat_images, folder_images
+from qrobust.data.files import is_hidden
+from qrobust.data.folders import flat_images, folder_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.paths import user_path
@@ -75,7 +76,7 @@ def open_target_images(
     if not folder.is_dir():
         raise InputError(f"target_images: no folder {folder}")
     loose = flat_images(folder, skip_bad=skip_bad)
-    labelled = any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+    labelled = any(p.is_dir() and not is_hidden(p.name) for p in folder.iterdir())
     if labelled and len(loose):
         raise InputError(f"target_images: expected images or class folders in {folder}, got both")
     with naming_target_images():

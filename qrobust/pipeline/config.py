@@ -51,7 +51,7 @@ class DataConfig(Section):
     """Which images.
 
     Attributes:
-        spec: `imagefolder:DIR`, `npz:FILE`, `torchvision:NAME` or `digits`.
+        spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         root: where torchvision data sets lie.
         class_names: file with one class name per line, in index order.
         skip_bad_images: leave out files that cannot be decoded.

@@ -45,6 +45,7 @@ from qrobust.record import (
     taken,
     versions,
 )
+from qrobust.report.data import left_out_sentence
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
 from qrobust.shifts.filters import to_unit
@@ -253,6 +254,10 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
     split, source = opened.split, opened.split.source
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
+    if source.left_out:
+        reporter.warn(left_out_sentence(source.left_out))
+    if split.taken_from:
+        reporter.say(f"Test images are from: {split.taken_from}")
     for doubt in filter(None, (s.doubt for s in opened.stored)):
         reporter.warn(doubt)
     quantized = [name for name, path in opened.paths.items() if is_quantized(path)]
@@ -296,6 +301,7 @@ def _record(
         image_size=source.image_size,
         channels=source.channels,
         skipped_images=tuple(source.skipped),
+        left_out=source.left_out,
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
         versions=versions(),
         hardware=hardware(threads, opened.sums),

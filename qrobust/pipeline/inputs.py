@@ -10,6 +10,7 @@ from qrobust.compensation.fit import candidates
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
 from qrobust.pipeline.run import Run
+from qrobust.report.data import left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
@@ -37,6 +38,10 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored
     if run.data.skipped:
         run.reporter.warn(skipped_sentence(run.data.skipped))
+    if run.data.left_out:
+        run.reporter.warn(left_out_sentence(run.data.left_out))
+    if told := splits_sentence(run.data.taken_from):
+        run.reporter.say(told)
     for split in (run.data.calibration, run.data.validation, run.data.test):
         with run.reporter.bar("read images", len(split)) as bar:
             for images, _labels in split.batches(500):

@@ -112,6 +112,7 @@ def _quantize(run: Run) -> None:
             quantized_hash=state_hash(fake_quantized),
             splits=run.data.summary(),
             skipped_images=tuple(run.data.skipped),
+            left_out=tuple(run.data.left_out),
             class_names=tuple(run.data.class_names),
             image_size=size,
             channels=run.model.channels,

@@ -87,6 +87,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         compensation=taken(Compensation, compensated) if compensated else None,
         splits=evaluated.splits or quantized.splits,
         skipped_images=quantized.skipped_images,
+        left_out=quantized.left_out,
         class_names=quantized.class_names,
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),

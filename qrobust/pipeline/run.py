@@ -38,6 +38,7 @@ from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quant
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.record import CompensationResult, QuantizationResult, taken
+from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
 from qrobust.user_code import (
@@ -144,7 +145,7 @@ class Run:
             root=Path(c.root) if c.root else None,
             # Of other data it is, or in a run's folder was, about the target images.
             skip_bad_images=c.skip_bad_images
-            and (c.spec.startswith("imagefolder:") or not (shifts.target_images or self.folder)),
+            and (c.spec.startswith(("imagefolder:", "list:")) or not (shifts.target_images or self.folder)),
         )
 
     @cached_property
@@ -193,6 +194,8 @@ class Run:
             self.reporter.warn(
                 f"target_images: left out {len(skipped)} files that cannot be decoded: {', '.join(skipped)}"
             )
+        if left_out := left_out_sentence(found.training.source.left_out):
+            self.reporter.warn(f"target_images: {left_out}")
         with naming_target_images(), self.reporter.bar("read the target images", sum(map(len, splits))) as bar:
             for images, _ in (batch for split in splits for batch in split.batches(BATCH)):
                 bar.update(len(images))

@@ -18,6 +18,7 @@ from qrobust.record.compensation import (
     TrainingProvenance,
     Validation,
 )
+from qrobust.record.data import LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -122,6 +123,7 @@ __all__ = [
     "LayerEffect",
     "LayerNoise",
     "LayerSaturation",
+    "LeftOut",
     "LostImage",
     "Macs",
     "MeanCorruptionError",

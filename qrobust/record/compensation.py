@@ -21,11 +21,13 @@ class SplitSummary:
         n: how many.
         fingerprint: of its ordered indices.
         listing: changes when images of its source come or go.
+        taken_from: the folder or part of the data that holds them; null where the data has no parts.
     """
 
     n: Count
     fingerprint: str
     listing: str
+    taken_from: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.data import LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -57,6 +58,7 @@ class Record:
         compensation: the calibrator, or null.
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        left_out: files and folders of the data that were not used, by reason.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
@@ -89,6 +91,7 @@ class Record:
     compensation: Compensation | None
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
@@ -124,6 +127,7 @@ class EvaluationRecord:
         image_size: side in px, as the classifiers read images.
         channels: 3 (RGB) or 1 (luma).
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
+        left_out: files and folders of the data that were not used, by reason.
         fingerprint: of the images' order.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -147,6 +151,7 @@ class EvaluationRecord:
     image_size: Positive
     channels: Positive
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
     fingerprint: str
     versions: dict[str, str]
     hardware: Hardware

@@ -13,6 +13,7 @@ from qrobust.record.compensation import (
     SplitSummary,
     TrainingProvenance,
 )
+from qrobust.record.data import LeftOut
 from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
@@ -57,6 +58,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
         quantized_hash: SHA-256 of the fake-quantized network's parameters and buffers.
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded.
+        left_out: files and folders of the data that were not used, by reason.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
@@ -67,6 +69,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
     quantized_hash: str = field(metadata=was("twin_hash"))
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive | None = None

@@ -15,6 +15,7 @@ from PIL import Image
 from qrobust.record import Record, to_json
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.data import left_out_sentence
 from qrobust.report.plots import (
     LABELS,
     gains_plot,
@@ -75,6 +76,7 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         stored_tables=stored_tables(record, NAMES),
         attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
         attack_note=NOTE,
+        left_out=left_out_sentence(record.left_out),
         gains=gains_plot(record, graphs),
         severity=severity_plot(record, graphs),
         layers=layers_plot(record),

@@ -12,6 +12,7 @@ from qrobust.report.attacks import (
     pose_table,
 )
 from qrobust.report.corruption_sets import stored_tables
+from qrobust.report.data import left_out_sentence
 from qrobust.report.verdict import (
     NAMES,
     comparison,
@@ -56,6 +57,7 @@ def markdown_report(record: Record) -> str:
             sample(s),
             "",
             *_skipped(record.skipped_images),
+            *_sentence(left_out_sentence(record.left_out)),
             *table(rows),
             "",
             *_stored(record, NAMES),
@@ -84,7 +86,12 @@ def _attacks(attacks: Attacks, names: dict[str, str], note: str) -> list[str]:
 
 def _skipped(names: tuple[str, ...]) -> list[str]:
     """A sentence about files that were left out, followed by an empty line; or nothing."""
-    return [markdown(skipped_sentence(names)), ""] if names else []
+    return _sentence(skipped_sentence(names) if names else "")
+
+
+def _sentence(text: str) -> list[str]:
+    """A sentence followed by an empty line, or nothing."""
+    return [markdown(text), ""] if text else []
 
 
 def _mce(mce: MeanCorruptionError | None, names: dict[str, str]) -> list[str]:
@@ -151,6 +158,7 @@ def evaluation_report(record: EvaluationRecord) -> str:
             sample(record.summary),
             "",
             *_skipped(record.skipped_images),
+            *_sentence(left_out_sentence(record.left_out)),
             *table(rows),
             "",
             *stored,

@@ -157,6 +157,11 @@ def refused(match: str, spec: str, **options: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_home_of_a_user_who_is_not_known() -> None:
+    with pytest.raises(InputError, match="names the home folder of a user who is not known"):
+        open_data("~nobody-here/images", seed=0)
+
+
 def test_unknown_scheme_names_those_there_are() -> None:
     refused("imagefolder:DIR", "s3:bucket")
     refused("imagefolder:DIR", "imagefolder:")
