@@ -64,9 +64,9 @@ class Shift:
     version: str = ""
 
 
-def _version(*, random: bool = True, **_: object) -> str:
-    """Of the numbers that a random shift draws."""
-    return "counters" if random else ""
+def _version(*, random: bool = True, version: str = "", **_: object) -> str:
+    """Of a shift; of a random one, of the numbers that it draws."""
+    return "counters" if random else version
 
 
 def _arguments(strengths: tuple) -> tuple[tuple, ...]:
@@ -77,7 +77,7 @@ def _corruption(
     function: Callable[..., torch.Tensor], family: str, unit: str, cifar: tuple, imagenet: tuple, **traits: Any
 ) -> Shift:
     tables: dict[str, tuple[tuple | None, ...]] = {"cifar-c": _arguments(cifar), "imagenet-c": _arguments(imagenet)}
-    return Shift(function.__name__, family, function, unit, tables, version=_version(**traits), **traits)
+    return Shift(function.__name__, family, function, unit, tables, **traits | {"version": _version(**traits)})
 
 
 def _transformation(
@@ -89,7 +89,7 @@ def _transformation(
         arguments = tuple((s,) for s in strengths)
     traits = {"keeps_pixels": family != "geometry", "random": False} | traits
     tables: dict[str, tuple[tuple | None, ...]] = dict.fromkeys(TABLES, arguments)
-    return Shift(function.__name__, family, function, unit, tables, version=_version(**traits), **traits)
+    return Shift(function.__name__, family, function, unit, tables, **traits | {"version": _version(**traits)})
 
 
 # The published ImageNet-C code takes its elastic constants from a side of 244 px and applies them to 224 px.
