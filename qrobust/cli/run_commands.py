@@ -210,7 +210,7 @@ def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: A
             f"{100 * start.start_clean_accuracy:.1f} -> {100 * end.clean_accuracy:.1f} %"
         )
     elif remedy == "none":
-        stages.forget_compensation(opened)
+        stages.delete_compensation(opened)
         echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
         stages.make_baseline(opened, str(remedy))

@@ -359,8 +359,8 @@ def choose_calibrator(
     for choice in choices:
         _, frozen = _frozen(_as_if_trained(fresh(*choice)), [some], classifier.target)
         both = classifier.deploy(Compensated(frozen, classifier.fake_quantized))
-        measured = latencies_ms(alone | {"pair": both}, data.image_size, 1)
-        ratio = measured["pair"] / measured["alone"]
+        measured = latencies_ms(alone | {"compensated": both}, data.image_size, 1)
+        ratio = measured["compensated"] / measured["alone"]
         reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
             chosen.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from qrobust.shifts.rendering import render
 
 
 class Validation:
-    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every cell.
+    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every condition.
 
     A gate is chosen among dozens by half a point of clean accuracy, which takes thousands of images to tell.
 
@@ -25,8 +25,8 @@ class Validation:
         conditions: (shift, severity) to render.
         table: severity table.
         seed: of the rendering.
-        limit: clean images, and images under shift in all; those are shared among the cells, each cell taking other
-            images of the split as far as there are enough.
+        limit: clean images, and images under shift in all; the conditions share those, each taking other images of
+            the split as far as there are enough.
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels.
@@ -64,12 +64,12 @@ class Validation:
         return self._accuracy(self.parts[0], classifier, calibrator)
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
-        """The mean accuracy over the cells."""
+        """The mean accuracy over the conditions."""
         found = [self._accuracy(part, classifier, calibrator) for part in self.parts[1:]]
         return sum(found) / max(1, len(found))
 
     def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
-        """Clean accuracy, and the mean accuracy over the cells."""
+        """Clean accuracy, and the mean accuracy over the conditions."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
     @torch.inference_mode()

@@ -22,19 +22,21 @@ FOLDING = 0.05
 
 
 @torch.inference_mode()
-def parity(torch_classifier: Classifier, session: Classifier, images: torch.Tensor, labels: torch.Tensor) -> Parity:
-    """Compare torch with the session on the same images.
+def parity(
+    torch_classifier: Classifier, onnx_classifier: Classifier, images: torch.Tensor, labels: torch.Tensor
+) -> Parity:
+    """Compare a torch classifier with its graph on the same images.
 
     A disagreement is a *tie* where torch puts the two candidates closer than 0.05 standard deviations of
     its logits: fused integer kernels may differ from unfused ones by one step.
 
     Args:
-        torch_classifier: the float model, fake-quantized model or pair.
-        session: the exported graph.
+        torch_classifier: the float model, fake-quantized model or compensated classifier.
+        onnx_classifier: the exported graph.
         images: `(N, C, S, S)` in [0, 1].
         labels: `(N,)`.
     """
-    return compare(logits_of(torch_classifier, images), logits_of(session, images), labels)
+    return compare(logits_of(torch_classifier, images), logits_of(onnx_classifier, images), labels)
 
 
 @torch.inference_mode()
@@ -44,7 +46,7 @@ def logits_of(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 
 def compare(wanted: torch.Tensor, got: torch.Tensor, labels: torch.Tensor) -> Parity:
-    """`parity` of logits `(N, K)` of torch, `wanted`, and of the session, `got`."""
+    """`parity` of logits `(N, K)` of torch, `wanted`, and of the graph, `got`."""
     ours, theirs = wanted.argmax(1), got.argmax(1)
     gap = wanted.gather(1, ours[:, None]) - wanted.gather(1, theirs[:, None])
     tie = gap[:, 0] <= TIE * wanted.std()
@@ -90,7 +92,7 @@ def check_export(name: str, audited: Audit, measured: Parity, integer_layers: in
         integer_layers: how many layers the graph claims to compute on integers.
 
     Raises:
-        ExportCheckError: an integer layer that onnxruntime runs in float, or torch and session differ.
+        ExportCheckError: an integer layer that onnxruntime runs in float, or torch and onnxruntime differ.
     """
     # Where nothing is in float, fewer are layers that onnxruntime found to compute the same.
     if audited.integer_ops < min(integer_layers, audited.quantizable_ops):

@@ -222,7 +222,7 @@ def _key(digest: str, task: Task, seed: int, depends_on: tuple[object, ...]) -> 
 
 
 def condition_file(folder: Path, condition: Condition) -> Path:
-    """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
+    """Where predictions are kept; the path of a user's function may be longer than a file's name."""
     name = quote(condition[0], safe="", errors="surrogatepass")
     if len(name) > LONGEST_NAME:
         name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
@@ -310,7 +310,7 @@ def read_predictions(
             `--shifts` may have left some that the record does not have.
 
     Returns:
-        Labels `(n,)`, and predictions per cell and classifier.
+        Labels `(n,)`, and predictions per condition and classifier.
 
     Raises:
         InputError: there are none, a file is damaged, or files are of different images.
@@ -349,7 +349,7 @@ def within_budget(
 ) -> tuple[Split, dict[str, object]]:
     """As many images as can be measured in that time, each class with its share; all where time allows.
 
-    The first cells are measured on a few images; what that took is taken for the rest.
+    The first conditions are measured on a few images; what that took is taken for the rest.
 
     Args:
         kept: what an earlier call returned, so that an evaluation that goes on, or is repeated with another graph,
@@ -360,7 +360,7 @@ def within_budget(
         seconds: the budget.
         table: severity table.
         seed: of the choice and of the rendering.
-        also: further cells, of as many images, which are taken to cost as much.
+        also: further conditions, of as many images, which are taken to cost as much.
         by: as for `predict`.
         clock: seconds now.
 
@@ -372,7 +372,7 @@ def within_budget(
     """
     about = {
         "seconds": seconds,
-        "cells": [list(c) for c in conditions],
+        "conditions": [list(c) for c in conditions],
         "also": also,
         "fingerprint": split.fingerprint(),
         "table": table,
@@ -397,7 +397,7 @@ def within_budget(
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
-                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} cells, "
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} conditions, "
                 f"expected at least {math.ceil(spent + LEAST * per_image)} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)

@@ -1,4 +1,4 @@
-"""What a calibrator must be better than, each with a graph of its own that passes the same gates."""
+"""What a calibrator must be better than, each with a graph of its own that passes the same export checks."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ from qrobust.storage import write_sealed
 REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128
 
 
-def make_baseline(run: Run, method: str) -> None:
-    """Make, export and gate the graph of a method; what it may learn from is what a calibrator may.
+def make_baseline(run: Run, remedy: str) -> None:
+    """Make and export the graph of a remedy, through its checks; what it may learn from is what a calibrator may.
 
     Args:
         run: of the run.
-        method: one of `BASELINES`, or `anti-adversary`, which only asks the next evaluation to measure it.
+        remedy: one of `BASELINES`, or `anti-adversary`, which only asks the next evaluation to measure it.
 
     Raises:
-        InputError: no such method, or one that does not fit the model.
+        InputError: there is no such remedy, or it does not fit the model.
     """
-    if method not in (*BASELINES, TORCH_ONLY):
-        raise unknown("remedy", method, ("calibrator", "none", *BASELINES, TORCH_ONLY))
-    if method == "finetune" and not training_conditions(run):
+    if remedy not in (*BASELINES, TORCH_ONLY):
+        raise unknown("remedy", remedy, ("calibrator", "none", *BASELINES, TORCH_ONLY))
+    if remedy == "finetune" and not training_conditions(run):
         raise InputError("remedy: finetune learns from shifts, got target images alone")
-    if method.endswith("bn-reestimate"):
+    if remedy.endswith("bn-reestimate"):
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
     check_unseen(run)
     folder = run.require_folder()
     folder.checkpoints.mkdir(exist_ok=True)
-    with stage(run, method) as running:
-        if method == TORCH_ONLY:
+    with stage(run, remedy) as running:
+        if remedy == TORCH_ONLY:
             return
-        made = MAKERS[method](run)
+        made = MAKERS[remedy](run)
         running.earlier_s = made.earlier_s
-        running.result = taken(RemedyResult, made.training, exported(export_checked(run, method, made.model)))
+        running.result = taken(RemedyResult, made.training, exported(export_checked(run, remedy, made.model)))
         folder.drop_checkpoints(made.spent)
 
 

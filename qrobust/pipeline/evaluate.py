@@ -41,22 +41,22 @@ from qrobust.record import (
     versions,
 )
 
-# Test images for a method that exists in torch only.
+# Test images for a remedy that exists in torch only.
 TORCH_IMAGES = 200
 
 
 def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
-    Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
+    Predictions are kept per condition with the hash of the graph that made them, and what attacks found is kept per
     attack, so that a killed evaluation resumes and a second one asks only graphs that are new.
 
     Args:
         run: of the run.
-        budget: seconds for all cells, stored ones too, by which a subset of the images is chosen; attacks come on
-            top.
+        budget: seconds for all conditions, those of corruption data sets too, by which a subset of the images is
+            chosen; attacks come on top.
         workers: processes that render and ask, with sessions of one thread each.
-        without: methods to leave out although they are there.
+        without: remedies to leave out although they are there.
     """
     config = run.config
     check_images(run)
@@ -74,9 +74,9 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             "are those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
     with stage(run, "evaluate", began_s=time.perf_counter() - began) as running:
-        sessions = {name: run.onnx_classifier(name) for name in names}
+        classifiers = {name: run.onnx_classifier(name) for name in names}
         found = measure(
-            sessions,
+            classifiers,
             run.data.test,
             run.conditions,
             attacks=config.attacks,
@@ -89,11 +89,11 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             severity_table=run.table,
             progress=run.reporter.bar,
         )
-        running.result = _result(run, found, sessions, workers=workers, in_torch=in_torch)
+        running.result = _result(run, found, classifiers, workers=workers, in_torch=in_torch)
 
 
 def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
-    """Names of the graphs, and whether the method that exists in torch only is measured; what is left out is said."""
+    """Names of the graphs, and whether the remedy that exists in torch only is measured; what is left out is said."""
     folder = run.require_folder()
     otherwise = trained_differently(run, without)
     for name, why in otherwise.items():
@@ -109,16 +109,16 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
 
 
 def _result(
-    run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], *, workers: int, in_torch: bool
+    run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], *, workers: int, in_torch: bool
 ) -> EvaluationResult:
     """What the stage keeps: figures of what was measured, target images, times and sizes."""
     folder, figures = run.require_folder(), (found.predictions, found.labels)
     trained_on: tuple[str, ...] = ()
-    if "compensated" in sessions:
+    if "compensated" in classifiers:
         trained_on = folder.need_result(CompensationResult, "compensate", "compensate").trained_on
     gains = remedy_gains(*figures, seed=found.seed) + (_in_torch(run, found) if in_torch else [])
-    target_images = _target_images(run, sessions, workers)
-    ms = {batch: latencies_ms(sessions, run.data.image_size, batch) for batch in (1, 32)}
+    target_images = _target_images(run, classifiers, workers)
+    ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in (1, 32)}
     return EvaluationResult(
         rows=tuple(run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on)),
         summary=summarise(
@@ -135,8 +135,8 @@ def _result(
         attacks=found.attacks,
         splits=run.data.summary(),
         severity_table=found.severity_table,
-        latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in sessions},
-        size_bytes={name: folder.graph(name).stat().st_size for name in sessions},
+        latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
+        size_bytes={name: folder.graph(name).stat().st_size for name in classifiers},
         hardware=hardware(run.config.threads, sums(**session_options(run.target))),
         versions=versions(),
     )
@@ -166,16 +166,16 @@ def _cache(run: Run, names: Collection[str]) -> Cache:
     return Cache(folder.predictions, folder.attacks, digests, (run.config.data.spec,))
 
 
-def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
+def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
     """What the graphs make of the test images of the target: accuracy where they have labels, else what is known."""
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
         return None
-    cache = _cache(run, sessions)
+    cache = _cache(run, classifiers)
     cache = replace(cache, predictions=cache.predictions / "scene", depends_on=(spec,))
     seed = run.config.seed
     found = measure(
-        sessions,
+        classifiers,
         target_images.test,
         (),
         cache=cache,

@@ -118,7 +118,7 @@ def evaluate_files(
 ) -> EvaluationRecord:
     """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
 
-    Everything is opened and checked before the folder is touched. Predictions are kept per cell, so that an
+    Everything is opened and checked before the folder is touched. Predictions are kept per condition, so that an
     evaluation that was killed goes on with `resume`.
 
     Args:

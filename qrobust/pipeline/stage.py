@@ -1,4 +1,4 @@
-"""What stages have in common: a stage is done or has left nothing; a graph passes its gates or is not there."""
+"""What stages have in common: a stage is done or has left nothing; a graph passes its checks or is not there."""
 
 from __future__ import annotations
 

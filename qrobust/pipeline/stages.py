@@ -22,9 +22,9 @@ from qrobust.record import Record
 __all__ = [
     "compare",
     "compensate",
+    "delete_compensation",
     "evaluate",
     "export",
-    "forget_compensation",
     "make_baseline",
     "quantize",
     "run_all",
@@ -57,19 +57,19 @@ def compare(run: Run) -> Record:
     except QRobustError as error:
         failed.add("calibrator")
         run.reporter.warn(f"warning: calibrator left out: {error}")
-    for method in (*BASELINES, TORCH_ONLY):
-        if is_current(run, method):
+    for remedy in (*BASELINES, TORCH_ONLY):
+        if is_current(run, remedy):
             continue
         try:
-            make_baseline(run, method)
+            make_baseline(run, remedy)
         except QRobustError as error:
-            failed.add(method)
-            run.reporter.warn(f"warning: {method} left out: {error}")
+            failed.add(remedy)
+            run.reporter.warn(f"warning: {remedy} left out: {error}")
     evaluate(run, without=failed)  # what was made with other choices stays
     return write_report(run.require_folder(), run.config)
 
 
-def forget_compensation(run: Run) -> None:
+def delete_compensation(run: Run) -> None:
     """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
     folder = run.require_folder()
     folder.delete_stages("compensate", "export", "evaluate", *BASELINES, TORCH_ONLY)

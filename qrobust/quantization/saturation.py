@@ -4,7 +4,7 @@ There onnxruntime multiplies with `vpmaddubsw`: two neighbouring products of a u
 not yet subtracted, padding being the zero point) and an int8 weight are added into 16 bits *with saturation*
 before they are widened to 32. Neighbours along the reduction are, for a convolution, first the input channels of
 its group and then the kernel positions, row by row; for a linear layer its inputs. An odd last one stands alone.
-What is exported with a fourth channel of zeros (`integer.WIDENED`) pairs its third with that.
+What is exported with a fourth channel of zeros (`integer_layers.WIDENED`) pairs its third with that.
 Depthwise convolutions add in 32 bits. `benchmarks/saturation.py` checks all this against onnxruntime.
 """
 
@@ -169,11 +169,11 @@ def without_vnni(fake_quantized: nn.Module) -> nn.Module:
     """A copy of a fake-quantized model that computes what onnxruntime would on an x86 CPU with AVX2 and no VNNI.
 
     Where no weights can overflow it is bit-identical to the fake-quantized model. It is slower: its cost grows with
-    the
-    share of weight pairs that could overflow, a few per cent in 8 bits. Memory is bounded by chunks.
+    the share of weight pairs that could overflow, a few per cent in 8 bits. Memory is bounded by chunks.
 
     Args:
-        fake_quantized: a fake-quantized model, or a module of several, such as a compensated pair; it is not changed.
+        fake_quantized: a fake-quantized model, or a module of several, such as a compensated classifier; it is not
+            changed.
 
     Raises:
         InputError: there is no integer layer in it, or activations are signed.
