@@ -34,7 +34,7 @@ from figures import git_commit, record
 from qrobust.evaluation.predictions import Condition, predict, read_predictions
 from qrobust.evaluation.statistics import paired_bootstrap
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.pipeline.run_folder import BASELINES, REMEDIES, TORCH_ONLY
 from qrobust.progress import Reporter
 from qrobust.record import hardware, to_json, versions
 from qrobust.shifts.registry import SUITES, defined_conditions, find_shift
@@ -70,7 +70,7 @@ def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) 
     u13 = (*shifts, "--latency-budget", str(latency_budget)) if latency_budget else shifts
     fewer = ("--steps", str(steps // 4))
     if "u13" in kinds or "methods" in kinds:
-        others = (*BASELINES, TORCH_ONLY) if "methods" in kinds else ()
+        others = ("finetune", *BASELINES, TORCH_ONLY) if "methods" in kinds else ()
         yield Job("u13", (*u13, "--steps", str(steps)), others)
     alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "scenes" in kinds:
@@ -269,7 +269,7 @@ def kinds_of(jobs: dict[str, Any]) -> set[str]:
     """Which `--jobs` a network's finished ones are of."""
     named = {"scene": "scenes", "without": "families", "w4a4": "bits"}
     found = {named.get(kind, kind) for kind in (name.partition("-")[0] for name in jobs)}
-    others = {row["remedy"] for row in jobs.get("u13", {"remedies": []})["remedies"]} & set(BASELINES)
+    others = {row["remedy"] for row in jobs.get("u13", {"remedies": []})["remedies"]} & set(REMEDIES)
     return found | ({"methods"} if others else set())
 
 

@@ -190,7 +190,8 @@ def faults(case: Case, ending: Ending, before: dict[str, Any], after: dict[str, 
                 found.append(f"changed {name}")
     if ending.code != 0 and "out" in after:
         found.append("left an output folder")
-    return found + (_unescaped(folder) if ending.code == 0 else [])
+    made = {name for name, entry in after.items() if before.get(name) != entry}
+    return found + (_unescaped(folder, made) if ending.code == 0 else [])
 
 
 def _place(trace: str) -> str:
@@ -199,11 +200,11 @@ def _place(trace: str) -> str:
     return ":".join(places[-1]) if places else ""
 
 
-def _unescaped(folder: Path) -> list[str]:
-    """What in reports would be obeyed instead of shown."""
+def _unescaped(folder: Path, made: set[str]) -> list[str]:
+    """What in the reports that the command made would be obeyed instead of shown."""
     found = []
     for path in (p for output in OUTPUTS for p in (folder / output).glob("*") if p.is_file() and not p.is_symlink()):
-        if path.suffix not in (".md", ".html", ".csv"):
+        if path.suffix not in (".md", ".html", ".csv") or str(path.relative_to(folder)) not in made:
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if not all(line.isprintable() for line in lines):

@@ -783,8 +783,8 @@ def name_case(random: Random, folder: Path, base: Base) -> Case:
         image_folder(random, folder / file)
         arguments = evaluate(base, folder, f"imagefolder:{folder / file}")
     elif place == "model":
-        path = shutil.copy(base.graph, folder / f"{file[:200]}.onnx")
-        arguments = evaluate(base, folder, f"npz:{base.npz}", "--model", str(path))
+        path = Path(shutil.copy(base.graph, folder / f"{file[:200]}.onnx"))
+        arguments = evaluate(base, folder, f"npz:{base.npz}", graph=path)
     elif place == "image":
         image_folder(random, folder / "data")
         (folder / "data" / "a" / f"{file}.png").write_bytes(b"no image")

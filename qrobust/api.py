@@ -75,7 +75,7 @@ def load_classifier(
         spec: a network of one's own, a built-in name, `torchvision:NAME` or `FILE.py:FACTORY`.
         num_classes: K.
         image_size: S in pixels.
-        weights: file of a state dict; nothing in it is executed.
+        weights: a checkpoint, or `FILE:KEY` where it holds several weights; nothing in it is executed.
         pretrained: take torchvision's own weights.
         normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`. Default: the named network's; a network of
             one's own needs one.

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,6 +23,8 @@ from qrobust.paths import check_file
 PART = ".part"
 # A temporary folder with fewer bytes left is full.
 FULL_BYTES = 2**16
+# A list of numbers in indented JSON; within a text no line ends.
+NUMBERS = re.compile(r"\[\n\s*([-+.\deE]+(?:,\n\s*[-+.\deE]+)*)\n\s*\]")
 
 
 @contextmanager
@@ -103,8 +106,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write JSON, whole or not at all; lists of numbers on one line, which a thousand classes make long."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def write_sealed(path: Path, value: Mapping[str, object]) -> None:

@@ -17,6 +17,7 @@ ROWS = {
     "storage": 2,
     "progress": 1,
     "record": 3,
+    "remedies": 1,
     "training_loop": 3,
     "classifier": 3,
     "data": 4,

@@ -43,6 +43,7 @@ from qrobust.cli.types import FRACTION, INTEGER
     "test_images",
     *RENDERED_OPTIONS,
     *ATTACK_OPTIONS,
+    "primary",
     "out",
     "resume",
     "overwrite",
@@ -59,6 +60,10 @@ from qrobust.cli.types import FRACTION, INTEGER
     },
     resume={"help": "Continue an interrupted evaluation in --out, begun with the same options."},
     threads={"unset": "all cores"},
+    primary={
+        "help": "The measure that the report leads with. auto: balanced accuracy where the largest class has more "
+        "than twice the images of the smallest, else accuracy."
+    },
 )
 def evaluate_onnx(
     files: tuple[str, ...],
@@ -82,6 +87,7 @@ def evaluate_onnx(
     qrobust evaluate-onnx float.onnx int8.onnx --data imagefolder:DIR --out evaluations/one
     """
     from qrobust.pipeline.evaluate_onnx import Choices, evaluate_files
+    from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
     from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
@@ -98,6 +104,10 @@ def evaluate_onnx(
     )
     for line in (*table(evaluation_table(record)), "", sample(record.summary)):
         echo(line)
+    if record.classes:
+        names = {name: name for name in record.models}
+        echo(primary_sentence(record, names) or balanced_sentence(record.classes, names))
+        echo(evenness(record.classes, record.class_names))
     say_corruption_sets(record.corruption_sets)
     echo(f"Record: {out / 'record.json'}")
 

@@ -61,8 +61,9 @@ _declare(
 _declare(
     "--weights",
     group=MODEL,
-    metavar="FILE",
-    help="Trained weights: a state dict (.pt, .pth) or .safetensors. Nothing in the file is executed.",
+    metavar="FILE[:KEY]",
+    help="Trained weights: a checkpoint that torch saved, or .safetensors; KEY where it holds several. Nothing in "
+    "the file is executed.",
 )
 _declare("--pretrained", group=MODEL, flag=True, help="Let torchvision fetch its own weights.")
 _declare(
@@ -407,6 +408,14 @@ _declare(
     help="Attack the first N test images. 0: none.",
 )
 
+_declare(
+    "--primary",
+    group=RUN,
+    advanced=True,
+    metavar="auto|accuracy|balanced|recall:CLASS",
+    help="The measure that decides which state, gate, recipe and remedy is best. auto: balanced accuracy where the "
+    "largest class has more than twice the images of the smallest, else accuracy.",
+)
 _declare(
     "--out",
     group=RUN,

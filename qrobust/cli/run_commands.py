@@ -23,7 +23,7 @@ from qrobust.cli.options import (
 )
 from qrobust.cli.parsing import cores
 from qrobust.cli.run_folders import begin, begin_or_resume, claim, claim_existing, finish, reopen, resumed
-from qrobust.cli.types import FolderType
+from qrobust.cli.types import COMPARISON, FolderType
 
 if TYPE_CHECKING:
     from qrobust.record import CorruptionSet, CorruptionSetSummary, Overview
@@ -73,7 +73,13 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 @click.command(cls=Command, former=FORMER)
 @with_options(
-    *MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *NEW_RUN_OPTIONS
+    *MODEL_OPTIONS,
+    *QUANTIZATION_OPTIONS,
+    *SHIFT_OPTIONS,
+    *CALIBRATOR_OPTIONS,
+    *ATTACK_OPTIONS,
+    "primary",
+    *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
@@ -90,7 +96,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "primary", *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 
@@ -164,19 +170,26 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     group=CALIBRATOR,
     metavar="NAME",
     unset="calibrator",
-    help="calibrator; bn-reestimate: batch-norm statistics of shifted images; calibrator+bn-reestimate; finetune: "
-    "train the quantized classifier on the shifts; auto-contrast, denoise: fixed preprocessing; anti-adversary: "
-    "gradient steps at inference, in torch only; none: remove all remedies.",
+    help="From what changes least to what changes all: calibrator; scales: learn scales, ranges and biases, keep the "
+    "integer weights; first-stage: train the first layers; finetune: train all. NAME+calibrator: a calibrator in "
+    "front of that. Baselines: bn-reestimate, calibrator+bn-reestimate, auto-contrast, denoise, anti-adversary "
+    "(torch only). none: remove all.",
 )
 @click.option(
     "--compare",
     cls=Option,
     group=CALIBRATOR,
-    is_flag=True,
-    help="Make every remedy, export, measure and report them, and say which to ship.",
+    is_flag=False,
+    flag_value="ladder",
+    type=COMPARISON,
+    metavar="[all]",
+    help="Make the ladder of remedies, export, measure and report them, and say which to ship. all: the baselines, "
+    "too.",
 )
-@with_options("skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, *STAGE_OPTIONS, **OF_RUN)
-def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: Any) -> None:
+@with_options(
+    "skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, "primary", *STAGE_OPTIONS, **OF_RUN
+)
+def compensate(run_folder: Path, remedy: str | None, compare: str | None, **options: Any) -> None:
     """Win back robustness, by default by a calibrator in front.
 
     A calibrator is a small network that corrects the image; the classifier stays as it is, bit for bit. A training
@@ -185,8 +198,8 @@ def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: A
     \b
     qrobust compensate runs/one                          # then: export, evaluate, report
     qrobust compensate runs/one --scenario night         # train for what changes at night
-    qrobust compensate runs/one --remedy bn-reestimate   # exports its own graph; then: evaluate, report
-    qrobust compensate runs/one --compare                # every remedy, exported, measured and reported
+    qrobust compensate runs/one --remedy scales          # exports its own graph; then: evaluate, report
+    qrobust compensate runs/one --compare                # the ladder of remedies, exported, measured and reported
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
@@ -199,7 +212,7 @@ def compensate(run_folder: Path, remedy: str | None, compare: bool, **options: A
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     opened = reopen(run_folder, **options)
     if compare:
-        finish(opened.require_folder(), stages.compare(opened))
+        finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
         done = opened.require_folder().need_result(CompensationResult, "compensate", "compensate")
@@ -245,7 +258,7 @@ def export(run_folder: Path, **options: Any) -> None:
     ),
 )
 @run_folder
-@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "primary", "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
 def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
     """Measure a run's graphs clean, under shift and attacked.
 

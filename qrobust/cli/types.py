@@ -89,6 +89,13 @@ def list_of(kind: Parsed, plural: str) -> Parsed:
     return Parsed(f"{kind.name} list", parse, f"comma-separated {plural}")
 
 
+def _comparison(text: str) -> str:
+    if text not in ("ladder", "all"):
+        raise ValueError(text)
+    return text
+
+
+COMPARISON = Parsed("comparison", _comparison, "ladder or all")
 INTEGER = Parsed("integer", int, "an integer")
 NUMBER = Parsed("number", float, "a number")
 FRACTION = Parsed("fraction", _fraction, "a number or a fraction such as 8/255")

@@ -13,7 +13,7 @@ from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_h
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.evolution import evolve
-from qrobust.compensation.gate import MOST_TRIED, Gate, set_gate
+from qrobust.compensation.gate import Gate, gate_steps, set_gate
 from qrobust.compensation.training import Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
@@ -21,6 +21,7 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.errors import InputError, RangeError
 from qrobust.evaluation.predictions import CLEAN
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
@@ -53,12 +54,14 @@ class CalibratorData:
         validation: what is chosen by; without labels, the float model's predictions stand in for them.
         calibration: what its ranges are observed on, clean and under every training condition.
         target_validation: real images of the new surroundings to choose by, or None; -1 where there is no label.
+        primary: what is called accuracy where something is chosen by it, the clean budget too.
     """
 
     training: TrainingData
     validation: Split
     calibration: Split
     target_validation: Split | None = None
+    primary: Primary = ACCURACY
 
     @property
     def image_size(self) -> int:
@@ -172,7 +175,7 @@ def fit_calibrator(
     """
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
-    validation = _validation(data, classifier.teacher, seed + 1)
+    validation = validation_of(data, classifier.teacher, seed + 1)
     clean, _ = validation.measure(deployed)
     least_clean = clean - config.clean_budget / 100
     calibrator, ratio = choose_calibrator(
@@ -199,7 +202,7 @@ def fit_calibrator(
 
     images = mixed_images(data.calibration, data.training, seed)
     frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, classifier.target, seed)
-    with reporter.bar("choose the gate", MOST_TRIED) as bar:
+    with reporter.bar("choose the gate", gate_steps(validation)) as bar:
         gate = set_gate(frozen, deployed, validation, least_clean=least_clean, progress=lambda: bar.update(1))
     evolution = None
     if config.evolution_steps:
@@ -218,7 +221,8 @@ def fit_calibrator(
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
 
 
-def _validation(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+    """The images that a remedy is chosen by, rendered."""
     return Validation(
         data.validation,
         data.training.conditions,
@@ -227,6 +231,7 @@ def _validation(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Va
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
         target_images=data.target_validation,
         teacher=teacher,
+        primary=data.primary,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -11,8 +12,13 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
+
+# Images, and their labels; -1 where there is none.
+Part = tuple[torch.Tensor, torch.Tensor]
+BATCH = 250
 
 
 class Validation:
@@ -30,6 +36,8 @@ class Validation:
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels.
+        primary: what is called accuracy here: balanced accuracy and recalls are those of all rendered images
+            together, for a single condition has few of each class.
     """
 
     def __init__(
@@ -42,10 +50,11 @@ class Validation:
         limit: int,
         target_images: Split | None = None,
         teacher: Classifier | None = None,
+        primary: Primary = ACCURACY,
     ) -> None:
         size = min(len(split), max(20, limit // max(1, len(conditions))))
         clean = torch.arange(min(len(split), limit))
-        self.teacher = teacher
+        self.teacher, self.primary, self.conditions = teacher, primary, len(conditions)
         self.parts = [(split.read(clean), split.labels[clean])]
         for index, (name, severity) in enumerate(conditions):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
@@ -57,32 +66,54 @@ class Validation:
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
-        return [self._accuracy(part, classifier, calibrator) for part in self.parts]
+        return [self._scores(part, classifier, calibrator).mean().item() for part in self.parts]
 
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
-        """Accuracy on clean images."""
-        return self._accuracy(self.parts[0], classifier, calibrator)
+        """The primary measure on clean images."""
+        return self.clean_value(self._scores(self.parts[0], classifier, calibrator))
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
-        """The mean accuracy over the conditions."""
-        found = [self._accuracy(part, classifier, calibrator) for part in self.parts[1:]]
-        return sum(found) / max(1, len(found))
+        """The mean over the conditions; target images weigh as one."""
+        return self.shift_value([self._scores(part, classifier, calibrator) for part in self.parts[1:]])
 
     def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
-        """Clean accuracy, and the mean accuracy over the conditions."""
+        """On clean images, and the mean over the conditions."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
+    def clean_value(self, scores: torch.Tensor) -> float:
+        """The primary measure of scores on the clean images, see `scores`."""
+        return self._value(self.parts[:1], [scores])
+
+    def shift_value(self, scores: list[torch.Tensor]) -> float:
+        """The mean over the conditions of scores on the parts after the clean one."""
+        rendered, target = self.parts[1 : self.conditions + 1], self.parts[self.conditions + 1 :]
+        total = len(rendered) * self._value(rendered, scores[: self.conditions]) if rendered else 0.0
+        total += self._value(target, scores[self.conditions :]) if target else 0.0
+        return total / max(1, len(self.parts) - 1)
+
+    def _value(self, parts: list[Part], scores: list[torch.Tensor]) -> float:
+        """The primary measure over labelled parts together, or how well one without labels fits."""
+        labels, each = torch.cat([labels for _, labels in parts]), torch.cat(scores)
+        return each.mean().item() if (labels < 0).any() else self.primary.value(each.numpy(), labels.numpy())
+
+    def batches(self, part: Part) -> Iterator[Part]:
+        """A part in batches: images `(n, C, S, S)` in [0, 1], and their labels `(n,)`."""
+        for images, labels in zip(*(some.split(BATCH) for some in part), strict=True):
+            yield to_unit(images).contiguous(memory_format=torch.channels_last), labels
+
     @torch.inference_mode()
-    def _accuracy(
-        self, part: tuple[torch.Tensor, torch.Tensor], classifier: Classifier, calibrator: Classifier | None
-    ) -> float:
-        images, labels = part
-        inputs = [to_unit(some).contiguous(memory_format=torch.channels_last) for some in images.split(250)]
-        seen = [calibrator(some) for some in inputs] if calibrator else inputs
+    def scores(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of each image `(n,)`: 1 where the classifier is right; without labels, how well all fit, from 0 to 1."""
         if (labels < 0).any():
-            return self._fit(classifier, torch.cat(seen))
-        predicted = torch.cat([classifier(some).argmax(1) for some in seen])
-        return (predicted == labels).sum().item() / len(labels)
+            return torch.full((len(images),), self._fit(classifier, images), dtype=torch.float64)
+        return (classifier(images).argmax(1) == labels).double()
+
+    @torch.inference_mode()
+    def _scores(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> torch.Tensor:
+        seen = ((calibrator(images) if calibrator else images, labels) for images, labels in self.batches(part))
+        if (part[1] < 0).any():
+            return self.scores(classifier, torch.cat([images for images, _ in seen]), part[1])
+        return torch.cat([self.scores(classifier, *batch) for batch in seen])
 
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""

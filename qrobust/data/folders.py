@@ -11,6 +11,7 @@ from pathlib import Path
 from qrobust.data.files import LeftOutLog, image_files, is_image, visible
 from qrobust.data.sources import Images, decode_file
 from qrobust.errors import InputError
+from qrobust.paths import check_file
 
 # What a folder of a split may be called, in any letter case.
 SPLIT_FOLDERS = {
@@ -20,6 +21,8 @@ SPLIT_FOLDERS = {
 }
 KINDS = {name: kind for kind, names in SPLIT_FOLDERS.items() for name in names}
 SPLITS_ARE = "; ".join(f"{kind}: {' or '.join(names)}" for kind, names in SPLIT_FOLDERS.items())
+# Bytes in a file's middle that tell most files of one size apart.
+PART = 4096
 BESIDE_SPLITS = "beside the splits"
 WITHOUT_CLASS = "beside the class folders, so without a class"
 
@@ -218,11 +221,13 @@ def flat_images(root: Path, *, skip_bad: bool = False) -> Images:
 def listed_images(root: Path, paths: Sequence[Path], labels: Sequence[int], names: Sequence[str]) -> Images:
     """Image files, named from a folder; the version changes when one of them is written again, too."""
     version, listing = hashlib.sha256(), hashlib.sha256()
+    sizes: list[int] = []
     for path in paths:
         name, status = os.path.relpath(path, root), path.stat()
+        sizes.append(status.st_size)
         listing.update(os.fsencode(f"{name}\n"))
         version.update(os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
-    return Images(
+    images = Images(
         lambda i: decode_file(paths[i]),
         labels,
         names,
@@ -230,6 +235,27 @@ def listed_images(root: Path, paths: Sequence[Path], labels: Sequence[int], name
         version.hexdigest(),
         listing.hexdigest(),
     )
+    images.contents = (
+        sizes.__getitem__,
+        lambda i: _part(paths[i], sizes[i] // 2, PART),
+        lambda i: _part(paths[i], 0),
+    )
+    return images
+
+
+def _part(path: Path, start: int, length: int = -1) -> bytes:
+    """Digest of some of a file's bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    check_file(path, "data")
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.blake2b(file.read(length), digest_size=16).digest()
+    except OSError as error:
+        raise InputError(f"data: cannot read {path} ({error.strerror})") from error
 
 
 def readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

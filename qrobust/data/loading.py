@@ -218,13 +218,28 @@ def _open_pools(
 
 
 def _read_names(file: Path) -> list[str]:
+    """Class names, one a line, without blanks around them.
+
+    Raises:
+        InputError: the file is not text, or a line before the last name is empty or repeats a name.
+    """
     check_file(file, "class_names")
     try:
-        names = [n for n in file.read_text(encoding="utf-8").splitlines() if n.strip()]
+        content = file.read_bytes()
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class_names: cannot read {file} ({error})") from error
+    names = [line.strip() for line in text.rstrip().splitlines()]
     if not names:
         raise InputError(f"class_names: expected one class name per line, {file} holds none")
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise InputError(f"class_names: expected one class name per line, line {number} of {file} is empty")
+        if (first := lines.setdefault(name, number)) != number:
+            raise InputError(
+                f"class_names: expected different names, {name!r} is on lines {first} and {number} of {file}"
+            )
     return names
 
 

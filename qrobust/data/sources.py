@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,8 @@ class Images:
     Attributes:
         image_size: S of what is read; whoever opens a source sets it.
         channels: C of what is read: 3 for RGB, 1 for luma (Pillow's `L`); set before anything is read.
+        contents: functions of an image's index that say more and more exactly what it holds; images are the same if
+            the last ones agree.
         skipped: files that cannot be decoded, where those are to be left out.
         left_out: files and folders of the data that are not used, by reason.
 
@@ -74,6 +76,7 @@ class Images:
         self.image_size, self.channels = 0, 3
         self.skipped: tuple[str, ...] = ()
         self.left_out: tuple[LeftOut, ...] = ()
+        self.contents: tuple[Callable[[int], Hashable], ...] = (lambda i: _digest(load(i)),)
         self._load = load
         self._cache: dict[int, torch.Tensor] = {}
         self._cached_bytes = 0
@@ -109,6 +112,10 @@ class Images:
             self._cache[index] = image
             self._cached_bytes += image.numel()
         return image
+
+
+def _digest(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return pixels.shape, hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
 
 
 def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:

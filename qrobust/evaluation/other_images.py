@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.metrics import agreement
 from qrobust.evaluation.predictions import ConditionPredictions, Predictions
 from qrobust.evaluation.statistics import paired_bootstrap, wilson_interval
@@ -50,7 +51,13 @@ def corruption_set(
         versus={k: Drop(drop_pp=drop, drop_interval_pp=interval) for k, (drop, interval) in lost.items()},
     )
     rows = comparison_rows(predictions, labels, seed=seed, of=of)
-    return CorruptionSet(name=name, predictions=folder, summary=summary, rows=tuple(rows))
+    return CorruptionSet(
+        name=name,
+        predictions=folder,
+        summary=summary,
+        rows=tuple(rows),
+        classes=class_results(predictions, labels, classes),
+    )
 
 
 def target_row(found: dict[str, Predictions], labels: np.ndarray, *, images: str, seed: int) -> TargetImages:

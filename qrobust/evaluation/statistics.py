@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chisquare, norm
 
 RESAMPLES = 2000
 FEW_VALUES = 500
+# Standard errors to either side of an interval at 95 %.
+Z = float(norm.ppf(0.975))
 
 
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927)."""
-    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927).
+
+    Args:
+        hits: how many of the n; no whole number where each of the n counts by a fraction, whose variance is at most
+            that of a proportion.
+        n: at least 1.
+    """
+    share, factor = hits / n, Z * Z / n
+    middle = (share + factor / 2) / (1 + factor)
+    half = Z / (1 + factor) * math.sqrt(max(0.0, share * (1 - share)) / n + factor / (4 * n))
+    return (max(0.0, middle - half) if share > 0 else 0.0), (min(1.0, middle + half) if share < 1 else 1.0)
+
+
+def mean_interval(shares: np.ndarray, intervals: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean of independent proportions, from an interval of each.
+
+    MOVER, the method of variance estimates recovery (Zou and Donner, Statistics in Medicine 27, 2008): of one
+    proportion it is that one's interval, and it never leaves [0, 1].
+
+    Args:
+        shares: `(k,)`.
+        intervals: `(k, 2)`.
+    """
+    below, above = shares - intervals[:, 0], intervals[:, 1] - shares
+    mean, k = float(shares.mean()), len(shares)
+    return mean - float(np.sqrt((below**2).sum())) / k, mean + float(np.sqrt((above**2).sum())) / k
 
 
 def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
@@ -34,6 +60,28 @@ def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def stratified_interval(values: np.ndarray, weights: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
+    """Interval of a weighted sum of per-image values, from their variance within each stratum.
+
+    Strata are sampled apart, so the variance is the sum of `W_k^2 s_k^2 / n_k`, W_k being a stratum's weight. That of
+    a stratum of one image is taken from the others together.
+
+    Args:
+        values: `(n,)`.
+        weights: `(n,)`, equal within a stratum.
+        strata: index of each image's stratum `(n,)`.
+    """
+    _, index, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    means = np.bincount(index, values) / counts
+    squares = np.bincount(index, (values - means[index]) ** 2)
+    within = squares.sum() / max(1, len(values) - len(counts))
+    variances = np.where(counts > 1, squares / np.maximum(1, counts - 1), within)
+    shares = np.bincount(index, weights)
+    half = Z * float(np.sqrt((shares**2 * variances / counts).sum()))
+    middle = float(weights @ values)
+    return middle - half, middle + half
+
+
 def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided p-value that two classifiers are right equally often, from where only one of them is.
 
@@ -47,6 +95,11 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_a + only_b
     return float(binomtest(only_a, total).pvalue) if total else 1.0
+
+
+def even_counts(counts: np.ndarray) -> float:
+    """p-value of Pearson's chi-squared test that classes of these counts `(k,)` are drawn equally often."""
+    return float(chisquare(counts).pvalue) if len(counts) > 1 else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

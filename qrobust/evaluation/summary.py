@@ -333,6 +333,7 @@ def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed:
         return []
     found = []
     for name in (n for n in predictions[CLEAN] if n not in ("float", "int8")):
+        before, after = (predictions[CLEAN][n].prediction for n in ("int8", name))
         (clean, clean_before), (shift, shift_before) = (
             [are_correct(predictions, n, conditions, labels).mean(0) for n in (name, "int8")]
             for conditions in ([CLEAN], shifted)
@@ -351,6 +352,8 @@ def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed:
                 gain_interval_pp=gain_interval,
                 clean_cost_pp=cost,
                 clean_cost_interval_pp=cost_interval,
+                clean_agreement=agreement(before, after),
+                clean_harmful_flips=flips(before, after, labels).harmful,
             )
         )
     return sorted(found, key=lambda one: -one.gain_pp)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from qrobust.classifier import Normalization, NormalizedModel, parse_normalization, refuse_quantized
 from qrobust.errors import InputError
+from qrobust.models.checkpoints import read_weights
 from qrobust.models.registry import ModelSpec, without_auxiliary_heads
-from qrobust.paths import check_file
 from qrobust.user_code import (
     complaint,
 )
@@ -37,7 +33,7 @@ def load_model(
         found: from `find_model`.
         classes: length of the logits, the data's class count.
         image_size: side of the images it will be given.
-        weights: state dict as `.pt`/`.pth` (read with `weights_only=True`) or `.safetensors`.
+        weights: a checkpoint that torch saved or `.safetensors`, see `read_weights`.
         pretrained: take torchvision's own weights.
         normalization: see `parse_normalization`; default the model's preset.
         seed: decides random weights where there are none to load.
@@ -74,44 +70,10 @@ def load_model(
     return NormalizedModel(network, normalize).eval().requires_grad_(False)
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read weights without executing anything in the file; `module.` prefixes are removed.
-
-    A training checkpoint that holds the state dict under `state_dict` or `model` is accepted.
-    """
-    check_file(path, "weights")
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what is deprecated in the file nobody here can change anything
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each kind of damage raises another type
-        reason = _first_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
-            reason = "it is damaged, or holds more than tensors"
-        raise InputError(f"weights: {path} is not a readable state dict or safetensors file ({reason})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise InputError(f"weights: expected a state dict of tensors in {path}, got {type(state).__name__}")
-    plain = OrderedDict((str(k).removeprefix("module."), v) for k, v in state.items())
-    versions = getattr(state, "_metadata", {})  # of each module's entries, by its path
-    inner = {k: v for k, v in versions.items() if k.partition(".")[0] == "module"}
-    plain._metadata = {k.partition(".")[2]: v for k, v in inner.items()} or versions  # type: ignore[attr-defined]  # torch's
-    return plain
-
-
 def _load_weights(network: nn.Module, path: Path, unused: tuple[str, ...] = ()) -> None:
     """Give a network its weights; entries whose names begin with one of `unused` are left out."""
-    given, own = read_state_dict(path), network.state_dict()
-    for name in [name for name in given if name.startswith(unused)]:
-        del given[name]
+    own = network.state_dict()
+    given = read_weights(path, own, unused).tensors
     for name in own:
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, own[name])

@@ -1,4 +1,4 @@
-"""What a calibrator must be better than, each with a graph of its own that passes the same export checks."""
+"""Every remedy but the calibrator alone, each with a graph of its own that passes the same checks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ from qrobust.compensation.baselines import (
     reestimate_batch_norm,
 )
 from qrobust.compensation.batches import mixed_batch, sampling
-from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, mixed_images
+from qrobust.compensation.first_stage import prepare_first_stage
+from qrobust.compensation.fit import mixed_images
+from qrobust.compensation.retraining import retrain, weight_change
+from qrobust.compensation.scales import prepare_scales
 from qrobust.errors import InputError, unknown
-from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, fit_in_run, fit_result, selection_split
+from qrobust.pipeline.compensate import (
+    AFTER_TRAINING,
+    calibrator_data,
+    checkpoints_of,
+    fit_in_run,
+    fit_result,
+    frozen_classifier,
+    validation_result,
+)
 from qrobust.pipeline.export import export_checked, exported
 from qrobust.pipeline.provenance import (
     check_images,
@@ -31,11 +42,12 @@ from qrobust.pipeline.provenance import (
     training_provenance,
 )
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
-from qrobust.quantization.quantize import finetune
+from qrobust.quantization.qat import prepare_qat
 from qrobust.record import CalibratorMacs, CompensationResult, QatTraining, RemedyResult, RemedyTraining, taken
+from qrobust.remedies import CALIBRATOR, COMBINED, RETRAINED
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
 
@@ -48,20 +60,22 @@ def make_baseline(run: Run, remedy: str) -> None:
 
     Args:
         run: of the run.
-        remedy: one of `BASELINES`, or `anti-adversary`, which only asks the next evaluation to measure it.
+        remedy: one of `REMEDIES`, or `anti-adversary`, which only asks the next evaluation to measure it.
 
     Raises:
         InputError: there is no such remedy, or it does not fit the model.
     """
-    if remedy not in (*BASELINES, TORCH_ONLY):
-        raise unknown("remedy", remedy, ("calibrator", "none", *BASELINES, TORCH_ONLY))
-    if remedy == "finetune" and not training_conditions(run):
-        raise InputError("remedy: finetune learns from shifts, got target images alone")
+    if remedy not in (*REMEDIES, TORCH_ONLY):
+        raise unknown("remedy", remedy, ("calibrator", "none", *REMEDIES, TORCH_ONLY))
+    if remedy in (*RETRAINED, *COMBINED) and not training_conditions(run):
+        raise InputError(f"remedy: {remedy} learns from shifts, got target images alone")
     if remedy.endswith("bn-reestimate"):
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
     check_unseen(run)
     folder = run.require_folder()
+    if remedy in COMBINED and not is_current(run, classifier := remedy.removesuffix(f"+{CALIBRATOR}")):
+        make_baseline(run, classifier)
     folder.checkpoints.mkdir(exist_ok=True)
     with stage(run, remedy) as running:
         if remedy == TORCH_ONLY:
@@ -124,7 +138,11 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    fake_quantized = _reestimated(run)
+    return _calibrated(run, _reestimated(run))
+
+
+def _calibrated(run: Run, fake_quantized: fx.GraphModule) -> Made:
+    """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_result(CompensationResult, "compensate", "compensate")
@@ -132,45 +150,55 @@ def _reestimated_and_calibrated(run: Run) -> Made:
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
     fit = fit_in_run(run, fake_quantized, calibrator_data(run))
     spent = checkpoints_of(run, fake_quantized).all()
-    training = taken(RemedyTraining, fit_result(run, fit))
+    change = weight_change(run.fake_quantized, fake_quantized)
+    training = taken(RemedyTraining, fit_result(run, fit), weight_change=change)
     return Made(Compensated(fit.calibrator, fake_quantized), training, spent, fit.earlier_s)
 
 
-def _finetuned(run: Run) -> Made:
-    """The classifier itself, trained on the shifts: steps and rate are those of a calibrator through it."""
-    config, folder = run.config.calibrator, run.require_folder()
-    qat = replace(
-        run.config.qat,
-        epochs=max(1.0, run.config.qat.epochs),
-        learning_rate=config.learning_rate * QAT_RATE,
-        distillation=run.config.qat.distillation if config.use_labels else 1.0,
-    )
-    fake_quantized, fitted = finetune(
-        run.fake_quantized,
-        run.quantized.observed,
-        run.model,
-        replace(training_data(run), target_images=None),
-        selection_split(run),
-        qat,
-        steps=round(config.steps * (1 - RESTORE_SHARE)),
-        batch_size=config.batch_size,
-        seed=run.config.seed,
-        checkpoint=folder.checkpoints / f"finetune-{choices_key(run, 'finetune')}.pt",
-        reporter=run.reporter,
-        name="finetune",
-    )
-    if fitted.diverged and not fitted.best_step:
-        raise InputError(
-            f"learning_rate: fine-tuning diverged at step {fitted.steps}, before anything was learned; expected a "
-            f"rate smaller than {config.learning_rate:g}"
+def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
+    return lambda run: _calibrated(run, run.retrained(name))
+
+
+def _trainable(run: Run, name: str) -> fx.GraphModule:
+    """The classifier of a run, trainable where a remedy changes it."""
+    if name == "scales":
+        return prepare_scales(run.fake_quantized)
+    prepared = run.quantized.observed.graph
+    if name == "first-stage":
+        return prepare_first_stage(prepared, run.fake_quantized, run.quantized.observed.images[:1])
+    return prepare_qat(prepared, run.fake_quantized, learn_ranges=run.config.qat.ranges == "learned")
+
+
+def _retrained(name: str) -> Callable[[Run], Made]:
+    """The classifier itself, trained on the shifts: as many steps as a calibrator trains through it."""
+
+    def make(run: Run) -> Made:
+        folder = run.require_folder()
+        done = retrain(
+            name,
+            _trainable(run, name),
+            frozen_classifier(run, run.fake_quantized),
+            calibrator_data(run),
+            run.config.calibrator,
+            run.config.qat,
+            checkpoint=folder.checkpoints / f"{name}-{choices_key(run, name, AFTER_TRAINING)}.pt",
+            seed=run.config.seed,
+            reporter=run.reporter,
         )
-    trained_on = tuple(sorted({name for name, _ in training_conditions(run)}))
-    training = RemedyTraining(
-        training=taken(QatTraining, fitted, shifts=trained_on),
-        trained_on=trained_on,
-        provenance=replace(training_provenance(run), target_images=None, target_splits=None),
-    )
-    return Made(fake_quantized, training, tuple(folder.checkpoints.glob("finetune-*")), fitted.earlier_s)
+        run.save_retrained(done.averaged.model, name)
+        learned = replace(training_provenance(run), target_images=None, target_splits=None)
+        training = RemedyTraining(
+            training=taken(QatTraining, done.training),
+            trained_on=tuple(sorted({shift for shift, _ in training_conditions(run)})),
+            provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
+            validation=validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
+            weight_change=done.change,
+            kept_share=done.averaged.share,
+        )
+        spent = tuple(folder.checkpoints.glob(f"{name}-*"))
+        return Made(done.averaged.model, training, spent, done.training.earlier_s)
+
+    return make
 
 
 def _preprocessed(module: nn.Module) -> Callable[[Run], Made]:
@@ -183,9 +211,10 @@ def _preprocessed(module: nn.Module) -> Callable[[Run], Made]:
 
 
 MAKERS: dict[str, Callable[[Run], Made]] = {
+    **{name: _retrained(name) for name in RETRAINED},
+    **{f"{name}+{CALIBRATOR}": _retrained_and_calibrated(name) for name in RETRAINED},
     "bn-reestimate": _only_reestimated,
     "calibrator+bn-reestimate": _reestimated_and_calibrated,
-    "finetune": _finetuned,
     "auto-contrast": _preprocessed(AutoContrast()),
     "denoise": _preprocessed(Denoise()),
 }

@@ -79,7 +79,7 @@ def calibrator_data(run: Run) -> CalibratorData:
     real = run.target_images.validation if run.target_images else None
     if real and not run.config.calibrator.use_labels:
         real = real.relabelled(torch.full((len(real),), -1))
-    return CalibratorData(training_data(run), selection_split(run), run.data.calibration, real)
+    return CalibratorData(training_data(run), selection_split(run), run.data.calibration, real, run.primary)
 
 
 def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
@@ -111,13 +111,20 @@ def frozen_classifier(run: Run, classifier: fx.GraphModule) -> FrozenClassifier:
     return FrozenClassifier(classifier, run.model, run.target, run.deploy)
 
 
-def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
-    """What a stage keeps of a fit."""
+def validation_result(
+    run: Run, clean_accuracy: float, shift_accuracy: float, target_labelled: bool | None = None
+) -> Validation:
+    """What a stage keeps of the validation of a remedy; see `validation_measures` for the last argument."""
     measures = validation_measures(
         labels=run.config.calibrator.use_labels,
-        target_labelled=run.target_images.labelled if run.target_images else None,
+        target_labelled=target_labelled,
         shifted=bool(training_conditions(run)),
     )
+    return Validation(clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures)
+
+
+def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
+    """What a stage keeps of a fit."""
     return CompensationResult(
         latency_ratio=fit.latency_ratio,
         macs=CalibratorMacs(calibrator=fit.macs),
@@ -127,8 +134,8 @@ def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
         gate_gain=fit.gate.gain,
         gate_offset=fit.gate.offset,
         evolution_strategy=fit.evolution,
-        validation=Validation(
-            clean_accuracy=fit.clean_accuracy, shift_accuracy=fit.shift_accuracy, measures=measures
+        validation=validation_result(
+            run, fit.clean_accuracy, fit.shift_accuracy, run.target_images.labelled if run.target_images else None
         ),
         training=CalibratorTraining(float=fit.float_phase, int8=fit.int8_phase),
         trained_on=trained_on_names(run),

@@ -10,6 +10,7 @@ from qrobust.choices import Section, choice, option_of
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
+from qrobust.evaluation.config import EvaluationConfig
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 
 DEFAULT_SEVERITIES = (3, 5)
@@ -35,7 +36,7 @@ class ModelConfig(Section):
 
     Attributes:
         spec: `torchvision:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
-        weights: file of a state dict.
+        weights: file of a state dict, or `FILE:KEY`.
         pretrained: whether torchvision fetches its own weights.
         normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`; None: the model's preset.
     """
@@ -119,6 +120,7 @@ class RunConfig(Section):
     shifts: ShiftConfig = field(default_factory=ShiftConfig)
     calibrator: CalibratorConfig = field(default_factory=CalibratorConfig)
     attacks: AttackConfig = field(default_factory=AttackConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = choice(0, at_least=0, at_most=MOST_SEED)
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
     code: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -186,4 +188,5 @@ SECTIONS: dict[str, type[Section]] = {
     "shifts": ShiftConfig,
     "calibrator": CalibratorConfig,
     "attacks": AttackConfig,
+    "evaluation": EvaluationConfig,
 }

@@ -16,6 +16,7 @@ from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
+from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
 from qrobust.evaluation.other_images import corruption_set, target_row
@@ -134,6 +135,8 @@ def _result(
         corruption_sets=tuple(corruption_set_entries(found)),
         attacks=found.attacks,
         splits=run.data.summary(),
+        primary=run.primary.name,
+        classes=class_results(*figures, len(found.class_names)),
         severity_table=found.severity_table,
         latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
         size_bytes={name: folder.graph(name).stat().st_size for name in classifiers},

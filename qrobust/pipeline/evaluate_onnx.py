@@ -20,9 +20,13 @@ from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
+from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.config import EvaluationConfig
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.predictions import BATCH, CLEAN, Cache, Condition
+from qrobust.evaluation.primary import find_primary
+from qrobust.evaluation.statistics import wilson_interval
 from qrobust.evaluation.summary import (
     comparison_rows,
     drops,
@@ -45,6 +49,7 @@ from qrobust.record import (
     taken,
     versions,
 )
+from qrobust.report.classes import class_csv_files
 from qrobust.report.data import left_out_sentence
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
@@ -83,6 +88,7 @@ class Choices:
     l2_epsilons: tuple[float, ...] = ()
     attack_images: int = AttackConfig.images
     seed: int = 0
+    primary: str = EvaluationConfig.primary
 
     def __post_init__(self) -> None:
         for name, least, most in (("image_size", 8, MOST_SIDE), ("seed", 0, MOST_SEED), ("budget", 1, 10**8)):
@@ -94,7 +100,7 @@ class Choices:
             value = getattr(self, entry.name)
             if any(isinstance(v, str) and not v.strip() for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{entry.name}: expected a value, got an empty string")
-        _ = self.attack_choices
+        _ = self.attack_choices, EvaluationConfig(primary=self.primary)
 
     @property
     def attack_choices(self) -> AttackConfig:
@@ -186,7 +192,7 @@ def _evaluate(
             progress=reporter.bar,
         )
     record = _record(choices, config, opened, found, threads)
-    for name, text in csv_files(record).items():
+    for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
     write_json(place / "record.json", record.to_json())
@@ -209,7 +215,7 @@ class _Opened:
 
 def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other: str) -> None:
     for key, value in config.items():
-        if key != "schema" and kept.get(key) != value:
+        if key != "schema" and kept.get(key, value) != value:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
 
 
@@ -252,6 +258,7 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
         InputError: one of them fails.
     """
     split, source = opened.split, opened.split.source
+    find_primary(choices.primary, source.class_names, split.labels.numpy())
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
     if source.left_out:
@@ -305,6 +312,8 @@ def _record(
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
         versions=versions(),
         hardware=hardware(threads, opened.sums),
+        primary=find_primary(choices.primary, found.class_names, found.labels).name,
+        classes=class_results(found.predictions, found.labels, len(found.class_names)),
     )
 
 

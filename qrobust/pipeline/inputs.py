@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 
 from qrobust.compensation.fit import candidates
+from qrobust.data.duplicates import digest, find_duplicates
+from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
 from qrobust.pipeline.run import Run
-from qrobust.report.data import left_out_sentence, splits_sentence
+from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
@@ -35,17 +37,8 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not trained_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored
-    if run.data.skipped:
-        run.reporter.warn(skipped_sentence(run.data.skipped))
-    if run.data.left_out:
-        run.reporter.warn(left_out_sentence(run.data.left_out))
-    if told := splits_sentence(run.data.taken_from):
-        run.reporter.say(told)
-    for split in (run.data.calibration, run.data.validation, run.data.test):
-        with run.reporter.bar("read images", len(split)) as bar:
-            for images, _labels in split.batches(500):
-                bar.update(len(images))
+    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored, run.primary
+    _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
     for name, severity in run.conditions:
         if find_shift(name).is_custom:
@@ -55,6 +48,28 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     _ = run.quantized
     if compensating:
         candidates(run.model, training_data(run), run.config.calibrator)
+
+
+def _read_images(run: Run) -> None:
+    """Read all images but those to train on; tell what is not used, and which are in two splits."""
+    data = run.data
+    if data.skipped:
+        run.reporter.warn(skipped_sentence(data.skipped))
+    if data.left_out:
+        run.reporter.warn(left_out_sentence(data.left_out))
+    if told := splits_sentence(data.taken_from):
+        run.reporter.say(told)
+    pixels: dict[str, list[bytes]] = {}
+    for name in ("calibration", "validation", "test"):
+        split: Split = getattr(data, name)
+        pixels[name] = []
+        with run.reporter.bar("read images", len(split)) as bar:
+            for images, _labels in split.batches(500):
+                pixels[name] += map(digest, images)
+                bar.update(len(images))
+    run.duplicates = find_duplicates({name: getattr(data, name) for name in SPLIT_NAMES}, pixels)
+    if run.duplicates:
+        run.reporter.warn(f"warning: {duplicates_sentence(run.duplicates)}")
 
 
 def _refuse_probabilities(logits: torch.Tensor) -> None:

@@ -9,8 +9,9 @@ from qrobust.data.splits import Split, TrainingData
 from qrobust.data.target_images import folder_of
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import BASELINES
+from qrobust.pipeline.run_folder import REMEDIES
 from qrobust.record import CompensationResult, Measures, QuantizationResult, RemedyResult, TrainingProvenance
+from qrobust.remedies import RETRAINED
 from qrobust.shifts.registry import SUITES, defined_conditions, expand
 
 # What must be equal between remedies for their gains to be compared, where both know it.
@@ -206,7 +207,7 @@ def learned(run: Run, without: Collection[str] = ()) -> dict[str, Learned]:
     stages: dict[str, CompensationResult | RemedyResult | None] = {
         "calibrator": folder.result(CompensationResult, "compensate")
     }
-    stages |= {name: folder.result(RemedyResult, name) for name in BASELINES}
+    stages |= {name: folder.result(RemedyResult, name) for name in REMEDIES}
     return {
         name: Learned(
             tuple(sorted(n for n in found.trained_on if not n.startswith("imagefolder:"))), found.provenance
@@ -229,7 +230,7 @@ def trained_differently(run: Run, without: Collection[str] = ()) -> dict[str, st
             got = seen.compared()
             keys = set(got) & set(wanted)
             keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
-            keys -= {"target_images"} if "finetune" in (first, name) else set()
+            keys -= {"target_images"} if {first, name} & set(RETRAINED) else set()
             differing = [key for key in sorted(keys) if got[key] != wanted[key]]
             if differing:
                 said = "; ".join(

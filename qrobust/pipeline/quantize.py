@@ -20,6 +20,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
 from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
@@ -113,6 +114,7 @@ def _quantize(run: Run) -> None:
             splits=run.data.summary(),
             skipped_images=tuple(run.data.skipped),
             left_out=tuple(run.data.left_out),
+            duplicates=tuple(run.duplicates),
             class_names=tuple(run.data.class_names),
             image_size=size,
             channels=run.model.channels,
@@ -126,10 +128,10 @@ def _trained(
     folder, config, training = run.require_folder(), run.config, run.data.training
     folder.checkpoints.mkdir(exist_ok=True)
     batch_size = config.calibrator.batch_size
-    return finetune(
-        quantized.module,
-        quantized.observed,
-        run.model,
+    trainable = prepare_qat(quantized.observed.graph, quantized.module, learn_ranges=config.qat.ranges == "learned")
+    fit = finetune(
+        trainable,
+        folded(run.model, quantized.observed.images[:1]),
         TrainingData(training, shifted, run.table),
         run.data.validation,
         config.qat,
@@ -139,6 +141,7 @@ def _trained(
         checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
         reporter=run.reporter,
     )
+    return convert_qat(trainable) if fit.best_step else quantized.module, fit
 
 
 def _validated(run: Run, logits: dict[str, torch.Tensor]) -> ValidationAgreement:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import qrobust
 from qrobust.deployment.onnx_graph import load
+from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.config import RunConfig
-from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY, RunFolder
+from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.record import (
     STATISTICS,
+    Classes,
     Compensation,
     CompensationResult,
     EvaluationResult,
@@ -26,14 +28,19 @@ from qrobust.record import (
     Seeds,
     StageTime,
     Summary,
+    WeightChange,
     taken,
     versions,
 )
+from qrobust.report.classes import class_csv_files
 from qrobust.report.html import html_report
 from qrobust.report.markdown import markdown_report
 from qrobust.report.model_card import model_card
 from qrobust.report.robustbench import csv_files
 from qrobust.storage import read_npz, write_json, write_text
+
+# A calibrator's: it stands in front, and the classifier's hash is that of before.
+UNTOUCHED = WeightChange(relative_change=0.0, integers_changed=0.0)
 
 
 def build_record(folder: RunFolder, config: RunConfig) -> Record:
@@ -51,7 +58,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
     measured = "compensated" in evaluated.summary.clean_accuracy  # else it is there, but was left out
     compensated = folder.result(CompensationResult, "compensate") if measured else None
     exported = folder.result(ExportResult, "export") if measured else None
-    others = [found for name in BASELINES if (found := folder.result(RemedyResult, name))]
+    others = [found for name in REMEDIES if (found := folder.result(RemedyResult, name))]
     graphs: list[ExportedGraphs] = [quantized, *([exported] if exported else []), *others]
     stages = {"quantize": quantized, "compensate": compensated, "export": exported, "evaluate": evaluated}
     macs = quantized.macs
@@ -88,6 +95,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         splits=evaluated.splits or quantized.splits,
         skipped_images=quantized.skipped_images,
         left_out=quantized.left_out,
+        duplicates=quantized.duplicates,
         class_names=quantized.class_names,
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
@@ -95,6 +103,23 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,
         stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
+        primary=evaluated.primary,
+        classes=evaluated.classes or _classes(folder, evaluated, len(quantized.class_names)),
+    )
+
+
+def _classes(folder: RunFolder, evaluated: EvaluationResult, classes: int) -> Classes | None:
+    """What graphs do to each class, from predictions that an earlier version kept; None where they are gone."""
+    from qrobust.evaluation.classes import class_results
+    from qrobust.evaluation.predictions import condition_file, read_predictions  # imports torch: of older runs only
+
+    conditions = [(row.shift, row.severity) for row in evaluated.rows]
+    if not all(condition_file(folder.predictions, condition).exists() for condition in conditions):
+        return None
+    labels, found = read_predictions(folder.predictions, conditions)
+    measured = evaluated.summary.clean_accuracy
+    return class_results(
+        {condition: {name: own[name] for name in measured} for condition, own in found.items()}, labels, classes
     )
 
 
@@ -127,6 +152,9 @@ def _with_costs(gain: RemedyGain, evaluated: EvaluationResult, folder: RunFolder
         classifier_hash=made.classifier_hash,
         latency_ratio=latency[name].over(latency["int8"]),
         float_latency_ratio=latency["float"].over(latency[name]),
+        size_bytes=evaluated.size_bytes[name],
+        weight_change=made.weight_change if isinstance(made, RemedyResult) else UNTOUCHED,
+        validation=made.validation,
     )
 
 
@@ -142,7 +170,7 @@ def write_report(folder: RunFolder, config: RunConfig) -> Record:
         pictures = read_npz(folder.pictures, "pictures", ("clean",))
     write_text(folder.html, html_report(record, pictures))
     write_text(folder.markdown, markdown_report(record))
-    for name, text in csv_files(record).items():
+    for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(folder.file(name), text)
     for name in record.summary.clean_accuracy:
         write_text(folder.card(name), model_card(record, name))

@@ -6,7 +6,8 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,9 @@ from qrobust.data.target_images import TargetImages, folder_of, naming_target_im
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
 from qrobust.errors import InputError
+from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
+from qrobust.evaluation.primary import Primary, find_primary
 from qrobust.models.loading import load_model
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.paths import check_file, user_path
@@ -37,7 +40,7 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.record import CompensationResult, QuantizationResult, taken
+from qrobust.record import CompensationResult, Duplicates, QuantizationResult, taken
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
@@ -60,6 +63,7 @@ class Run:
     config: RunConfig
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
+    duplicates: tuple[Duplicates, ...] = ()  # between splits, found where all of them are read
 
     def __post_init__(self) -> None:
         trust(self.code_specs)
@@ -117,6 +121,16 @@ class Run:
         assert self.folder is not None, "no stage runs without a folder"
         return self.folder
 
+    @contextmanager
+    def _named_by_the_folder(self) -> Iterator[None]:
+        """Say where a choice stands that no command gave since the run began."""
+        try:
+            yield
+        except InputError as error:
+            if self.folder is None or not self.folder.weights.exists():
+                raise
+            raise InputError(f"{error}; {self.folder.config} names it") from error
+
     # What the configuration names.
 
     @cached_property
@@ -132,6 +146,10 @@ class Run:
     @cached_property
     def _data(self) -> Data:
         """Before it is known how many channels the network reads."""
+        with self._named_by_the_folder():
+            return self._open_data()
+
+    def _open_data(self) -> Data:
         c, shifts = self.config.data, self.config.shifts
         return open_data(
             c.spec,
@@ -232,6 +250,22 @@ class Run:
             self.reporter.warn(doubt)
         return found
 
+    @cached_property
+    def primary(self) -> Primary:
+        """The measure that decides; `auto` goes by the validation images.
+
+        Raises:
+            InputError: there is no such class.
+        """
+        labels = self.data.validation.labels.numpy()
+        asked = self.config.evaluation.primary
+        found = find_primary(asked, self.data.class_names, labels)
+        if asked == AUTO and not found.is_accuracy:
+            self.reporter.say(
+                "classes are uneven: balanced accuracy decides; --primary accuracy chooses that instead"
+            )
+        return found
+
     # What stages make, keep in the folder and load again.
 
     @cached_property
@@ -242,6 +276,7 @@ class Run:
             self.data.calibration,
             self.data.validation,
             self.config.quantization,
+            primary=self.primary,
             seed=self.config.seed,
             reporter=self.reporter,
         )
@@ -255,11 +290,18 @@ class Run:
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
         """The fake-quantized model that the folder holds."""
+        return self._restored(self.require_folder().fake_quantized, "quantize")
+
+    def retrained(self, remedy: str) -> fx.GraphModule:
+        """The fake-quantized model that a remedy trained and the folder holds."""
+        return self._restored(self.require_folder().integers(remedy), f"compensate --remedy {remedy}")
+
+    def _restored(self, path: Path, command: str) -> fx.GraphModule:
         return restore(
             self.model,
             self.target,
             self.data.image_size,
-            _integers(self.require_folder().fake_quantized, "quantize"),
+            _integers(path, command),
             channels=self.model.channels,
             recipe=self.recipe,
         )
@@ -292,6 +334,10 @@ class Run:
         """Keep the fake-quantized model's integers in the folder, and use it from now on."""
         self.__dict__["fake_quantized"] = model
         _save(model, self.require_folder().fake_quantized)
+
+    def save_retrained(self, model: fx.GraphModule, remedy: str) -> None:
+        """Keep the integers of the model that a remedy trained in the folder."""
+        _save(model, self.require_folder().integers(remedy))
 
     def save_calibrator(self, calibrator: nn.Module) -> None:
         """Keep the frozen calibrator in the folder, and use it from now on."""

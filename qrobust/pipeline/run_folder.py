@@ -18,11 +18,14 @@ from qrobust.pipeline.output_folder import (
     make_place,
 )
 from qrobust.record import StageResult, from_json, to_json
+from qrobust.remedies import COMBINED, RETRAINED
 from qrobust.storage import read_json, remove, write_json, write_sealed
 
 GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
-BASELINES = ("bn-reestimate", "calibrator+bn-reestimate", "finetune", "auto-contrast", "denoise")
+BASELINES = ("bn-reestimate", "calibrator+bn-reestimate", "auto-contrast", "denoise")
+# Every remedy with a graph of its own, apart from the calibrator alone.
+REMEDIES = (*RETRAINED, *COMBINED, *BASELINES)
 TORCH_ONLY = "anti-adversary"
 # The stage that makes a graph, where it is not called like it.
 MADE_BY = {"float": "quantize", "int8": "quantize", "compensated": "export"}
@@ -94,13 +97,17 @@ class RunFolder:
             raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
         return result
 
+    def integers(self, remedy: str) -> Path:
+        """The integers of the classifier that a remedy trained."""
+        return self.file(f"{remedy}.safetensors")
+
     def card(self, name: str) -> Path:
         """The model card of a graph."""
         return self.file(f"{name}.card.md")
 
     def graphs(self) -> list[str]:
         """Names of the graphs whose stages are done."""
-        return [name for name in (*GRAPHS, *BASELINES) if self.is_done(MADE_BY.get(name, name))]
+        return [name for name in (*GRAPHS, *REMEDIES) if self.is_done(MADE_BY.get(name, name))]
 
     def finish(self, name: str, result: StageResult) -> None:
         """Record that a stage is done, last of all it writes."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.record import StageResult, to_json
 from qrobust.shifts.registry import find_shift
 from qrobust.storage import write_json
@@ -30,7 +30,7 @@ MEASURING = (
 )
 STAGES = ("quantize", "compensate", "export", "evaluate")
 # Stages that are kept where they were done with the choices of now.
-COMPARED = ("compensate", *BASELINES, TORCH_ONLY)
+COMPARED = ("compensate", *REMEDIES, TORCH_ONLY)
 
 
 @dataclass
@@ -72,7 +72,7 @@ def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[RunningStage]:
 def invalidate(run: Run, name: str) -> None:
     """Before what a stage made is replaced: neither it nor any stage that builds on it is done any more."""
     building = STAGES[STAGES.index(name) :] if name in STAGES else (name, "evaluate")
-    run.require_folder().delete_stages(*building, *(BASELINES if name == "quantize" else ()))
+    run.require_folder().delete_stages(*building, *(REMEDIES if name == "quantize" else ()))
 
 
 def is_current(run: Run, name: str) -> bool:

@@ -15,9 +15,10 @@ from qrobust.pipeline.provenance import check_images, check_unseen, training_dat
 from qrobust.pipeline.quantize import quantize, sensitivity
 from qrobust.pipeline.report import write_report
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import BASELINES, TORCH_ONLY
+from qrobust.pipeline.run_folder import BASELINES, REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import STAGES, is_current
 from qrobust.record import Record
+from qrobust.remedies import CALIBRATOR, LADDER, RETRAINED
 
 __all__ = [
     "compare",
@@ -43,8 +44,13 @@ def run_all(run: Run, *, resume: bool) -> Record:
     return write_report(run.require_folder(), run.config)
 
 
-def compare(run: Run) -> Record:
-    """Every way to compensate, measured together; what is done already is kept, what cannot be made is left out."""
+def compare(run: Run, *, baselines: bool = False) -> Record:
+    """The ladder of remedies, measured together; what is done already is kept, what cannot be made is left out.
+
+    Args:
+        run: of the run.
+        baselines: make what they must be better than, too.
+    """
     folder, failed = run.require_folder(), set()
     check_images(run)
     check_unseen(run)
@@ -57,7 +63,8 @@ def compare(run: Run) -> Record:
     except QRobustError as error:
         failed.add("calibrator")
         run.reporter.warn(f"warning: calibrator left out: {error}")
-    for remedy in (*BASELINES, TORCH_ONLY):
+    wanted = [name for name in LADDER if name != CALIBRATOR]
+    for remedy in (*wanted, *BASELINES, TORCH_ONLY) if baselines else wanted:
         if is_current(run, remedy):
             continue
         try:
@@ -72,8 +79,9 @@ def compare(run: Run) -> Record:
 def delete_compensation(run: Run) -> None:
     """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
     folder = run.require_folder()
-    folder.delete_stages("compensate", "export", "evaluate", *BASELINES, TORCH_ONLY)
-    made = [path(name) for name in ("compensated", *BASELINES) for path in (folder.graph, folder.card)]
+    folder.delete_stages("compensate", "export", "evaluate", *REMEDIES, TORCH_ONLY)
+    made = [path(name) for name in ("compensated", *REMEDIES) for path in (folder.graph, folder.card)]
+    made += [folder.integers(name) for name in RETRAINED]
     for path in (*made, folder.calibrator, folder.pictures):
         path.unlink(missing_ok=True)
     folder.drop_checkpoints(folder.finished.glob("*"))

@@ -13,6 +13,7 @@ from qrobust.quantization.integer_layers import (
     ActivationQuantizer,
     IntegerConv2d,
     IntegerLinear,
+    representable,
     zero_padding,
 )
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
@@ -177,8 +178,7 @@ def integer_layer(
         InputError: the layer's padding has no integer kernel.
     """
     bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
-    # A channel of almost no weight would give its bias a scale too fine for 32 bits.
-    scale = torch.maximum(scale, bias.abs() / (source.scale * 2.0**30))
+    scale = representable(scale, bias, source.scale)
     integers = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(*weight_range).to(torch.int8)
     integers = integers.contiguous()
     if isinstance(layer, nn.Linear):

@@ -19,6 +19,11 @@ from qrobust.errors import InputError
 LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
 
 
+def representable(scale: torch.Tensor, bias: torch.Tensor, input_scale: torch.Tensor) -> torch.Tensor:
+    """Weight scales `(out,)`, larger where a bias would not fit into 32 bits, as in a channel of almost no weight."""
+    return torch.maximum(scale, bias.abs() / (input_scale * 2.0**30))
+
+
 def pass_inside(gradient: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """The gradient where `low < x < high`, else 0; one pass over memory instead of three."""
     return torch.ops.aten.hardtanh_backward(gradient, x, low, high)
@@ -91,11 +96,15 @@ class _IntegerLayer(nn.Module, ABC):
         self.weight_scale: torch.Tensor
         self.bias_int: torch.Tensor
         self.bias_scale: torch.Tensor
-        bias_scale = input_scale * weight_scale
         self.register_buffer("weight_int", weight_int)
+        self.rescale(weight_scale, bias, input_scale)
+
+    def rescale(self, weight_scale: torch.Tensor, bias: torch.Tensor, input_scale: torch.Tensor) -> None:
+        """Give the integer weights other scales `(out,)`, and the layer another bias, in place."""
+        bias_scale = input_scale * weight_scale
+        levels = (bias / bias_scale).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias_scale", bias_scale)
-        levels = (bias / bias_scale).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
         self.register_buffer("bias_int", levels.to(torch.int32))
 
     def weight(self) -> torch.Tensor:
@@ -108,8 +117,12 @@ class _IntegerLayer(nn.Module, ABC):
         return self.bias_int.to(torch.float32) * self.bias_scale
 
     @abstractmethod
+    def compute(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The layer on `x` with another float weight and bias in place of its own."""
+
     def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The layer on `x` with another float weight in place of its own."""
+        return self.compute(x, weight, self.bias())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.apply_weight(x, self.weight())
@@ -190,8 +203,8 @@ class IntegerConv2d(_IntegerLayer):
         super().__init__(weight_int, weight_scale, bias, input_scale, qmax)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
-    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return convolve(x, weight, self.bias(), self.stride, self.padding, self.dilation, self.groups)
+    def compute(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def convolve(
@@ -219,8 +232,8 @@ class IntegerLinear(_IntegerLayer):
 
     holds_integers = True  # refused where a float network is expected
 
-    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, weight, self.bias())
+    def compute(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, bias)
 
 
 class GlobalAveragePool(nn.Module):

@@ -231,6 +231,7 @@ def search(
     validation: Split,
     recipe: Recipe,
     *,
+    weights: torch.Tensor | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[fx.GraphModule, Recipe, list[Trial], Observed]:
@@ -246,6 +247,7 @@ def search(
         calibration_images: gives the batches anew each time it is called (at most twice).
         validation: images to choose by.
         recipe: bits, edges and exceptions are kept, the rest is where the search starts.
+        weights: of the validation images `(n,)`, which sum to 1: what counts. Default: all alike.
         seed: of learned rounding.
         progress: called with a line on each trial, and on what was kept.
 
@@ -266,7 +268,7 @@ def search(
         if reference is None:
             reference = logits_on(observed.graph, validation)
         fake_quantized = build(observed, target, candidate, seed=seed)
-        found = fidelity(reference, logits_on(fake_quantized, validation), validation.labels)
+        found = fidelity(reference, logits_on(fake_quantized, validation), validation.labels, weights)
         away = found.divergence
         kept = best is None or away < best[0]
         if kept:

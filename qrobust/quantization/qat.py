@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -44,6 +46,11 @@ GROUPS = 8
 BATCH = 50
 
 
+# A level at the end of the range is inside it, whatever float rounding makes of it; of a range that does not learn,
+# all that is rounded to its ends.
+END, ROUNDED = 1e-4, 0.5
+
+
 class _LearnedStep(torch.autograd.Function):
     """`round(x / s) s` within [low, high] levels; gradients of the paper's equations 2 to 5."""
 
@@ -51,26 +58,31 @@ class _LearnedStep(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, scale: torch.Tensor, low: int, high: int
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, scale)
+        rounded = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x, scale, rounded)
         ctx.limits = (low, high)  # type: ignore[attr-defined]  # torch types ctx without attributes
-        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        return rounded
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
-        x, scale = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        x, scale, rounded = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
         low, high = ctx.limits  # type: ignore[attr-defined]  # set in forward
-        if not (scale.ndim or ctx.needs_input_grad[1]):  # type: ignore[attr-defined]  # torch types ctx without it
-            step = float(scale)
-            return pass_inside(grads[0], x, step * (low - 0.5), step * (high + 0.5)), None, None, None
-        level = x / scale
-        inside = (level >= low) & (level <= high)
-        grad_scale = None
-        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]  # torch types ctx without it
-            slope = torch.where(inside, level.round() - level, level.clamp(low, high))
-            product = (grads[0] * slope).float()
-            dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
-            grad_scale = product.sum(dims, keepdim=True).view(scale.shape) if scale.ndim else product.sum()
-        return grads[0] * inside, grad_scale, None, None
+        learns = ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # torch types ctx without it
+        if scale.ndim:
+            inside = (x >= scale * (low - END)) & (x <= scale * (high + END))
+            passed, x_inside = grads[0] * inside, x * inside
+        else:
+            edge, step = END if learns else ROUNDED, float(scale)
+            bounds = step * (low - edge), step * (high + edge)
+            passed = pass_inside(grads[0], x, *bounds)
+            x_inside = pass_inside(x, x, *bounds) if learns else x
+        if not learns:
+            return passed, None, None, None
+        # The slope is round(level) - level inside, the end of the range outside: times s, what rounding added.
+        added = torch.sub(rounded, x_inside).mul_(grads[0])
+        dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
+        total = added.sum(dims, keepdim=bool(scale.ndim), dtype=torch.float32) / scale
+        return passed, total.view(scale.shape), None, None
 
 
 class TrainableQuantizer(nn.Module):
@@ -90,7 +102,15 @@ class TrainableQuantizer(nn.Module):
         return ActivationQuantizer(float(self.log_scale.detach().exp()), self.zero_point, self.qmin, self.qmax)
 
 
-class TrainableLayer(nn.Module):
+class Thawed(nn.Module, ABC):
+    """What stands for an integer layer while it trains."""
+
+    @abstractmethod
+    def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
+        """The integer layer that it has become, behind that quantizer."""
+
+
+class TrainableLayer(Thawed):
     """A convolution or linear layer on fake-quantized weights; both weights and their step sizes may learn."""
 
     def __init__(self, source: nn.Conv2d | nn.Linear, layer: IntegerConv2d | IntegerLinear, learn: bool) -> None:
@@ -120,7 +140,31 @@ class TrainableLayer(nn.Module):
         return integer_layer(shell, self.weight.detach(), scale, (-self.qmax, self.qmax), source)
 
 
-def prepare_qat(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, *, learn_ranges: bool) -> fx.GraphModule:
+def thaw(fake_quantized: fx.GraphModule, make: Callable[[str, nn.Module], nn.Module]) -> fx.GraphModule:
+    """A copy of a fake-quantized model in which other modules stand for its quantizers and integer layers.
+
+    Args:
+        fake_quantized: frozen; it is not changed.
+        make: name and module to what stands for it; called once for each, however often it runs. The module itself:
+            it stays as it is.
+    """
+    trainable = copy.deepcopy(fake_quantized)
+    made: dict[int, nn.Module] = {}
+    for node, module in calls(trainable, (ActivationQuantizer, *INTEGER_LAYERS)):
+        if id(module) not in made:
+            made[id(module)] = make(str(node.target), module)
+        set_module(trainable, str(node.target), made[id(module)])
+    trainable.delete_all_unused_submodules()
+    return trainable
+
+
+def prepare_qat(
+    prepared: fx.GraphModule,
+    fake_quantized: fx.GraphModule,
+    *,
+    learn_ranges: bool,
+    only: Collection[str] | None = None,
+) -> fx.GraphModule:
     """A trainable copy of a fake-quantized model.
 
     Args:
@@ -128,23 +172,24 @@ def prepare_qat(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, *, lea
             at.
         fake_quantized: frozen; it is not changed.
         learn_ranges: whether step sizes learn, or stay as they were observed.
+        only: names of the quantizers and layers that train; the others stay as they are, to the bit. None: all train,
+            layers in float too.
     """
-    trainable = copy.deepcopy(fake_quantized)
     floats = dict(prepared.named_modules(remove_duplicate=False))
-    made: dict[int, nn.Module] = {}
-    for node, module in calls(trainable, (ActivationQuantizer, *INTEGER_LAYERS)):
-        if id(module) not in made:
-            if isinstance(module, ActivationQuantizer):
-                made[id(module)] = TrainableQuantizer(module, learn_ranges)
-            else:
-                source = floats[str(node.target)]
-                assert isinstance(source, nn.Conv2d | nn.Linear)
-                assert isinstance(module, IntegerConv2d | IntegerLinear)
-                made[id(module)] = TrainableLayer(source, module, learn_ranges)
-        set_module(trainable, str(node.target), made[id(module)])
-    for _, layer in calls(trainable, LAYERS):
+
+    def make(name: str, module: nn.Module) -> nn.Module:
+        if only is not None and name not in only:
+            return module
+        if isinstance(module, ActivationQuantizer):
+            return TrainableQuantizer(module, learn_ranges)
+        source = floats[name]
+        assert isinstance(source, nn.Conv2d | nn.Linear)
+        assert isinstance(module, IntegerConv2d | IntegerLinear)
+        return TrainableLayer(source, module, learn_ranges)
+
+    trainable = thaw(fake_quantized, make)
+    for _, layer in calls(trainable, LAYERS if only is None else ()):
         layer.requires_grad_(True)
-    trainable.delete_all_unused_submodules()
     return trainable
 
 
@@ -156,8 +201,8 @@ def convert_qat(trainable: fx.GraphModule) -> fx.GraphModule:
         assert isinstance(module, TrainableQuantizer)
         set_module(fake_quantized, str(node.target), made.setdefault(id(module), module.frozen()))
     modules = dict(fake_quantized.named_modules(remove_duplicate=False))
-    for node, layer in calls(fake_quantized, TrainableLayer):
-        assert isinstance(layer, TrainableLayer)
+    for node, layer in calls(fake_quantized, Thawed):
+        assert isinstance(layer, Thawed)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         quantizer = modules[str(source.target)]

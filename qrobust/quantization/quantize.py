@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import NormalizedModel
+from qrobust.classifier import Classifier, NormalizedModel
 from qrobust.data.splits import Split, TrainingData
 from qrobust.errors import InputError, unknown
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
-from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat, train
+from qrobust.quantization.qat import QatFit, train
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
-from qrobust.quantization.tracing import channels_last, folded
+from qrobust.quantization.tracing import channels_last
 from qrobust.shifts.filters import to_unit
 
 BATCH = 64
@@ -102,6 +103,7 @@ def quantize_classifier(
     validation: Split,
     config: QuantizationConfig,
     *,
+    primary: Primary = ACCURACY,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
@@ -112,6 +114,7 @@ def quantize_classifier(
         calibration: images on which ranges are observed.
         validation: images to choose by, where the configuration leaves something to choose.
         config: how.
+        primary: the measure that decides: `ptq="auto"` weighs images as it does.
         seed: of learned rounding.
         reporter: where progress is told.
 
@@ -123,12 +126,14 @@ def quantize_classifier(
 
     def made(chosen: Recipe) -> FakeQuantizedModel:
         if config.ptq == "auto":
+            some = validation.at_most(SEARCH_IMAGES)
             module, best, trials, observed = search(
                 model,
                 target,
                 lambda: calibration_batches(calibration, reporter),
-                validation.at_most(SEARCH_IMAGES),
+                some,
                 chosen,
+                weights=torch.from_numpy(primary.weights(some.labels.numpy())),
                 seed=seed,
                 progress=lambda trial: reporter.say(f"  {trial}"),
             )
@@ -172,9 +177,8 @@ def _check_choices(found: FakeQuantizedModel, config: QuantizationConfig) -> Non
 
 
 def finetune(
-    fake_quantized: fx.GraphModule,
-    observed: Observed,
-    teacher: NormalizedModel,
+    trainable: fx.GraphModule,
+    teacher: Classifier,
     data: TrainingData,
     validation: Split,
     config: QATConfig,
@@ -185,16 +189,15 @@ def finetune(
     checkpoint: Path,
     reporter: Reporter,
     name: str = "qat",
-) -> tuple[fx.GraphModule, QatFit]:
-    """Train a fake-quantized model; a training that was killed goes on from its checkpoint.
+) -> QatFit:
+    """Train a fake-quantized model in place; a training that was killed goes on from its checkpoint.
 
     Args:
-        fake_quantized: to start from; it is not changed.
-        observed: the float graph that it was made from.
-        teacher: the float classifier.
+        trainable: from `prepare_qat`, or thawed otherwise.
+        teacher: the float classifier, folded.
         data: what to learn from.
         validation: images to choose by, of which the first are taken.
-        config: rate, ranges and distillation.
+        config: rate and distillation.
         steps: optimizer steps.
         batch_size: images per step.
         seed: decides images, moves and shifts of every step.
@@ -203,15 +206,14 @@ def finetune(
         name: of the training, in messages.
 
     Returns:
-        The trained model, or the one given where no state was better than it, and what training did.
+        What training did; with `best_step` 0, no state was better than the start.
     """
-    trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=config.ranges == "learned")
     channels_last(trainable)
     some = validation.at_most(QAT_IMAGES)
-    with reporter.bar("train the fake-quantized model", steps) as bar:
+    with reporter.bar(f"train the fake-quantized model ({name})", steps) as bar:
         fit = train(
             trainable,
-            folded(teacher, observed.images[:1]),
+            teacher,
             data,
             some,
             config,
@@ -231,4 +233,4 @@ def finetune(
         reporter.say(
             f"  the gain of training is within the standard error on {len(some):,} images; the model stays as it was"
         )
-    return convert_qat(trainable) if fit.best_step else fake_quantized, fit
+    return fit

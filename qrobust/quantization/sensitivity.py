@@ -49,8 +49,18 @@ def layer_noise(prepared: fx.GraphModule, fake_quantized: fx.GraphModule, images
 
 
 @torch.no_grad()
-def divergence(float_logits: torch.Tensor, logits: torch.Tensor) -> float:
-    """Mean KL divergence, in nats, of the probabilities of `logits` from those of `float_logits`."""
+def divergence(float_logits: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+    """Mean KL divergence, in nats, of the probabilities of `logits` from those of `float_logits`.
+
+    Args:
+        float_logits: `(N, K)`.
+        logits: `(N, K)`.
+        weights: of the images `(N,)`, which sum to 1. Default: all alike.
+    """
+    if weights is not None:
+        pairs = logits.log_softmax(1), float_logits.log_softmax(1)
+        each = F.kl_div(*pairs, reduction="none", log_target=True).sum(1)
+        return float(weights.to(each) @ each)
     return float(F.kl_div(logits.log_softmax(1), float_logits.log_softmax(1), reduction="batchmean", log_target=True))
 
 
@@ -60,11 +70,16 @@ def logits_on(model: nn.Module, split: Split) -> torch.Tensor:
     return torch.cat([model(to_unit(images)) for images, _ in split.batches(BATCH)])
 
 
-def fidelity(reference: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> Fidelity:
-    """Compare logits `(N, K)` of a fake-quantized model with the float network's `reference`; labels `(N,)`."""
+def fidelity(
+    reference: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> Fidelity:
+    """Compare logits `(N, K)` of a fake-quantized model with the float network's `reference`; labels `(N,)`.
+
+    The divergence is that of `divergence` with these weights; agreement and accuracy are shares of the images.
+    """
     predicted = logits.argmax(1)
     same, right = (float((predicted == wanted).float().mean()) for wanted in (reference.argmax(1), labels))
-    return Fidelity(len(labels), divergence(reference, logits), same, right)
+    return Fidelity(len(labels), divergence(reference, logits, weights), same, right)
 
 
 def layer_effects(

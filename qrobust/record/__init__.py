@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
+from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -17,8 +18,9 @@ from qrobust.record.compensation import (
     SplitSummary,
     TrainingProvenance,
     Validation,
+    WeightChange,
 )
-from qrobust.record.data import LeftOut
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -94,17 +96,23 @@ __all__ = [
     "BlockedOperator",
     "CalibratorMacs",
     "CalibratorTraining",
+    "ClassRecall",
+    "Classes",
+    "ClassifierClasses",
     "ClassifierHash",
     "Comparison",
     "Compensation",
     "CompensationResult",
     "ConditionAccuracy",
+    "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
     "Drop",
     "Drops",
+    "Duplicates",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -155,6 +163,7 @@ __all__ = [
     "Trial",
     "Validation",
     "ValidationAgreement",
+    "WeightChange",
     "WorstCase",
     "WorstClass",
     "from_json",

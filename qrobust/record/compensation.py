@@ -8,7 +8,7 @@ from typing import Annotated
 from qrobust.record.measurements import LatencyRatio
 from qrobust.record.other_images import Gain
 from qrobust.record.typed_json import OneOf, Unit, was
-from qrobust.record.units import Count, Points, PointsInterval, Positive, Ratio, Seconds, Severity, Share
+from qrobust.record.units import Bytes, Count, Points, PointsInterval, Positive, Ratio, Seconds, Severity, Share
 
 Score = Annotated[float, Unit("sum of two fractions", 0, 2)]
 
@@ -192,6 +192,19 @@ class Compensation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightChange:
+    """How far a remedy moved the weights of the INT8 classifier.
+
+    Attributes:
+        relative_change: norm of the difference of all effective weights over the norm of INT8's.
+        integers_changed: share of the integer weights that differ.
+    """
+
+    relative_change: Ratio
+    integers_changed: Share
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemedyGain(Gain):
     """What a remedy gains under shift, and costs on clean images, against `int8`.
 
@@ -202,6 +215,8 @@ class RemedyGain(Gain):
         shift_accuracy: mean over all conditions.
         clean_cost_pp: `int8` minus the remedy, clean images.
         clean_cost_interval_pp: its 95 % interval.
+        clean_agreement: share of clean images that it predicts as `int8` does; null in records of earlier versions.
+        clean_harmful_flips: share of clean images that `int8` gets right and it gets wrong; likewise.
     """
 
     remedy: str = field(metadata=was("method"))
@@ -210,6 +225,8 @@ class RemedyGain(Gain):
     shift_accuracy: Share
     clean_cost_pp: Points
     clean_cost_interval_pp: PointsInterval
+    clean_agreement: Share | None = None
+    clean_harmful_flips: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +243,9 @@ class Remedy(RemedyGain):
         classifier_hash: before and after, where a calibrator was trained in front of it, else null.
         latency_ratio: over INT8.
         float_latency_ratio: how many times faster than float.
+        size_bytes: of its graph's file; null without a graph, or in records of earlier versions.
+        weight_change: of the INT8 classifier in it; null where nothing compared them.
+        validation: on validation images; null where it was not chosen by them.
     """
 
     runtime: Annotated[str, OneOf("onnxruntime", "torch")]
@@ -237,3 +257,6 @@ class Remedy(RemedyGain):
     classifier_hash: ClassifierHash | None = None
     latency_ratio: LatencyRatio | None = None
     float_latency_ratio: LatencyRatio | None = None
+    size_bytes: Bytes | None = None
+    weight_change: WeightChange | None = None
+    validation: Validation | None = None

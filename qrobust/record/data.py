@@ -20,3 +20,22 @@ class LeftOut:
     reason: str
     n: Positive
     example: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Images of one split that are in another one, too: the same file, or the same pixels.
+
+    Attributes:
+        split: the split that is measured on or chosen by.
+        of: the other split.
+        n: images of `split` that are in `of`, too.
+        example: one of them.
+        original: what it equals in `of`.
+    """
+
+    split: str
+    of: str
+    n: Positive
+    example: str
+    original: str

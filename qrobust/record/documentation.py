@@ -55,6 +55,12 @@ BESIDE = """\
 severities, a line per graph. `pandas.read_csv("results.csv", header=[0, 1], index_col=0)` reads it.
 `results-NAME.csv` is the same of the corruption data set in a folder NAME.
 
+`results.classes.csv`: a line per classifier, condition and measure: `accuracy`, `balanced` (the mean of the recalls)
+and `recall` of each class, with n and interval; and `majority`, the accuracy of always answering the largest class.
+`results.confusion.csv`: how many images of each class were taken for which one; of those that are wrong as many as
+`confusions` lists. `confusion_matrix` of `qrobust.evaluation.classes` makes the whole matrix from predictions read as
+below.
+
 `predictions/SHIFT-SEVERITY.npz`, from which every figure can be recomputed without inference: `shift`, `severity`,
 `label` and `index` (position in the data set) per image, and per graph `GRAPH.prediction`, `GRAPH.margin` (largest
 logit minus the second), `GRAPH.confidence` and `GRAPH.key` (changes with whatever they depend on).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qrobust.record.classes import Classes
 from qrobust.record.measurements import ConditionComparison, MeanCorruptionError
 from qrobust.record.typed_json import was
 from qrobust.record.units import Interval, Points, PointsInterval, Positive, Share
@@ -54,12 +55,14 @@ class CorruptionSet:
         predictions: the folder in `predictions` that `read_predictions` reads.
         summary: means over its conditions.
         rows: one per condition; Holm's correction is over the set.
+        classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
     """
 
     name: str
     predictions: str
     summary: CorruptionSetSummary
     rows: tuple[ConditionComparison, ...]
+    classes: Classes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from qrobust.errors import InputError
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
-from qrobust.record.data import LeftOut
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -59,6 +60,7 @@ class Record:
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
         left_out: files and folders of the data that were not used, by reason.
+        duplicates: images that are in two splits, by pair of splits.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
@@ -66,6 +68,8 @@ class Record:
         versions: of Python and packages.
         hardware: where it was measured.
         stages: per stage, what it took.
+        classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -92,6 +96,7 @@ class Record:
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
@@ -99,6 +104,8 @@ class Record:
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -132,6 +139,8 @@ class EvaluationRecord:
         versions: of Python and packages.
         hardware: where it was measured.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
+        classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -156,6 +165,8 @@ class EvaluationRecord:
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qrobust.record.attacks import Attacks
+from qrobust.record.classes import Classes
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -12,14 +13,16 @@ from qrobust.record.compensation import (
     RemedyGain,
     SplitSummary,
     TrainingProvenance,
+    Validation,
+    WeightChange,
 )
-from qrobust.record.data import LeftOut
+from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
 from qrobust.record.typed_json import was
-from qrobust.record.units import Bytes, Count, Positive, Seconds
+from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
         splits: per split, which images it holds.
         skipped_images: files that could not be decoded.
         left_out: files and folders of the data that were not used, by reason.
+        duplicates: images that are in two splits, by pair of splits.
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
@@ -70,6 +74,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
     splits: dict[str, SplitSummary]
     skipped_images: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive | None = None
@@ -116,6 +121,9 @@ class RemedyTraining:
         provenance: what it learned from; null for what is not trained.
         training: what training did, on validation images; null for what is not trained in steps.
         classifier_hash: before and after, where a calibrator was trained in front of it, else null.
+        validation: on validation images; null where it was not chosen by them.
+        weight_change: from the INT8 classifier's; null where nothing compared them.
+        kept_share: of the way from INT8 to the end of its training, what `--clean-budget` left; null without one.
     """
 
     macs: CalibratorMacs = CalibratorMacs(calibrator=0)
@@ -123,6 +131,9 @@ class RemedyTraining:
     provenance: TrainingProvenance | None = field(metadata=was("lessons"))
     training: CalibratorTraining | QatTraining | None = None
     classifier_hash: ClassifierHash | None = None
+    validation: Validation | None = None
+    weight_change: WeightChange | None = None
+    kept_share: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +158,8 @@ class EvaluationResult(StageResult):
         size_bytes: per graph, of its file.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
+        classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
+        primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -161,3 +174,5 @@ class EvaluationResult(StageResult):
     size_bytes: dict[str, Bytes]
     hardware: Hardware
     versions: dict[str, str] | None = None
+    classes: Classes | None = None
+    primary: str = "accuracy"

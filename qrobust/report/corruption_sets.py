@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qrobust.record import Comparison, CorruptionSet, CorruptionSetSummary, Drop, EvaluationRecord, Record
-from qrobust.report.verdict import corruption_error, percent, points
+from qrobust.record import Comparison, CorruptionSet, Drop, EvaluationRecord, Record
+from qrobust.report.classes import balanced_sentence
+from qrobust.report.figures import percent, points
+from qrobust.report.verdict import corruption_error
 
 
 def stored_tables(record: Record | EvaluationRecord, names: dict[str, str]) -> list[tuple[str, str, list[list[str]]]]:
@@ -15,7 +17,7 @@ def stored_tables(record: Record | EvaluationRecord, names: dict[str, str]) -> l
         record: of a run or of an evaluation.
         names: classifiers to what they are called.
     """
-    return [(entry.name, _note(entry.summary, names), _table(entry, names)) for entry in record.corruption_sets]
+    return [(entry.name, _note(entry, names), _table(entry, names)) for entry in record.corruption_sets]
 
 
 def _table(entry: CorruptionSet, names: dict[str, str]) -> list[list[str]]:
@@ -34,11 +36,13 @@ def _drops(versus: Mapping[str, Drop | Comparison]) -> list[str]:
     return [points(v.drop_pp, v.drop_interval_pp) for v in versus.values()]
 
 
-def _note(summary: CorruptionSetSummary, names: dict[str, str]) -> str:
+def _note(entry: CorruptionSet, names: dict[str, str]) -> str:
+    summary = entry.summary
     n, of = summary.n_test, summary.of
     subset = f" of {of} (a subset stratified by class)" if n < of else ""
     own = (
         f"n = {n}{subset} in each of {summary.n_conditions} conditions, which are no part of the figures under shift "
         "above."
     )
-    return " ".join([own, *corruption_error(summary.mce, names)])
+    by_class = [balanced_sentence(entry.classes, names)] if entry.classes else []
+    return " ".join([own, *corruption_error(summary.mce, names), *by_class])

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qrobust.record import Attacks, EvaluationRecord, MeanCorruptionError, Overview, Record
+from qrobust.report.approval import approval_table
 from qrobust.report.attacks import (
     NO_GRADIENT,
     NOTE,
     attack_table,
     pose_table,
 )
+from qrobust.report.classes import (
+    balanced_sentence,
+    confusion_tables,
+    evenness,
+    primary_sentence,
+    recall_note,
+    recall_table,
+)
 from qrobust.report.corruption_sets import stored_tables
-from qrobust.report.data import left_out_sentence
+from qrobust.report.data import duplicates_sentence, left_out_sentence
+from qrobust.report.figures import percent, points
 from qrobust.report.verdict import (
     NAMES,
     comparison,
     headline,
-    percent,
-    points,
     verdict,
 )
 from qrobust.text import markdown
@@ -32,6 +40,8 @@ def markdown_report(record: Record) -> str:
     lines += table(headline(record))
     if len(record.remedies) > 1:
         lines += ["", *table(comparison(record))]
+        if approval := approval_table(record, NAMES):
+            lines += ["", *table(approval)]
     s = record.summary
     graphs = [k for k in ("float", "int8", "compensated") if k in s.clean_accuracy]
     rows = [
@@ -58,12 +68,25 @@ def markdown_report(record: Record) -> str:
             "",
             *_skipped(record.skipped_images),
             *_sentence(left_out_sentence(record.left_out)),
+            *_sentence(duplicates_sentence(record.duplicates)),
             *table(rows),
             "",
+            *_classes(record, {g: NAMES[g] for g in graphs}),
             *_stored(record, NAMES),
             *_attacks(record.attacks, NAMES, NOTE),
         ]
     )
+
+
+def _classes(record: Record | EvaluationRecord, names: dict[str, str]) -> list[str]:
+    """A section on classes: recalls, then what is taken for what; nothing where they were not measured."""
+    if record.classes is None:
+        return []
+    found = recall_table(record.classes, record.class_names, names)
+    lines = ["## Classes", "", *table(found), "", recall_note(record.classes), ""]
+    for title, rows in confusion_tables(record.classes, record.class_names, names):
+        lines += [f"{markdown(title)}:", "", *table(rows), ""]
+    return lines
 
 
 def _stored(record: Record | EvaluationRecord, names: dict[str, str]) -> list[str]:
@@ -124,10 +147,13 @@ def evaluation_table(record: EvaluationRecord) -> list[list[str]]:
     """A header, then a line per classifier; all but the first with what they lose against it."""
     s = record.summary
     reference, *others = s.clean_accuracy
-    header = ["", "clean", "under shift", *(["mCE"] if s.mce else [])]
+    by_class = record.classes.classifiers if record.classes else {}
+    header = ["", "clean", "under shift", *(["balanced, clean", "balanced, under shift"] if by_class else [])]
+    header += ["mCE"] if s.mce else []
     rows = [header + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
     for name, clean in s.clean_accuracy.items():
         line = [name, percent(clean), percent(s.shift_accuracy[name])]
+        line += [percent(by_class[name].clean_balanced), percent(by_class[name].shift_balanced)] if by_class else []
         line += [percent(s.mce.value[name])] if s.mce else []
         lost = s.versus.get(name)
         if lost:
@@ -137,6 +163,16 @@ def evaluation_table(record: EvaluationRecord) -> list[list[str]]:
             line += ["", ""]
         rows.append(line)
     return rows
+
+
+def class_lines(record: EvaluationRecord) -> list[str]:
+    """How even classes are, and balanced accuracies, each followed by an empty line."""
+    if record.classes is None:
+        return []
+    names = {n: n for n in record.summary.clean_accuracy}
+    leading = primary_sentence(record, names) or balanced_sentence(record.classes, names)
+    told = (leading, evenness(record.classes, record.class_names))
+    return [line for sentence in told for line in (markdown(sentence), "")]
 
 
 def evaluation_report(record: EvaluationRecord) -> str:
@@ -157,10 +193,12 @@ def evaluation_report(record: EvaluationRecord) -> str:
             *mce,
             sample(record.summary),
             "",
+            *class_lines(record),
             *_skipped(record.skipped_images),
             *_sentence(left_out_sentence(record.left_out)),
             *table(rows),
             "",
+            *_classes(record, {n: n for n in names}),
             *stored,
             *attacks,
         ]

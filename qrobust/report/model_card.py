@@ -6,13 +6,13 @@ After Mitchell et al., "Model Cards for Model Reporting", arXiv 1810.03993.
 from __future__ import annotations
 
 from qrobust.record import Record, Remedy
+from qrobust.report.approval import approval_sentence
+from qrobust.report.classes import evenness, recall_note, recall_table
+from qrobust.report.figures import bounds, percent, points
 from qrobust.report.markdown import table
 from qrobust.report.verdict import (
     NAMES,
-    bounds,
     float_operators,
-    percent,
-    points,
     times_elsewhere,
 )
 from qrobust.text import code, markdown
@@ -49,28 +49,19 @@ def model_card(record: Record, graph: str) -> str:
         "",
         f"- clean: {percent(s.clean_accuracy[graph])} {bounds(s.clean_interval[graph])}",
         *_under_shift(record, graph),
+        *_balanced(record, graph),
         f"- batch 1 in {s.latency_ms[graph].batch_1:.2f} ms, {s.size_bytes[graph] / 1024:.0f} KiB",
         *(f"- {sentence}" for sentence in times_elsewhere(record)),
     ]
     if remedy:
         lines.append(f"- {float_operators(record.audit[graph])}")
-    target = record.target_images
-    if target and target.accuracy and target.interval and graph in target.accuracy:
-        lines.append(
-            f"- on {target.n} test images of {code(target.images)}: {percent(target.accuracy[graph])} "
-            f"{bounds(target.interval[graph])}"
-        )
-    elif target and not target.labelled:
-        sure = target.confidence
-        lines.append(
-            f"- on {target.n} test images of {code(target.images)}, which have no labels: accuracy is not known; "
-            f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
-        )
+    lines += _on_target(record, graph)
     if remedy:
         lines.append(
             f"- against INT8: {points(remedy.gain_pp, remedy.gain_interval_pp)} under shift, clean cost "
             f"{points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
         )
+        lines += [f"- {sentence}" for sentence in [approval_sentence(remedy)] if sentence]
     rows = [row for row in record.rows if row.shift != "clean"]
     worst = sorted(rows, key=lambda row: row.accuracy[graph])[:WORST]
     if worst:
@@ -81,6 +72,9 @@ def model_card(record: Record, graph: str) -> str:
                 *([row.shift, str(row.severity), percent(row.accuracy[graph])] for row in worst),
             ]
         )
+    if record.classes and graph in record.classes.classifiers:
+        recalls = recall_table(record.classes, record.class_names, {graph: NAMES[graph]})
+        lines += ["", "By class:", "", *table(recalls), "", recall_note(record.classes)]
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, remedy), ""])
 
 
@@ -90,6 +84,23 @@ def unmeasured_card(graph: str) -> str:
         f"# {graph}.onnx: {NAMES[graph]}\n\nNot measured yet. `qrobust evaluate` measures it and `qrobust report` "
         "then writes here what it learned from, how accurate it is and where it ends.\n"
     )
+
+
+def _on_target(record: Record, graph: str) -> list[str]:
+    """What the graph makes of real images of the new surroundings, if there are any."""
+    target = record.target_images
+    if target and target.accuracy and target.interval and graph in target.accuracy:
+        return [
+            f"- on {target.n} test images of {code(target.images)}: {percent(target.accuracy[graph])} "
+            f"{bounds(target.interval[graph])}"
+        ]
+    if target and not target.labelled:
+        sure = target.confidence
+        return [
+            f"- on {target.n} test images of {code(target.images)}, which have no labels: accuracy is not known; "
+            f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
+        ]
+    return []
 
 
 def _provenance(remedy: Remedy, data: str) -> str:
@@ -102,7 +113,7 @@ def _provenance(remedy: Remedy, data: str) -> str:
     target = " and on the target images" if known.target_images else ""
     severities = f" at severity {', '.join(map(str, known.severities))}" if known.severities else ""
     budget = known.clean_budget
-    gate = "" if budget is None else f" Its gate was to cost at most {budget:g} points of clean validation accuracy."
+    gate = "" if budget is None else f" It was to cost at most {budget:g} points of clean validation accuracy."
     drawn = f"{known.batch_norm_images} images drawn from " if known.batch_norm_images else ""
     shifts = markdown(named + ", ".join(remedy.trained_on))
     return (
@@ -118,6 +129,19 @@ def _under_shift(record: Record, graph: str) -> list[str]:
     return [
         f"- under shift, mean over {s.n_conditions} conditions of severity table `{record.severity_table}`: "
         f"{percent(s.shift_accuracy[graph])} {bounds(interval)}"
+    ]
+
+
+def _balanced(record: Record, graph: str) -> list[str]:
+    """Balanced accuracy, clean and under shift, and what it is worth more than."""
+    found = record.classes.classifiers.get(graph) if record.classes else None
+    if record.classes is None or found is None or found.clean_balanced_interval is None:
+        return []
+    shifted = found.shift_balanced_interval
+    under = f", under shift {percent(found.shift_balanced)} {bounds(shifted)}" if shifted else ""
+    return [
+        f"- balanced accuracy: clean {percent(found.clean_balanced)} {bounds(found.clean_balanced_interval)}{under}",
+        f"- {markdown(evenness(record.classes, record.class_names))}",
     ]
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from qrobust.record import Audit, MeanCorruptionError, Record, Remedy, TargetImages, ValidationAgreement
 from qrobust.report.attacks import flag_sentences
+from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
+from qrobust.report.figures import bounds, percent, points
 
 NAMES = {
     "float": "Float",
@@ -13,7 +15,12 @@ NAMES = {
     "compensated": "INT8 + calibrator",
     "bn-reestimate": "batch norm re-estimated",
     "calibrator+bn-reestimate": "batch norm re-estimated + calibrator",
+    "scales": "scales and biases learned",
+    "scales+calibrator": "scales and biases learned + calibrator",
+    "first-stage": "first stage fine-tuned",
+    "first-stage+calibrator": "first stage fine-tuned + calibrator",
     "finetune": "fine-tuned",
+    "finetune+calibrator": "fine-tuned + calibrator",
     "auto-contrast": "auto-contrast + INT8",
     "denoise": "3x3 mean + INT8",
     "anti-adversary": "anti-adversary (torch)",
@@ -43,24 +50,6 @@ MOVING = frozenset(
 LEVEL = 0.05
 # A remedy is worth shipping if it costs at most so much clean accuracy, in points.
 MOST_CLEAN_COST = 0.5
-
-
-def percent(value: float | None) -> str:
-    """A fraction as a percentage; nothing where nothing was measured."""
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def bounds(interval: tuple[float, float]) -> str:
-    """The 95 % interval of a fraction, in per cent."""
-    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
-def points(value: float | None, interval: tuple[float, float] | None = None) -> str:
-    """A difference in percentage points, with its 95 % interval; nothing where nothing was measured."""
-    if value is None:
-        return ""
-    text = f"{value:+.1f} points"
-    return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
 def validation_sentence(measured: ValidationAgreement) -> str:
@@ -120,6 +109,8 @@ def verdict(record: Record) -> list[str]:
     """The verdict, most important sentence first."""
     s, compensated = record.summary, "compensated" in record.summary.shift_accuracy
     sentences = [recommendation(record)] if record.remedies else []
+    if leading := primary_sentence(record, NAMES):
+        sentences.append(leading)
     if record.target_images:
         sentences.append(target_sentence(record.target_images))
     if compensated:
@@ -137,7 +128,17 @@ def verdict(record: Record) -> list[str]:
     if compensated:
         gains = [row.gain_p_adjusted for row in record.rows]
         sentences.append(significance(gains, "INT8 with and without calibrator"))
+    sentences += class_sentences(record)
     return sentences + flag_sentences(record.attacks)
+
+
+def class_sentences(record: Record) -> list[str]:
+    """How even classes are, and balanced accuracy unless it led; nothing where classes were not measured."""
+    if record.classes is None:
+        return []
+    led = record.primary == "balanced"
+    balanced = [] if led else [balanced_sentence(record.classes, NAMES)]
+    return [evenness(record.classes, record.class_names), *balanced]
 
 
 def _gain_sentences(record: Record) -> list[str]:
@@ -291,15 +292,18 @@ def target_sentence(target: TargetImages) -> str:
 
 def headline(record: Record) -> list[list[str]]:
     """The table of a run: a header, then a row per graph."""
-    s = record.summary
-    rows = [["", "clean", "under shift", "batch 1", "batch 32", "size"]]
+    s, by_class = record.summary, record.classes.classifiers if record.classes else {}
+    accuracy, balanced = ["clean", "under shift"], ["balanced, clean", "balanced, under shift"] if by_class else []
+    leads = record.primary != "accuracy"
+    rows = [["", *(balanced + accuracy if leads else accuracy + balanced), "batch 1", "batch 32", "size"]]
     for key, name in NAMES.items():
         if key in s.clean_accuracy:
+            plain = [percent(s.clean_accuracy[key]), percent(s.shift_accuracy[key])]
+            even = [percent(by_class[key].clean_balanced), percent(by_class[key].shift_balanced)] if by_class else []
             rows.append(
                 [
                     name,
-                    percent(s.clean_accuracy[key]),
-                    percent(s.shift_accuracy[key]),
+                    *(even + plain if leads else plain + even),
                     f"{s.latency_ms[key].batch_1:.2f} ms",
                     f"{s.latency_ms[key].batch_32:.1f} ms",
                     f"{s.size_bytes[key] / 1024:.0f} KiB",

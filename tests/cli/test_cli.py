@@ -28,7 +28,7 @@ from qrobust.progress import Reporter
 from qrobust.record import QuantizationResult, to_json, without_timings
 from qrobust.report.plots import layers_plot
 from qrobust.shifts.registry import SUITES
-from qrobust.storage import read_json
+from qrobust.storage import read_json, write_sealed
 
 COMMANDS = (
     "quantize-and-compensate",
@@ -122,6 +122,21 @@ def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path)
         assert said in text
         assert said in page
     assert len((finished_run / "results.csv").read_text().splitlines()) == 5
+
+
+def test_every_report_has_the_recall_of_every_class(finished_run: Path) -> None:
+    for name in ("report.md", "report.html", "compensated.card.md"):
+        assert "INT8 + calibrator, under shift" in (finished_run / name).read_text(), name
+    rows = (finished_run / "results.classes.csv").read_text().splitlines()
+    assert sum(row.startswith("compensated,rotation,5,recall,") for row in rows) == 10
+
+
+def test_a_report_adds_classes_to_a_run_of_an_earlier_version(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    stage = run / "stages" / "evaluate.json"
+    write_sealed(stage, {key: value for key, value in read_json(stage).items() if key != "classes"})
+    assert qrobust("report", run).exit_code == 0
+    assert read_json(run / "record.json")["classes"] == read_json(finished_run / "record.json")["classes"]
 
 
 def test_same_seed_same_record(finished_run: Path, weights: Path, tmp_path: Path) -> None:

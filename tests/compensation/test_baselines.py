@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.classifier import NormalizedModel, state_hash
+from qrobust.compensation import retraining
 from qrobust.compensation.baselines import (
     AntiAdversary,
     AutoContrast,
@@ -24,12 +25,13 @@ from qrobust.compensation.baselines import (
     reestimate_batch_norm,
 )
 from qrobust.errors import ExportCheckError, InputError
-from qrobust.pipeline import baselines as alternatives
 from qrobust.pipeline.baselines import make_baseline
 from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import BASELINES
 from qrobust.pipeline.stage import stage
 from qrobust.progress import Reporter
 from qrobust.record import Gain, LatencyRatio, Remedy, StageResult, TargetImages, read_record
+from qrobust.remedies import LADDER
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import float_operators
 from qrobust.storage import read_json, write_sealed
@@ -140,7 +142,7 @@ def test_anti_adversary_moves_towards_its_own_prediction(small_model: Normalized
 def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    result = qrobust("compensate", run, "--compare", "--attack-images", "0", "-q")
+    result = qrobust("compensate", run, "--compare", "all", "--attack-images", "0", "-q")
     assert result.exit_code == 0, result.output
     assert "Ship " in result.output
     record = json.loads((run / "record.json").read_text())
@@ -149,6 +151,9 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
         "compensated",
         "bn-reestimate",
         "calibrator+bn-reestimate",
+        "scales",
+        "scales+calibrator",
+        "first-stage",
         "finetune",
         "auto-contrast",
         "denoise",
@@ -163,6 +168,16 @@ def test_methods_are_compared_and_taken_back(finished_run: Path, tmp_path: Path)
         == ["contrast", "gaussian_noise", "inversion"]
     )
     assert rows["auto-contrast"]["trained_on"] == []
+    # What has to be approved again: of the integers of INT8, nothing on the lower rungs.
+    changed = {name: rows[name]["weight_change"]["integers_changed"] for name in LADDER if name != "calibrator"}
+    assert changed["scales"] == changed["scales+calibrator"] == 0
+    assert 0 < changed["first-stage"] < changed["finetune"]
+    assert rows["compensated"]["weight_change"] == {"relative_change": 0.0, "integers_changed": 0.0}
+    for name in ("scales", "finetune"):
+        assert rows[name]["validation"]["clean_accuracy"] > 0
+        assert rows[name]["clean_harmful_flips"] <= 1 - rows[name]["clean_agreement"]
+    sizes = {name: (run / f"{name}.onnx").stat().st_size for name in ("int8", "scales")}
+    assert sizes["scales"] - sizes["int8"] == len("scales") - len("int8")  # its name in the metadata
     assert rows["anti-adversary"]["runtime"] == "torch"
     for name, audited in record["audit"].items():
         assert name == "float" or audited["integer_ops"] == audited["quantizable_ops"], name
@@ -365,27 +380,28 @@ def test_a_method_that_fails_its_gate_is_left_out_of_a_comparison(
 
     monkeypatch.setattr(stages, "make_baseline", make)
     run = shutil.copytree(finished_run, tmp_path / "run")
-    result = qrobust("compensate", run, "--compare", "-q", "--threads", 1)
+    result = qrobust("compensate", run, "--compare", "all", "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
-    assert result.output.count("left out: parity:") == 5
+    assert result.output.count("left out: parity:") == len(LADDER) - 1 + len(BASELINES)
     record = read_json(run / "record.json")
     assert {row["remedy"] for row in record["remedies"]} == {"compensated", "denoise"}
 
 
-def test_fine_tuning_learns_at_half_of_the_rate_that_is_asked_for(
+def test_classifiers_learn_at_half_of_the_rate_that_is_asked_for_and_scales_at_three_times_that(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {}
 
     def train(*arguments: object, **options: object) -> None:
-        asked["learning_rate"] = arguments[5].learning_rate
+        asked[options["name"]] = arguments[4].learning_rate
         raise InputError("enough was seen")
 
-    monkeypatch.setattr(alternatives, "finetune", train)
+    monkeypatch.setattr(retraining, "finetune", train)
     run = shutil.copytree(finished_run, tmp_path / "run")
-    result = qrobust("compensate", run, "--remedy", "finetune", "--learning-rate", "0.01", "-q")
-    assert "enough was seen" in result.output
-    assert asked["learning_rate"] == 0.005
+    for remedy in ("finetune", "scales"):
+        result = qrobust("compensate", run, "--remedy", remedy, "--learning-rate", "0.01", "-q")
+        assert "enough was seen" in result.output
+    assert asked == {"finetune": 0.005, "scales": 0.015}
 
 
 def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(finished_run: Path) -> None:

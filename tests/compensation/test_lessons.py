@@ -274,9 +274,10 @@ def test_a_comparison_goes_on_without_a_calibrator(
         raise InputError("classifier: its gradient vanishes")
 
     monkeypatch.setattr(stages, "compensate", vanished)
+    monkeypatch.setattr(stages, "LADDER", ())
     monkeypatch.setattr(stages, "BASELINES", ("denoise",))
     run = shutil.copytree(finished_run, tmp_path / "run")
-    result = qrobust("compensate", run, "--compare", "--steps", 21, "-q", "--threads", 1, "--attacks", "none")
+    result = qrobust("compensate", run, "--compare", "all", "--steps", 21, "-q", "--threads", 1, "--attacks", "none")
     assert result.exit_code == 0, result.output
     assert "warning: calibrator left out: classifier: its gradient vanishes" in result.output
     methods = {row["remedy"] for row in read_json(run / "record.json")["remedies"]}
@@ -373,9 +374,10 @@ def test_a_comparison_keeps_what_it_leaves_out(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = contents(run)
+    monkeypatch.setattr(stages, "LADDER", ())
     monkeypatch.setattr(stages, "BASELINES", ("auto-contrast",))
     options = ("--mac-budget", "0.0001", "--attacks", "none")
-    result = qrobust("compensate", run, "--compare", *options, "-q", "--threads", 1)
+    result = qrobust("compensate", run, "--compare", "all", *options, "-q", "--threads", 1)
     assert result.exit_code == 0, result.output
     assert "calibrator left out: mac_budget: expected at least" in result.output
     record = read_json(run / "record.json")
@@ -406,7 +408,7 @@ def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_it
     monkeypatch.setattr(qat.F, "cross_entropy", lambda *_, **__: torch.tensor(torch.nan))
     result = qrobust(*finetune, "--learning-rate", "0.5")
     assert result.exit_code == 2, result.output
-    assert "learning-rate: fine-tuning diverged at step 0, before anything was learned" in result.output
+    assert "learning-rate: training (finetune) diverged at step 0, before anything was learned" in result.output
 
 
 @pytest.mark.parametrize(

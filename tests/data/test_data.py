@@ -67,6 +67,29 @@ def test_class_names_that_are_no_text_and_labels_beyond_reason(tmp_path: Path) -
         open_data(f"npz:{tmp_path / 'far.npz'}", seed=0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_class_names_as_editors_save_them(encoding: str, tmp_path: Path) -> None:
+    """With a byte-order mark, Windows' ends of lines, blanks behind names and empty lines at the end."""
+    (tmp_path / "names.txt").write_bytes("cat \r\n dog\t\r\nbig bee\r\n\r\n \r\n".encode(encoding))
+    folder = make_folder(tmp_path / "data")
+    data = open_data(f"imagefolder:{folder}", seed=0, calibration_images=8, class_names_file=tmp_path / "names.txt")
+    assert data.class_names == ("cat", "dog", "big bee")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("cat\ndog\n cat\n", "'cat' is on lines 1 and 3"),
+        ("\ncat\ndog\n", "line 1 .* is empty"),
+        ("cat\n  \ndog\n", "line 2 .* is empty"),
+    ],
+)
+def test_class_names_whose_order_is_in_doubt(text: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(InputError, match=f"class_names: .*{match}"):
+        open_data(f"npz:{save_npz(tmp_path / 'd.npz')}", seed=0, class_names_file=tmp_path / "names.txt")
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_class_names_file_keeps_indices(kind: type, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"

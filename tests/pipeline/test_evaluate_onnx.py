@@ -136,6 +136,9 @@ def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
     assert (
         (tmp_path / "out" / "results.csv").read_text().startswith(",contrast,gaussian_noise,inversion\n,5,5,5\ngood,")
     )
+    recalls = (tmp_path / "out" / "results.classes.csv").read_text().splitlines()
+    assert recalls[1].startswith(",,,majority,0,60,")
+    assert sum(line.startswith("bad,contrast,5,recall,") for line in recalls) == 3
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["schema"] == EVALUATION_SCHEMA
     # A folder that an earlier version began is gone on with, and may be replaced.

@@ -220,3 +220,12 @@ def test_how_sums_were_added_is_told(
         assert (f"its integer sums saturate: what is told of {name} is of such CPUs" in result.output) == told
         record = json.loads((tmp_path / name / "record.json").read_text())
         assert record["hardware"]["sums"] == ("saturating" if saturate else "exact")
+
+
+def test_what_only_the_folder_names_is_said_to_stand_there(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"class_names": "gone.txt"}))
+    result = qrobust("sensitivity", run)
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == f"Error: class_names: no file gone.txt; {run}/config.json names it"

@@ -475,3 +475,12 @@ def test_batches_are_let_go(small_model: NormalizedModel, monkeypatch: pytest.Mo
     assert observed.images.shape == (8, 3, 32, 32)
     # This batch, the one before, and one that was kept whole.
     assert max(alive) <= 3
+
+
+def test_weights_say_which_images_a_divergence_is_of() -> None:
+    reference, logits = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    one = torch.zeros(5, dtype=torch.float64)
+    one[3] = 1
+    assert divergence(reference, logits, one) == pytest.approx(divergence(reference[3:4], logits[3:4]), rel=1e-5)
+    alike = torch.full((5,), 0.2, dtype=torch.float64)
+    assert divergence(reference, logits, alike) == pytest.approx(divergence(reference, logits), rel=1e-5)

@@ -1,0 +1,125 @@
+"""Remedies that train the classifier itself: one training, held to its clean budget, whatever of it may change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from qrobust.compensation.clean_budget import Averaged, within_clean_budget
+from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, CalibratorData, FrozenClassifier, validation_of
+from qrobust.errors import InputError
+from qrobust.progress import Reporter
+from qrobust.quantization.config import QATConfig
+from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
+from qrobust.quantization.qat import convert_qat
+from qrobust.quantization.quantize import finetune
+from qrobust.quantization.tracing import folded
+from qrobust.record import QatFit, WeightChange
+
+# Scales and biases learn at so many times the rate of weights: there are few of them, and they move little.
+SCALES_RATE = 3.0
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What training the classifier came to.
+
+    Attributes:
+        averaged: what is kept of it, frozen to its integers.
+        training: what training did, on validation images.
+        change: how far its weights are from those that it started at.
+    """
+
+    averaged: Averaged
+    training: QatFit
+    change: WeightChange
+
+
+def retrain(
+    name: str,
+    trainable: fx.GraphModule,
+    classifier: FrozenClassifier,
+    data: CalibratorData,
+    config: CalibratorConfig,
+    qat: QATConfig,
+    *,
+    checkpoint: Path,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Retrained:
+    """Train what may be trained of a classifier under shift, for as many steps as a calibrator trains through it.
+
+    Args:
+        name: `scales`, `first-stage` or `finetune`.
+        trainable: the classifier, thawed where it may change; it is trained in place.
+        classifier: the same, frozen: where training starts.
+        data: images to learn from and to choose by; target images are left out.
+        config: steps, batch size, rate, labels and the clean budget.
+        qat: weight of the teacher in the loss.
+        checkpoint: file to go on from.
+        seed: of every step.
+        reporter: where progress is told.
+
+    Raises:
+        InputError: training diverges before anything is learned.
+    """
+    reporter = reporter or Reporter()
+    size, channels = data.image_size, data.channels
+    start = {key: value.detach().clone() for key, value in trainable.state_dict().items()}
+    rate = config.learning_rate * QAT_RATE * (SCALES_RATE if name == "scales" else 1)
+    training = finetune(
+        trainable,
+        folded(classifier.teacher, torch.full((1, channels, size, size), 0.5)),
+        replace(data.training, target_images=None),
+        data.validation,
+        replace(
+            qat,
+            epochs=max(1.0, qat.epochs),
+            learning_rate=rate,
+            distillation=qat.distillation if config.use_labels else 1.0,
+        ),
+        steps=round(config.steps * (1 - RESTORE_SHARE)),
+        batch_size=config.batch_size,
+        seed=seed,
+        checkpoint=checkpoint,
+        reporter=reporter,
+        name=name,
+    )
+    if training.diverged and not training.best_step:
+        raise InputError(
+            f"learning_rate: training ({name}) diverged at step {training.steps}, before anything was learned; "
+            f"expected a rate smaller than {config.learning_rate:g}"
+        )
+    validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
+    least_clean = validation.clean(classifier.deploy(classifier.fake_quantized)) - config.clean_budget / 100
+    averaged = within_clean_budget(
+        trainable,
+        start,
+        lambda: convert_qat(trainable),
+        classifier.deploy,
+        validation,
+        least_clean=least_clean,
+    )
+    if averaged.share < 1:
+        reporter.say(
+            f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
+            "the end of training is kept"
+        )
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model))
+
+
+def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
+    """How far the weights of one fake-quantized model are from those of another of the same layers."""
+    layers, others = (
+        [m for m in model.modules() if isinstance(m, IntegerConv2d | IntegerLinear)] for model in (before, after)
+    )
+    pairs = list(zip(layers, others, strict=True))
+    distance = sum(float((b.weight() - a.weight()).double().square().sum()) for a, b in pairs)
+    size = sum(float(a.weight().double().square().sum()) for a, _ in pairs)
+    changed = sum(int((a.weight_int != b.weight_int).sum()) for a, b in pairs)
+    count = sum(a.weight_int.numel() for a, _ in pairs)
+    return WeightChange(relative_change=(distance / size) ** 0.5, integers_changed=changed / count)

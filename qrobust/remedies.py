@@ -1,0 +1,32 @@
+"""The ladder of remedies, by how much of the classifier each touches, and which rung of it is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CALIBRATOR = "calibrator"
+# Remedies that train the classifier itself: its scales and biases, its first stage, everything.
+RETRAINED = ("scales", "first-stage", "finetune")
+# What `--compare` makes, least intrusive first.
+LADDER = (CALIBRATOR, "scales", "scales+calibrator", "first-stage", "finetune")
+# Remedies that train the classifier and then a calibrator in front of the result.
+COMBINED = tuple(f"{name}+{CALIBRATOR}" for name in RETRAINED)
+# A rung within so many points of the best is enough.
+MARGIN = 1.0
+
+
+def least_intrusive(gains: Mapping[str, float], margin: float = MARGIN) -> str | None:
+    """The least intrusive remedy whose gain is within a margin of the best one's.
+
+    Args:
+        gains: remedy to its gain under shift in points, of those that may be recommended; others than those of the
+            ladder and its combinations count as more intrusive than all of these.
+        margin: points.
+
+    Returns:
+        None where no remedy gains anything.
+    """
+    rung = {name: index for index, name in enumerate(dict.fromkeys((*LADDER, *COMBINED)))}
+    gaining = {name: gain for name, gain in gains.items() if gain > 0}
+    enough = [name for name, gain in gaining.items() if gain >= max(gaining.values()) - margin]
+    return min(enough, key=lambda name: (rung.get(name, len(rung)), -gaining[name]), default=None)

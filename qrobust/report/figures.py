@@ -1,0 +1,21 @@
+"""Numbers as reports show them."""
+
+from __future__ import annotations
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage; nothing where nothing was measured."""
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def bounds(interval: tuple[float, float]) -> str:
+    """The 95 % interval of a fraction, in per cent."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def points(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A difference in percentage points, with its 95 % interval; nothing where nothing was measured."""
+    if value is None:
+        return ""
+    text = f"{value:+.1f} points"
+    return text if interval is None else f"{text} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
