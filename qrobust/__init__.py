@@ -33,6 +33,7 @@ _HOMES = {
     "load_data": "qrobust.api",
     "parity": "qrobust.api",
     "quantize": "qrobust.api",
+    "read_record": "qrobust.record",
     "register_shift": "qrobust.shifts.registry",
     "render": "qrobust.shifts.rendering",
     "sensitivity": "qrobust.api",
@@ -60,6 +61,7 @@ __all__ = [
     "load_data",
     "parity",
     "quantize",
+    "read_record",
     "register_shift",
     "render",
     "sensitivity",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from qrobust.evaluation.evaluate import Evaluation, evaluate
     from qrobust.pipeline.run import Run
     from qrobust.quantization.config import QATConfig, QuantizationConfig
+    from qrobust.record import read_record
     from qrobust.shifts.registry import register_shift
     from qrobust.shifts.rendering import render
 

@@ -173,13 +173,14 @@ class EvaluationRecord:
         return dict(to_json(self))
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """The record of a run, of this schema or of `qrobust.run/1`.
 
     Raises:
         InputError: the file is missing or damaged, or a value is missing or wrong; one line names its key.
     """
-    return from_json(Record, _upgraded(read_json(path), SCHEMA, ("model", "weights", "data"), path), path)
+    data = read_json(Path(path))
+    return from_json(Record, _upgraded(data, SCHEMA, ("model", "weights", "data"), path), path)
 
 
 def read_evaluation(path: Path) -> EvaluationRecord:
@@ -192,7 +193,7 @@ def read_evaluation(path: Path) -> EvaluationRecord:
 
 
 def _upgraded(
-    data: Mapping[str, object], schema: str, from_config: tuple[str, ...], path: Path
+    data: Mapping[str, object], schema: str, from_config: tuple[str, ...], path: str | Path
 ) -> Mapping[str, object]:
     """Data of the present schema; of what changed since the first, names are the reader's (see `was`)."""
     found, earlier = data.get("schema"), EARLIER_SCHEMAS[schema]
