@@ -38,6 +38,7 @@ class Outcome:
         steps: optimizer steps made.
         diverged: training was stopped at a loss or a gradient that is not finite.
         earlier_s: seconds of training up to the checkpoint that this process went on from; 0 without.
+        history: what `judge` found at each validation, in order.
     """
 
     start: tuple[float, ...]
@@ -46,6 +47,7 @@ class Outcome:
     steps: int
     diverged: bool
     earlier_s: float
+    history: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class _Resumed:
     best_step: int
     kept: Mapping[str, torch.Tensor]
     seconds: float
+    history: tuple[tuple[float, ...], ...]
 
 
 def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> _Resumed:
@@ -68,7 +71,8 @@ def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimiz
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scores = tuple(state["start"]), tuple(state["best"])
-        return _Resumed(state["step"], *scores, state["best_step"], state["kept"], state["seconds"])
+        history = tuple(map(tuple, state["history"]))
+        return _Resumed(state["step"], *scores, state["best_step"], state["kept"], state["seconds"], history)
     except Exception as error:  # each kind of damage raises another type
         raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
 
@@ -116,8 +120,10 @@ def fit(
         resumed = _resumed(checkpoint, module, optimizer)
         step, start, kept = resumed.step, resumed.start, resumed.kept
         best, best_step, earlier = resumed.best, resumed.best_step, resumed.seconds
+        history = list(resumed.history)
     else:
-        start = best = judge()
+        start, history = judge(), []
+        best = start
         best_step, kept = 0, copy.deepcopy(module.state_dict())
     progress(step, steps, note)
     while step < steps:
@@ -137,6 +143,7 @@ def fit(
         deployed = step == steps or judge_after(step)
         if deployed:
             found = judge()
+            history.append(found)
             note = describe(found)
             better = replaces_start(found, start) if best_step == 0 and replaces_start else score(found) > score(best)
             if better:
@@ -150,10 +157,11 @@ def fit(
                 "best": list(best),
                 "best_step": best_step,
                 "kept": kept,
+                "history": list(map(list, history)),
                 "seconds": earlier + time.perf_counter() - began,
             }
             with atomic_write(checkpoint) as part:
                 torch.save(state, part)
         progress(step, steps, note)
     module.load_state_dict(kept)
-    return Outcome(start, best, best_step, step, diverged, earlier)
+    return Outcome(start, best, best_step, step, diverged, earlier, tuple(history))

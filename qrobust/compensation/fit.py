@@ -29,6 +29,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.record import EvolutionStrategy, PhaseFit
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
 from qrobust.storage import read_json, write_sealed
 
@@ -225,7 +226,7 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
     """The images that a remedy is chosen by, rendered."""
     return Validation(
         data.validation,
-        data.training.conditions,
+        selection_conditions(data.training.conditions, data.training.families),
         table=data.training.table,
         seed=seed,
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
@@ -386,8 +387,8 @@ def _as_if_trained(calibrator: Calibrator) -> Calibrator:
 
 
 def mixed_images(split: Split, training: TrainingData, seed: int) -> Iterator[torch.Tensor]:
-    """Calibration images, clean and under every training condition in turn, to observe ranges on."""
-    every = [CLEAN, *training.conditions]
+    """Calibration images, clean and under every training condition and family in turn, to observe ranges on."""
+    every = [CLEAN, *training.conditions, *generic_conditions(training.families)]
     size = max(1, min(32, len(split) // len(every)))
     for index, condition in enumerate(every):
         images = split.read(torch.arange(index * size, (index + 1) * size) % len(split))

@@ -32,11 +32,13 @@ class Retrained:
         averaged: what is kept of it, frozen to its integers.
         training: what training did, on validation images.
         change: how far its weights are from those that it started at.
+        start_shift_accuracy: of the classifier before, under shift, on the validation images of `averaged`.
     """
 
     averaged: Averaged
     training: QatFit
     change: WeightChange
+    start_shift_accuracy: float
 
 
 def retrain(
@@ -95,21 +97,21 @@ def retrain(
             f"expected a rate smaller than {config.learning_rate:g}"
         )
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    least_clean = validation.clean(classifier.deploy(classifier.fake_quantized)) - config.clean_budget / 100
+    clean, shifted = validation.measure(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,
         start,
         lambda: convert_qat(trainable),
         classifier.deploy,
         validation,
-        least_clean=least_clean,
+        least_clean=clean - config.clean_budget / 100,
     )
     if averaged.share < 1:
         reporter.say(
             f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
-    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model))
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), shifted)
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:

@@ -123,7 +123,7 @@ def train_calibrator(
             it has learned anything.
     """
     conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
-    if not conditions and data.target_images is None:
+    if not data.renders and data.target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or target images to train on, got none")
     before = state_hash(fake_quantized)
     fake_quantized.eval()
@@ -172,6 +172,7 @@ def train_calibrator(
 
 
 def _phase_fit(done: Outcome) -> PhaseFit:
+    """What the loop came to, whose judge tells accuracy on clean images and under shift."""
     (clean, shifted), (start_clean, start_shifted) = done.best, done.start
     return PhaseFit(
         start_clean_accuracy=start_clean,
@@ -181,6 +182,7 @@ def _phase_fit(done: Outcome) -> PhaseFit:
         best_step=done.best_step,
         diverged=done.diverged,
         earlier_s=done.earlier_s,
+        history=tuple(map(sum, done.history)),
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from qrobust.data.sources import Images
+from qrobust.preprocessing import Preprocessing
 from qrobust.record import SplitSummary
 from qrobust.record.data import LeftOut
 
@@ -69,10 +72,10 @@ class Split:
             taken_from=self.taken_from,
         )
 
-    def identity(self) -> tuple[str, str, str]:
-        """What answers about these images depend on: which they are, their labels, and the source's version."""
+    def identity(self) -> tuple[str, ...]:
+        """What answers about these images depend on: which they are, their labels, source's version, pixels."""
         labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()[:16]
-        return self.fingerprint(), labels, self.source.version
+        return self.fingerprint(), labels, self.source.version, self.source.prepared.pixels
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Data:
         validation: images to choose by.
         test: images to measure on.
         class_names: in index order.
-        image_size: side in px.
+        native_size: side in px of the images as they lie there, where they are square and alike; else None.
         skipped: files that could not be decoded.
         left_out: files and folders of the data that are not used, by reason.
     """
@@ -95,14 +98,24 @@ class Data:
     validation: Split
     test: Split
     class_names: tuple[str, ...]
-    image_size: int
+    native_size: int | None = None
     skipped: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
-    def read_with(self, channels: int) -> Data:
-        """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are read."""
+        return self.test.source.prepared
+
+    @property
+    def image_size(self) -> int:
+        """S of what is read."""
+        return self.preprocessing.size
+
+    def prepared(self, preprocessing: Preprocessing) -> Data:
+        """The same images, to be read so from now on."""
         for name in SPLIT_NAMES:
-            getattr(self, name).source.channels = channels
+            getattr(self, name).source.prepare(preprocessing)
         return self
 
     @property
@@ -122,12 +135,28 @@ class TrainingData:
 
     Attributes:
         images: to draw from.
-        conditions: (shift, severity); empty for clean images alone.
+        conditions: (shift, severity); without any, and without families, clean images alone.
         table: severity table.
         target_images: real images of new surroundings, to learn from, too; those without a label have -1.
+        families: of random operations, see `qrobust.shifts.generic`, drawn anew for every image.
+        generic_share: of the rendered images, how many are drawn from the families where there are conditions, too.
     """
 
     images: Split
     conditions: list[tuple[str, int]]
     table: str
     target_images: Split | None = None
+    families: tuple[str, ...] = ()
+    generic_share: float = 0.5
+
+    @property
+    def renders(self) -> bool:
+        """Some images are rendered under a shift."""
+        return bool(self.conditions or self.families)
+
+    def drawn_groups(self, count: int) -> list[bool]:
+        """Which of so many groups of rendered images are drawn from the families: their share, evenly spread."""
+        if not (self.conditions and self.families):
+            return [bool(self.families)] * count
+        through = [math.floor(place * self.generic_share + 0.5) for place in range(count + 1)]
+        return [after > before for before, after in itertools.pairwise(through)]

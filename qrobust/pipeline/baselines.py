@@ -66,7 +66,7 @@ def make_baseline(run: Run, remedy: str) -> None:
         InputError: there is no such remedy, or it does not fit the model.
     """
     if remedy not in (*REMEDIES, TORCH_ONLY):
-        raise unknown("remedy", remedy, ("calibrator", "none", *REMEDIES, TORCH_ONLY))
+        raise unknown("remedy", remedy, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
     if remedy in (*RETRAINED, *COMBINED) and not training_conditions(run):
         raise InputError(f"remedy: {remedy} learns from shifts, got target images alone")
     if remedy.endswith("bn-reestimate"):
@@ -138,10 +138,10 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    return _calibrated(run, _reestimated(run))
+    return _calibrated(run, _reestimated(run), None)
 
 
-def _calibrated(run: Run, fake_quantized: fx.GraphModule) -> Made:
+def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: float | None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
@@ -151,12 +151,16 @@ def _calibrated(run: Run, fake_quantized: fx.GraphModule) -> Made:
     fit = fit_in_run(run, fake_quantized, calibrator_data(run))
     spent = checkpoints_of(run, fake_quantized).all()
     change = weight_change(run.fake_quantized, fake_quantized)
-    training = taken(RemedyTraining, fit_result(run, fit), weight_change=change)
+    training = taken(RemedyTraining, fit_result(run, fit, int8_shift_accuracy), weight_change=change)
     return Made(Compensated(fit.calibrator, fake_quantized), training, spent, fit.earlier_s)
 
 
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
-    return lambda run: _calibrated(run, run.retrained(name))
+    def make(run: Run) -> Made:
+        below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
+        return _calibrated(run, run.retrained(name), below.int8_shift_accuracy if below else None)
+
+    return make
 
 
 def _trainable(run: Run, name: str) -> fx.GraphModule:
@@ -187,11 +191,12 @@ def _retrained(name: str) -> Callable[[Run], Made]:
         )
         run.save_retrained(done.averaged.model, name)
         learned = replace(training_provenance(run), target_images=None, target_splits=None)
+        measured = done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.start_shift_accuracy
         training = RemedyTraining(
             training=taken(QatTraining, done.training),
             trained_on=tuple(sorted({shift for shift, _ in training_conditions(run)})),
             provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
-            validation=validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
+            validation=validation_result(run, *measured),
             weight_change=done.change,
             kept_share=done.averaged.share,
         )

@@ -59,7 +59,8 @@ def compensate(run: Run) -> None:
         if checkpoints.int8.parent == folder.finished:
             run.reporter.say("  trained before with these choices: only what comes after training is done")
         fit = fit_in_run(run, run.fake_quantized, data)
-        running.result, running.earlier_s = fit_result(run, fit), fit.earlier_s
+        running.result = fit_result(run, fit, fit.float_phase.start_shift_accuracy)
+        running.earlier_s = fit.earlier_s
         invalidate(run, "compensate")
         run.save_calibrator(fit.calibrator)
         folder.keep_finished(checkpoints_of(run, run.fake_quantized).all())
@@ -112,7 +113,11 @@ def frozen_classifier(run: Run, classifier: fx.GraphModule) -> FrozenClassifier:
 
 
 def validation_result(
-    run: Run, clean_accuracy: float, shift_accuracy: float, target_labelled: bool | None = None
+    run: Run,
+    clean_accuracy: float,
+    shift_accuracy: float,
+    int8_shift_accuracy: float | None,
+    target_labelled: bool | None = None,
 ) -> Validation:
     """What a stage keeps of the validation of a remedy; see `validation_measures` for the last argument."""
     measures = validation_measures(
@@ -120,11 +125,22 @@ def validation_result(
         target_labelled=target_labelled,
         shifted=bool(training_conditions(run)),
     )
-    return Validation(clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures)
+    return Validation(
+        clean_accuracy=clean_accuracy,
+        shift_accuracy=shift_accuracy,
+        int8_shift_accuracy=int8_shift_accuracy,
+        measures=measures,
+    )
 
 
-def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
-    """What a stage keeps of a fit."""
+def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) -> CompensationResult:
+    """What a stage keeps of a fit.
+
+    Args:
+        run: of the run.
+        fit: of a calibrator.
+        int8_shift_accuracy: of INT8 alone on the validation images; None: not known.
+    """
     return CompensationResult(
         latency_ratio=fit.latency_ratio,
         macs=CalibratorMacs(calibrator=fit.macs),
@@ -135,7 +151,11 @@ def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
         gate_offset=fit.gate.offset,
         evolution_strategy=fit.evolution,
         validation=validation_result(
-            run, fit.clean_accuracy, fit.shift_accuracy, run.target_images.labelled if run.target_images else None
+            run,
+            fit.clean_accuracy,
+            fit.shift_accuracy,
+            int8_shift_accuracy,
+            run.target_images.labelled if run.target_images else None,
         ),
         training=CalibratorTraining(float=fit.float_phase, int8=fit.int8_phase),
         trained_on=trained_on_names(run),

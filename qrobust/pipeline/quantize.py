@@ -116,6 +116,7 @@ def _quantize(run: Run) -> None:
             left_out=tuple(run.data.left_out),
             duplicates=tuple(run.duplicates),
             class_names=tuple(run.data.class_names),
+            preprocessing=run.preprocessing,
             image_size=size,
             channels=run.model.channels,
         )

@@ -7,6 +7,7 @@ learn too (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153).
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -36,6 +37,8 @@ from qrobust.quantization.sensitivity import divergence, logits_on
 from qrobust.quantization.tracing import LAYERS, calls
 from qrobust.record import QatFit
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.generic import draw
+from qrobust.shifts.registry import selection_conditions
 from qrobust.shifts.rendering import render
 from qrobust.training_loop import fast_arithmetic, fit
 
@@ -228,8 +231,8 @@ def train(
     """Train a thawed fake-quantized model, in place; it ends with the state that was best on validation images.
 
     The loss is cross-entropy to the labels and the KL divergence from the float teacher's probabilities.
-    Images are moved by up to an eighth of their side; with `conditions`, half of each batch is shifted. Adam,
-    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with `conditions`, the
+    Images are moved by up to an eighth of their side; with conditions or families, half of each batch is shifted.
+    Adam, a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with shifts, the
     mean of that on clean and on shifted images), and of those the one nearest to the teacher. What validation images
     cannot tell from luck does not replace the fake-quantized model as it was: a trained state does if it is more
     accurate by over one
@@ -239,7 +242,7 @@ def train(
     Args:
         trainable: from `prepare_qat`.
         teacher: the float classifier.
-        data: what to learn from; where it has conditions, half of each batch is shifted.
+        data: what to learn from; where it has conditions or families, half of each batch is shifted.
         validation: images to choose by.
         config: learning rate of Adam at its peak (step sizes learn at the same rate, relative to their size), and
             weight of the teacher, from 0 to 1; the labels have the rest.
@@ -314,7 +317,7 @@ def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> b
 @torch.no_grad()
 def _shifted(split: Split, data: TrainingData, seed: int) -> list[torch.Tensor]:
     """The images in order, uint8, each batch under the next condition; nothing without conditions."""
-    conditions = data.conditions
+    conditions = selection_conditions(data.conditions, data.families)
     if not conditions:
         return []
     size = max(1, min(BATCH, len(split) // len(conditions)))
@@ -337,11 +340,16 @@ def _batch(
     moves = torch.randint(2 * reach + 1, (batch_size, 2), generator=generator).tolist()
     height, width = pixels.shape[2:]
     pixels = torch.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(moves)])
-    shifted = pixels
-    if conditions:
-        parts = list(pixels.chunk(GROUPS))
-        for index in range(len(parts) // 2):
+    shifted = pixels.clone()
+    if data.renders:
+        groups = torch.arange(batch_size).chunk(GROUPS)
+        rendered = groups[: len(groups) // 2]
+        is_drawn = data.drawn_groups(len(rendered))
+        for rows in itertools.compress(rendered, [not drawn for drawn in is_drawn]):
             name, severity = conditions[int(torch.randint(len(conditions), (), generator=generator))]
-            parts[index] = render(parts[index], name, severity, table=data.table, seed=seed * 1_000_003 + step)
-        shifted = torch.cat(parts)
+            shifted[rows] = render(pixels[rows], name, severity, table=data.table, seed=seed * 1_000_003 + step)
+        if any(is_drawn):
+            rows = torch.cat(list(itertools.compress(rendered, is_drawn)))
+            indices = training.indices[chosen[rows]]
+            shifted[rows], _ = draw(pixels[rows], indices, seed=seed, epoch=step, families=data.families)
     return to_unit(shifted), to_unit(pixels), labels

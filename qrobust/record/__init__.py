@@ -6,6 +6,15 @@ from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
 from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
+from qrobust.record.comparison import (
+    COMPARISON_SCHEMA,
+    Change,
+    ComparedCondition,
+    ComparedRun,
+    ConfigDifference,
+    RunChange,
+    RunComparison,
+)
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -21,6 +30,7 @@ from qrobust.record.compensation import (
     WeightChange,
 )
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -62,6 +72,15 @@ from qrobust.record.quantization import (
     Trial,
     ValidationAgreement,
 )
+from qrobust.record.recommendation import (
+    Candidate,
+    ClassEffect,
+    ClassEffects,
+    Effects,
+    GraphEffect,
+    Recommendation,
+    SplitEffect,
+)
 from qrobust.record.run import (
     EARLIER_SCHEMAS,
     EVALUATION_SCHEMA,
@@ -85,8 +104,10 @@ from qrobust.record.stages import (
 from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
+    "COMPARISON_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
+    "GATE_SCHEMA",
     "SCHEMA",
     "STATISTICS",
     "TIMING_KEYS",
@@ -94,12 +115,19 @@ __all__ = [
     "Attacks",
     "Audit",
     "BlockedOperator",
+    "BoundResult",
     "CalibratorMacs",
     "CalibratorTraining",
+    "Candidate",
+    "Change",
+    "ClassEffect",
+    "ClassEffects",
     "ClassRecall",
     "Classes",
     "ClassifierClasses",
     "ClassifierHash",
+    "ComparedCondition",
+    "ComparedRun",
     "Comparison",
     "Compensation",
     "CompensationResult",
@@ -107,12 +135,14 @@ __all__ = [
     "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "ConfigDifference",
     "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
     "Drop",
     "Drops",
     "Duplicates",
+    "Effects",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -124,6 +154,8 @@ __all__ = [
     "Flips",
     "FloatIsland",
     "Gain",
+    "GateResult",
+    "GraphEffect",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -146,14 +178,18 @@ __all__ = [
     "QuantizationResult",
     "Reason",
     "RecipeChoices",
+    "Recommendation",
     "Record",
     "Remedy",
     "RemedyGain",
     "RemedyResult",
     "RemedyTraining",
     "RunAccuracy",
+    "RunChange",
+    "RunComparison",
     "SaturationRisk",
     "Seeds",
+    "SplitEffect",
     "SplitSummary",
     "StageResult",
     "StageTime",
