@@ -260,11 +260,13 @@ def test_what_runs_code_or_sends_data_is_seen(text: str) -> None:
     assert code_or_data("report/html.py", text)
 
 
-# Per module, how often `dict[str, Any]` stands in it: where JSON or a foreign library's values enter or leave.
+# Per module, how often `dict[str, Any]` stands in it: where JSON, options or another library's values enter or leave.
 UNTYPED = {
     "storage.py": 1,
-    "record/run.py": 4,
+    "record/run.py": 2,
+    "record/typed_json.py": 1,
     "cli/parsing.py": 1,
+    "pipeline/config_file.py": 1,
     "deployment/onnx_graph.py": 1,
     "quantization/rewrites/layers.py": 1,
 }

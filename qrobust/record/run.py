@@ -23,7 +23,7 @@ from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
 from qrobust.record.recommendation import Effects, Recommendation
-from qrobust.record.typed_json import OneOf, from_json, to_json, was
+from qrobust.record.typed_json import JsonFile, OneOf, from_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
 
@@ -34,7 +34,7 @@ EARLIER_SCHEMAS = {SCHEMA: "qrobust.run/1", EVALUATION_SCHEMA: "qrobust.evaluati
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(JsonFile):
     """The record of a run, schema `qrobust.run/2`.
 
     Attributes:
@@ -117,13 +117,9 @@ class Record:
     effects: Effects | None = None
     recommendation: Recommendation | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return dict(to_json(self))
-
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
+class EvaluationRecord(JsonFile):
     """The record of an evaluation of ONNX files, schema `qrobust.evaluation/2`; classifiers are named after files.
 
     Attributes:
@@ -181,10 +177,6 @@ class EvaluationRecord:
     preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return dict(to_json(self))
 
 
 def read_record(path: str | Path) -> Record:

@@ -78,6 +78,14 @@ def to_json(value: Any) -> Any:
     return value
 
 
+class JsonFile:
+    """A dataclass that is the whole of a JSON file."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return dict(to_json(self))
+
+
 def from_json(kind: type[T], data: object, source: object) -> T:
     """The inverse of `to_json`. Keys that the dataclass does not know are passed over.
 
