@@ -8,11 +8,12 @@ shape, so whatever measures one measures all.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qrobust.errors import InputError
 
@@ -67,6 +68,32 @@ class Compensated(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.calibrator(images))
+
+
+class Signalling(nn.Module):
+    """A calibrator in front of a classifier that tells how far its gate is open: images to logits and `(N, 1)`.
+
+    A device that logs the second output sees that its surroundings have changed.
+
+    Args:
+        compensated: whose calibrator is a graph that ends in its `correction`, the gate's logit being its last input.
+    """
+
+    def __init__(self, compensated: Compensated) -> None:
+        super().__init__()
+        assert isinstance(compensated.calibrator, fx.GraphModule)
+        self.calibrator, self.classifier = copy.deepcopy(compensated.calibrator), compensated.classifier
+        graph = self.calibrator.graph
+        correction = next(node for node in graph.nodes if node.target == "correction")
+        end = next(node for node in graph.nodes if node.op == "output")
+        with graph.inserting_before(end):
+            gate = graph.call_function(torch.sigmoid, (correction.args[-1],))
+        end.args = ((end.args[0], gate),)
+        self.calibrator.recompile()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calibrated, gate = self.calibrator(images)
+        return self.classifier(calibrated), gate
 
 
 def count_macs(module: nn.Module, image_size: int, channels: int = 3) -> int:

@@ -399,6 +399,14 @@ _declare(
     help="Random steps of the calibrator's last biases at the end, each measured on onnxruntime: seconds each.",
 )
 _declare(
+    "--correction-output",
+    group=CALIBRATOR,
+    advanced=True,
+    flag=True,
+    help="Give the graph a second output, `correction`: how far the calibrator's gate is open, from 0 to 1. A device "
+    "that logs it sees that its surroundings change.",
+)
+_declare(
     "--few-shot",
     group=CALIBRATOR,
     advanced=True,
@@ -490,6 +498,13 @@ _declare(
     metavar="SHA256",
     help="Run a Python file with this SHA-256, though only the run's configuration names it; repeat it for several.",
 )
+_declare(
+    "--anyway",
+    group=RUN,
+    advanced=True,
+    is_flag=True,
+    help="Go on though the float network is no better than chance on validation images.",
+)
 _declare("--resume", group=RUN, is_flag=True, help="Continue what was interrupted in --out. Needs no other option.")
 _declare("--overwrite", group=RUN, is_flag=True, help="Replace what an earlier command made in --out.")
 _declare(
@@ -572,6 +587,7 @@ CALIBRATOR_OPTIONS = (
     "reverse_weight",
     "hard_shift_share",
     "evolution_steps",
+    "correction_output",
     "few_shot",
     "use_labels",
 )

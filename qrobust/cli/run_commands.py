@@ -79,6 +79,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *SHIFT_OPTIONS,
     *CALIBRATOR_OPTIONS,
     *ATTACK_OPTIONS,
+    "anyway",
     *DECIDING_OPTIONS,
     *NEW_RUN_OPTIONS,
 )
@@ -97,7 +98,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "primary", *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", "primary", *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 
@@ -247,7 +248,7 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-@with_options(*STAGE_OPTIONS, **OF_RUN)
+@with_options("correction_output", *STAGE_OPTIONS, **OF_RUN)
 def export(run_folder: Path, **options: Any) -> None:
     """Write calibrator and classifier as one INT8 graph.
 

@@ -47,6 +47,7 @@ def begin(
     threads: int | None,
     *,
     compensating: bool = True,
+    anyway: bool = False,
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
@@ -65,7 +66,7 @@ def begin(
     config = RunConfig.from_options({"threads": cores() if threads is None else threads} | choices(options))
     run = Run(config, None, console(verbose, quiet))
     work_on(run)
-    prepare_inputs(run, compensating=compensating)
+    prepare_inputs(run, compensating=compensating, anyway=anyway)
     run.folder = create_folder(out, run.config_with_code, overwrite=overwrite)
     return run
 
@@ -76,6 +77,7 @@ def begin_or_resume(
     resume: bool,
     *,
     compensating: bool = True,
+    anyway: bool = False,
     **options: Any,
 ) -> Run:
     """A new run, or one that was interrupted."""
@@ -87,7 +89,7 @@ def begin_or_resume(
     if resume and configuration(out):
         return resumed(out, **options)
     claim(out, overwrite=overwrite)
-    return begin(out, overwrite, compensating=compensating, **options)
+    return begin(out, overwrite, compensating=compensating, anyway=anyway, **options)
 
 
 def resumed(

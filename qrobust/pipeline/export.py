@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import fx
 
 import qrobust
+from qrobust.classifier import Compensated, Signalling
 from qrobust.deployment.audit import audit
 from qrobust.deployment.deploy import open_on_target
 from qrobust.deployment.export import export as export_graph
@@ -97,7 +99,7 @@ def export_checked(
     path = run.require_folder().graph(name)
     with replacement(path) as part:
         export_graph(
-            model,
+            _signalling(run, model),
             part,
             run.data.image_size,
             _metadata(run, name),
@@ -119,6 +121,13 @@ def export_checked(
     passed = checks_passed(name, audited.integer_ops, audited.quantizable_ops, measured.agreement)
     run.reporter.detail(f"{name}.onnx: {passed}")
     return ExportedGraph(name, audited, measured, got)
+
+
+def _signalling(run: Run, model: torch.nn.Module) -> torch.nn.Module:
+    """With a second output where that is wanted and there is a gate, which fixed preprocessing has not."""
+    if not (run.config.calibrator.correction_output and isinstance(model, Compensated)):
+        return model
+    return Signalling(model) if isinstance(model.calibrator, fx.GraphModule) else model
 
 
 def checks_passed(name: str, integer_ops: int, quantizable_ops: int, agreement: float) -> str:

@@ -12,8 +12,10 @@ from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
 from qrobust.pipeline.run import Run
+from qrobust.pipeline.start import check_above_chance, look
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
+from qrobust.report.start import start_lines
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
 from qrobust.shifts.rendering import render
@@ -22,12 +24,13 @@ from qrobust.shifts.rendering import render
 SUM_TOLERANCE = 1e-3
 
 
-def prepare_inputs(run: Run, *, compensating: bool) -> None:
+def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> None:
     """Open everything a run reads, so that bad input is refused before anything is written.
 
     Args:
         run: of the run.
         compensating: whether a calibrator will be trained, which must then fit its budget.
+        anyway: go on with a network that does no better than chance.
 
     Raises:
         InputError: any of it is not usable.
@@ -37,9 +40,7 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not trained_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.model
-    run.reporter.say(f"preprocessing: {run.preprocessing}")
-    _ = run.conditions, run.target_images, run.stored, run.primary
+    _ = run.target, run.model_spec, run.model, run.conditions, run.target_images, run.stored, run.primary
     _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
     for name, severity in run.conditions:
@@ -47,6 +48,10 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
             render(some, name, severity, table=run.table, seed=run.config.seed)
     with torch.inference_mode():
         _refuse_probabilities(run.model(to_unit(some)))
+    run.start = look(run)
+    for line in (f"preprocessing: {run.preprocessing}", *start_lines(run.start, run.data.class_names)):
+        run.reporter.say(line)
+    check_above_chance(run, run.start, anyway=anyway)
     _ = run.quantized
     if compensating:
         candidates(run.model, training_data(run), run.config.calibrator)

@@ -19,6 +19,7 @@ from qrobust.pipeline.provenance import training_conditions
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
+from qrobust.pipeline.start import look
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
@@ -117,6 +118,7 @@ def _quantize(run: Run) -> None:
             duplicates=tuple(run.duplicates),
             class_names=tuple(run.data.class_names),
             preprocessing=run.preprocessing,
+            start=run.start or look(run),
             image_size=size,
             channels=run.model.channels,
         )

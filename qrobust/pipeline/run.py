@@ -42,6 +42,7 @@ from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quant
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.record import CompensationResult, Duplicates, QuantizationResult, taken
+from qrobust.record.start import Start
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
@@ -64,6 +65,7 @@ class Run:
     config: RunConfig
     folder: RunFolder | None = None
     reporter: Reporter = field(default_factory=Reporter)
+    start: Start | None = None  # what a new run found; one that is opened again has it in its folder
     duplicates: tuple[Duplicates, ...] = ()  # between splits, found where all of them are read
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ MEASURING = (
     "epsilons",
     "norms",
     "l2_epsilons",
+    "correction_output",
     "accept_undecided",
 )
 STAGES = ("quantize", "compensate", "export", "evaluate")

@@ -23,6 +23,7 @@ from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
 from qrobust.record.recommendation import Effects, Recommendation
+from qrobust.record.start import Start
 from qrobust.record.typed_json import JsonFile, OneOf, from_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
@@ -68,6 +69,7 @@ class Record(JsonFile):
         channels: 3 (RGB) or 1 (luma).
         graph_sha256: per graph, of the file that was measured; null where an earlier version left it out.
         preprocessing: how images became the network's input; null in records of earlier versions.
+        start: what was found before the first stage; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -112,6 +114,7 @@ class Record(JsonFile):
     hardware: Hardware
     stages: dict[str, StageTime]
     preprocessing: Preprocessing | None = None
+    start: Start | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
     effects: Effects | None = None

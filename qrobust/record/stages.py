@@ -23,6 +23,7 @@ from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
 from qrobust.record.recommendation import Effects
+from qrobust.record.start import Start
 from qrobust.record.typed_json import was
 from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
 
@@ -69,6 +70,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
         preprocessing: how images became the network's input; null in folders of earlier versions.
+        start: what was found before the first stage; null in folders of earlier versions.
     """
 
     quantization: Quantization
@@ -82,6 +84,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
     image_size: Positive
     channels: Positive | None = None
     preprocessing: Preprocessing | None = None
+    start: Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from conftest import qrobust, random_model
 from torch.nn import functional as F
 
 from qrobust.attacks.norms import Ball, L2Ball, LinfBall
-from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
+from qrobust.classifier import Compensated, NormalizedModel, Signalling, count_macs, state_hash
 from qrobust.compensation import training
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
@@ -267,6 +267,31 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)
     wanted = pair(images)
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
+
+
+def test_the_gate_is_a_second_output_where_that_is_wanted(images: torch.Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 4, ("photometric",))
+    torch.nn.init.normal_(calibrator.photometric.weight, 0, 0.02)
+    torch.nn.init.normal_(calibrator.gate.weight, 0, 0.2)
+    frozen = quantize(calibrator.eval(), X86_VNNI, [images], leaves=(Correction,))
+    pair = Compensated(frozen, quantize(random_model(), X86_VNNI, [images]))
+    signalling, gates = Signalling(pair), list[torch.Tensor]()
+    handle = frozen.get_submodule("gate").register_forward_hook(lambda _, __, logit: gates.append(logit.sigmoid()))
+    wanted = pair(images)
+    handle.remove()
+    logits, gate = signalling(images)
+    assert torch.equal(logits, wanted)
+    assert torch.equal(gate, gates[0])
+    for name, model in (("two", signalling), ("one", pair)):
+        export(model, tmp_path / f"{name}.onnx", 32)
+    two, one = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("two", "one"))
+    assert [output.name for output in two.session.get_outputs()] == ["logits", "correction"]
+    assert torch.equal(two(images), one(images))
+    (told,) = two.session.run(["correction"], {"images": images.numpy()})
+    # The gate's layer is integer in both; its sums are exact, the float32 of its scale is not.
+    assert torch.allclose(torch.from_numpy(told), gate, atol=0.02)
+    assert gate.std() > 0.01
 
 
 def calibrator_of(run: Run, width: int | None = None, branches: tuple[str, ...] = ()) -> Calibrator:
