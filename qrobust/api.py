@@ -38,6 +38,7 @@ from qrobust.quantization.sensitivity import LayerEffect, layer_effects
 from qrobust.quantization.tracing import folded
 from qrobust.record import ExplainedAudit, Parity
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.generic import FAMILIES
 from qrobust.shifts.registry import table_for
 from qrobust.storage import scratch
 
@@ -187,9 +188,10 @@ def fit_calibrator(
     quantized: FakeQuantizedModel,
     teacher: NormalizedModel,
     data: Data,
-    conditions: Sequence[tuple[str, int]],
+    conditions: Sequence[tuple[str, int]] = (),
     config: CalibratorConfig | None = None,
     *,
+    families: Sequence[str] = FAMILIES,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -200,8 +202,10 @@ def fit_calibrator(
         quantized: from `quantize`; none of it changes.
         teacher: the float classifier.
         data: from `load_data`; it learns from `training`, chooses by `validation` and never sees `test`.
-        conditions: (shift, severity) pairs to train on.
+        conditions: (shift, severity) pairs to train on, beside random operations.
         config: budgets and training.
+        families: of random operations to train on, see `qrobust.shifts.generic`; where there are conditions they have
+            half of the rendered images.
         seed: of the first weights, and of every step.
         checkpoint: folder to resume from. Default: none is kept.
         reporter: where progress is told.
@@ -214,7 +218,7 @@ def fit_calibrator(
     def deployed(module: nn.Module) -> OnnxClassifier:
         return deploy(module, quantized.target, image_size=size, channels=channels)
 
-    training = TrainingData(data.training, list(conditions), table_for(size))
+    training = TrainingData(data.training, list(conditions), table_for(size), families=tuple(families))
     classifier = FrozenClassifier(quantized.module, teacher, quantized.target, deployed)
     images = CalibratorData(training, data.validation, data.calibration)
     with scratch() as temporary:

@@ -96,7 +96,7 @@ def evaluate_onnx(
     from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
-    for name in ("scenarios", "target_images", "target_images_alone"):  # of runs only; shifts are what they come to
+    for name in ("scenarios", "target_images"):  # of runs only; shifts are what they come to
         chosen.pop(name, None)
     record = evaluate_files(
         Choices(files, data, **chosen),

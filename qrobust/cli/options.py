@@ -277,8 +277,7 @@ _declare(
     group=QAT,
     advanced=True,
     flag=True,
-    help="Train on shifted images, too: those of --shifts without --hold-out (`run`), or of the suite 'default' at "
-    "severities 3 and 5 (`quantize`).",
+    help="Train on shifted images, too: those of --train-on (`run`), or random operations (`quantize`).",
 )
 
 _declare(
@@ -286,13 +285,15 @@ _declare(
     group=SHIFTS,
     type=NAMES,
     metavar="NAME,...",
-    help="Shifts that occur together, instead of --shifts: night, fog, vibration, old-lens, rotated-mount or all.",
+    help="Shifts that occur together, to learn from beside random operations and to measure, instead of --train-on "
+    "and --shifts: night, fog, vibration, old-lens, rotated-mount or all.",
 )
 _declare(
     "--target-images",
     group=SHIFTS,
     metavar="DIR",
-    help="Real images of the new surroundings: in class folders, or loose and without labels.",
+    help="Real images of the new surroundings, to learn from and to measure as well: in class folders, or loose and "
+    "without labels.",
 )
 _declare(
     "--shifts",
@@ -300,7 +301,7 @@ _declare(
     type=NAMES,
     metavar="NAME,...",
     unset="the suite 'default'",
-    help="Shifts, suites of shifts, FILE.py:FUNCTION, or stored:DIR (CIFAR-10-C, ImageNet-C).",
+    help="What is measured: shifts, suites of shifts, FILE.py:FUNCTION, or stored:DIR (CIFAR-10-C, ImageNet-C).",
 )
 _declare(
     "--severities", group=SHIFTS, advanced=True, type=INTEGERS, metavar="1..5,...", help="Strengths of the shifts."
@@ -312,12 +313,20 @@ _declare(
     help="What a severity means. auto: cifar-c for images below 64 px, else imagenet-c.",
 )
 _declare(
-    "--hold-out",
+    "--train-on",
     group=SHIFTS,
-    advanced=True,
     type=NAMES_OR_NONE,
     metavar="NAME,...|none",
-    help="Shifts, of those chosen, that are measured but never trained on. none: train on all.",
+    help="What everything that learns may learn from: shifts, suites, scenarios or FILE.py:FUNCTION. generic: random "
+    "operations that name no corruption. none: --target-images alone.",
+)
+_declare(
+    "--scenario-share",
+    group=SHIFTS,
+    advanced=True,
+    type=FRACTION,
+    metavar="FRACTION",
+    help="Share of the rendered training images under named shifts; random operations have the rest.",
 )
 
 _declare(
@@ -576,7 +585,8 @@ QUANTIZATION_OPTIONS = (
 RENDERED_OPTIONS = ("scenario", "shifts", "severities", "severity_table")
 SHIFT_OPTIONS = (*RENDERED_OPTIONS, "target_images")
 CALIBRATOR_OPTIONS = (
-    "hold_out",
+    "train_on",
+    "scenario_share",
     "mac_budget",
     "latency_budget",
     "clean_budget",
@@ -607,6 +617,7 @@ OF_RUN: dict[str, Mapping[str, object]] = {
 
 # Options of earlier versions, and what is said to who gives one.
 FORMER = {
+    "--hold-out": "is now --train-on NAME,...: what is learned from, apart from --shifts, which are measured",
     "--scene": "is now --scenario NAME, or --target-images DIR for a folder of real images",
     "--favour": "is now --hard-shift-share",
     "--polish": "is now --evolution-steps",

@@ -109,7 +109,11 @@ def resumed(
 
     click.get_current_context().with_resource(claimed(out))
     place, chosen = begun(out) or out, choices(options)
-    named = [spec for spec in (chosen.get("model"), *chosen.get("shifts", ())) if spec is not None]
+    named = [
+        spec
+        for spec in (chosen.get("model"), *chosen.get("shifts", ()), *chosen.get("train_on", ()))
+        if spec is not None
+    ]
     run = _open(place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code)
     try:
         check_same_config(run, chosen)
@@ -136,15 +140,12 @@ def _open(
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
-    from qrobust.pipeline.provenance import check_hold_out
     from qrobust.pipeline.run import Run
 
     run = Run.open(
         folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
     )
     work_on(run)
-    if options.get("hold_out"):
-        check_hold_out(run)
     return run
 
 

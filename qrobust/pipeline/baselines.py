@@ -34,9 +34,8 @@ from qrobust.pipeline.compensate import (
 from qrobust.pipeline.export import export_checked, exported
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
+    trained_shifts,
     training_data,
     training_images,
     training_provenance,
@@ -67,12 +66,11 @@ def make_baseline(run: Run, remedy: str) -> None:
     """
     if remedy not in (*REMEDIES, TORCH_ONLY):
         raise unknown("remedy", remedy, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
-    if remedy in (*RETRAINED, *COMBINED) and not training_conditions(run):
+    if remedy in (*RETRAINED, *COMBINED) and not run.config.shifts.train_on:
         raise InputError(f"remedy: {remedy} learns from shifts, got target images alone")
     if remedy.endswith("bn-reestimate"):
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
-    check_unseen(run)
     folder = run.require_folder()
     if remedy in COMBINED and not is_current(run, classifier := remedy.removesuffix(f"+{CALIBRATOR}")):
         make_baseline(run, classifier)
@@ -194,7 +192,7 @@ def _retrained(name: str) -> Callable[[Run], Made]:
         measured = done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.start_shift_accuracy
         training = RemedyTraining(
             training=taken(QatTraining, done.training),
-            trained_on=tuple(sorted({shift for shift, _ in training_conditions(run)})),
+            trained_on=trained_shifts(run),
             provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
             validation=validation_result(run, *measured),
             weight_change=done.change,

@@ -22,9 +22,7 @@ from qrobust.compensation.fit import (
 from qrobust.data.splits import Split
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
     training_data,
     training_images,
     training_provenance,
@@ -43,7 +41,6 @@ def compensate(run: Run) -> None:
     """Stage 2: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = run.require_folder()
     check_images(run)
-    check_unseen(run)
     checkpoints, data = checkpoints_of(run, run.fake_quantized), calibrator_data(run)
     # Refused before the calibrator that is there is deleted.
     choose_calibrator(
@@ -123,7 +120,7 @@ def validation_result(
     measures = validation_measures(
         labels=run.config.calibrator.use_labels,
         target_labelled=target_labelled,
-        shifted=bool(training_conditions(run)),
+        shifted=training_data(run).renders,
     )
     return Validation(
         clean_accuracy=clean_accuracy,

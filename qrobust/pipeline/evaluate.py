@@ -16,7 +16,6 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
-from qrobust.errors import InputError
 from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.effects import Right, chance, graph_effects, spread
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
@@ -30,7 +29,7 @@ from qrobust.evaluation.summary import (
     summarise,
 )
 from qrobust.evaluation.workers import check_workers
-from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
+from qrobust.pipeline.provenance import check_images, check_measured, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.pipeline.stage import stage
@@ -40,6 +39,7 @@ from qrobust.record import (
     Effects,
     EvaluationResult,
     Latency,
+    QuantizationResult,
     RemedyGain,
     RemedyResult,
     TargetImages,
@@ -72,9 +72,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     names, in_torch = _to_measure(run, without)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    if not (run.conditions or run.stored or run.target_images):
-        wanted = ", ".join(config.shifts.names)
-        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.shifts.severities}")
+    check_measured(run)
     torch.set_num_threads(config.threads)
     if sums(**session_options(run.target)) == "exact-by-request":
         run.reporter.warn(
@@ -122,14 +120,18 @@ def _result(
     """What the stage keeps: figures of what was measured, target images, times and sizes."""
     folder, figures = run.require_folder(), (found.predictions, found.labels)
     trained_on = _trained_on(folder, "compensate") if "compensated" in classifiers else ()
+    qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
+    by_classifier = qat.shifts if qat else ()
     gains = remedy_gains(*figures, seed=found.seed) + (_in_torch(run, found) if in_torch else [])
     target_images = _target_images(run, classifiers, workers)
     ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in (1, 32)}
     return EvaluationResult(
-        rows=tuple(run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on)),
+        rows=tuple(
+            run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on, seen_by_classifier=by_classifier)
+        ),
         summary=summarise(
             *figures,
-            trained_on,
+            (*trained_on, *by_classifier),
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
@@ -202,7 +204,7 @@ def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier]
     None where nothing but clean images was measured, or target images that remedies learn from have no labels.
     """
     shifts, folder = run.config.shifts, run.require_folder()
-    target = run.target_images if shifts.target_images_alone else None
+    target = None if shifts.train_on else run.target_images
     rendered = [condition for condition in found.predictions if condition != CLEAN]
     if (target and not target.labelled) or not (target or rendered):
         return None

@@ -12,7 +12,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES
 from qrobust.record import CompensationResult, Measures, QuantizationResult, RemedyResult, TrainingProvenance
 from qrobust.remedies import RETRAINED
-from qrobust.shifts.registry import SUITES, defined_conditions, expand
+from qrobust.shifts.registry import defined_conditions, training_sets
 
 # What must be equal between remedies for their gains to be compared, where both know it.
 COMPARABLE = (
@@ -39,49 +39,36 @@ def training_images(run: Run) -> Split:
     return training.first(few) if few else training
 
 
+def training_families(run: Run) -> tuple[str, ...]:
+    """Families of random operations that everything that learns may learn from."""
+    return training_sets(run.config.shifts.train_on)[0]
+
+
 def training_conditions(run: Run) -> list[tuple[str, int]]:
-    """Every (shift, severity) that compensation may learn from.
+    """Every (shift, severity) that everything that learns may learn from.
 
     Raises:
-        InputError: there is none; the message names the choice that left none.
+        InputError: a shift has none of the severities.
     """
     shifts = run.config.shifts
-    if shifts.target_images and shifts.target_images_alone:
-        return []
-    held_out = expand(shifts.hold_out) if shifts.hold_out else ()
-    rendered = expand(shifts.names)
-    found = defined_conditions(tuple(n for n in rendered if n not in held_out), shifts.severities, run.table)
-    if found:
-        return found
-    if not rendered:
-        raise InputError(f"shifts: expected one that can be rendered, to train on, got {', '.join(shifts.names)}")
-    if not run.conditions:
+    names = training_sets(shifts.train_on)[1]
+    found = defined_conditions(names, shifts.severities, run.table)
+    if names and not found:
         severities = ", ".join(map(str, shifts.severities))
-        raise InputError(f"severities: expected one defined for {', '.join(rendered)}, got {severities}")
-    raise InputError(
-        f"hold_out: expected to leave one of {', '.join(rendered)} to train on, got {', '.join(held_out)}"
-    )
+        raise InputError(f"severities: expected one defined for {', '.join(names)}, got {severities}")
+    return found
 
 
 def training_data(run: Run) -> TrainingData:
     """What compensation learns from."""
     real = run.target_images.training if run.target_images else None
-    return TrainingData(training_images(run), training_conditions(run), run.table, real)
+    return rendered_data(run, training_images(run), real)
 
 
-def check_hold_out(run: Run) -> None:
-    """Refuse to hold out what is not there to be measured.
-
-    Raises:
-        InputError: names what is held out but not among the shifts chosen.
-    """
-    rendered = expand(run.config.shifts.names)
-    held_out = [part for name in run.config.shifts.hold_out for part in SUITES.get(name, (name,))]
-    strangers = [name for name in held_out if name not in rendered]
-    if strangers:
-        raise InputError(
-            f"hold_out: expected some of the shifts chosen ({', '.join(rendered)}), got {', '.join(strangers)}"
-        )
+def rendered_data(run: Run, images: Split, target_images: Split | None = None) -> TrainingData:
+    """These images under the shifts that the run trains on."""
+    families, share = training_families(run), 1 - run.config.shifts.scenario_share
+    return TrainingData(images, training_conditions(run), run.table, target_images, families, share)
 
 
 def training_provenance(run: Run, *, trained: bool = True) -> TrainingProvenance:
@@ -99,7 +86,8 @@ def training_provenance(run: Run, *, trained: bool = True) -> TrainingProvenance
         severity_table=run.table,
         scenarios=shifts.scenarios,
         target_images=shifts.target_images,
-        target_images_only=shifts.target_images is not None and shifts.target_images_alone,
+        target_images_only=shifts.target_images is not None and not shifts.train_on,
+        generic_share=1 - shifts.scenario_share if training_families(run) and training_conditions(run) else None,
         target_splits=target_images.summary() if target_images else None,
         steps=c.steps if trained else None,
         batch_size=c.batch_size if trained else None,
@@ -109,7 +97,13 @@ def training_provenance(run: Run, *, trained: bool = True) -> TrainingProvenance
 def trained_on_names(run: Run) -> tuple[str, ...]:
     """The shifts that compensation learns from, sorted, and the folder of target images."""
     spec = run.config.shifts.target_images
-    return (*sorted({name for name, _ in training_conditions(run)}), *([spec] if spec else []))
+    return (*trained_shifts(run), *([spec] if spec else []))
+
+
+def trained_shifts(run: Run) -> tuple[str, ...]:
+    """The shifts that everything that learns may learn from, sorted; random operations by family."""
+    families = [f"generic_{family}" for family in training_families(run)]
+    return tuple(sorted({*families, *(name for name, _ in training_conditions(run))}))
 
 
 def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: bool) -> Measures:
@@ -127,19 +121,16 @@ def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: 
     return Measures(clean=named, shift=f"mean of {named} and {fit}" if shifted else fit)
 
 
-def check_unseen(run: Run) -> None:
-    """Refuse to hold out shifts that the classifier itself was trained on.
+def check_measured(run: Run) -> None:
+    """Refuse a run that would measure nothing.
 
     Raises:
-        InputError: names them.
+        InputError: no shift that is to be measured has any of the severities.
     """
-    qat = run.require_folder().need_result(QuantizationResult, "quantize", "quantize").quantization.qat
-    names = run.config.shifts.hold_out
-    held_out = expand(names) if names else ()
-    if seen := [name for name in held_out if qat and name in qat.shifts]:
-        raise InputError(
-            f"hold_out: expected shifts that the classifier never saw, --qat-shifts trained it on {', '.join(seen)}"
-        )
+    shifts = run.config.shifts
+    if not (run.conditions or run.stored or run.target_images):
+        severities = ", ".join(map(str, shifts.severities))
+        raise InputError(f"severities: expected one defined for {', '.join(shifts.names)}, got {severities}")
 
 
 def check_images(run: Run) -> None:

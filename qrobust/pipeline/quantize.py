@@ -15,7 +15,7 @@ from qrobust.errors import ExportCheckError, InputError
 from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.export import PARITY_IMAGES, export_checked, exported
 from qrobust.pipeline.output_folder import promote
-from qrobust.pipeline.provenance import training_conditions
+from qrobust.pipeline.provenance import rendered_data, trained_shifts
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
@@ -72,10 +72,9 @@ def quantize(run: Run) -> None:
 def _quantize(run: Run) -> None:
     quantized = run.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
     with stage(run, "quantize", began_s=quantized.seconds) as running:
-        fake_quantized, fit, shifted = quantized.module, None, []
-        if run.config.qat.epochs:
-            shifted = training_conditions(run) if run.config.qat.shifts else []
-            fake_quantized, fit = _trained(run, quantized, shifted)
+        fake_quantized, fit, config = quantized.module, None, run.config.qat
+        if config.epochs:
+            fake_quantized, fit = _trained(run, quantized)
             running.earlier_s = fit.earlier_s
         floating = folded(run.model, quantized.observed.images[:1])
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
@@ -103,7 +102,7 @@ def _quantize(run: Run) -> None:
             keep_float_auto=_bought(run, quantized.gained, audited),
             layer_noise=tuple(noise),
             layer_effects=tuple(quantized.effects),
-            qat=taken(QatTraining, fit, shifts=tuple(sorted({name for name, _ in shifted}))) if fit else None,
+            qat=taken(QatTraining, fit, shifts=trained_shifts(run) if config.shifts else ()) if fit else None,
             saturation=_saturation(run, fake_quantized),
         )
         running.result = taken(
@@ -124,9 +123,7 @@ def _quantize(run: Run) -> None:
         )
 
 
-def _trained(
-    run: Run, quantized: FakeQuantizedModel, shifted: list[tuple[str, int]]
-) -> tuple[fx.GraphModule, QatFit]:
+def _trained(run: Run, quantized: FakeQuantizedModel) -> tuple[fx.GraphModule, QatFit]:
     """Quantization-aware training; one that was killed goes on from its checkpoint."""
     folder, config, training = run.require_folder(), run.config, run.data.training
     folder.checkpoints.mkdir(exist_ok=True)
@@ -135,7 +132,7 @@ def _trained(
     fit = finetune(
         trainable,
         folded(run.model, quantized.observed.images[:1]),
-        TrainingData(training, shifted, run.table),
+        rendered_data(run, training) if config.qat.shifts else TrainingData(training, [], run.table),
         run.data.validation,
         config.qat,
         steps=max(1, round(config.qat.epochs * len(training) / batch_size)),

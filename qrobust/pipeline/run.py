@@ -94,12 +94,16 @@ class Run:
             InputError: the folder is not a run's, or is of another model.
         """
         folder, kept, own = open_run(path, **{name: value for name, value in changes.items() if name != "model"})
-        model, shifts = changes.get("model"), changes.get("shifts") or ()
+        model, shifts = changes.get("model"), (*(changes.get("shifts") or ()), *(changes.get("train_on") or ()))
         if model is not None and not same_code(str(model), kept.model.spec):
             raise InputError(f"model: {path} is a run of {kept.model.spec}, got {model}")
         run = cls(own, folder, reporter)  # a new run's files run as named; these run on terms, set from here on
         govern(
-            {**dict.fromkeys(own.shifts.names, "shifts"), own.model.spec: "model"},
+            {
+                **dict.fromkeys(own.shifts.train_on, "train-on"),
+                **dict.fromkeys(own.shifts.names, "shifts"),
+                own.model.spec: "model",
+            },
             owner=path,
             named=[*named, *shifts, *([own.model.spec] if model is not None else [])],
             anew=shifts,
@@ -112,7 +116,8 @@ class Run:
     @property
     def code_specs(self) -> list[str]:
         """Every `FILE.py:NAME` that the configuration names."""
-        return [spec for spec in (self.config.model.spec, *self.config.shifts.names) if is_code(spec)]
+        shifts = dict.fromkeys((*self.config.shifts.names, *self.config.shifts.train_on))
+        return [spec for spec in (self.config.model.spec, *shifts) if is_code(spec)]
 
     @property
     def config_with_code(self) -> RunConfig:

@@ -13,11 +13,12 @@ import torch
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.record import StageResult, to_json
-from qrobust.shifts.registry import find_shift
+from qrobust.shifts.registry import find_shift, training_sets
 from qrobust.storage import write_json
 
 # Choices that no training depends on.
 MEASURING = (
+    "shifts",
     "scenarios",
     "threads",
     "test_images",
@@ -92,7 +93,8 @@ def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
         without: choices that this does not depend on.
     """
     choices = {k: v for k, v in sorted(run.config.as_json().items()) if k not in (*MEASURING, "code", *without)}
-    own = {name: shift.version for name, _ in run.conditions if (shift := find_shift(name)).is_custom}
+    names = training_sets(run.config.shifts.train_on)[1]
+    own = {name: shift.version for name in names if (shift := find_shift(name)).is_custom}
     if version := run.model_spec.version:
         own["model"] = version
     found = [part for part in (own, run.target_images and to_json(run.target_images.summary())) if part]

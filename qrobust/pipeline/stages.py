@@ -11,7 +11,7 @@ from qrobust.pipeline.baselines import make_baseline
 from qrobust.pipeline.compensate import compensate
 from qrobust.pipeline.evaluate import evaluate
 from qrobust.pipeline.export import export
-from qrobust.pipeline.provenance import check_images, check_unseen, training_data
+from qrobust.pipeline.provenance import check_images, training_data
 from qrobust.pipeline.quantize import quantize, sensitivity
 from qrobust.pipeline.report import write_report
 from qrobust.pipeline.run import Run
@@ -53,7 +53,6 @@ def compare(run: Run, *, baselines: bool = False) -> Record:
     """
     folder, failed = run.require_folder(), set()
     check_images(run)
-    check_unseen(run)
     training_data(run)  # what no remedy could use is refused
     try:
         if not is_current(run, "compensate"):

@@ -48,6 +48,7 @@ class TrainingProvenance:
         steps: optimizer steps; null for what is not trained in steps.
         batch_size: likewise.
         clean_budget: points of clean validation accuracy that a calibrator's gate was to cost at most; else null.
+        generic_share: of the rendered images, those under random operations where there were named shifts, too.
         batch_norm_images: how many images batch norms were re-estimated on, or null.
     """
 
@@ -62,6 +63,7 @@ class TrainingProvenance:
     steps: Positive | None = None
     batch_size: Positive | None = None
     clean_budget: Points | None = None
+    generic_share: Share | None = None
     batch_norm_images: Positive | None = field(default=None, metadata=was("drawn"))
 
 

@@ -143,19 +143,22 @@ def class_sentences(record: Record) -> list[str]:
 def _gain_sentences(record: Record) -> list[str]:
     """What the calibrator gains under shift, what it costs on clean images, and its work and time."""
     s, sentences = record.summary, []
+    all_unseen = s.unseen_gain_pp is not None and s.n_unseen_conditions == s.n_conditions
+    if s.unseen_gain_pp is not None and not all_unseen:
+        sentences.append(
+            f"On shifts that neither classifier nor calibrator saw in training: "
+            f"{points(s.unseen_gain_pp, s.unseen_gain_interval_pp)} "
+            f"over {s.n_unseen_conditions} of {s.n_conditions} conditions."
+        )
     if s.compensation_gain_pp is not None:
         under = "Under rendered shift" if learned_target(record) else "Under shift"
+        unseen = ", none of it seen in training by classifier or calibrator," if all_unseen else ""
         sentences.append(
-            f"{under} the INT8 graph goes from {percent(s.shift_accuracy['int8'])} to "
+            f"{under}{unseen} the INT8 graph goes from {percent(s.shift_accuracy['int8'])} to "
             f"{percent(s.shift_accuracy['compensated'])} "
             f"({points(s.compensation_gain_pp, s.compensation_gain_interval_pp)}), clean accuracy "
             f"from {percent(s.clean_accuracy['int8'])} to {percent(s.clean_accuracy['compensated'])} "
             f"(cost {points(s.clean_cost_pp, s.clean_cost_interval_pp)})."
-        )
-    if s.unseen_gain_pp is not None:
-        sentences.append(
-            f"On shifts the calibrator never saw in training: {points(s.unseen_gain_pp, s.unseen_gain_interval_pp)} "
-            f"over {s.n_unseen_conditions} of {s.n_conditions} conditions."
         )
     times = {name: latency.batch_1 for name, latency in s.latency_ms.items()}
     sentences.append(

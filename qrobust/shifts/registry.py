@@ -497,6 +497,31 @@ def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
     return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
 
 
+def training_sets(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What names of things to learn from mean.
+
+    A name that is a shift and a scenario, too, means the shift.
+
+    Returns:
+        Families of random operations, and shifts.
+
+    Raises:
+        InputError: a name is unknown, cannot be rendered, or is for measuring alone.
+    """
+    parts: list[str] = []
+    for name in names:
+        if name.startswith(STORED):
+            raise InputError(f"train_on: expected what can be rendered, got {name}; it can be measured by --shifts")
+        known = name in SHIFTS or name in SUITES or is_code(name)
+        if not known and name not in SCENARIOS:
+            near = nearest(name, (*SUITES, *SHIFTS, *SCENARIOS))
+            raise unknown("train_on", name, SUITES, "a shift, a scenario or FILE.py:FUNCTION", near=near)
+        parts += expand((name,)) if known else SCENARIOS[name]
+    families = [part.removeprefix("generic_") for part in parts if part in SUITES["generic"]]
+    every = g.FAMILIES if "mixture" in families else tuple(dict.fromkeys(families))
+    return every, tuple(dict.fromkeys(part for part in parts if part not in SUITES["generic"]))
+
+
 def generic_conditions(families: Sequence[str]) -> list[tuple[str, int]]:
     """Conditions to measure random operations by: these families one by one, and mixtures if there are all of them.
 

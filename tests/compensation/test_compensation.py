@@ -530,7 +530,7 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     for budget in (0.0, 100.0):
         told = Told()
         opened_run = Run.open(
-            run, told, threads=1, steps=60, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
+            run, told, threads=1, steps=60, train_on=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
         )
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         given_up = fit.int8_phase.shift_accuracy - fit.shift_accuracy
@@ -551,7 +551,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
     def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
         run = shutil.copytree(finished_run, tmp_path / name)
         config = json.loads((run / "config.json").read_text())
-        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "shifts": ["contrast"]}
+        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "train_on": ["contrast"]}
         (run / "config.json").write_text(json.dumps(config | chosen))
         (run / "checkpoints").mkdir(exist_ok=True)
         opened_run = Run.open(run, Reporter(), threads=1)

@@ -362,7 +362,7 @@ def test_trainings_go_on_only_with_the_images_and_the_code_that_they_began_with(
         return choices_key(Run.open(finished_run, Reporter(), **choices), "float")
 
     def keys() -> tuple[str, str, str]:
-        return key(), key(target_images=f"imagefolder:{target_images}"), key(shifts=(f"{own}:dim",))
+        return key(), key(target_images=f"imagefolder:{target_images}"), key(train_on=(f"{own}:dim",))
 
     before = keys()
     assert keys() == before
@@ -386,7 +386,7 @@ def test_a_comparison_keeps_what_it_leaves_out(
     record = read_json(run / "record.json")
     assert record["compensation"] is None
     assert record["summary"]["macs"]["calibrator"] is None
-    assert {row["seen_by_calibrator"] for row in record["rows"]} == {False}
+    assert {row["seen_by_remedy"] for row in record["rows"]} == {False}
     assert {row["remedy"] for row in read_json(run / "record.json")["remedies"]} == {"auto-contrast", TORCH_ONLY}
     assert (run / "stages" / "compensate.json").read_bytes() == before[run / "stages" / "compensate.json"]
     assert qrobust("evaluate", run, "-q", "--attacks", "none", "--threads", 1).exit_code == 0
@@ -428,9 +428,11 @@ def test_damaged_integers_are_one_line(name: str, command: str, finished_run: Pa
 
 def test_what_learns_nothing_needs_nothing_to_learn_from(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    unseen = ("--shifts", "contrast", "--hold-out", "contrast")
-    assert "to train on" in qrobust("compensate", run, "--remedy", "bn-reestimate", *unseen, "-q").output
-    assert qrobust("compensate", run, "--remedy", "auto-contrast", *unseen, "-q").exit_code == 0
+    undefined = ("--train-on", "inversion", "--severities", "3")
+    assert (
+        "expected one defined for" in qrobust("compensate", run, "--remedy", "bn-reestimate", *undefined, "-q").output
+    )
+    assert qrobust("compensate", run, "--remedy", "auto-contrast", *undefined, "-q").exit_code == 0
     stage = json.loads((run / "stages" / "auto-contrast.json").read_text())
     assert (stage["trained_on"], stage["provenance"]) == ([], None)
 
