@@ -213,22 +213,17 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
     from qrobust.record import CompensationResult
-    from qrobust.report.approval import enough_sentence
-    from qrobust.report.verdict import NAMES
 
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
     if remedy == "auto":
-        remedy, compare = None, "auto"
+        remedy, compare = None, "ladder"
     for name in ATTACK_OPTIONS:
         if not compare and options[name] is not None:
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     opened = reopen(run_folder, **options)
     if compare:
-        record = stages.compare(opened, baselines=compare == "all")
-        if compare == "auto":
-            echo(enough_sentence(record, NAMES) or "No remedy gains anything under shift on validation images.")
-        finish(opened.require_folder(), record)
+        finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
         done = opened.require_folder().need_result(CompensationResult, "compensate", "compensate")

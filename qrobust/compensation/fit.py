@@ -84,12 +84,14 @@ class FrozenClassifier:
         teacher: the float classifier.
         target: whose integers the calibrator is quantized for.
         deploy: a torch module to the classifier as it runs; what is chosen, is chosen by that.
+        made_from: what a remedy trained it from, if one did: both together stay within the clean budget.
     """
 
     fake_quantized: fx.GraphModule
     teacher: NormalizedModel
     target: Target
     deploy: Deploy
+    made_from: fx.GraphModule | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    clean, _ = validation.measure(deployed)
+    clean = validation.clean(deployed)
+    if classifier.made_from is not None:
+        clean = max(clean, validation.clean(classifier.deploy(classifier.made_from)))
     least_clean = clean - config.clean_budget / 100
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter

@@ -136,29 +136,25 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    return _calibrated(run, _reestimated(run), None)
+    return _calibrated(run, _reestimated(run))
 
 
-def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: float | None) -> Made:
+def _calibrated(run: Run, fake_quantized: fx.GraphModule, made_from: fx.GraphModule | None = None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_result(CompensationResult, "compensate", "compensate")
         chosen = {"width": alone.width, "branches": list(alone.branches), "latency_ratio": alone.latency_ratio}
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
-    fit = fit_in_run(run, fake_quantized, calibrator_data(run))
+    fit = fit_in_run(run, fake_quantized, calibrator_data(run), made_from)
     spent = checkpoints_of(run, fake_quantized).all()
     change = weight_change(run.fake_quantized, fake_quantized)
-    training = taken(RemedyTraining, fit_result(run, fit, int8_shift_accuracy), weight_change=change)
+    training = taken(RemedyTraining, fit_result(run, fit), weight_change=change)
     return Made(Compensated(fit.calibrator, fake_quantized), training, spent, fit.earlier_s)
 
 
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
-    def make(run: Run) -> Made:
-        below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
-        return _calibrated(run, run.retrained(name), below.int8_shift_accuracy if below else None)
-
-    return make
+    return lambda run: _calibrated(run, run.retrained(name), run.fake_quantized)
 
 
 def _trainable(run: Run, name: str) -> fx.GraphModule:
@@ -189,12 +185,11 @@ def _retrained(name: str) -> Callable[[Run], Made]:
         )
         run.save_retrained(done.averaged.model, name)
         learned = replace(training_provenance(run), target_images=None, target_splits=None)
-        measured = done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.start_shift_accuracy
         training = RemedyTraining(
             training=taken(QatTraining, done.training),
             trained_on=trained_shifts(run),
             provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
-            validation=validation_result(run, *measured),
+            validation=validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
             weight_change=done.change,
             kept_share=done.averaged.share,
         )

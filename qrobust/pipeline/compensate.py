@@ -56,8 +56,7 @@ def compensate(run: Run) -> None:
         if checkpoints.int8.parent == folder.finished:
             run.reporter.say("  trained before with these choices: only what comes after training is done")
         fit = fit_in_run(run, run.fake_quantized, data)
-        running.result = fit_result(run, fit, fit.float_phase.start_shift_accuracy)
-        running.earlier_s = fit.earlier_s
+        running.result, running.earlier_s = fit_result(run, fit), fit.earlier_s
         invalidate(run, "compensate")
         run.save_calibrator(fit.calibrator)
         folder.keep_finished(checkpoints_of(run, run.fake_quantized).all())
@@ -92,10 +91,12 @@ def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
     return Checkpoints(place("float", "pt"), place("int8", "pt"), place("chosen", "json"))
 
 
-def fit_in_run(run: Run, classifier: fx.GraphModule, data: CalibratorData) -> CalibratorFit:
-    """A calibrator in front of a fake-quantized model, by the choices of the run."""
+def fit_in_run(
+    run: Run, classifier: fx.GraphModule, data: CalibratorData, made_from: fx.GraphModule | None = None
+) -> CalibratorFit:
+    """A calibrator in front of a fake-quantized model, by the choices of the run; see `FrozenClassifier`."""
     return fit_calibrator(
-        frozen_classifier(run, classifier),
+        replace(frozen_classifier(run, classifier), made_from=made_from),
         data,
         run.config.calibrator,
         checkpoints=checkpoints_of(run, classifier),
@@ -113,7 +114,6 @@ def validation_result(
     run: Run,
     clean_accuracy: float,
     shift_accuracy: float,
-    int8_shift_accuracy: float | None,
     target_labelled: bool | None = None,
 ) -> Validation:
     """What a stage keeps of the validation of a remedy; see `validation_measures` for the last argument."""
@@ -122,22 +122,11 @@ def validation_result(
         target_labelled=target_labelled,
         shifted=training_data(run).renders,
     )
-    return Validation(
-        clean_accuracy=clean_accuracy,
-        shift_accuracy=shift_accuracy,
-        int8_shift_accuracy=int8_shift_accuracy,
-        measures=measures,
-    )
+    return Validation(clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures)
 
 
-def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) -> CompensationResult:
-    """What a stage keeps of a fit.
-
-    Args:
-        run: of the run.
-        fit: of a calibrator.
-        int8_shift_accuracy: of INT8 alone on the validation images; None: not known.
-    """
+def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
+    """What a stage keeps of a fit."""
     return CompensationResult(
         latency_ratio=fit.latency_ratio,
         macs=CalibratorMacs(calibrator=fit.macs),
@@ -151,7 +140,6 @@ def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) 
             run,
             fit.clean_accuracy,
             fit.shift_accuracy,
-            int8_shift_accuracy,
             run.target_images.labelled if run.target_images else None,
         ),
         training=CalibratorTraining(float=fit.float_phase, int8=fit.int8_phase),

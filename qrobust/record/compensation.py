@@ -168,13 +168,11 @@ class Validation:
     Attributes:
         clean_accuracy: on clean images.
         shift_accuracy: under shift.
-        int8_shift_accuracy: of INT8 alone on the same images; null in records of earlier versions.
         measures: what these are, here and in `training`.
     """
 
     clean_accuracy: Share
     shift_accuracy: Share
-    int8_shift_accuracy: Share | None = None
     measures: Measures
 
 
