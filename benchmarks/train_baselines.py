@@ -31,6 +31,7 @@ from qrobust.data.loading import open_data
 from qrobust.data.splits import Split
 from qrobust.device import CPU, bfloat16_kernels, fast_arithmetic
 from qrobust.models.registry import BUILT_IN
+from qrobust.record import to_json
 
 # Epochs, the first of them on small crops, peak learning rate and label smoothing of each network, where they differ
 # from the defaults.
@@ -197,7 +198,7 @@ def main(
     result = {
         "model": name,
         "data": data,
-        "splits": opened.summary(),
+        "splits": to_json(opened.summary()),
         "recipe": {
             "epochs": epochs,
             "small_epochs": small_epochs,
