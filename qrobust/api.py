@@ -40,13 +40,15 @@ from qrobust.shifts.registry import table_for
 from qrobust.storage import scratch
 
 
-def load_data(spec: str, *, image_size: int | None = None, calibration_images: int = 512, seed: int = 0) -> Data:
+def load_data(
+    spec: str, *, image_size: int | None = None, calibration_images: int | None = None, seed: int = 0
+) -> Data:
     """Open a data set as four disjoint, seeded splits.
 
     Args:
         spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
-        calibration_images: how many training images ranges are observed on.
+        calibration_images: how many training images ranges are observed on. Default: an eighth, 32 to 512.
         seed: of the splits.
 
     Returns:

@@ -11,10 +11,14 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
+from qrobust.evaluation.clean_cost import clean_cost
 from qrobust.evaluation.primary import ACCURACY, Primary
+from qrobust.record import CleanCost
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 
+# Sums of shares are exact but for the last bits.
+ROUNDING = 1e-9
 # Images, and their labels; -1 where there is none.
 Part = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,6 +69,34 @@ class Validation:
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
         return [self._accuracy(part, classifier, calibrator) for part in self.parts]
+
+    def allowed_cost(self, budget: float) -> float:
+        """What may be lost on clean images, a fraction: a budget in percentage points, or one image if that is more.
+
+        Of a budget of 0 nothing.
+        """
+        return max(budget / 100, 1 / len(self.parts[0][1])) if budget else 0.0
+
+    def least_clean(self, clean: float, budget: float) -> float:
+        """What is to be kept of an accuracy on clean images, both fractions; see `allowed_cost`."""
+        return clean - self.allowed_cost(budget) - ROUNDING
+
+    def clean_cost(self, before: torch.Tensor, after: torch.Tensor, budget: float) -> CleanCost:
+        """What is lost on clean images between two answers of `clean_answers`, with its bound."""
+        answers, labels = (before.bool().numpy(), after.bool().numpy()), self.parts[0][1].numpy()
+        return clean_cost(
+            *answers, labels, self.primary, budget_pp=budget, allowed_pp=100 * self.allowed_cost(budget)
+        )
+
+    def clean_answers(self, classifier: Classifier, calibrator: Classifier | None = None) -> torch.Tensor:
+        """Whether each clean image is right `(n,)`."""
+        right = self._right(self.parts[0], classifier, calibrator)
+        assert isinstance(right, torch.Tensor), "clean images have labels"
+        return right
+
+    def clean_value(self, answers: torch.Tensor) -> float:
+        """The primary measure of answers on the clean images `(n,)`."""
+        return self.primary.value(answers.numpy(), self.parts[0][1].numpy())
 
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The primary measure on clean images."""

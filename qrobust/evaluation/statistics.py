@@ -12,6 +12,8 @@ RESAMPLES = 2000
 FEW_VALUES = 500
 # Standard errors to either side of an interval at 95 %.
 Z = float(norm.ppf(0.975))
+# Standard errors above an estimate of a one-sided bound at 95 %.
+Z_ONE_SIDED = float(norm.ppf(0.95))
 
 
 def wilson_interval(hits: float, n: int) -> tuple[float, float]:

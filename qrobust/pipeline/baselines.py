@@ -189,7 +189,9 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             "trained_on": sorted({shift for shift, _ in training_conditions(run)}),
             "lessons": training_provenance(run)
             | {"scene_images": None, "scene_splits": None, "clean_budget": run.config.calibrator.clean_budget},
-            "validation": validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
+            "validation": validation_result(
+                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
+            ),
             "weight_change": done.change,
             "kept_share": done.averaged.share,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from qrobust.pipeline.provenance import (
 )
 from qrobust.pipeline.run import BATCH, Run
 from qrobust.pipeline.stage import choices_key, invalidate, stage
+from qrobust.record import CleanCost
 from qrobust.shifts.filters import to_unit
 
 # What is chosen by these is chosen after training.
@@ -111,10 +113,11 @@ def frozen_classifier(run: Run, classifier: fx.GraphModule) -> FrozenClassifier:
 
 
 def validation_result(
-    run: Run, clean_accuracy: float, shift_accuracy: float, target_labelled: bool | None = None
+    run: Run, clean_accuracy: float, shift_accuracy: float, cost: CleanCost, target_labelled: bool | None = None
 ) -> dict[str, Any]:
     """What a stage keeps of the validation of a remedy, as JSON; see `validation_measures` for the last argument."""
     return {
+        "clean_cost": asdict(cost),
         "clean_accuracy": clean_accuracy,
         "shift_accuracy": shift_accuracy,
         "measures": validation_measures(
@@ -137,7 +140,11 @@ def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
         "gate_offset": fit.gate.offset,
         "polish": fit.evolution and fit.evolution._asdict(),
         "validation": validation_result(
-            run, fit.clean_accuracy, fit.shift_accuracy, run.target_images.labelled if run.target_images else None
+            run,
+            fit.clean_accuracy,
+            fit.shift_accuracy,
+            fit.clean_cost,
+            run.target_images.labelled if run.target_images else None,
         ),
         "earlier_s": fit.earlier_s,
         "training": {"float": fit.float_phase.__dict__, "int8": fit.int8_phase.__dict__},

@@ -9,6 +9,7 @@ from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, Cond
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
+    CleanCost,
     Compensation,
     EvolutionStrategy,
     Measures,
@@ -94,6 +95,7 @@ __all__ = [
     "Classes",
     "ClassifierClasses",
     "ClassifierHash",
+    "CleanCost",
     "Comparison",
     "Compensation",
     "CompensationResult",
