@@ -48,10 +48,10 @@ from qrobust.errors import InputError
 from qrobust.pipeline.provenance import training_data
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
-from qrobust.record import read_record
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.record import read_record
 from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fast_arithmetic, fit
 
