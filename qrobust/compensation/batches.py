@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from qrobust.data.splits import TrainingData
+from qrobust.shifts.generic import draw
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
 
@@ -43,39 +45,44 @@ def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, s
     """The batch of one step: a function of the seed and the step alone.
 
     Args:
-        data: what to draw from. Target images take half of what is not clean, or all where there are no conditions.
-        weights: how likely each condition is, see `sampling`.
+        data: what to draw from. Target images take half of what is not clean, or all where nothing is rendered; of
+            what is rendered, random operations have their share.
+        weights: how likely each condition is, see `sampling`; not used without conditions.
         batch_size: images.
         step: of the training.
         seed: of the training.
     """
-    training, conditions, target_images = data.images, data.conditions, data.target_images
+    training, target_images = data.images, data.target_images
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(len(training), (batch_size,), generator=generator)
-    clean, labels = (
-        list(training.read(chosen).tensor_split(GROUPS)),
-        list(training.labels[chosen].tensor_split(GROUPS)),
-    )
-    shifted, aligned, paired = [], [], []
-    for index, part in enumerate(clean):
-        is_scene = target_images is not None and index >= CLEAN_GROUPS and (index % 2 == 0 or not conditions)
-        if is_scene:
-            assert target_images is not None
-            real = torch.randint(len(target_images), (len(part),), generator=generator)
-            clean[index], labels[index] = target_images.read(real), target_images.labels[real]
-            shifted.append(clean[index])
-            aligned += [False] * len(part)
-        elif index < CLEAN_GROUPS:
-            shifted.append(part)
-            aligned += [True] * len(part)
-        else:
-            name, severity = conditions[int(torch.multinomial(weights, 1, generator=generator))]
-            shifted.append(render(part, name, severity, table=data.table, seed=seed * 1_000_003 + step))
-            aligned += [find_shift(name).keeps_pixels] * len(part)
-        paired += [not is_scene] * len(part)
-    return MixedBatch(
-        chosen, torch.cat(clean), torch.cat(shifted), torch.cat(labels), torch.tensor(aligned), torch.tensor(paired)
-    )
+    images, labels = training.read(chosen), training.labels[chosen]
+    clean, shifted = images.clone(), images.clone()
+    aligned, paired = torch.ones(batch_size, dtype=torch.bool), torch.ones(batch_size, dtype=torch.bool)
+    groups = list(torch.arange(batch_size).tensor_split(GROUPS))
+    real_groups = [
+        index
+        for index in range(CLEAN_GROUPS, GROUPS)
+        if target_images is not None and (index % 2 == 0 or not data.renders)
+    ]
+    for index in real_groups:
+        assert target_images is not None
+        rows = groups[index]
+        real = torch.randint(len(target_images), (len(rows),), generator=generator)
+        clean[rows], labels[rows] = target_images.read(real), target_images.labels[real]
+        shifted[rows] = clean[rows]
+        aligned[rows] = paired[rows] = False
+    rendered = [groups[index] for index in range(CLEAN_GROUPS, GROUPS) if index not in real_groups]
+    is_drawn = data.drawn_groups(len(rendered))
+    for rows in itertools.compress(rendered, [not drawn for drawn in is_drawn]):
+        name, severity = data.conditions[int(torch.multinomial(weights, 1, generator=generator))]
+        shifted[rows] = render(clean[rows], name, severity, table=data.table, seed=seed * 1_000_003 + step)
+        aligned[rows] = find_shift(name).keeps_pixels
+    if any(is_drawn):
+        rows = torch.cat(list(itertools.compress(rendered, is_drawn)))
+        shifted[rows], aligned[rows] = draw(
+            clean[rows], training.indices[chosen[rows]], seed=seed, epoch=step, families=data.families
+        )
+    return MixedBatch(chosen, clean, shifted, labels, aligned, paired)
 
 
 def sampling(conditions: list[Condition], errors: list[float] | None = None, hard_share: float = 0.0) -> torch.Tensor:

@@ -13,7 +13,7 @@ from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_h
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.evolution import Evolution, evolve
-from qrobust.compensation.gate import MOST_TRIED, Gate, set_gate
+from qrobust.compensation.gate import Gate, gate_steps, set_gate
 from qrobust.compensation.training import Fit, Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
@@ -29,6 +29,7 @@ from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.record import CleanCost
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
 from qrobust.storage import read_json, write_sealed
 
@@ -178,8 +179,8 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    answers = validation.clean_answers(deployed)
-    clean = validation.clean_value(answers)
+    scores = validation.clean_scores(deployed)
+    clean = validation.clean_value(scores)
     least_clean = validation.least_clean(clean, config.clean_budget)
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
@@ -205,7 +206,7 @@ def fit_calibrator(
 
     images = mixed_images(data.calibration, data.training, seed)
     frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, classifier.target, seed)
-    with reporter.bar("choose the gate", MOST_TRIED) as bar:
+    with reporter.bar("choose the gate", gate_steps(validation)) as bar:
         gate = set_gate(frozen, deployed, validation, least_clean=least_clean, progress=lambda: bar.update(1))
     evolution = None
     if config.evolution_steps:
@@ -219,9 +220,9 @@ def fit_calibrator(
             seed=seed,
             reporter=reporter,
         )
-    hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_answers(deployed, frozen)
+    hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
     measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
-    cost = validation.clean_cost(answers, kept, config.clean_budget)
+    cost = validation.clean_cost(scores, kept, config.clean_budget)
     _say_gate(gate, second, clean, measured[1], config, reporter)
     say_clean_cost(cost, reporter)
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
@@ -231,7 +232,7 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
     """The images that a remedy is chosen by, rendered."""
     return Validation(
         data.validation,
-        data.training.conditions,
+        selection_conditions(data.training.conditions, data.training.families),
         table=data.training.table,
         seed=seed,
         limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
@@ -406,8 +407,8 @@ def _as_if_trained(calibrator: Calibrator) -> Calibrator:
 
 
 def mixed_images(split: Split, training: TrainingData, seed: int) -> Iterator[torch.Tensor]:
-    """Calibration images, clean and under every training condition in turn, to observe ranges on."""
-    every = [CLEAN, *training.conditions]
+    """Calibration images, clean and under every training condition and family in turn, to observe ranges on."""
+    every = [CLEAN, *training.conditions, *generic_conditions(training.families)]
     size = max(1, min(32, len(split) // len(every)))
     for index, condition in enumerate(every):
         images = split.read(torch.arange(index * size, (index + 1) * size) % len(split))

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from qrobust.classifier import Classifier
-from qrobust.compensation.validation import Validation
+from qrobust.compensation.validation import Part, Validation
 from qrobust.quantization.integer_layers import IntegerLinear
 
 # A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
 GAINS = (1.0, 8.0)
-# From open to shut, before the gain; then between the best and the next more open, so many times halved. A calibrator
-# that learned from few images takes many others for shifted: there only the last ones shut.
+# From open to shut, before the gain; each step between two of them is divided into so many. A calibrator that learned
+# from few images takes many others for shifted: there only the last ones shut.
 OFFSETS = (1.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0, -18.0, -27.0, -40.0)
-HALVINGS = 3
-# Gates that are tried at most.
-MOST_TRIED = len(GAINS) * (len(OFFSETS) + HALVINGS)
+PARTS = 8
+# Openings of the gate at which the classifier is asked; between two of them what it says is interpolated.
+OPENINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Gates whose clean accuracy is measured at most, the most promising first.
+MOST_MEASURED = 5
 
 
 class Gate(NamedTuple):
@@ -30,6 +32,26 @@ class Gate(NamedTuple):
     gain: float
     offset: float
     kept: bool = True
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the classifier makes of images at each opening of the gate.
+
+    Attributes:
+        logits: of the gate as it was trained, `(N,)`.
+        scores: 1 where the prediction is right, `(len(OPENINGS), N)`.
+    """
+
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+    def of(self, gate: Gate) -> torch.Tensor:
+        """What is expected of a gate `(N,)`, from 0 to 1."""
+        place = torch.sigmoid(gate.gain * (self.logits + gate.offset)) * (len(OPENINGS) - 1)
+        below = place.long().clamp(max=len(OPENINGS) - 2)
+        images = torch.arange(len(place))
+        return torch.lerp(self.scores[below, images], self.scores[below + 1, images], (place - below).double())
 
 
 @torch.no_grad()
@@ -43,62 +65,84 @@ def set_gate(
 ) -> Gate:
     """Move the gate and sharpen it, in place, so that clean images lose no more than allowed.
 
+    What the branches propose does not depend on the gate. So each image is calibrated at a few openings, and what a
+    gate would come to is read off; only the clean accuracy of the best is measured, and of the next, if need be.
+
     Args:
         calibrator: frozen to its integers; scales and bias of its `gate` change, so nothing is added to what runs.
         classifier: what it stands in front of.
         validation: images to choose by.
         least_clean: clean validation accuracy to keep, as a fraction.
-        progress: called after each gate that is tried, `MOST_TRIED` times at most.
+        progress: called for each set of validation images, see `gate_steps`.
 
     Returns:
-        What has the highest accuracy under shift among those that keep enough clean accuracy; without any, the most
-        shut.
+        What is expected to have the highest accuracy under shift among those that keep enough clean accuracy, the
+        most open of equals; without any, the most shut.
     """
-    gate = calibrator.get_submodule("gate")
-    assert isinstance(gate, IntegerLinear)
-    trained = {name: value.clone() for name, value in gate.state_dict().items()}
+    clean, *shifted = [_opened(calibrator, classifier, validation, part, progress) for part in validation.parts]
+    promised = {gate: validation.shift_value([part.of(gate) for part in shifted]) for gate in _gates()}
+    expected = {gate: validation.clean_value(clean.of(gate)) for gate in promised}
+    layer = calibrator.get_submodule("gate")
+    assert isinstance(layer, IntegerLinear)
+    trained = {name: value.clone() for name, value in layer.state_dict().items()}
 
-    def put(chosen: Gate) -> None:
-        gate.load_state_dict(trained)
-        gate.shift_bias(torch.full_like(gate.bias(), chosen.offset))
-        gate.amplify(chosen.gain)
+    def put(gate: Gate) -> None:
+        layer.load_state_dict(trained)
+        layer.shift_bias(torch.full_like(layer.bias(), gate.offset))
+        layer.amplify(gate.gain)
 
-    measured: dict[Gate, float] = {}
-
-    @cache
-    def keeps(chosen: Gate) -> bool:
-        put(chosen)
-        kept = validation.clean(classifier, calibrator) >= least_clean
+    optimism = 0.0  # of what was read off, over what was measured
+    for _ in range(MOST_MEASURED):
+        keeping = [gate for gate in promised if expected[gate] - optimism >= least_clean]
+        if not keeping:
+            break
+        best = max(keeping, key=lambda gate: promised[gate])
+        put(best)
+        measured = validation.clean(classifier, calibrator)
         progress()
-        return kept
+        if measured >= least_clean:
+            return best
+        optimism = max(optimism, expected[best] - measured)
+        del promised[best]
+    shut = Gate(GAINS[0], OFFSETS[-1])
+    put(shut)
+    return shut._replace(kept=validation.clean(classifier, calibrator) >= least_clean)
 
-    def shifted(chosen: Gate) -> float:
-        if chosen not in measured:
-            put(chosen)
-            measured[chosen] = validation.shifted(classifier, calibrator)
-        return measured[chosen]
 
+def gate_steps(validation: Validation) -> int:
+    """How often choosing a gate tells of its progress at most."""
+    return len(validation.parts) + MOST_MEASURED
+
+
+def _gates() -> Iterator[Gate]:
+    """All that are considered, from open to shut for each gain."""
     for gain in GAINS:
-        gates = [Gate(gain, offset) for offset in OFFSETS]
-        # The more shut, the more clean accuracy: the first that keeps enough is found by halving.
-        first = bisect_left(gates, True, key=keeps)
-        passed = gates[first : first + 1]
-        for following in gates[first + 1 :]:
-            if not keeps(following):
-                continue
-            passed.append(following)
-            if shifted(passed[-2]) > shifted(following):
-                break  # from here on it only shuts
-        if not passed:
-            continue
-        shut = max(passed, key=shifted)
-        wider = gates[max(0, gates.index(shut) - 1)].offset
-        for _ in range(HALVINGS):
-            between = Gate(gain, (shut.offset + wider) / 2)
-            if keeps(between) and shifted(between) > shifted(shut):
-                shut = between
-            else:
-                wider = between.offset
-    best = max(measured, key=lambda chosen: measured[chosen]) if measured else Gate(GAINS[0], OFFSETS[-1], kept=False)
-    put(best)
-    return best
+        for start, end in pairwise(OFFSETS):
+            yield from (Gate(gain, start + (end - start) * part / PARTS) for part in range(PARTS))
+        yield Gate(gain, OFFSETS[-1])
+
+
+def _opened(
+    calibrator: nn.Module,
+    classifier: Classifier,
+    validation: Validation,
+    part: Part,
+    progress: Callable[[], None],
+) -> Opened:
+    correction, proposals = calibrator.get_submodule("correction"), list[tuple[torch.Tensor | None, ...]]()
+    handle = correction.register_forward_pre_hook(lambda _, inputs: proposals.append(inputs))
+    openings = torch.logit(torch.tensor(OPENINGS)).tolist()  # of 0 and 1, infinite
+    logits, scores = list[torch.Tensor](), list[torch.Tensor]()
+    try:
+        for images, labels in validation.batches(part):
+            proposals.clear()
+            calibrator(images)
+            *proposed, gate = proposals[0]
+            assert gate is not None
+            logits.append(gate[:, 0])
+            calibrated = [correction(*proposed, torch.full_like(gate, logit)) for logit in openings]
+            scores.append(torch.stack([validation.scores(classifier, some, labels) for some in calibrated]))
+    finally:
+        handle.remove()
+    progress()
+    return Opened(torch.cat(logits), torch.cat(scores, 1))

@@ -118,7 +118,7 @@ def _held_to_budget(
 ) -> tuple[Averaged, CleanCost]:
     """What of a training costs no more than allowed on clean validation images, and what that costs."""
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    before = validation.clean_answers(classifier.deploy(classifier.fake_quantized))
+    before = validation.clean_scores(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,
         start,
@@ -132,7 +132,7 @@ def _held_to_budget(
             f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
-    after = validation.clean_answers(classifier.deploy(averaged.model))
+    after = validation.clean_scores(classifier.deploy(averaged.model))
     cost = validation.clean_cost(before, after, config.clean_budget)
     say_clean_cost(cost, reporter)
     return averaged, cost

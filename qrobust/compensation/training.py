@@ -138,7 +138,7 @@ def train_calibrator(
             it has learned anything.
     """
     conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
-    if not conditions and data.target_images is None:
+    if not data.renders and data.target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or target images to train on, got none")
     before = state_hash(fake_quantized)
     fake_quantized.eval()

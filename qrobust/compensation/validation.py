@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from qrobust.shifts.rendering import render
 ROUNDING = 1e-9
 # Images, and their labels; -1 where there is none.
 Part = tuple[torch.Tensor, torch.Tensor]
+BATCH = 250
 
 
 class Validation:
@@ -68,7 +70,7 @@ class Validation:
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
-        return [self._accuracy(part, classifier, calibrator) for part in self.parts]
+        return [self._scores(part, classifier, calibrator).mean().item() for part in self.parts]
 
     def allowed_cost(self, budget: float) -> float:
         """What may be lost on clean images, a fraction: a budget in percentage points, or one image if that is more.
@@ -82,58 +84,60 @@ class Validation:
         return clean - self.allowed_cost(budget) - ROUNDING
 
     def clean_cost(self, before: torch.Tensor, after: torch.Tensor, budget: float) -> CleanCost:
-        """What is lost on clean images between two answers of `clean_answers`, with its bound."""
-        answers, labels = (before.bool().numpy(), after.bool().numpy()), self.parts[0][1].numpy()
-        return clean_cost(
-            *answers, labels, self.primary, budget_pp=budget, allowed_pp=100 * self.allowed_cost(budget)
-        )
+        """What is lost on clean images between scores before and after `(n,)`, with its bound."""
+        right, labels = (before.bool().numpy(), after.bool().numpy()), self.parts[0][1].numpy()
+        return clean_cost(*right, labels, self.primary, budget_pp=budget, allowed_pp=100 * self.allowed_cost(budget))
 
-    def clean_answers(self, classifier: Classifier, calibrator: Classifier | None = None) -> torch.Tensor:
-        """Whether each clean image is right `(n,)`."""
-        right = self._right(self.parts[0], classifier, calibrator)
-        assert isinstance(right, torch.Tensor), "clean images have labels"
-        return right
-
-    def clean_value(self, answers: torch.Tensor) -> float:
-        """The primary measure of answers on the clean images `(n,)`."""
-        return self.primary.value(answers.numpy(), self.parts[0][1].numpy())
+    def clean_scores(self, classifier: Classifier, calibrator: Classifier | None = None) -> torch.Tensor:
+        """Scores on the clean images, see `scores`."""
+        return self._scores(self.parts[0], classifier, calibrator)
 
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The primary measure on clean images."""
-        return self._measure(self.parts[:1], classifier, calibrator)
+        return self.clean_value(self.clean_scores(classifier, calibrator))
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The mean over the conditions; target images weigh as one."""
-        rendered, target = self.parts[1 : self.conditions + 1], self.parts[self.conditions + 1 :]
-        total = len(rendered) * self._measure(rendered, classifier, calibrator) if rendered else 0.0
-        total += self._measure(target, classifier, calibrator) if target else 0.0
-        return total / max(1, len(self.parts) - 1)
+        return self.shift_value([self._scores(part, classifier, calibrator) for part in self.parts[1:]])
 
     def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
         """On clean images, and the mean over the conditions."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
-    def _measure(self, parts: list[Part], classifier: Classifier, calibrator: Classifier | None) -> float:
-        """The primary measure over labelled parts together, or how well one without labels fits."""
-        found = [self._right(part, classifier, calibrator) for part in parts]
-        if isinstance(found[0], float):
-            return found[0]
-        right = torch.cat([some for some in found if isinstance(some, torch.Tensor)])
-        return self.primary.value(right.numpy(), torch.cat([labels for _, labels in parts]).numpy())
+    def clean_value(self, scores: torch.Tensor) -> float:
+        """The primary measure of scores on the clean images, see `scores`."""
+        return self._value(self.parts[:1], [scores])
 
-    def _accuracy(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> float:
-        found = self._right(part, classifier, calibrator)
-        return found if isinstance(found, float) else found.sum().item() / len(found)
+    def shift_value(self, scores: list[torch.Tensor]) -> float:
+        """The mean over the conditions of scores on the parts after the clean one."""
+        rendered, target = self.parts[1 : self.conditions + 1], self.parts[self.conditions + 1 :]
+        total = len(rendered) * self._value(rendered, scores[: self.conditions]) if rendered else 0.0
+        total += self._value(target, scores[self.conditions :]) if target else 0.0
+        return total / max(1, len(self.parts) - 1)
+
+    def _value(self, parts: list[Part], scores: list[torch.Tensor]) -> float:
+        """The primary measure over labelled parts together, or how well one without labels fits."""
+        labels, each = torch.cat([labels for _, labels in parts]), torch.cat(scores)
+        return each.mean().item() if (labels < 0).any() else self.primary.value(each.numpy(), labels.numpy())
+
+    def batches(self, part: Part) -> Iterator[Part]:
+        """A part in batches: images `(n, C, S, S)` in [0, 1], and their labels `(n,)`."""
+        for images, labels in zip(*(some.split(BATCH) for some in part), strict=True):
+            yield to_unit(images).contiguous(memory_format=torch.channels_last), labels
 
     @torch.inference_mode()
-    def _right(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> torch.Tensor | float:
-        """Whether each image is right `(n,)`; without labels how well all of them fit, from 0 to 1."""
-        images, labels = part
-        inputs = [to_unit(some).contiguous(memory_format=torch.channels_last) for some in images.split(250)]
-        seen = [calibrator(some) for some in inputs] if calibrator else inputs
+    def scores(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of each image `(n,)`: 1 where the classifier is right; without labels, how well all fit, from 0 to 1."""
         if (labels < 0).any():
-            return self._fit(classifier, torch.cat(seen))
-        return torch.cat([classifier(some).argmax(1) for some in seen]) == labels
+            return torch.full((len(images),), self._fit(classifier, images), dtype=torch.float64)
+        return (classifier(images).argmax(1) == labels).double()
+
+    @torch.inference_mode()
+    def _scores(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> torch.Tensor:
+        seen = ((calibrator(images) if calibrator else images, labels) for images, labels in self.batches(part))
+        if (part[1] < 0).any():
+            return self.scores(classifier, torch.cat([images for images, _ in seen]), part[1])
+        return torch.cat([self.scores(classifier, *batch) for batch in seen])
 
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -122,12 +124,28 @@ class TrainingData:
 
     Attributes:
         images: to draw from.
-        conditions: (shift, severity); empty for clean images alone.
+        conditions: (shift, severity); without any, and without families, clean images alone.
         table: severity table.
         target_images: real images of new surroundings, to learn from, too; those without a label have -1.
+        families: of random operations, see `qrobust.shifts.generic`, drawn anew for every image.
+        generic_share: of the rendered images, how many are drawn from the families where there are conditions, too.
     """
 
     images: Split
     conditions: list[tuple[str, int]]
     table: str
     target_images: Split | None = None
+    families: tuple[str, ...] = ()
+    generic_share: float = 0.5
+
+    @property
+    def renders(self) -> bool:
+        """Some images are rendered under a shift."""
+        return bool(self.conditions or self.families)
+
+    def drawn_groups(self, count: int) -> list[bool]:
+        """Which of so many groups of rendered images are drawn from the families: their share, evenly spread."""
+        if not (self.conditions and self.families):
+            return [bool(self.families)] * count
+        through = [math.floor(place * self.generic_share + 0.5) for place in range(count + 1)]
+        return [after > before for before, after in itertools.pairwise(through)]

@@ -7,6 +7,7 @@ learn too (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153).
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -36,6 +37,8 @@ from qrobust.quantization.sensitivity import divergence, logits_on
 from qrobust.quantization.tracing import LAYERS, calls
 from qrobust.record import QatFit
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.generic import draw
+from qrobust.shifts.registry import selection_conditions
 from qrobust.shifts.rendering import render
 from qrobust.training_loop import fast_arithmetic, fit
 
@@ -46,6 +49,11 @@ GROUPS = 8
 BATCH = 50
 
 
+# A level at the end of the range is inside it, whatever float rounding makes of it; of a range that does not learn,
+# all that is rounded to its ends.
+END, ROUNDED = 1e-4, 0.5
+
+
 class _LearnedStep(torch.autograd.Function):
     """`round(x / s) s` within [low, high] levels; gradients of the paper's equations 2 to 5."""
 
@@ -53,26 +61,31 @@ class _LearnedStep(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, scale: torch.Tensor, low: int, high: int
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, scale)
+        rounded = torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x, scale, rounded)
         ctx.limits = (low, high)  # type: ignore[attr-defined]  # torch types ctx without attributes
-        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        return rounded
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
-        x, scale = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        x, scale, rounded = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
         low, high = ctx.limits  # type: ignore[attr-defined]  # set in forward
-        if not (scale.ndim or ctx.needs_input_grad[1]):  # type: ignore[attr-defined]  # torch types ctx without it
-            step = float(scale)
-            return pass_inside(grads[0], x, step * (low - 0.5), step * (high + 0.5)), None, None, None
-        level = x / scale
-        inside = (level >= low) & (level <= high)
-        grad_scale = None
-        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]  # torch types ctx without it
-            slope = torch.where(inside, level.round() - level, level.clamp(low, high))
-            product = (grads[0] * slope).float()
-            dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
-            grad_scale = product.sum(dims, keepdim=True).view(scale.shape) if scale.ndim else product.sum()
-        return grads[0] * inside, grad_scale, None, None
+        learns = ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # torch types ctx without it
+        if scale.ndim:
+            inside = (x >= scale * (low - END)) & (x <= scale * (high + END))
+            passed, x_inside = grads[0] * inside, x * inside
+        else:
+            edge, step = END if learns else ROUNDED, float(scale)
+            bounds = step * (low - edge), step * (high + edge)
+            passed = pass_inside(grads[0], x, *bounds)
+            x_inside = pass_inside(x, x, *bounds) if learns else x
+        if not learns:
+            return passed, None, None, None
+        # The slope is round(level) - level inside, the end of the range outside: times s, what rounding added.
+        added = torch.sub(rounded, x_inside).mul_(grads[0])
+        dims = [d for d in range(x.ndim) if d >= scale.ndim or scale.shape[d] == 1]
+        total = added.sum(dims, keepdim=bool(scale.ndim), dtype=torch.float32) / scale
+        return passed, total.view(scale.shape), None, None
 
 
 class TrainableQuantizer(nn.Module):
@@ -218,8 +231,8 @@ def train(
     """Train a thawed fake-quantized model, in place; it ends with the state that was best on validation images.
 
     The loss is cross-entropy to the labels and the KL divergence from the float teacher's probabilities.
-    Images are moved by up to an eighth of their side; with `conditions`, half of each batch is shifted. Adam,
-    a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with `conditions`, the
+    Images are moved by up to an eighth of their side; with conditions or families, half of each batch is shifted.
+    Adam, a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with shifts, the
     mean of that on clean and on shifted images), and of those the one nearest to the teacher. What validation images
     cannot tell from luck does not replace the fake-quantized model as it was: a trained state does if it is more
     accurate by over one
@@ -229,7 +242,7 @@ def train(
     Args:
         trainable: from `prepare_qat`.
         teacher: the float classifier.
-        data: what to learn from; where it has conditions, half of each batch is shifted.
+        data: what to learn from; where it has conditions or families, half of each batch is shifted.
         validation: images to choose by.
         config: learning rate of Adam at its peak (step sizes learn at the same rate, relative to their size), and
             weight of the teacher, from 0 to 1; the labels have the rest.
@@ -304,7 +317,7 @@ def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> b
 @torch.no_grad()
 def _shifted(split: Split, data: TrainingData, seed: int) -> list[torch.Tensor]:
     """The images in order, uint8, batch after batch under one cell after the other; nothing without cells."""
-    conditions = data.conditions
+    conditions = selection_conditions(data.conditions, data.families)
     if not conditions:
         return []
     size = max(1, min(BATCH, len(split) // len(conditions)))
@@ -327,11 +340,16 @@ def _batch(
     moves = torch.randint(2 * reach + 1, (batch_size, 2), generator=generator).tolist()
     height, width = pixels.shape[2:]
     pixels = torch.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(moves)])
-    shifted = pixels
-    if conditions:
-        parts = list(pixels.chunk(GROUPS))
-        for index in range(len(parts) // 2):
+    shifted = pixels.clone()
+    if data.renders:
+        groups = torch.arange(batch_size).chunk(GROUPS)
+        rendered = groups[: len(groups) // 2]
+        is_drawn = data.drawn_groups(len(rendered))
+        for rows in itertools.compress(rendered, [not drawn for drawn in is_drawn]):
             name, severity = conditions[int(torch.randint(len(conditions), (), generator=generator))]
-            parts[index] = render(parts[index], name, severity, table=data.table, seed=seed * 1_000_003 + step)
-        shifted = torch.cat(parts)
+            shifted[rows] = render(pixels[rows], name, severity, table=data.table, seed=seed * 1_000_003 + step)
+        if any(is_drawn):
+            rows = torch.cat(list(itertools.compress(rendered, is_drawn)))
+            indices = training.indices[chosen[rows]]
+            shifted[rows], _ = draw(pixels[rows], indices, seed=seed, epoch=step, families=data.families)
     return to_unit(shifted), to_unit(pixels), labels

@@ -55,18 +55,7 @@ def model_card(record: Record, graph: str) -> str:
     ]
     if remedy:
         lines.append(f"- {float_operators(record.audit[graph])}")
-    target = record.target_images
-    if target and target.accuracy and target.interval and graph in target.accuracy:
-        lines.append(
-            f"- on {target.n} test images of {code(target.images)}: {percent(target.accuracy[graph])} "
-            f"{bounds(target.interval[graph])}"
-        )
-    elif target and not target.labelled:
-        sure = target.confidence
-        lines.append(
-            f"- on {target.n} test images of {code(target.images)}, which have no labels: accuracy is not known; "
-            f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
-        )
+    lines += _on_target(record, graph)
     if remedy:
         lines.append(
             f"- against INT8: {points(remedy.gain_pp, remedy.gain_interval_pp)} under shift, clean cost "
@@ -97,6 +86,23 @@ def unmeasured_card(graph: str) -> str:
     )
 
 
+def _on_target(record: Record, graph: str) -> list[str]:
+    """What the graph makes of real images of the new surroundings, if there are any."""
+    target = record.target_images
+    if target and target.accuracy and target.interval and graph in target.accuracy:
+        return [
+            f"- on {target.n} test images of {code(target.images)}: {percent(target.accuracy[graph])} "
+            f"{bounds(target.interval[graph])}"
+        ]
+    if target and not target.labelled:
+        sure = target.confidence
+        return [
+            f"- on {target.n} test images of {code(target.images)}, which have no labels: accuracy is not known; "
+            f"mean confidence {percent(sure[graph])}, of INT8 {percent(sure['int8'])}"
+        ]
+    return []
+
+
 def _provenance(remedy: Remedy, data: str) -> str:
     """What a remedy learned from, as it was when it learned."""
     known = remedy.provenance
@@ -107,7 +113,7 @@ def _provenance(remedy: Remedy, data: str) -> str:
     target = " and on the target images" if known.target_images else ""
     severities = f" at severity {', '.join(map(str, known.severities))}" if known.severities else ""
     budget = known.clean_budget
-    gate = "" if budget is None else f" Its gate was to cost at most {budget:g} points of clean validation accuracy."
+    gate = "" if budget is None else f" It was to cost at most {budget:g} points of clean validation accuracy."
     if cost := remedy.validation and remedy.validation.clean_cost:
         gate += (
             f" On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most "

@@ -18,6 +18,7 @@ import torch
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.paths import user_path
 from qrobust.shifts import corruptions as c
+from qrobust.shifts import generic as g
 from qrobust.shifts import transformations as t
 from qrobust.user_code import (
     UserFile,
@@ -28,6 +29,8 @@ from qrobust.user_code import (
 
 TABLES = ("cifar-c", "imagenet-c")
 SEVERITIES = (1, 2, 3, 4, 5)
+# Of random operations, to choose by: their strength is continuous in training.
+GENERIC_SEVERITIES = (3, 5)
 # Images on which a user's own shift is tried before anything is written.
 TRIED_IMAGES = 8
 STORED = "stored:"  # begins the name of a set of shifted images that lies on disk
@@ -41,7 +44,7 @@ class Shift:
 
     Attributes:
         name: as in reports and options.
-        family: `noise`, `blur`, `weather`, `digital`, `geometry`, `colour`, `sensor` or `own`.
+        family: `noise`, `blur`, `weather`, `digital`, `geometry`, `colour`, `sensor`, `generic` or `own`.
         function: images, strengths and generators to images.
         unit: what the strength means.
         strengths: table name to the arguments for severities 1 to 5 (None: not defined there).
@@ -302,7 +305,21 @@ _TRANSFORMATIONS = (
         t.rolling_shutter, "sensor", "swing, fraction of the side", (0.02, 0.04, 0.06, 0.08, 0.1), keeps_pixels=False
     ),
 )
-SHIFTS: dict[str, Shift] = {s.name: s for s in (*_CORRUPTIONS, *_EXTRA_CORRUPTIONS, *_TRANSFORMATIONS)}
+_NAMED = (*_CORRUPTIONS, *_EXTRA_CORRUPTIONS, *_TRANSFORMATIONS)
+# Severity is a fifth of the full strength; in training the strength is continuous, see `generic.draw`.
+_GENERIC = tuple(
+    Shift(
+        f"generic_{family}",
+        "generic",
+        function,
+        "strength, of 1",
+        dict.fromkeys(TABLES, _arguments((0.2, 0.4, 0.6, 0.8, 1.0))),
+        keeps_pixels=family not in (*g.MOVING, "mixture"),
+        version="counters",
+    )
+    for family, function in (*g.OPERATIONS.items(), ("mixture", g.mixture))
+)
+SHIFTS: dict[str, Shift] = {s.name: s for s in (*_NAMED, *_GENERIC)}
 SUITES: dict[str, tuple[str, ...]] = {
     "default": (
         "gaussian_noise",
@@ -341,7 +358,9 @@ SUITES: dict[str, tuple[str, ...]] = {
         "shear",
         "inversion",
     ),
-    "all": tuple(SHIFTS),
+    # Random operations without a name, to learn from: what learned from them alone has seen no other shift.
+    "generic": tuple(s.name for s in _GENERIC),
+    "all": tuple(s.name for s in _NAMED),
 }
 # What changes together when a camera meets a new scene.
 SCENARIOS: dict[str, tuple[str, ...]] = {
@@ -350,7 +369,7 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
     "vibration": ("motion_blur", "rolling_shutter", "translation"),
     "old-lens": ("defocus_blur", "glass_blur", "vignetting", "saturation", "contrast"),
     "rotated-mount": ("rotation", "translation", "perspective", "shear"),
-    "all": tuple(SHIFTS),
+    "all": tuple(s.name for s in _NAMED),
 }
 # Worst-of-k: an image counts as right only if it is right in every pose, (degrees, right, down), the latter
 # as fractions of the side. Engstrom et al., "Exploring the Landscape of Spatial Robustness", arXiv 1712.02779,
@@ -475,6 +494,28 @@ def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
             near = nearest(name, (*SCENARIOS, *SHIFTS, *SUITES))
             raise unknown("scenario", name, SCENARIOS, "or what shifts take", near=near)
     return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
+
+
+def generic_conditions(families: Sequence[str]) -> list[tuple[str, int]]:
+    """Conditions to measure random operations by: these families one by one, and mixtures if there are all of them.
+
+    Raises:
+        InputError: an unknown family.
+    """
+    for family in families:
+        if family not in g.FAMILIES:
+            raise unknown("generic", family, g.FAMILIES)
+    parts = [*families, *(["mixture"] if set(families) == set(g.FAMILIES) else [])]
+    return [(f"generic_{part}", severity) for part in parts for severity in GENERIC_SEVERITIES]
+
+
+def selection_conditions(conditions: Sequence[tuple[str, int]], families: Sequence[str]) -> list[tuple[str, int]]:
+    """What a training is chosen by: the conditions it learns from, and the families that it does not.
+
+    Where it learns from all families, they are what it is chosen by, under other draws.
+    """
+    withheld = [family for family in g.FAMILIES if family not in families]
+    return [*conditions, *(generic_conditions(withheld or families) if families else ())]
 
 
 def defined_conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:

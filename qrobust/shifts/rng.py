@@ -14,6 +14,9 @@ LEVELS = 2**16
 # SplitMix64's step from one counter to the next: 2^64 over the golden ratio.
 _STEP = 0x9E3779B97F4A7C15
 
+# An odd number with as many ones as zeros, far from all multiples of the step.
+_BRANCH = 0xD1B54A32D192ED03
+
 
 class Generators:
     """A counter-based generator per image (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011).
@@ -28,6 +31,13 @@ class Generators:
 
     def __len__(self) -> int:
         return len(self._counters)
+
+    def branch(self, rows: torch.Tensor, number: int) -> Generators:
+        """New streams for these positions `(n,)`, which differ by `number`; those here are left as they are."""
+        streams = Generators(())
+        counters = self._counters[rows.numpy()] + np.uint64((number + 1) * _BRANCH % 2**64)
+        streams._counters = _hash(counters)
+        return streams
 
     def words(self, *shape: int) -> torch.Tensor:
         """Whole numbers from 0 to 65,535, all equally likely: int32 `(N, *shape)`."""

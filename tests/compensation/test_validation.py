@@ -57,11 +57,11 @@ def test_a_budget_of_less_than_an_image_is_one(budget: float, lost: int, keeps: 
     assert cost.allowed_pp == pytest.approx(100 / 30 if budget else 0)
 
 
-def test_clean_answers_are_those_that_are_measured() -> None:
+def test_clean_scores_are_those_that_are_measured() -> None:
     source = array_images(PIXELS, LABELS, None, "test")
     source.image_size = 8
     balanced = Primary("balanced")
     validation = Validation(Split(source, torch.arange(30)), [], table="cifar-c", seed=0, limit=90, primary=balanced)
-    answers = validation.clean_answers(always_dark)
-    assert answers.tolist() == [True] * 24 + [False] * 6
-    assert validation.clean_value(answers) == validation.clean(always_dark) == 0.5
+    scores = validation.clean_scores(always_dark)
+    assert scores.tolist() == [1.0] * 24 + [0.0] * 6
+    assert validation.clean_value(scores) == validation.clean(always_dark) == 0.5
