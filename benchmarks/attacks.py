@@ -150,7 +150,7 @@ def main(
 ) -> None:
     """Run every contest; leave results/attacks.json."""
     torch.set_num_threads(1)
-    data = open_data(spec, seed=seed, preferred_size=32)
+    data = open_data(spec, seed=seed)
     recipe = json.loads((training / "training.json").read_text())
     model = load_model(
         find_model(recipe["model"]),

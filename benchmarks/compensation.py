@@ -31,7 +31,8 @@ import click
 import numpy as np
 from figures import git_commit, record
 
-from qrobust.evaluation.predictions import Condition, predict, read_predictions
+from qrobust.evaluation.kept import Condition, read_predictions
+from qrobust.evaluation.predictions import predict
 from qrobust.evaluation.statistics import paired_bootstrap
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES, REMEDIES, TORCH_ONLY

@@ -34,11 +34,11 @@ from qrobust.data.files import IMAGE_SUFFIXES
 from qrobust.data.sources import (
     array_images,
     decode_file,
-    fit_square,
 )
 from qrobust.data.splits import Split
 from qrobust.evaluation.predictions import predict
 from qrobust.evaluation.workers import processes
+from qrobust.preprocessing import Preprocessing
 from qrobust.record import hardware, to_json
 from qrobust.shifts import corruptions
 from qrobust.shifts.filters import to_uint8, to_unit
@@ -67,7 +67,8 @@ def photographs(folder: Path, count: int, size: int) -> torch.Tensor:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:count]
     if len(paths) < count:
         raise click.UsageError(f"--images: expected at least {count} photographs in {folder}, found {len(paths)}")
-    return torch.stack([torch.from_numpy(fit_square(decode_file(p), size).copy()).permute(2, 0, 1) for p in paths])
+    fitting = Preprocessing(size=size)
+    return torch.stack([torch.from_numpy(fitting.apply(decode_file(p))).permute(2, 0, 1) for p in paths])
 
 
 def reference(pixels: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
@@ -222,7 +223,7 @@ def workers(folder: Path, size: int, count: int, rounds: int) -> dict[str, Any]:
     """Time on the wall of all 15 corruptions at severity 3, by one process and by two, in turn."""
     images = photographs(folder, count, size).repeat(5, 1, 1, 1).permute(0, 2, 3, 1).contiguous().numpy()
     source = array_images(images, np.zeros(len(images), int), None, "photographs")
-    source.image_size = size
+    source.prepare(Preprocessing(size=size))
     split = Split(source, torch.arange(len(images)))
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with processes(2) as two:

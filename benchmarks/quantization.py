@@ -124,7 +124,7 @@ def network_result(
 ) -> dict[str, Any]:
     """Everything about one network."""
     out.mkdir(parents=True, exist_ok=True)
-    data = open_data(data_spec, seed=0, preferred_size=32)
+    data = open_data(data_spec, seed=0)
     labels = data.test.labels.numpy()
     graphs: dict[str, Path] = {}
     stages: dict[str, Any] = {}

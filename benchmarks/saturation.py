@@ -389,7 +389,7 @@ def main(
             kept |= {"operators": operators, "operators_commit": git_commit()}
             RESULT.write_text(json.dumps(kept, indent=1) + "\n")
             return
-        data = open_data(spec, seed=seed, preferred_size=32)
+        data = open_data(spec, seed=seed)
         for where in training:
             recipe = json.loads((where / "training.json").read_text())
             trained[recipe["model"]] = recipe

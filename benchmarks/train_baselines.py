@@ -132,7 +132,7 @@ def main(
     smoothing = recipe["label_smoothing"] if label_smoothing is None else label_smoothing
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    opened = open_data(data, seed=seed, preferred_size=32)
+    opened = open_data(data, seed=seed)
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)), train.labels
     model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)

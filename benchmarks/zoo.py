@@ -159,18 +159,18 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     found = find_model(f"torchvision:{name}")
     started = time.monotonic()
-    assert found.preferred_size is not None
+    assert found.preset.image_size is not None
     model = load_model(
         found,
         classes=CLASSES,
-        image_size=found.preferred_size,
+        image_size=found.preset.image_size,
         weights=None,
         pretrained=False,
         normalization=None,
         seed=SEED,
     )
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    preferred = found.preferred_size
+    preferred = found.preset.image_size
     if side is None:
         large = millions > LARGE_MILLIONS and not name.startswith(FIXED_SIZE)
         side = min(preferred, SMALLER_SIDE if large else 224)

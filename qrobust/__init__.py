@@ -18,6 +18,7 @@ _HOMES = {
     "ExportCheckError": "qrobust.errors",
     "InputError": "qrobust.errors",
     "OnnxClassifier": "qrobust.deployment.classifiers",
+    "Preprocessing": "qrobust.preprocessing",
     "QATConfig": "qrobust.quantization.config",
     "QRobustError": "qrobust.errors",
     "QuantizationConfig": "qrobust.quantization.config",
@@ -45,6 +46,7 @@ __all__ = [
     "ExportCheckError",
     "InputError",
     "OnnxClassifier",
+    "Preprocessing",
     "QATConfig",
     "QRobustError",
     "QuantizationConfig",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from qrobust.evaluation.attack_config import AttackConfig
     from qrobust.evaluation.evaluate import Evaluation, evaluate
     from qrobust.pipeline.run import Run
+    from qrobust.preprocessing import Preprocessing
     from qrobust.quantization.config import QATConfig, QuantizationConfig
     from qrobust.shifts.registry import register_shift
     from qrobust.shifts.rendering import render

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrobust.classifier import Classifier, Compensated, Normalization, NormalizedModel, parse_normalization
+from qrobust.classifier import Classifier, Compensated, Normalization, NormalizedModel
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.fit import CalibratorData, CalibratorFit, Checkpoints, FrozenClassifier
 from qrobust.compensation.fit import fit_calibrator as fit
@@ -30,6 +30,7 @@ from qrobust.errors import InputError
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.paths import user_path
+from qrobust.preprocessing import Preprocessing, parse_normalization
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QuantizationConfig
 from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
@@ -41,13 +42,19 @@ from qrobust.storage import scratch
 
 
 def load_data(
-    spec: str, *, image_size: int | None = None, calibration_images: int | None = None, seed: int = 0
+    spec: str,
+    *,
+    image_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    calibration_images: int | None = None,
+    seed: int = 0,
 ) -> Data:
     """Open a data set as four disjoint, seeded splits.
 
     Args:
         spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
+        preprocessing: how images get that size, instead of `image_size`.
         calibration_images: how many training images ranges are observed on. Default: an eighth, 32 to 512.
         seed: of the splits.
 
@@ -57,7 +64,8 @@ def load_data(
     Raises:
         InputError: there is no such data set, or too few images for a split.
     """
-    return open_data(spec, seed=seed, image_size=image_size, calibration_images=calibration_images)
+    data = open_data(spec, seed=seed, image_size=image_size, calibration_images=calibration_images)
+    return data if preprocessing is None else data.prepared(preprocessing)
 
 
 def load_classifier(
@@ -68,6 +76,7 @@ def load_classifier(
     weights: str | Path | None = None,
     pretrained: bool = False,
     normalization: str | None = None,
+    channel_order: str = "rgb",
     seed: int = 0,
 ) -> NormalizedModel:
     """A float classifier in evaluation mode, whose normalisation is inside.
@@ -80,6 +89,7 @@ def load_classifier(
         pretrained: take torchvision's own weights.
         normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`. Default: the named network's; a network of
             one's own needs one.
+        channel_order: of the network; a `bgr` one is given RGB images all the same, and swaps inside.
         seed: of random weights, where there are none to load.
 
     Raises:
@@ -88,7 +98,8 @@ def load_classifier(
     if isinstance(spec, nn.Module):
         if normalization is None:
             raise InputError("normalization: expected one for a network of your own, such as 'imagenet', got none")
-        return NormalizedModel(spec, Normalization(*parse_normalization(normalization))).eval().requires_grad_(False)
+        normalize = Normalization(*parse_normalization(normalization), channel_order)
+        return NormalizedModel(spec, normalize).eval().requires_grad_(False)
     return load_model(
         find_model(spec),
         classes=num_classes,
@@ -97,6 +108,7 @@ def load_classifier(
         pretrained=pretrained,
         normalization=normalization,
         seed=seed,
+        channel_order=channel_order,
     )
 
 

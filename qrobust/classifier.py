@@ -9,7 +9,6 @@ shape, so whatever measures one measures all.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,19 +23,21 @@ class Normalization(nn.Module):
     """`(images - mean) / std` per channel; images in [0, 1].
 
     Args:
-        mean: C numbers, in units of the [0, 1] scale.
-        std: C positive numbers, same unit.
+        mean: C numbers, in units of the [0, 1] scale, in the order of the network's channels.
+        std: C positive numbers, likewise.
+        order: `rgb`, or `bgr` for a network that reads the channels of RGB images the other way round.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], order: str = "rgb") -> None:
         super().__init__()
+        self.reverse = order == "bgr"
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (images - self.mean) / self.std
+        return ((images.flip(1) if self.reverse else images) - self.mean) / self.std
 
 
 class NormalizedModel(nn.Module):
@@ -141,35 +142,3 @@ def refuse_quantized(model: nn.Module) -> None:
             raise InputError(
                 f"model: expected a float network, got one quantized already ({name!r}: {kind.__name__})"
             )
-
-
-NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-}
-
-
-def parse_normalization(text: str, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and standard deviations per channel.
-
-    Args:
-        text: `none`; a key of `NORMALIZATIONS`, which are of three channels; or `m,m,m/s,s,s`, of one `m/s`.
-        channels: how many the network reads.
-
-    Raises:
-        InputError: none of these, or for another number of channels.
-    """
-    if text == "none":
-        return (0.0,) * channels, (1.0,) * channels
-    try:
-        mean, std = NORMALIZATIONS.get(text) or (tuple(map(float, part.split(","))) for part in text.split("/"))
-    except ValueError:
-        mean, std = (), ()
-    if not (len(mean) == len(std) == channels and all(map(math.isfinite, mean + std)) and min(std) > 0):
-        presets = [name for name, (known, _) in NORMALIZATIONS.items() if len(known) == channels]
-        form = "/".join(",".join(letter * channels) for letter in "ms")
-        raise InputError(
-            f"normalization: expected {', '.join([*presets, 'none'])} or {form!r} with positive s for images of "
-            f"{channels} channel{'s' * (channels > 1)}, got {text!r}"
-        )
-    return mean, std

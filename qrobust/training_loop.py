@@ -39,6 +39,7 @@ class Outcome:
         steps: optimizer steps made.
         diverged: training was stopped at a loss or a gradient that is not finite.
         earlier_s: seconds of training up to the checkpoint that this process went on from; 0 without.
+        history: what `judge` found at each validation, in order.
     """
 
     start: tuple[float, ...]
@@ -47,6 +48,7 @@ class Outcome:
     steps: int
     diverged: bool
     earlier_s: float
+    history: tuple[tuple[float, ...], ...] = ()
 
 
 def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimiz
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        _ = [state[key] for key in ("step", "start", "kept", "best", "best_step", "seconds")]
+        _ = [state[key] for key in ("step", "start", "kept", "best", "best_step", "seconds", "history")]
     except Exception as error:  # each kind of damage raises another type
         raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
     return state
@@ -105,8 +107,10 @@ def fit(
         state = _resumed(checkpoint, module, optimizer)
         step, start, kept = state["step"], tuple(state["start"]), state["kept"]
         best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
+        history = list(map(tuple, state["history"]))
     else:
-        start = best = judge()
+        start, history = judge(), []
+        best = start
         best_step, kept = 0, copy.deepcopy(module.state_dict())
     progress(step, steps, note)
     while step < steps:
@@ -126,6 +130,7 @@ def fit(
         deployed = step == steps or judge_after(step)
         if deployed:
             found = judge()
+            history.append(found)
             note = describe(found)
             better = replaces_start(found, start) if best_step == 0 and replaces_start else score(found) > score(best)
             if better:
@@ -139,10 +144,11 @@ def fit(
                 "best": list(best),
                 "best_step": best_step,
                 "kept": kept,
+                "history": list(map(list, history)),
                 "seconds": earlier + time.perf_counter() - began,
             }
             with atomic_write(checkpoint) as part:
                 torch.save(state, part)
         progress(step, steps, note)
     module.load_state_dict(kept)
-    return Outcome(start, best, best_step, step, diverged, earlier)
+    return Outcome(start, best, best_step, step, diverged, earlier, tuple(history))

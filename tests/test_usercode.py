@@ -22,6 +22,7 @@ from qrobust.evaluation.workers import processes
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.pipeline.run import Run
+from qrobust.preprocessing import Preprocessing
 from qrobust.progress import Reporter
 from qrobust.shifts.rendering import render
 from qrobust.user_code import load, loaded
@@ -156,7 +157,7 @@ def test_an_exit_while_it_is_called_is_one_line(tmp_path: Path) -> None:
                 image_size=16,
                 weights=None,
                 pretrained=False,
-                normalization=None,
+                normalization="none",
                 seed=0,
             )
     with pytest.raises(InputError, match=r"shift: .*net\.py:dim failed \(net\.py:11: it called sys\.exit\(0\)"):
@@ -222,6 +223,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         16,
         "--image-size",
         16,
+        "--normalization",
+        "none",
         "--out",
         folder / "run",
         "--threads",
@@ -329,6 +332,8 @@ def test_resume_runs_only_what_its_command_names(user: Path) -> None:
         16,
         "--image-size",
         16,
+        "--normalization",
+        "none",
         "--out",
         user / "run",
         "--threads",
@@ -392,7 +397,7 @@ def test_workers_run_the_file_that_was_looked_at(tmp_path: Path) -> None:
     name = f"{path}:dim"
     pixels = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8).numpy()
     images = array_images(pixels, torch.arange(8).numpy(), None, "test")
-    images.image_size = 16
+    images.prepare(Preprocessing(size=16, resize="none"))
     split, ask = (
         Split(images, torch.arange(8)),
         partial(predict, {"mean": Means()}, condition=(name, 3), table="cifar-c"),

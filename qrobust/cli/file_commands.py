@@ -9,7 +9,7 @@ import click
 
 from qrobust.cli.command import MODEL, RUN, Command, Option
 from qrobust.cli.console import console, echo
-from qrobust.cli.options import ATTACK_OPTIONS, FORMER, RENDERED_OPTIONS, with_options
+from qrobust.cli.options import ATTACK_OPTIONS, FITTING_OPTIONS, FORMER, RENDERED_OPTIONS, with_options
 from qrobust.cli.parsing import choices, cores
 from qrobust.cli.run_commands import say_corruption_sets
 from qrobust.cli.types import FRACTION, INTEGER
@@ -39,7 +39,8 @@ from qrobust.cli.types import FRACTION, INTEGER
     "data_root",
     "class_names",
     "skip_bad_images",
-    "image_size",
+    *FITTING_OPTIONS,
+    "channel_order",
     "test_images",
     *RENDERED_OPTIONS,
     *ATTACK_OPTIONS,
@@ -54,6 +55,10 @@ from qrobust.cli.types import FRACTION, INTEGER
     "verbose",
     "quiet",
     image_size={"unset": "what the files fix", "help": "Side of the images, where no file fixes it."},
+    resize={"unset": "what a run's graphs say, else crop; none where the images have the size"},
+    crop_ratio={"unset": "what a run's graphs say, else 224/256"},
+    interpolation={"unset": "what a run's graphs say, else bilinear"},
+    channel_order={"help": "bgr for graphs that take channels as OpenCV reads them."},
     attacks={
         "unset": "none",
         "help": "Files have no gradient. quick: Square and random noise. full: also HopSkipJump and poses.",

@@ -113,6 +113,56 @@ _declare(
     help="Side of the images that the model reads.",
 )
 _declare(
+    "--resize",
+    group=MODEL,
+    advanced=True,
+    unset="the model's own, else crop; none where the images have the size",
+    help="How images get that size: crop (the shorter side to size / crop ratio, then the centre), stretch (both "
+    "sides), letterbox (the longer side, the rest filled), or none: they must have it.",
+)
+_declare(
+    "--crop-ratio",
+    group=MODEL,
+    advanced=True,
+    type=FRACTION,
+    metavar="FRACTION",
+    unset="the model's own, else 224/256",
+    help="Share of the shorter side that --resize crop keeps, e.g. 224/232.",
+)
+_declare(
+    "--interpolation",
+    group=MODEL,
+    advanced=True,
+    unset="the model's own, else bilinear",
+    help="Pillow's filter for resizing.",
+)
+_declare(
+    "--antialias/--no-antialias",
+    "antialias",
+    group=MODEL,
+    advanced=True,
+    type=bool,
+    default=None,
+    help="Whether the filter looks at all pixels where an image becomes smaller. Pillow, torchvision and timm do; "
+    "cv2.resize does not.",
+)
+_declare(
+    "--fill",
+    group=MODEL,
+    advanced=True,
+    type=INTEGER,
+    metavar="0..255",
+    unset="0",
+    help="Grey level beside a letterboxed image.",
+)
+_declare(
+    "--channel-order",
+    group=MODEL,
+    advanced=True,
+    unset="rgb",
+    help="bgr for a network trained on images as OpenCV reads them. Graphs take RGB all the same and swap inside.",
+)
+_declare(
     "--calibration-images",
     group=MODEL,
     advanced=True,
@@ -418,6 +468,13 @@ _declare(
     "largest class has more than twice the images of the smallest, else accuracy.",
 )
 _declare(
+    "--accept-undecided",
+    group=RUN,
+    advanced=True,
+    flag=True,
+    help="Recommend a graph though the images of some classes are too few to tell whether it harms them.",
+)
+_declare(
     "--out",
     group=RUN,
     required=True,
@@ -467,6 +524,8 @@ _declare(
 _declare("-v", "--verbose", group=RUN, is_flag=True, help="Print details.")
 _declare("-q", "--quiet", group=RUN, is_flag=True, help="Print results, warnings and errors only.")
 
+# What decides the pixels that a classifier sees.
+FITTING_OPTIONS = ("image_size", "resize", "crop_ratio", "interpolation", "antialias", "fill")
 MODEL_OPTIONS = (
     "model",
     "weights",
@@ -476,7 +535,8 @@ MODEL_OPTIONS = (
     "data_root",
     "class_names",
     "skip_bad_images",
-    "image_size",
+    *FITTING_OPTIONS,
+    "channel_order",
     "calibration_images",
     "train_images",
     "test_images",
@@ -517,6 +577,7 @@ CALIBRATOR_OPTIONS = (
     "use_labels",
 )
 ATTACK_OPTIONS = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
+DECIDING_OPTIONS = ("primary", "accept_undecided")
 NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "verbose", "quiet")
 STAGE_OPTIONS = ("model", "allow_code", "threads", "verbose", "quiet")
 # Of a command for a run that is there.

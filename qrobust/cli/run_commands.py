@@ -12,6 +12,7 @@ from qrobust.cli.console import console, echo
 from qrobust.cli.options import (
     ATTACK_OPTIONS,
     CALIBRATOR_OPTIONS,
+    DECIDING_OPTIONS,
     FORMER,
     MODEL_OPTIONS,
     NEW_RUN_OPTIONS,
@@ -78,7 +79,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *SHIFT_OPTIONS,
     *CALIBRATOR_OPTIONS,
     *ATTACK_OPTIONS,
-    "primary",
+    *DECIDING_OPTIONS,
     *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
@@ -172,8 +173,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     unset="calibrator",
     help="From what changes least to what changes all: calibrator; scales: learn scales, ranges and biases, keep the "
     "integer weights; first-stage: train the first layers; finetune: train all. NAME+calibrator: a calibrator in "
-    "front of that. Baselines: bn-reestimate, calibrator+bn-reestimate, auto-contrast, denoise, anti-adversary "
-    "(torch only). none: remove all.",
+    "front of that. auto: make the ladder and name the least intrusive one that is enough. Baselines: bn-reestimate, "
+    "calibrator+bn-reestimate, auto-contrast, denoise, anti-adversary (torch only). none: remove all.",
 )
 @click.option(
     "--compare",
@@ -187,7 +188,14 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     "too.",
 )
 @with_options(
-    "skip_bad_images", *SHIFT_OPTIONS, *CALIBRATOR_OPTIONS, *ATTACK_OPTIONS, "primary", *STAGE_OPTIONS, **OF_RUN
+    "skip_bad_images",
+    *SHIFT_OPTIONS,
+    *CALIBRATOR_OPTIONS,
+    *ATTACK_OPTIONS,
+    "primary",
+    "accept_undecided",
+    *STAGE_OPTIONS,
+    **OF_RUN,
 )
 def compensate(run_folder: Path, remedy: str | None, compare: str | None, **options: Any) -> None:
     """Win back robustness, by default by a calibrator in front.
@@ -203,15 +211,22 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
+    from qrobust.report.approval import enough_sentence
+    from qrobust.report.verdict import NAMES
 
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
+    if remedy == "auto":
+        remedy, compare = None, "auto"
     for name in ATTACK_OPTIONS:
         if not compare and options[name] is not None:
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     opened = reopen(run_folder, **options)
     if compare:
-        finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
+        record = stages.compare(opened, baselines=compare == "all")
+        if compare == "auto":
+            echo(enough_sentence(record, NAMES) or "No remedy gains anything under shift on validation images.")
+        finish(opened.require_folder(), record)
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
         done = opened.require_folder().need_stage("compensate", "compensate")
@@ -258,7 +273,7 @@ def export(run_folder: Path, **options: Any) -> None:
     ),
 )
 @run_folder
-@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, "primary", "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
+@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, *DECIDING_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
 def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
     """Measure a run's graphs clean, under shift and attacked.
 
@@ -300,7 +315,8 @@ def say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-def report(run_folder: Path) -> None:
+@with_options("accept_undecided")
+def report(run_folder: Path, accept_undecided: bool | None) -> None:
     """Write the report of what the stages of a run found.
 
     Writes record.json, report.html, report.md, results.csv, and a model card beside every graph.
@@ -312,5 +328,5 @@ def report(run_folder: Path) -> None:
     from qrobust.pipeline.run_folder import open_run
 
     claim_existing(run_folder)
-    folder, config, _ = open_run(run_folder)
+    folder, _, config = open_run(run_folder, accept_undecided=accept_undecided)
     finish(folder, write_report(folder, config))

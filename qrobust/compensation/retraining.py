@@ -39,12 +39,14 @@ class Retrained:
         averaged: what is kept of it, frozen to its integers.
         training: what training did, on validation images.
         change: how far its weights are from those that it started at.
+        start_shift_accuracy: of the classifier before, under shift, on the validation images of `averaged`.
         clean_cost: what it costs on clean validation images, with its bound.
     """
 
     averaged: Averaged
     training: QatFit
     change: WeightChange
+    start_shift_accuracy: float
     clean_cost: CleanCost
 
 
@@ -103,22 +105,23 @@ def retrain(
             f"learning_rate: training ({name}) diverged at step {training.steps}, before anything was learned; "
             f"expected a rate smaller than {config.learning_rate:g}"
         )
-    averaged, cost = _held_to_budget(trainable, start, classifier, data, config, seed, reporter)
-    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), cost)
+    return _held_to_budget(trainable, start, training, classifier, data, config, seed, reporter)
 
 
 def _held_to_budget(
     trainable: fx.GraphModule,
     start: dict[str, torch.Tensor],
+    training: QatFit,
     classifier: FrozenClassifier,
     data: CalibratorData,
     config: CalibratorConfig,
     seed: int,
     reporter: Reporter,
-) -> tuple[Averaged, CleanCost]:
+) -> Retrained:
     """What of a training costs no more than allowed on clean validation images, and what that costs."""
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    before = validation.clean_scores(classifier.deploy(classifier.fake_quantized))
+    deployed = classifier.deploy(classifier.fake_quantized)
+    before, shifted = validation.clean_scores(deployed), validation.shifted(deployed)
     averaged = within_clean_budget(
         trainable,
         start,
@@ -135,7 +138,7 @@ def _held_to_budget(
     after = validation.clean_scores(classifier.deploy(averaged.model))
     cost = validation.clean_cost(before, after, config.clean_budget)
     say_clean_cost(cost, reporter)
-    return averaged, cost
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), shifted, cost)
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:

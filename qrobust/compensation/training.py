@@ -27,7 +27,7 @@ from qrobust.data.splits import TrainingData
 from qrobust.errors import InputError
 from qrobust.progress import Progress
 from qrobust.shifts.filters import to_unit
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import Outcome, fast_arithmetic, fit
 
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
@@ -54,7 +54,8 @@ VALIDATIONS = 5
 class Fit:
     """What a training run came to; accuracies on the validation images, as fractions.
 
-    `earlier_s` is the seconds of training by processes before the one that ended it.
+    `earlier_s` is the seconds of training by processes before the one that ended it, `history` the sum of both
+    accuracies at each validation.
     """
 
     clean_accuracy: float
@@ -64,6 +65,14 @@ class Fit:
     best_step: int
     diverged: bool
     earlier_s: float = field(compare=False)
+    history: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, done: Outcome) -> Fit:
+        """What the loop came to, whose judge tells accuracy on clean images and under shift."""
+        (clean, shifted), (start_clean, start_shifted) = done.best, done.start
+        history = tuple(map(sum, done.history))
+        return cls(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s, history)
 
 
 @dataclass(frozen=True)
@@ -183,8 +192,7 @@ def train_calibrator(
         )
     if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
-    (clean, shifted), (start_clean, start_shifted) = done.best, done.start
-    return Fit(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s)
+    return Fit.of(done)
 
 
 def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from qrobust.data.folders import folder_images
 from qrobust.data.sources import Images, are_images, array_images
 from qrobust.errors import InputError
 from qrobust.paths import check_file
+from qrobust.preprocessing import Preprocessing
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -46,7 +47,7 @@ class CorruptionSet:
 
 
 def open_corruption_set(
-    root: Path, *, image_size: int, channels: int = 3, class_names: Sequence[str] | None = None
+    root: Path, *, preprocessing: Preprocessing, class_names: Sequence[str] | None = None
 ) -> CorruptionSet:
     """Open a stored set; images are read when they are asked for.
 
@@ -54,8 +55,7 @@ def open_corruption_set(
         root: a folder with `labels.npy` beside one `.npy` per corruption (CIFAR-10-C: uint8 `(5 n, S, S, 3)`, or
             grey `(5 n, S, S)`, the five severities one after the other), or with folders
             `CORRUPTION/SEVERITY/CLASS` (ImageNet-C).
-        image_size: side in px to which images are brought; those that have it are left alone.
-        channels: 3 to read RGB, 1 to read luma.
+        preprocessing: how images are read; those that all have its size already stay as they are.
         class_names: in index order. Default: the labels' own range, or the sorted class folders.
 
     Raises:
@@ -68,7 +68,7 @@ def open_corruption_set(
 
     def images(corruption: str, severity: int) -> Images:
         found = stored.open(corruption, severity)
-        found.image_size, found.channels = image_size, channels
+        found.prepare(preprocessing.for_images_of(found.native_size()))
         return found
 
     return replace(stored, open=images)

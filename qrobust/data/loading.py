@@ -13,8 +13,6 @@ from qrobust.data.files import LeftOutLog
 from qrobust.data.folders import SPLIT_FOLDERS, class_folders, folder_images, split_folders
 from qrobust.data.lists import list_images
 from qrobust.data.sources import (
-    LEAST_SIZE,
-    NATIVE_SIZE_LIMIT,
     Images,
     digits_images,
     npz_images,
@@ -23,6 +21,7 @@ from qrobust.data.sources import (
 from qrobust.data.splits import SPLIT_NAMES, Data, Split
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.paths import check_file, user_path
+from qrobust.preprocessing import LEAST_SIZE, NATIVE_SIZE_LIMIT, Preprocessing, PreprocessingConfig, resolve
 from qrobust.record.data import LeftOut
 
 SCHEMES = {
@@ -44,7 +43,6 @@ def open_data(
     *,
     seed: int,
     image_size: int | None = None,
-    preferred_size: int | None = None,
     calibration_images: int | None = None,
     train_images: int | None = None,
     test_images: int | None = None,
@@ -63,9 +61,8 @@ def open_data(
     Args:
         spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         seed: decides every split.
-        image_size: side in pixels to which images are brought. Default: the images' own side where
-            all are square, alike and at most 128 px; else `preferred_size`.
-        preferred_size: what the model was trained at.
+        image_size: side in pixels to which images are brought, see `preprocessing_for`; `Data.prepared` says it
+            all. Default: the images' own side where all are square, alike and at most 128 px.
         calibration_images: images on which quantization ranges are observed. Default: see `calibration_count`.
         train_images: keep only so many training images (default all).
         test_images: keep only so many test images (default all).
@@ -79,9 +76,8 @@ def open_data(
     pools = _open_pools(spec, class_names_file, root, skip_bad_images)
     train_pool, val_pool, test_pool = pools.for_splits()
     opened = [pool for pool in (train_pool, val_pool, test_pool) if pool is not None]
-    size = image_size or _choose_size(opened, preferred_size)
+    native_size = _native_size(opened)
     for pool in opened:
-        pool.image_size = size
         if pool.class_names != train_pool.class_names:
             raise InputError(
                 f"data: train and test of {spec} must hold the same classes, got "
@@ -113,14 +109,28 @@ def open_data(
         validation=pools.split(val_pool, validation),
         test=pools.split(test_pool, test[:test_images]),
         class_names=train_pool.class_names,
-        image_size=size,
+        native_size=native_size,
         skipped=tuple(name for pool in opened for name in pool.skipped),
         left_out=pools.left_out,
     )
     for name in SPLIT_NAMES:
         if len(getattr(data, name)) == 0:
             raise InputError(f"data: {spec} has too few images for a {name} split (at least 1 needed, got 0)")
-    return data
+    found = preprocessing_for(image_size, native_size)
+    return data if found is None else data.prepared(found)
+
+
+def preprocessing_for(image_size: int | None, native_size: int | None) -> Preprocessing | None:
+    """What is done to images of which nothing but a size is said; None where there is none.
+
+    Args:
+        image_size: S. Default: the images' own, up to 128 px.
+        native_size: the side that the images share, if they are square and alike.
+    """
+    if image_size is None and (native_size is None or not LEAST_SIZE <= native_size <= NATIVE_SIZE_LIMIT):
+        return None
+    nothing = PreprocessingConfig()
+    return resolve(nothing, nothing, image_size or native_size or 0, native_size=native_size, channels=3)
 
 
 def open_test(
@@ -128,7 +138,6 @@ def open_test(
     *,
     seed: int,
     image_size: int | None = None,
-    channels: int = 3,
     test_images: int | None = None,
     class_names_file: str | Path | None = None,
     root: str | Path | None = None,
@@ -139,8 +148,7 @@ def open_test(
     Args:
         spec: as for `open_data`.
         seed: decides the order, and so which `test_images` are kept.
-        image_size: side in pixels; default the images' own where all are square and alike.
-        channels: 3 to read RGB, 1 to read luma.
+        image_size: as for `open_data`.
         test_images: keep only so many (default all).
         class_names_file: as for `open_data`.
         root: where torchvision data sets lie.
@@ -152,7 +160,8 @@ def open_test(
     pools = _open_pools(spec, class_names_file, root, skip_bad_images, test_only=True)
     pool = pools.for_test()
     pool.left_out = pools.left_out
-    pool.image_size, pool.channels = image_size or _choose_size([pool], None), channels
+    if found := preprocessing_for(image_size, pool.native_size()):
+        pool.prepare(found)
     if test_images is not None and not 1 <= test_images <= len(pool):
         raise InputError(f"test_images: expected 1 to the {len(pool)} of {spec}, got {test_images}")
     return pools.split(pool, _shuffled(len(pool), seed)[:test_images])
@@ -302,17 +311,7 @@ def _to_test_on(source: Path, splits: Collection[str]) -> str:
     return kind
 
 
-def _choose_size(pools: list[Images], preferred_size: int | None) -> int:
+def _native_size(pools: list[Images]) -> int | None:
+    """The side that the images of all pools share, if they are square and alike."""
     native = {pool.native_size() for pool in pools}
-    size = native.pop() if len(native) == 1 else None
-    if size is not None and LEAST_SIZE <= size <= NATIVE_SIZE_LIMIT:
-        return size
-    if preferred_size is not None:
-        return preferred_size
-    if size is not None:
-        if size < LEAST_SIZE:
-            raise InputError(
-                f"image_size: expected at least {LEAST_SIZE}, the images have {size} px; --image-size enlarges them"
-            )
-        return size
-    raise InputError("image_size: the images differ in size and the model has no preset; give --image-size")
+    return native.pop() if len(native) == 1 else None

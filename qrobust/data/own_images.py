@@ -13,6 +13,7 @@ from PIL import Image
 from qrobust.data.sources import Images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 
 
 def as_split(images: Any, class_names: Sequence[str] | None = None) -> Split:
@@ -121,5 +122,5 @@ def _split(read: Any, labels: np.ndarray, class_names: Sequence[str] | None, sha
         return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
 
     source = Images(load, labels, names, lambda i: f"images[{i}]", f"{crc:08x}", f"{crc:08x}")
-    source.channels, source.image_size = shape[0], shape[1]
+    source.prepare(Preprocessing(size=shape[1], resize="none", channels=shape[0]))
     return Split(source, torch.arange(len(labels)))

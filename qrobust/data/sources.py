@@ -15,20 +15,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from qrobust.data.files import FORMATS
 from qrobust.errors import InputError, unknown
 from qrobust.paths import check_file
+from qrobust.preprocessing import Preprocessing, SizeError, unknown_size
 from qrobust.record.data import LeftOut
 
 # Decoded images are kept only while a source fits in this; larger sources decode on every read.
 CACHE_BYTES = 256 * 2**20
-# Shorter side before the centre crop, relative to the crop: the ImageNet convention, 256 for 224.
-RESIZE_RATIO = 256 / 224
-# Up to this side a uniform, square data set is used at its own size whatever the model prefers.
-NATIVE_SIZE_LIMIT = 128
-# Below this side there is nothing to shift.
-LEAST_SIZE = 8
 # A label above this is taken for a mistake where classes have no names.
 MOST_UNNAMED = 100_000
-# What lies further from the centre of a long image than this many shorter sides is cropped anyway.
-MAX_ASPECT = 8
 
 
 class Images:
@@ -43,8 +36,7 @@ class Images:
         listing: changes when images come or go, and with it what a split of them holds.
 
     Attributes:
-        image_size: S of what is read; whoever opens a source sets it.
-        channels: C of what is read: 3 for RGB, 1 for luma (Pillow's `L`); set before anything is read.
+        preprocessing: how they are read; None until whoever opens a source says it (`prepare`).
         contents: functions of an image's index that say more and more exactly what it holds; images are the same if
             the last ones agree.
         skipped: files that cannot be decoded, where those are to be left out.
@@ -73,7 +65,7 @@ class Images:
                 f"{len(self.class_names)} classes, {names(wrong[0])} has {int(self.labels[wrong[0]])}"
             )
         self.name_of = names
-        self.image_size, self.channels = 0, 3
+        self.preprocessing: Preprocessing | None = None
         self.skipped: tuple[str, ...] = ()
         self.left_out: tuple[LeftOut, ...] = ()
         self.contents: tuple[Callable[[int], Hashable], ...] = (lambda i: _digest(load(i)),)
@@ -83,6 +75,32 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def prepare(self, preprocessing: Preprocessing) -> None:
+        """Read images so from now on."""
+        self.preprocessing = preprocessing
+        self._cache, self._cached_bytes = {}, 0
+
+    @property
+    def prepared(self) -> Preprocessing:
+        """How images are read.
+
+        Raises:
+            InputError: nobody said it.
+        """
+        if self.preprocessing is None:
+            raise unknown_size(self.native_size(), "the network")
+        return self.preprocessing
+
+    @property
+    def image_size(self) -> int:
+        """S of what is read."""
+        return self.prepared.size
+
+    @property
+    def channels(self) -> int:
+        """C of what is read: 3 for RGB, 1 for luma."""
+        return self.prepared.channels
 
     def native_size(self) -> int | None:
         """The side shared by a seeded sample of images, or None if they are not square and alike."""
@@ -96,7 +114,7 @@ class Images:
         """Decode images to uint8 `(n, C, S, S)`.
 
         Raises:
-            InputError: an image cannot be decoded; the message names the file.
+            InputError: an image cannot be decoded, or is not of the size that it must have; the message names it.
         """
         return torch.stack([self._image(int(i)) for i in indices])
 
@@ -104,9 +122,10 @@ class Images:
         cached = self._cache.get(index)
         if cached is not None:
             return cached
-        pixels = fit_square(self._load(index), self.image_size)
-        if self.channels == 1:
-            pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+        try:
+            pixels = self.prepared.apply(self._load(index))
+        except SizeError as error:
+            raise InputError(f"data: {self.name_of(index)}: {error}") from error
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self._cached_bytes + image.numel() <= CACHE_BYTES:
             self._cache[index] = image
@@ -116,28 +135,6 @@ class Images:
 
 def _digest(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     return pixels.shape, hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
-
-
-def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize the shorter side (bilinear, antialiased) and crop the centre to `size` x `size`.
-
-    An image that already has that size passes through untouched. Of one that is much longer than wide, only the
-    middle is looked at: enlarged whole, a line of pixels could fill the memory.
-    """
-    height, width = pixels.shape[:2]
-    if (height, width) == (size, size):
-        return pixels
-    longest = MAX_ASPECT * min(height, width)
-    top, left = (max(0, (side - longest) // 2) for side in (height, width))
-    pixels = np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
-    height, width = pixels.shape[:2]
-    side = size if height == width and height < size else round(size * RESIZE_RATIO)
-    scale = side / min(height, width)
-    resized = Image.fromarray(pixels).resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
-    )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def decode_file(path: Path) -> np.ndarray:

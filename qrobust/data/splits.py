@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qrobust.data.sources import (
-    Images,
-)
+from qrobust.data.sources import Images
+from qrobust.preprocessing import Preprocessing
 from qrobust.record.data import LeftOut
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
@@ -71,10 +70,10 @@ class Split:
             found["taken_from"] = self.taken_from
         return found
 
-    def identity(self) -> tuple[str, str, str]:
-        """What answers about these images depend on: which they are, their labels, and the source's version."""
+    def identity(self) -> tuple[str, ...]:
+        """What answers about these images depend on: which they are, their labels, source's version, pixels."""
         labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()[:16]
-        return self.fingerprint(), labels, self.source.version
+        return self.fingerprint(), labels, self.source.version, self.source.prepared.pixels
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Data:
         validation: images to choose by.
         test: images to measure on.
         class_names: in index order.
-        image_size: side in px.
+        native_size: side in px of the images as they lie there, where they are square and alike; else None.
         skipped: files that could not be decoded.
         left_out: files and folders of the data that are not used, by reason.
     """
@@ -97,14 +96,24 @@ class Data:
     validation: Split
     test: Split
     class_names: tuple[str, ...]
-    image_size: int
+    native_size: int | None = None
     skipped: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
-    def read_with(self, channels: int) -> Data:
-        """The same images, to be read with 3 channels (RGB) or 1 (luma) from now on."""
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are read."""
+        return self.test.source.prepared
+
+    @property
+    def image_size(self) -> int:
+        """S of what is read."""
+        return self.preprocessing.size
+
+    def prepared(self, preprocessing: Preprocessing) -> Data:
+        """The same images, to be read so from now on."""
         for name in SPLIT_NAMES:
-            getattr(self, name).source.channels = channels
+            getattr(self, name).source.prepare(preprocessing)
         return self
 
     @property

@@ -14,6 +14,7 @@ from qrobust.data.folders import flat_images, folder_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.paths import user_path
+from qrobust.preprocessing import Preprocessing
 
 # Shares of the images that are learned from and chosen by; the rest is measured on.
 TRAINING, VALIDATION = 0.6, 0.2
@@ -53,8 +54,7 @@ def naming_target_images() -> Iterator[None]:
 def open_target_images(
     folder: Path,
     *,
-    image_size: int,
-    channels: int = 3,
+    preprocessing: Preprocessing,
     class_names: Sequence[str],
     seed: int,
     skip_bad: bool = False,
@@ -63,8 +63,7 @@ def open_target_images(
 
     Args:
         folder: with one sub-folder per class (labelled), or with the images themselves (not labelled).
-        image_size: side in px to which images are brought.
-        channels: 3 to read RGB, 1 to read luma.
+        preprocessing: how images are read; those that all have its size already stay as they are.
         class_names: of the classifier, in index order; the folder may hold some of them.
         seed: of the splits.
         skip_bad: leave out files that cannot be decoded, instead of an error where they are read.
@@ -82,7 +81,7 @@ def open_target_images(
         images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
     if len(images) < LEAST:
         raise InputError(f"target_images: expected at least {LEAST} images in {folder}, got {len(images)}")
-    images.image_size, images.channels = image_size, channels
+    images.prepare(preprocessing.for_images_of(images.native_size()))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
     parts = order[:first], order[first:second], order[second:]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from qrobust.classifier import parse_normalization
 from qrobust.deployment.session import PIXELS, _plainly, check_batch, open_session
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing, parse_normalization
+from qrobust.record.typed_json import from_json
 
 CHANNELS = (1, 3)
 TINY = torch.finfo(torch.float32).tiny
@@ -50,6 +53,7 @@ class ForeignClassifier:
         path: the ONNX file.
         threads: threads within an operator.
         input_range: see `parse_input_range`. Default: `byte` where the input is uint8, else `unit`.
+        channel_order: `bgr` for a graph that takes channels as OpenCV reads them.
 
     Attributes:
         image_size: the side that the graph fixes, or None.
@@ -57,13 +61,14 @@ class ForeignClassifier:
         batch: the batch that the graph fixes, or None.
         layout: `NCHW` or `NHWC`.
         probabilities: whether outputs are probabilities; known after `examine`.
+        declared: how images become the input of a graph that was exported here, as its metadata says; else None.
 
     Raises:
         InputError: onnxruntime refuses the file, or it has not one square image input and one output.
     """
 
-    def __init__(self, path: Path, threads: int, input_range: str | None = None) -> None:
-        self.path, self.input_range = path, input_range
+    def __init__(self, path: Path, threads: int, input_range: str | None = None, channel_order: str = "rgb") -> None:
+        self.path, self.input_range, self.channel_order = path, input_range, channel_order
         self.session = open_session(path, threads)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in PIXELS:
@@ -91,6 +96,7 @@ class ForeignClassifier:
             "byte" if self.dtype == np.uint8 else input_range, self.channels
         )
         self.probabilities = False
+        self.declared = _declared(path, self.session.get_modelmeta().custom_metadata_map)
 
     def examine(self, images: torch.Tensor, classes: int) -> None:
         """See from real images whether outputs are probabilities, and whether there is one finite one per class.
@@ -127,7 +133,8 @@ class ForeignClassifier:
         )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.numpy().transpose(0, 2, 3, 1)
+        ordered = images.flip(1) if self.channel_order == "bgr" else images
+        pixels = ordered.numpy().transpose(0, 2, 3, 1)
         fed = (pixels * self.factor - self.mean) / self.std
         pixels = fed.round() if self.dtype == np.uint8 else fed
         if self.layout == "NCHW":
@@ -139,7 +146,7 @@ class ForeignClassifier:
         return logits.clamp(min=TINY).log() if self.probabilities else logits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_foreign, (self.path, self.input_range, self.probabilities)
+        return _opened_foreign, (self.path, self.input_range, self.channel_order, self.probabilities)
 
     def _run(self, pixels: np.ndarray, batch: int) -> np.ndarray:
         """One batch, filled up with its last image where it is short.
@@ -168,9 +175,26 @@ class ForeignClassifier:
         return output[: len(pixels)]
 
 
+def _declared(path: Path, metadata: Mapping[str, str]) -> Preprocessing | None:
+    """What the metadata of a graph of qrobust's says; earlier versions did not say all.
+
+    Raises:
+        InputError: it makes no sense.
+    """
+    if "qrobust.graph" not in metadata or "declared" not in metadata.get("preprocessing", ""):
+        return None
+    try:
+        about = json.loads(metadata["preprocessing"])["declared"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"onnx: {path}: expected JSON in the metadata 'preprocessing' ({error})") from error
+    return from_json(Preprocessing, about, f"onnx: {path}: preprocessing")
+
+
 @functools.cache
-def _opened_foreign(path: Path, input_range: str | None, probabilities: bool) -> ForeignClassifier:
-    found = ForeignClassifier(path, 1, input_range)
+def _opened_foreign(
+    path: Path, input_range: str | None, channel_order: str, probabilities: bool
+) -> ForeignClassifier:
+    found = ForeignClassifier(path, 1, input_range, channel_order)
     found.probabilities = probabilities
     return found
 

@@ -18,9 +18,11 @@ class EvaluationConfig(Section):
     Attributes:
         primary: the measure that remedies and recipes are chosen by: `accuracy`, `balanced` (accuracy),
             `recall:CLASS`, or `auto`, which is balanced accuracy where classes are uneven, else accuracy.
+        accept_undecided: recommend a graph though images of some classes are too few to tell harm from none.
     """
 
     primary: str = choice(AUTO)
+    accept_undecided: bool = False
 
     def mistakes(self) -> Iterator[str]:
         """See `Section`."""

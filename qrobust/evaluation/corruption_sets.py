@@ -22,6 +22,7 @@ from qrobust.evaluation.predictions import (
 )
 from qrobust.evaluation.statistics import stratified
 from qrobust.evaluation.workers import Processes
+from qrobust.preprocessing import Preprocessing
 from qrobust.shifts.registry import stored_folders
 
 
@@ -72,8 +73,7 @@ def open_sets(
     names: Sequence[str],
     *,
     severities: Sequence[int],
-    image_size: int,
-    channels: int = 3,
+    preprocessing: Preprocessing,
     class_names: Sequence[str],
     test_images: int | None,
     seed: int,
@@ -83,8 +83,7 @@ def open_sets(
     Args:
         names: of `--shifts`; others are passed over.
         severities: those wanted.
-        image_size: side in px to which images are brought.
-        channels: 3 to read RGB, 1 to read luma.
+        preprocessing: how images are read, see `open_corruption_set`.
         class_names: of the classifier, in index order.
         test_images: at most so many of each cell, each class with its share; None: all.
         seed: of that choice.
@@ -94,7 +93,7 @@ def open_sets(
     """
     found = []
     for name, root in stored_folders(tuple(names)).items():
-        stored = open_corruption_set(root, image_size=image_size, channels=channels, class_names=class_names)
+        stored = open_corruption_set(root, preprocessing=preprocessing, class_names=class_names)
         conditions = tuple(condition for condition in stored.conditions if condition[1] in severities)
         if not conditions:
             raise InputError(f"severities: expected some of those that {name} holds, got {tuple(severities)}")

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qrobust.classifier import Normalization, NormalizedModel, parse_normalization, refuse_quantized
+from qrobust.classifier import Normalization, NormalizedModel, refuse_quantized
 from qrobust.errors import InputError
 from qrobust.models.checkpoints import read_weights
-from qrobust.models.registry import ModelSpec, without_auxiliary_heads
+from qrobust.models.registry import ModelSpec, preset_of, without_auxiliary_heads
+from qrobust.preprocessing import Preprocessing, PreprocessingConfig, resolve
 from qrobust.user_code import (
     complaint,
 )
@@ -26,6 +27,7 @@ def load_model(
     pretrained: bool,
     normalization: str | None,
     seed: int,
+    channel_order: str = "rgb",
 ) -> NormalizedModel:
     """Build a float classifier in eval mode.
 
@@ -37,11 +39,42 @@ def load_model(
         pretrained: take torchvision's own weights.
         normalization: see `parse_normalization`; default the model's preset.
         seed: decides random weights where there are none to load.
+        channel_order: `bgr` for a network that reads images as OpenCV does.
 
     Raises:
-        InputError: weights that are missing, damaged, of other shapes or not finite; a network quantized already;
-            a class count that differs from the data's; a network for neither 3 channels nor 1, or a normalization
-            for others.
+        InputError: see `build_network` and `as_classifier`.
+    """
+    network = build_network(found, classes=classes, weights=weights, pretrained=pretrained, seed=seed)
+    chosen = PreprocessingConfig(image_size=image_size, normalization=normalization, channel_order=channel_order)
+    channels = channels_of(network, found.spec, classes, image_size)
+    preset = preset_of(found, network)
+    prepared = resolve(chosen, preset, image_size, native_size=None, channels=channels)
+    return as_classifier(network, found.spec, prepared)
+
+
+def as_classifier(network: nn.Module, spec: str, preprocessing: Preprocessing) -> NormalizedModel:
+    """A network with its normalisation inside.
+
+    Raises:
+        InputError: the normalisation is not known.
+    """
+    if preprocessing.mean is None or preprocessing.std is None:
+        raise InputError(
+            f"normalization: expected what {spec} was trained with, got nothing; give --normalization imagenet, "
+            "means/deviations such as 0.5,0.5,0.5/0.25,0.25,0.25, or none where it reads pixels in [0, 1]"
+        )
+    normalize = Normalization(preprocessing.mean, preprocessing.std, preprocessing.channel_order)
+    return NormalizedModel(network, normalize).eval().requires_grad_(False)
+
+
+def build_network(found: ModelSpec, *, classes: int, weights: Path | None, pretrained: bool, seed: int) -> nn.Module:
+    """A network with its weights, in eval mode; it has no normalisation yet.
+
+    Args:
+        found, classes, weights, pretrained, seed: see `load_model`.
+
+    Raises:
+        InputError: weights that are missing, damaged, of other shapes or not finite; or a network quantized already.
     """
     if weights is not None and pretrained:
         raise InputError("weights: give either --weights or --pretrained, not both")
@@ -64,10 +97,7 @@ def load_model(
             raise InputError(
                 f"model: expected float32 weights, {name!r} is {value.dtype}; call .float() on the network"
             )
-    network.eval().requires_grad_(False)
-    channels = _channels(network, found.spec, classes, image_size)
-    normalize = Normalization(*parse_normalization(normalization or found.normalization, channels))
-    return NormalizedModel(network, normalize).eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 def _load_weights(network: nn.Module, path: Path, unused: tuple[str, ...] = ()) -> None:
@@ -133,8 +163,12 @@ def _unusual(value: torch.Tensor) -> str | None:
     return "without values (meta)" if value.is_meta else None
 
 
-def _channels(network: nn.Module, spec: str, classes: int, image_size: int) -> int:
-    """How many channels a network reads: three if it runs on them, else one."""
+def channels_of(network: nn.Module, spec: str, classes: int, image_size: int) -> int:
+    """How many channels a network reads: three if it runs on them, else one.
+
+    Raises:
+        InputError: it runs on neither, or gives no logits of so many classes.
+    """
     reasons = []
     for channels in (3, 1):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
+from qrobust.preprocessing import FILTERS, NORMALIZATIONS, PreprocessingConfig
 from qrobust.user_code import (
     file_of,
     load,
@@ -34,8 +35,7 @@ class ModelSpec:
     Attributes:
         spec: as the user wrote it.
         build: class count to a network with fresh weights.
-        normalization: default, as for `parse_normalization`.
-        preferred_size: image side it was made for, or None.
+        preset: how its author prepares images, as far as that is known.
         pretrained: maker of torchvision's own weights, or None.
         version: of a user's file, which changes with it; else "".
         note: what weights do not say and `build` assumes, or nothing.
@@ -43,8 +43,7 @@ class ModelSpec:
 
     spec: str
     build: Callable[[int], nn.Module]
-    normalization: str
-    preferred_size: int | None
+    preset: PreprocessingConfig
     pretrained: Callable[[], nn.Module] | None = None
     version: str = ""
     note: str = ""
@@ -57,7 +56,7 @@ def find_model(spec: str) -> ModelSpec:
         InputError: unknown name, file or factory.
     """
     if spec in BUILT_IN:
-        return ModelSpec(spec, BUILT_IN[spec], "cifar10", 32)
+        return ModelSpec(spec, BUILT_IN[spec], PreprocessingConfig(image_size=32, normalization="cifar10"))
     scheme, _, name = spec.partition(":")
     if scheme == "torchvision" and name:
         return _torchvision_model(spec, name)
@@ -82,7 +81,6 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
     if name not in models.list_models(module=models):
         raise unknown("model", name, models.list_models(module=models))
     weights = models.get_model_weights(name).DEFAULT
-    size = weights.transforms().crop_size[0]
 
     def build(classes: int) -> nn.Module:
         return models.get_model(name, weights=None, num_classes=classes, **ARGUMENTS.get(name, {}))
@@ -97,7 +95,46 @@ def _torchvision_model(spec: str, name: str) -> ModelSpec:
         f"{spec} is built with transform_input=True, as torchvision does for pretrained weights; for weights that "
         "were trained without, give a factory (--model FILE.py:FACTORY)"
     )
-    return ModelSpec(spec, build, "imagenet", size, pretrained, note=note if name in ARGUMENTS else "")
+    preset = _torchvision_preset(weights.transforms())
+    return ModelSpec(spec, build, preset, pretrained, note=note if name in ARGUMENTS else "")
+
+
+def _torchvision_preset(transforms: Any) -> PreprocessingConfig:
+    """What torchvision's weights say of the images that they were measured on."""
+    (crop,), (resized,) = transforms.crop_size, transforms.resize_size
+    return PreprocessingConfig(
+        resize="crop",
+        image_size=crop,
+        crop_ratio=crop / resized,
+        interpolation=transforms.interpolation.value,
+        normalization=_written(transforms.mean, transforms.std),
+    )
+
+
+def _written(mean: Sequence[float], std: Sequence[float]) -> str:
+    """A normalisation as `parse_normalization` reads it, by its name where it has one."""
+    given = tuple(mean), tuple(std)
+    named = next((name for name, known in NORMALIZATIONS.items() if known == given), None)
+    return named or "/".join(",".join(map(repr, values)) for values in given)
+
+
+def preset_of(found: ModelSpec, network: nn.Module) -> PreprocessingConfig:
+    """How a network's author prepares images: what its name says, or for timm's networks what it carries itself."""
+    about = getattr(network, "pretrained_cfg", None)
+    if found.version == "" or not isinstance(about, Mapping):
+        return found.preset
+    try:
+        size, ratio, mode = about["input_size"][-1], float(about["crop_pct"]), about.get("crop_mode", "center")
+        known = mode == "center" or (mode == "squash" and ratio == 1)
+        return PreprocessingConfig(
+            resize=("crop" if mode == "center" else "stretch") if known else None,
+            image_size=size,
+            crop_ratio=ratio if mode == "center" else None,
+            interpolation=about["interpolation"] if about["interpolation"] in FILTERS else None,
+            normalization=_written(about["mean"], about["std"]),
+        )
+    except (KeyError, TypeError, ValueError):  # of another package that has such an attribute
+        return found.preset
 
 
 def _file_model(spec: str, factory: str) -> ModelSpec:
@@ -125,7 +162,7 @@ def _file_model(spec: str, factory: str) -> ModelSpec:
                 )
         return model
 
-    return ModelSpec(spec, build, "none", None, version=file.version)
+    return ModelSpec(spec, build, PreprocessingConfig(), version=file.version)
 
 
 def _call(made: Callable[..., Any], classes: int, told: str) -> Any:

@@ -48,6 +48,7 @@ from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import prepare_qat
 from qrobust.quantization.recipe import Recipe
+from qrobust.record import RemedyResult
 from qrobust.remedies import CALIBRATOR, COMBINED, RETRAINED
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
@@ -67,7 +68,7 @@ def make_baseline(run: Run, method: str) -> None:
         InputError: no such method, or one that does not fit the model.
     """
     if method not in (*REMEDIES, TORCH_ONLY):
-        raise unknown("remedy", method, ("calibrator", "none", *REMEDIES, TORCH_ONLY))
+        raise unknown("remedy", method, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
     if method in (*RETRAINED, *COMBINED) and not training_conditions(run):
         raise InputError(f"remedy: {method} learns from shifts, got target images alone")
     if method.endswith("bn-reestimate"):
@@ -136,10 +137,10 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    return _calibrated(run, _reestimated(run))
+    return _calibrated(run, _reestimated(run), None)
 
 
-def _calibrated(run: Run, fake_quantized: fx.GraphModule) -> Made:
+def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: float | None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
@@ -148,12 +149,17 @@ def _calibrated(run: Run, fake_quantized: fx.GraphModule) -> Made:
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
     fit = fit_in_run(run, fake_quantized, calibrator_data(run))
     spent = checkpoints_of(run, fake_quantized).all()
-    result = fit_result(run, fit) | {"weight_change": weight_change(run.fake_quantized, fake_quantized)}
+    result = fit_result(run, fit, int8_shift_accuracy)
+    result["weight_change"] = weight_change(run.fake_quantized, fake_quantized)
     return Made(Compensated(fit.calibrator, fake_quantized), result, spent)
 
 
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
-    return lambda run: _calibrated(run, run.retrained(name))
+    def make(run: Run) -> Made:
+        below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
+        return _calibrated(run, run.retrained(name), below.int8_shift_accuracy if below else None)
+
+    return make
 
 
 def _thawed(run: Run, name: str) -> fx.GraphModule:
@@ -190,7 +196,11 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             "lessons": training_provenance(run)
             | {"scene_images": None, "scene_splits": None, "clean_budget": run.config.calibrator.clean_budget},
             "validation": validation_result(
-                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
+                run,
+                done.averaged.clean_accuracy,
+                done.averaged.shift_accuracy,
+                done.start_shift_accuracy,
+                done.clean_cost,
             ),
             "weight_change": done.change,
             "kept_share": done.averaged.share,

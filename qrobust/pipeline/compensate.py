@@ -60,7 +60,7 @@ def compensate(run: Run) -> None:
         if checkpoints.int8.parent == folder.finished:
             run.reporter.say("  trained before with these choices: only what comes after training is done")
         fit = fit_in_run(run, run.fake_quantized, data)
-        result |= fit_result(run, fit)
+        result |= fit_result(run, fit, fit.float_phase.start_shift_accuracy)
         invalidate(run, "compensate")
         run.save_calibrator(fit.calibrator)
         folder.keep_finished(checkpoints_of(run, run.fake_quantized).all())
@@ -113,13 +113,19 @@ def frozen_classifier(run: Run, classifier: fx.GraphModule) -> FrozenClassifier:
 
 
 def validation_result(
-    run: Run, clean_accuracy: float, shift_accuracy: float, cost: CleanCost, target_labelled: bool | None = None
+    run: Run,
+    clean_accuracy: float,
+    shift_accuracy: float,
+    int8_shift_accuracy: float | None,
+    cost: CleanCost,
+    target_labelled: bool | None = None,
 ) -> dict[str, Any]:
     """What a stage keeps of the validation of a remedy, as JSON; see `validation_measures` for the last argument."""
     return {
         "clean_cost": asdict(cost),
         "clean_accuracy": clean_accuracy,
         "shift_accuracy": shift_accuracy,
+        "int8_shift_accuracy": int8_shift_accuracy,
         "measures": validation_measures(
             labels=run.config.calibrator.use_labels,
             target_labelled=target_labelled,
@@ -128,8 +134,14 @@ def validation_result(
     }
 
 
-def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
-    """What a stage keeps of a fit, as JSON."""
+def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) -> dict[str, Any]:
+    """What a stage keeps of a fit, as JSON.
+
+    Args:
+        run: of the run.
+        fit: of a calibrator.
+        int8_shift_accuracy: of INT8 alone on the validation images; None: not known.
+    """
     return {
         "latency_ratio": fit.latency_ratio,
         "macs": {"calibrator": fit.macs},
@@ -143,6 +155,7 @@ def fit_result(run: Run, fit: CalibratorFit) -> dict[str, Any]:
             run,
             fit.clean_accuracy,
             fit.shift_accuracy,
+            int8_shift_accuracy,
             fit.clean_cost,
             run.target_images.labelled if run.target_images else None,
         ),

@@ -11,6 +11,7 @@ from qrobust.compensation.config import CalibratorConfig
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.config import EvaluationConfig
+from qrobust.preprocessing import PreprocessingConfig
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 
 DEFAULT_SEVERITIES = (3, 5)
@@ -18,7 +19,7 @@ DEFAULT_SEVERITIES = (3, 5)
 MOST_SEED = 2**32 - 1
 # More images than any data set has. Like the other upper bounds it is no advice: beyond it memory runs out.
 MOST_IMAGES = 10**9
-MOST_SIDE, MOST_THREADS = 4096, 512
+MOST_THREADS = 512
 # Entries of a `config.json` that versions before 0.2 called otherwise.
 RENAMED = {
     "scene_names": "scenarios",
@@ -38,13 +39,11 @@ class ModelConfig(Section):
         spec: `torchvision:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
         weights: file of a state dict, or `FILE:KEY`.
         pretrained: whether torchvision fetches its own weights.
-        normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`; None: the model's preset.
     """
 
     spec: str = choice("", option="model")
     weights: str | None = None
     pretrained: bool = False
-    normalization: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class DataConfig(Section):
         root: where torchvision data sets lie.
         class_names: file with one class name per line, in index order.
         skip_bad_images: leave out files that cannot be decoded.
-        image_size: side in pixels; None: the images' own if small and alike, else the model's.
         calibration_images: images that quantization ranges are observed on; None: as many as suit the data.
         train_images: keep only so many training images; None: all.
         test_images: keep only so many test images; None: all.
@@ -66,7 +64,6 @@ class DataConfig(Section):
     root: str | None = choice(None, option="data_root")
     class_names: str | None = None
     skip_bad_images: bool = False
-    image_size: int | None = choice(None, at_least=8, at_most=MOST_SIDE)
     calibration_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     train_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     test_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
@@ -115,6 +112,7 @@ class RunConfig(Section):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     qat: QATConfig = field(default_factory=QATConfig)
     shifts: ShiftConfig = field(default_factory=ShiftConfig)
@@ -183,6 +181,7 @@ class RunConfig(Section):
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "data": DataConfig,
+    "preprocessing": PreprocessingConfig,
     "quantization": QuantizationConfig,
     "qat": QATConfig,
     "shifts": ShiftConfig,

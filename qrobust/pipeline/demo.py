@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from qrobust.classifier import NORMALIZATIONS
 from qrobust.data.loading import open_data
 from qrobust.models.resnet import resnet8
+from qrobust.preprocessing import NORMALIZATIONS
 from qrobust.progress import Reporter
 from qrobust.storage import atomic_write
 

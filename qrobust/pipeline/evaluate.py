@@ -12,17 +12,20 @@ import torch
 
 from qrobust.classifier import state_hash
 from qrobust.compensation.baselines import AntiAdversary
+from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.effects import Right, chance, graph_effects, spread
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
 from qrobust.evaluation.other_images import corruption_set, target_row
 from qrobust.evaluation.predictions import CLEAN, Cache
 from qrobust.evaluation.summary import (
+    are_correct,
     remedy_gains,
     run_rows,
     summarise,
@@ -30,13 +33,15 @@ from qrobust.evaluation.summary import (
 from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import GRAPHS, TORCH_ONLY
+from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import stage
-from qrobust.record import CorruptionSet, RemedyGain, TargetImages, hardware, versions
+from qrobust.record import CorruptionSet, Effects, RemedyGain, TargetImages, hardware, versions
 
 LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
 TORCH_IMAGES = 200
+# Validation images, and conditions, by which a remedy is chosen; at most as many images as are tested on.
+SELECTION_IMAGES, SELECTION_CONDITIONS = 1000, 12
 
 
 def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
@@ -89,11 +94,13 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
         result["primary"] = run.primary.name
+        result["effects"] = _effects(run, found, sessions, workers)
         result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
         result["versions"] = versions()
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
         result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
         result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
+        result["graph_sha256"] = _digests(run, names)
 
 
 def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
@@ -153,8 +160,11 @@ def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
 def _cache(run: Run, names: Collection[str]) -> Cache:
     """What graphs said is kept in the run's folder, with the hash of their file."""
     folder = run.require_folder()
-    digests = {name: sha256(folder.graph(name).read_bytes()).hexdigest() for name in names}
-    return Cache(folder.predictions, folder.attacks, digests, (run.config.data.spec,))
+    return Cache(folder.predictions, folder.attacks, _digests(run, names), (run.config.data.spec,))
+
+
+def _digests(run: Run, names: Collection[str]) -> dict[str, str]:
+    return {name: sha256(run.require_folder().graph(name).read_bytes()).hexdigest() for name in names}
 
 
 def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
@@ -162,19 +172,70 @@ def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) 
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
         return None
+    found = _on_target(run, sessions, target_images.test, "scene", workers)
+    return target_row(found.predictions[CLEAN], found.labels, images=spec, seed=run.config.seed)
+
+
+def _on_target(run: Run, sessions: dict[str, OnnxClassifier], split: Split, kept: str, workers: int) -> Evaluation:
+    """What the graphs say of some target images, kept in a folder of that name."""
     cache = _cache(run, sessions)
-    cache = replace(cache, predictions=cache.predictions / "scene", depends_on=(spec,))
-    seed = run.config.seed
-    found = measure(
+    cache = replace(cache, predictions=cache.predictions / kept, depends_on=(run.config.shifts.target_images,))
+    progress = _called(run, "measure target images")
+    return measure(sessions, split, (), cache=cache, workers=workers, seed=run.config.seed, progress=progress)
+
+
+def _effects(run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], workers: int) -> Effects | None:
+    """What each graph does, measured on validation images, too, under conditions that no remedy was trained on.
+
+    None where nothing but clean images was measured, or target images that remedies learn from have no labels.
+    """
+    shifts, folder = run.config.shifts, run.require_folder()
+    target = run.target_images if shifts.target_images_alone else None
+    rendered = [condition for condition in found.predictions if condition != CLEAN]
+    if (target and not target.labelled) or not (target or rendered):
+        return None
+    made = [name for name in ("compensate", *REMEDIES) if {"compensate": "compensated"}.get(name, name) in sessions]
+    learned = {shift for name in made for shift in folder.need_stage(name, "compensate")["trained_on"]}
+    withheld = [condition for condition in rendered if condition[0] not in learned]
+    conditions = [] if target else spread(withheld or rendered, SELECTION_CONDITIONS)
+    cache = _cache(run, sessions)
+    chosen = measure(
         sessions,
-        target_images.test,
-        (),
-        cache=cache,
+        run.data.validation.first(min(SELECTION_IMAGES, len(found.labels))),
+        conditions,
+        cache=replace(cache, predictions=cache.predictions / "validation"),
         workers=workers,
-        seed=seed,
-        progress=_called(run, "measure target images"),
+        seed=run.config.seed,
+        severity_table=run.table,
+        progress=_called(run, "measure validation images"),
     )
-    return target_row(found.predictions[CLEAN], found.labels, images=spec, seed=seed)
+    of_target = [
+        _on_target(run, sessions, split, kept, workers)
+        for split, kept in (((target.validation, "scene-validation"), (target.test, "scene")) if target else ())
+    ]
+    validation, test = (
+        {name: _right(name, own, *shifted) for name in sessions}
+        for own, *shifted in zip((chosen, found), *([of_target] if target else ()), strict=True)
+    )
+    return Effects(
+        withheld=bool(withheld) or target is not None,
+        conditions=len(conditions),
+        target_images=target is not None,
+        chance=chance(test["int8"].shift_labels, run.primary),
+        graphs=graph_effects(validation, test, run.primary, seed=run.config.seed),
+    )
+
+
+def _right(name: str, own: Evaluation, target: Evaluation | None = None) -> Right:
+    """Where a graph is right: on clean images, and over all conditions or on target images."""
+    shifted = [condition for condition in own.predictions if condition != CLEAN]
+    clean = own.predictions[CLEAN][name].prediction == own.labels
+    if target:
+        right = target.predictions[CLEAN][name].prediction == target.labels
+        return Right(clean.astype(float), own.labels, right.astype(float), target.labels)
+    return Right(
+        clean.astype(float), own.labels, are_correct(own.predictions, name, shifted, own.labels).mean(0), own.labels
+    )
 
 
 def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:

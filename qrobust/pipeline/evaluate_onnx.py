@@ -34,10 +34,11 @@ from qrobust.evaluation.summary import (
     overview,
 )
 from qrobust.evaluation.workers import check_workers
-from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_SIDE, MOST_THREADS
+from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
 from qrobust.pipeline.evaluate import corruption_set_entries
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
 from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
+from qrobust.preprocessing import Preprocessing, PreprocessingConfig, choose_size, resolve
 from qrobust.progress import Reporter
 from qrobust.record import (
     EARLIER_SCHEMAS,
@@ -78,6 +79,12 @@ class Choices:
     class_names: str | None = None
     skip_bad_images: bool = False
     image_size: int | None = None
+    resize: str | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
+    antialias: bool | None = None
+    fill: int | None = None
+    channel_order: str | None = None
     test_images: int | None = None
     budget: float | None = None
     shifts: tuple[str, ...] = ()
@@ -92,7 +99,8 @@ class Choices:
     primary: str = EvaluationConfig.primary
 
     def __post_init__(self) -> None:
-        for name, least, most in (("image_size", 8, MOST_SIDE), ("seed", 0, MOST_SEED), ("budget", 1, 10**8)):
+        _ = self.preprocessing
+        for name, least, most in (("seed", 0, MOST_SEED), ("budget", 1, 10**8)):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 bound = f"at most {most}" if value > most else f"at least {least}"
@@ -102,6 +110,11 @@ class Choices:
             if any(isinstance(v, str) and not v.strip() for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{entry.name}: expected a value, got an empty string")
         _ = self.attack_choices, EvaluationConfig(primary=self.primary)
+
+    @property
+    def preprocessing(self) -> PreprocessingConfig:
+        """What is said of the graphs' input."""
+        return taken(PreprocessingConfig, self)
 
     @property
     def attack_choices(self) -> AttackConfig:
@@ -184,7 +197,7 @@ def _evaluate(
                 place / "predictions",
                 place / "attacks.npz",
                 {name: _digest(path) for name, path in opened.paths.items()},
-                (choices.data, choices.input_range, opened.sums),
+                (choices.data, choices.input_range, choices.channel_order, opened.sums),
             ),
             workers=workers,
             budget=choices.budget,
@@ -222,25 +235,24 @@ def _check_same(config: dict[str, Any], kept: dict[str, Any], other: str) -> Non
 
 def _open(choices: Choices, threads: int) -> _Opened:
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
-    classifiers = {name: ForeignClassifier(path, threads, choices.input_range) for name, path in paths.items()}
+    order = choices.channel_order or "rgb"
+    classifiers = {name: ForeignClassifier(path, threads, choices.input_range, order) for name, path in paths.items()}
     split = open_test(
         choices.data,
         seed=choices.seed,
-        image_size=_image_size(classifiers, choices.image_size),
-        channels=_channels(classifiers),
         test_images=choices.test_images,
         class_names_file=Path(choices.class_names) if choices.class_names else None,
         root=Path(choices.data_root) if choices.data_root else None,
         skip_bad_images=choices.skip_bad_images,
     )
     source = split.source
+    source.prepare(_preprocessing(classifiers, choices.preprocessing, source.native_size()))
     table = table_for(source.image_size) if choices.severity_table == "auto" else choices.severity_table
     conditions = defined_conditions(expand(choices.shifts), choices.severities, table)
     stored = open_sets(
         choices.shifts,
         severities=choices.severities,
-        image_size=source.image_size,
-        channels=source.channels,
+        preprocessing=source.prepared,
         class_names=source.class_names,
         test_images=choices.test_images,
         seed=choices.seed,
@@ -260,6 +272,7 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
     """
     split, source = opened.split, opened.split.source
     find_primary(choices.primary, source.class_names, split.labels.numpy())
+    reporter.say(f"preprocessing: {source.prepared}")
     if source.skipped:
         reporter.warn(skipped_sentence(source.skipped))
     if source.left_out:
@@ -308,9 +321,11 @@ def _record(
         class_names=found.class_names,
         image_size=source.image_size,
         channels=source.channels,
+        preprocessing=source.prepared,
         skipped_images=tuple(source.skipped),
         left_out=source.left_out,
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
+        listing=source.listing[:16],
         versions=versions(),
         hardware=hardware(threads, opened.sums),
         primary=find_primary(config["primary"], found.class_names, found.labels).name,
@@ -337,6 +352,32 @@ def _names(models: Sequence[str]) -> list[str]:
     """The files' names without suffix; equal ones are numbered."""
     stems = [Path(m).stem for m in models]
     return [s if stems.count(s) == 1 else f"{s}-{stems[: i + 1].count(s)}" for i, s in enumerate(stems)]
+
+
+def _preprocessing(
+    classifiers: dict[str, ForeignClassifier], chosen: PreprocessingConfig, native_size: int | None
+) -> Preprocessing:
+    """How images become the graphs' input: as the user says, else as the graphs of a run say themselves.
+
+    Raises:
+        InputError: the size is not known, or graphs say different things.
+    """
+    fixed, channels = _image_size(classifiers, chosen.image_size), _channels(classifiers)
+    declared = {name: c.declared for name, c in classifiers.items() if c.declared}
+    if declared and replace(chosen, image_size=None, channel_order=None) == PreprocessingConfig():
+        first = next(iter(declared.values()))
+        if other := next((name for name, found in declared.items() if found.pixels != first.pixels), ""):
+            raise InputError(
+                f"resize: expected one way to prepare images, {next(iter(declared))} says {first}, {other} says "
+                f"{declared[other]}; say how with --resize and --interpolation"
+            )
+        if first.size == (fixed or first.size):
+            own = replace(first, mean=None, std=None, channel_order=chosen.channel_order or "rgb")
+            return own.for_images_of(native_size)
+    chosen = replace(chosen, image_size=fixed or native_size)
+    nothing = PreprocessingConfig()
+    size = choose_size(chosen, nothing, native_size, "the graphs")
+    return resolve(chosen, nothing, size, native_size=native_size, channels=channels)
 
 
 def _image_size(classifiers: dict[str, ForeignClassifier], given: int | None) -> int | None:

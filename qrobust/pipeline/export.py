@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 import qrobust
-from qrobust.classifier import parse_normalization
 from qrobust.deployment.audit import audit
 from qrobust.deployment.deploy import open_on_target
 from qrobust.deployment.export import export as export_graph
@@ -131,19 +130,11 @@ def checks_passed(name: str, integer_ops: int, quantizable_ops: int, agreement: 
 
 
 def _metadata(run: Run, name: str) -> dict[str, object]:
-    spec = run.config.model.normalization or run.model_spec.normalization
-    channels = run.model.channels
-    mean, std = parse_normalization(spec, channels)
     return {
         "qrobust.graph": name,
         "qrobust.version": qrobust.__version__,
         "class_names": list(run.data.class_names),
-        "preprocessing": {
-            "input": f"{'RGB' if channels == 3 else 'luma'} in [0, 1], (N, {channels}, S, S)",
-            "image_size": run.data.image_size,
-            "resize": "shorter side by 256/224, bilinear; centre crop",
-            "normalization_inside": [mean, std],
-        },
+        "preprocessing": run.preprocessing.as_metadata(),
         "provenance": {
             "model": run.config.model.spec,
             "data": run.config.data.spec,

@@ -37,7 +37,9 @@ def prepare_inputs(run: Run, *, compensating: bool) -> None:
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not trained_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.conditions, run.target_images, run.stored, run.primary
+    _ = run.target, run.model_spec, run.model
+    run.reporter.say(f"preprocessing: {run.preprocessing}")
+    _ = run.conditions, run.target_images, run.stored, run.primary
     _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
     for name, severity in run.conditions:

@@ -98,6 +98,7 @@ def _quantize(run: Run) -> None:
         result["left_out"] = [asdict(entry) for entry in run.data.left_out]
         result["duplicates"] = [asdict(entry) for entry in run.duplicates]
         result["class_names"] = list(run.data.class_names)
+        result["preprocessing"] = asdict(run.preprocessing)
         result["image_size"] = size
         result["channels"] = run.model.channels
 

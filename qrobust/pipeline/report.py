@@ -8,11 +8,15 @@ from pathlib import Path
 
 import qrobust
 from qrobust.deployment.onnx_graph import load
+from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.kept import condition_file, read_predictions
+from qrobust.evaluation.recommendation import recommend
 from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.record import (
     STATISTICS,
+    CalibratorTraining,
     Classes,
     Compensation,
     CompensationResult,
@@ -21,6 +25,7 @@ from qrobust.record import (
     ExportResult,
     Macs,
     QuantizationResult,
+    Recommendation,
     Record,
     Remedy,
     RemedyGain,
@@ -61,6 +66,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
     others = [found for name in REMEDIES if (found := folder.result(RemedyResult, name))]
     graphs: list[ExportedGraphs] = [quantized, *([exported] if exported else []), *others]
     stages = {"quantize": quantized, "compensate": compensated, "export": exported, "evaluate": evaluated}
+    remedies = tuple(_with_costs(gain, evaluated, folder) for gain in evaluated.remedies)
     macs = quantized.macs
     if compensated:
         added = compensated.macs.calibrator
@@ -82,7 +88,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
             macs=macs,
         ),
         rows=evaluated.rows,
-        remedies=tuple(_with_costs(gain, evaluated, folder) for gain in evaluated.remedies),
+        remedies=remedies,
         target_images=evaluated.target_images,
         statistics=STATISTICS,
         severity_table=evaluated.severity_table,
@@ -99,20 +105,35 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         class_names=quantized.class_names,
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
+        graph_sha256=evaluated.graph_sha256,
+        preprocessing=quantized.preprocessing,
         seeds=Seeds(run=config.seed),
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,
         stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
         primary=evaluated.primary,
+        effects=evaluated.effects,
+        recommendation=_recommended(evaluated, remedies, config),
         classes=evaluated.classes or _classes(folder, evaluated, len(quantized.class_names)),
+    )
+
+
+def _recommended(
+    evaluated: EvaluationResult, remedies: tuple[Remedy, ...], config: RunConfig
+) -> Recommendation | None:
+    """What to ship; None where no validation images were measured to choose by."""
+    if evaluated.effects is None:
+        return None
+    return recommend(
+        evaluated.effects,
+        remedies,
+        accept_undecided=config.evaluation.accept_undecided,
+        timed=evaluated.hardware.sums != "exact-by-request",
     )
 
 
 def _classes(folder: RunFolder, evaluated: EvaluationResult, classes: int) -> Classes | None:
     """What graphs do to each class, from predictions that an earlier version kept; None where they are gone."""
-    from qrobust.evaluation.classes import class_results
-    from qrobust.evaluation.predictions import condition_file, read_predictions  # imports torch: of older runs only
-
     conditions = [(row.shift, row.severity) for row in evaluated.rows]
     if not all(condition_file(folder.predictions, condition).exists() for condition in conditions):
         return None
@@ -149,6 +170,7 @@ def _with_costs(gain: RemedyGain, evaluated: EvaluationResult, folder: RunFolder
         provenance=made.provenance,
         training_s=made.duration_s,
         diverged=made.training is not None and made.training.diverged,
+        rising=isinstance(made.training, CalibratorTraining) and made.training.rising,
         classifier_hash=made.classifier_hash,
         latency_ratio=latency[name].over(latency["int8"]),
         float_latency_ratio=latency["float"].over(latency[name]),

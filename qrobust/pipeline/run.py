@@ -30,17 +30,19 @@ from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.primary import Primary, find_primary
-from qrobust.models.loading import load_model
-from qrobust.models.registry import ModelSpec, find_model
+from qrobust.models.loading import as_classifier, build_network, channels_of
+from qrobust.models.registry import ModelSpec, find_model, preset_of
 from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import RunFolder, open_run
+from qrobust.preprocessing import Preprocessing, choose_size, resolve
 from qrobust.progress import Reporter
 from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.record import Duplicates
+from qrobust.record.typed_json import from_json
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
@@ -144,8 +146,8 @@ class Run:
         return find_target(self.config.quantization.target)
 
     @cached_property
-    def _data(self) -> Data:
-        """Before it is known how many channels the network reads."""
+    def _opened(self) -> Data:
+        """Before it is known how the network reads images."""
         with self._named_by_the_folder():
             return self._open_data()
 
@@ -154,8 +156,6 @@ class Run:
         return open_data(
             c.spec,
             seed=self.config.seed,
-            image_size=c.image_size,
-            preferred_size=self.model_spec.preferred_size,
             calibration_images=c.calibration_images,
             train_images=c.train_images,
             test_images=c.test_images,
@@ -167,13 +167,37 @@ class Run:
         )
 
     @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the network's input: as the folder's graphs were made, else as is said now.
+
+        Raises:
+            InputError: neither the user nor the model says size or normalisation.
+        """
+        stage = self.folder.stage("quantize") if self.folder else None
+        if stage and stage.get("preprocessing"):
+            return from_json(Preprocessing, stage["preprocessing"], self.require_folder().path)
+        spec, native_size, chosen = self.config.model.spec, self._opened.native_size, self.config.preprocessing
+        preset = preset_of(self.model_spec, self._network)
+        if stage:  # of a version that kept the size alone; own code without a normalisation had none
+            preset = replace(preset, image_size=stage["image_size"], normalization=preset.normalization or "none")
+            chosen = replace(chosen, image_size=stage["image_size"])
+        size = choose_size(chosen, preset, native_size, spec)
+        channels = channels_of(self._network, spec, len(self._opened.class_names), size)
+        return resolve(chosen, preset, size, native_size=native_size, channels=channels)
+
+    @cached_property
     def data(self) -> Data:
-        """Images as the network reads them: in colour, or their luma."""
-        return self._data.read_with(self.model.channels)
+        """Images as the network reads them."""
+        return self._opened.prepared(self.preprocessing)
 
     @cached_property
     def model(self) -> NormalizedModel:
-        """The float classifier: from the folder once it is there, else from where the user said."""
+        """The float classifier, with its normalisation inside."""
+        return as_classifier(self._network, self.config.model.spec, self.preprocessing)
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        """The float network: from the folder once it is there, else from where the user said."""
         c, stored = self.config.model, self.folder is not None and self.folder.weights.exists()
         if not stored and c.weights is None and not c.pretrained:
             if is_code(c.spec):
@@ -183,13 +207,11 @@ class Run:
         if not stored and c.weights and self.model_spec.note:
             self.reporter.say(self.model_spec.note)
         weights = user_path(c.weights) if c.weights else None
-        return load_model(
+        return build_network(
             self.model_spec,
-            classes=len(self._data.class_names),
-            image_size=self._data.image_size,
+            classes=len(self._opened.class_names),
             weights=self.require_folder().weights if stored else weights,
             pretrained=c.pretrained and not stored,
-            normalization=c.normalization,
             seed=self.config.seed,
         )
 
@@ -201,8 +223,7 @@ class Run:
             return None
         found = open_target_images(
             folder_of(spec),
-            image_size=self.data.image_size,
-            channels=self.model.channels,
+            preprocessing=self.preprocessing,
             class_names=self.data.class_names,
             seed=self.config.seed,
             skip_bad=self.config.data.skip_bad_images,
@@ -240,8 +261,7 @@ class Run:
         found = open_sets(
             self.config.shifts.names,
             severities=self.config.shifts.severities,
-            image_size=self.data.image_size,
-            channels=self.model.channels,
+            preprocessing=self.preprocessing,
             class_names=self.data.class_names,
             test_images=self.config.data.test_images,
             seed=self.config.seed,

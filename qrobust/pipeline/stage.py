@@ -26,6 +26,7 @@ MEASURING = (
     "epsilons",
     "norms",
     "l2_epsilons",
+    "accept_undecided",
 )
 STAGES = ("quantize", "compensate", "export", "evaluate")
 # Stages that are kept where they were done with the choices of now.

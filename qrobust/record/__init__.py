@@ -6,6 +6,15 @@ from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
 from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
+from qrobust.record.comparison import (
+    COMPARISON_SCHEMA,
+    Change,
+    ComparedCondition,
+    ComparedRun,
+    ConfigDifference,
+    RunChange,
+    RunComparison,
+)
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -22,6 +31,7 @@ from qrobust.record.compensation import (
     WeightChange,
 )
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -59,6 +69,15 @@ from qrobust.record.quantization import (
     Trial,
     ValidationAgreement,
 )
+from qrobust.record.recommendation import (
+    Candidate,
+    ClassEffect,
+    ClassEffects,
+    Effects,
+    GraphEffect,
+    Recommendation,
+    SplitEffect,
+)
 from qrobust.record.run import (
     EARLIER_SCHEMAS,
     EVALUATION_SCHEMA,
@@ -81,21 +100,30 @@ from qrobust.record.stages import (
 from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
+    "COMPARISON_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
+    "GATE_SCHEMA",
     "SCHEMA",
     "STATISTICS",
     "TIMING_KEYS",
     "AttackResult",
     "Attacks",
     "Audit",
+    "BoundResult",
     "CalibratorMacs",
     "CalibratorTraining",
+    "Candidate",
+    "Change",
+    "ClassEffect",
+    "ClassEffects",
     "ClassRecall",
     "Classes",
     "ClassifierClasses",
     "ClassifierHash",
     "CleanCost",
+    "ComparedCondition",
+    "ComparedRun",
     "Comparison",
     "Compensation",
     "CompensationResult",
@@ -103,12 +131,14 @@ __all__ = [
     "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "ConfigDifference",
     "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
     "Drop",
     "Drops",
     "Duplicates",
+    "Effects",
     "EvaluationRecord",
     "EvaluationResult",
     "EvaluationSummary",
@@ -118,6 +148,8 @@ __all__ = [
     "Fidelity",
     "Flips",
     "Gain",
+    "GateResult",
+    "GraphEffect",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -139,13 +171,17 @@ __all__ = [
     "Quantization",
     "QuantizationResult",
     "RecipeChoices",
+    "Recommendation",
     "Record",
     "Remedy",
     "RemedyGain",
     "RemedyResult",
     "RunAccuracy",
+    "RunChange",
+    "RunComparison",
     "SaturationRisk",
     "Seeds",
+    "SplitEffect",
     "SplitSummary",
     "StageResult",
     "StageTime",

@@ -10,6 +10,8 @@ from qrobust.record.other_images import Gain
 from qrobust.record.typed_json import OneOf, Unit, was
 from qrobust.record.units import Bytes, Count, Points, PointsInterval, Positive, Ratio, Seconds, Severity, Share
 
+# What a training gains from one validation to the next while it is still learning, as a fraction.
+RISING = 0.01
 Score = Annotated[float, Unit("sum of two fractions", 0, 2)]
 
 
@@ -88,6 +90,7 @@ class PhaseFit:
         best_step: the optimizer step whose state was kept; 0 is the start.
         diverged: it ended at what is not finite, and the best state before that was kept.
         earlier_s: of training by processes before the one that ended it.
+        history: clean plus shift accuracy at each validation, in order; empty in records of earlier versions.
     """
 
     start_clean_accuracy: Share
@@ -97,6 +100,12 @@ class PhaseFit:
     best_step: Count
     diverged: bool
     earlier_s: Seconds = 0.0
+    history: tuple[Score, ...] = ()
+
+    @property
+    def rising(self) -> bool:
+        """Whether the last validation was the best, and by more than a point above the one before, mean of both."""
+        return len(self.history) > 1 and self.history[-1] - max(self.history[:-1]) > 2 * RISING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +124,11 @@ class CalibratorTraining:
     def diverged(self) -> bool:
         """Whether either ended at what is not finite."""
         return self.float.diverged or self.int8.diverged
+
+    @property
+    def rising(self) -> bool:
+        """Whether the last one was still learning when it ended."""
+        return self.int8.rising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +188,14 @@ class Validation:
     Attributes:
         clean_accuracy: on clean images.
         shift_accuracy: under shift.
+        int8_shift_accuracy: of INT8 alone on the same images; null in records of earlier versions.
         measures: what these are, here and in `training`.
         clean_cost: what it costs on clean images; null in folders of earlier versions.
     """
 
     clean_accuracy: Share
     shift_accuracy: Share
+    int8_shift_accuracy: Share | None = None
     measures: Measures
     clean_cost: CleanCost | None = None
 
@@ -270,6 +286,7 @@ class Remedy(RemedyGain):
         size_bytes: of its graph's file; null without a graph, or in records of earlier versions.
         weight_change: of the INT8 classifier in it; null where nothing compared them.
         validation: on validation images; null where it was not chosen by them.
+        rising: its training was still learning when its steps ended.
     """
 
     runtime: Annotated[str, OneOf("onnxruntime", "torch")]
@@ -284,3 +301,4 @@ class Remedy(RemedyGain):
     size_bytes: Bytes | None = None
     weight_change: WeightChange | None = None
     validation: Validation | None = None
+    rising: bool = False

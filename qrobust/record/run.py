@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
@@ -20,6 +21,7 @@ from qrobust.record.measurements import (
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
+from qrobust.record.recommendation import Effects, Recommendation
 from qrobust.record.typed_json import OneOf, from_json, to_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
@@ -63,12 +65,16 @@ class Record:
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma).
+        graph_sha256: per graph, of the file that was measured; null where an earlier version left it out.
+        preprocessing: how images became the network's input; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        effects: what every graph does against the one that it would take the place of; null where not measured.
+        recommendation: what to ship; null where not measured.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -99,12 +105,16 @@ class Record:
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive
+    graph_sha256: dict[str, str] | None = None
     seeds: Seeds
     versions: dict[str, str]
     hardware: Hardware
     stages: dict[str, StageTime]
+    preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    effects: Effects | None = None
+    recommendation: Recommendation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -136,8 +146,10 @@ class EvaluationRecord:
         skipped_images: files that could not be decoded, with `--skip-bad-images`.
         left_out: files and folders of the data that were not used, by reason.
         fingerprint: of the images' order.
+        listing: changes when images of the data come or go; null where an earlier version left it out.
         versions: of Python and packages.
         hardware: where it was measured.
+        preprocessing: how images became the graphs' input, `mean` and `std` being null; null in earlier records.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
@@ -162,9 +174,11 @@ class EvaluationRecord:
     skipped_images: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     fingerprint: str
+    listing: str | None = None
     versions: dict[str, str]
     hardware: Hardware
     code: dict[str, dict[str, str]] | None = None
+    preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
 

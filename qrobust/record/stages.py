@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import (
@@ -21,6 +22,7 @@ from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccur
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
+from qrobust.record.recommendation import Effects
 from qrobust.record.typed_json import was
 from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
 
@@ -66,6 +68,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
         class_names: in index order.
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
+        preprocessing: how images became the network's input; null in folders of earlier versions.
     """
 
     quantization: Quantization
@@ -78,6 +81,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
     class_names: tuple[str, ...]
     image_size: Positive
     channels: Positive | None = None
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +155,12 @@ class EvaluationResult(StageResult):
         severity_table: `cifar-c` or `imagenet-c`.
         latency_ms: per graph.
         size_bytes: per graph, of its file.
+        graph_sha256: per graph, of its file; null where an earlier version left it out.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        effects: what every graph does against the one that it would take the place of; null where not measured.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -167,7 +173,9 @@ class EvaluationResult(StageResult):
     severity_table: str
     latency_ms: dict[str, Latency]
     size_bytes: dict[str, Bytes]
+    graph_sha256: dict[str, str] | None = None
     hardware: Hardware
     versions: dict[str, str] | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    effects: Effects | None = None

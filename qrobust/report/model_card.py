@@ -62,20 +62,26 @@ def model_card(record: Record, graph: str) -> str:
             f"{points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
         )
         lines += [f"- {sentence}" for sentence in [approval_sentence(remedy)] if sentence]
+    lines += _worst(record, graph) + _by_class(record, graph)
+    return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, remedy), ""])
+
+
+def _worst(record: Record, graph: str) -> list[str]:
+    """The conditions of lowest accuracy."""
     rows = [row for row in record.rows if row.shift != "clean"]
     worst = sorted(rows, key=lambda row: row.accuracy[graph])[:WORST]
-    if worst:
-        lines += ["", "Where it is worst:", ""]
-        lines += table(
-            [
-                ["shift", "severity", "accuracy"],
-                *([row.shift, str(row.severity), percent(row.accuracy[graph])] for row in worst),
-            ]
-        )
-    if record.classes and graph in record.classes.classifiers:
-        recalls = recall_table(record.classes, record.class_names, {graph: NAMES[graph]})
-        lines += ["", "By class:", "", *table(recalls), "", recall_note(record.classes)]
-    return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, remedy), ""])
+    if not worst:
+        return []
+    listed = ([row.shift, str(row.severity), percent(row.accuracy[graph])] for row in worst)
+    return ["", "Where it is worst:", "", *table([["shift", "severity", "accuracy"], *listed])]
+
+
+def _by_class(record: Record, graph: str) -> list[str]:
+    """The recall of every class, or of the worst ones."""
+    if record.classes is None or graph not in record.classes.classifiers:
+        return []
+    recalls = recall_table(record.classes, record.class_names, {graph: NAMES[graph]})
+    return ["", "By class:", "", *table(recalls), "", recall_note(record.classes)]
 
 
 def unmeasured_card(graph: str) -> str:
@@ -158,6 +164,7 @@ def _what(record: Record, graph: str) -> list[str]:
         f"{'RGB' if channels == 3 else 'luma'} in [0, 1], normalisation inside; output logits. Class names, "
         "preprocessing and provenance are in the file's metadata.",
         "",
+        *([f"Images: {record.preprocessing}.", ""] if record.preprocessing else []),
         f"{audit.integer_ops} of {audit.quantizable_ops} convolutions and matrix products run on integers "
         f"(target `{record.quantization.target}`); made by qrobust {record.qrobust}, seed {seed}.",
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from qrobust.record import Audit, MeanCorruptionError, Record, Remedy, TargetImages, ValidationAgreement
+from qrobust.record import Audit, MeanCorruptionError, Record, TargetImages, ValidationAgreement
+from qrobust.report.approval import enough_sentence
 from qrobust.report.attacks import flag_sentences
 from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
 from qrobust.report.figures import bounds, percent, points
+from qrobust.report.recommendation import recommendation_sentences
 
 NAMES = {
     "float": "Float",
@@ -48,8 +48,6 @@ MOVING = frozenset(
     }
 )
 LEVEL = 0.05
-# A remedy is worth shipping if it costs at most so much clean accuracy, in points.
-MOST_CLEAN_COST = 0.5
 
 
 def validation_sentence(measured: ValidationAgreement) -> str:
@@ -108,7 +106,8 @@ def times_elsewhere(record: Record) -> list[str]:
 def verdict(record: Record) -> list[str]:
     """The verdict, most important sentence first."""
     s, compensated = record.summary, "compensated" in record.summary.shift_accuracy
-    sentences = [recommendation(record)] if record.remedies else []
+    sentences = recommendation_sentences(record, NAMES) if record.remedies else []
+    sentences += filter(None, [enough_sentence(record, NAMES)])
     if leading := primary_sentence(record, NAMES):
         sentences.append(leading)
     if record.target_images:
@@ -205,55 +204,6 @@ def learned_target(record: Record) -> TargetImages | None:
     """The target images that compensation learned from, where it learned from nothing else."""
     known = [row.provenance for row in record.remedies if row.provenance]
     return record.target_images if known and all(found.target_images_only for found in known) else None
-
-
-def recommendation(record: Record) -> str:
-    """Which remedy to ship: the highest gain under shift among those that cost little clean accuracy; or none.
-
-    Where remedies learned from target images alone, the gain is that on their test part. Where the best is slower
-    than float, the best of those that are not is named, too; where all that gain cost more, the one of highest gain.
-    The choice is made on the images that it is measured on.
-
-    Args:
-        record: of a run with at least one remedy.
-    """
-    target, remedies = learned_target(record), record.remedies
-    if target and not target.labelled:
-        return "Which remedy to ship is not known: the target images have no labels."
-    if target:
-        gains = target.gain or {}
-        remedies = tuple(
-            replace(row, gain_pp=gain.gain_pp, gain_interval_pp=gain.gain_interval_pp)
-            for row in remedies
-            if (gain := gains.get(row.remedy))
-        )
-    where = "on the target images" if target else "under shift"
-    gaining = [row for row in remedies if row.runtime == "onnxruntime" and row.gain_interval_pp[0] > 0]
-    gaining.sort(key=lambda row: -row.gain_pp)
-    if not gaining:
-        return f"Ship the INT8 graph as it is: no gain {where} has its interval above zero."
-    worth = [row for row in gaining if row.clean_cost_pp <= MOST_CLEAN_COST]
-    if not worth:
-        cost = points(gaining[0].clean_cost_pp, gaining[0].clean_cost_interval_pp)
-        return (
-            f"What gains {where} costs more than {MOST_CLEAN_COST:g} points of clean accuracy. Where a cost of "
-            f"{cost} is too much, ship the INT8 graph as it is; where it is not, ship {_praise(gaining[0], where)}."
-        )
-    times_faster = {row.remedy: row.float_latency_ratio.batch_1 for row in worth if row.float_latency_ratio}
-    best, fast = worth[0], next((row for row in worth if times_faster.get(row.remedy, 0.0) >= 1), None)
-    text = f"Ship {_praise(best, where)}."
-    if best is not fast:
-        text += " At batch 1 it takes longer than the float classifier"
-        text += f"; where time decides, ship {_praise(fast, where)}." if fast else "."
-    return text
-
-
-def _praise(row: Remedy, where: str) -> str:
-    times = f", {row.latency_ratio.batch_1:.2f} times the INT8 graph's time" if row.latency_ratio else ""
-    return (
-        f"{NAMES[row.remedy]} ({points(row.gain_pp, row.gain_interval_pp)} {where}, clean accuracy "
-        f"{points(0.0 - row.clean_cost_pp)}{times})"
-    )
 
 
 def comparison(record: Record) -> list[list[str]]:

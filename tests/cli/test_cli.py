@@ -19,7 +19,7 @@ from conftest import SMALL, qrobust, save_npz
 from PIL import Image
 
 from qrobust.errors import ExportCheckError, InputError
-from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.summary import run_rows
 from qrobust.pipeline.provenance import training_images
 from qrobust.pipeline.run import Run
@@ -40,6 +40,8 @@ COMMANDS = (
     "compensate",
     "export",
     "report",
+    "compare",
+    "check",
     "audit",
     "demo",
 )
@@ -305,7 +307,7 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
             "from torch import nn\ndef net():\n"
             "    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))\n"
         )
-        base["--model"] = f"{tmp_path / 'm.py'}:net"
+        base["--model"], base["--normalization"] = f"{tmp_path / 'm.py'}:net", "none"
         match = (
             "Error: --model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the "
             "softmax out"
@@ -317,7 +319,7 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
             "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        if x.mean() > 0:\n"
             "            x = -x\n        return x.mean((2, 3))\ndef net():\n    return Net()\n"
         )
-        base["--model"], match = f"{tmp_path / 'm.py'}:net", "m.py:4"
+        base["--model"], base["--normalization"], match = f"{tmp_path / 'm.py'}:net", "none", "m.py:4"
     elif kind == "shift":
         base["--shifts"], match = "smog", "smog"
     elif kind == "hold-out":

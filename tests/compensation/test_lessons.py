@@ -30,6 +30,7 @@ from qrobust.pipeline.provenance import trained_differently, validation_measures
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import TORCH_ONLY
 from qrobust.pipeline.stage import choices_key
+from qrobust.preprocessing import Preprocessing
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization import qat
 from qrobust.record import TargetImages, read_record
@@ -92,7 +93,9 @@ def test_images_other_than_those_quantized_with_are_refused(finished_run: Path, 
 def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: Path) -> None:
     run, folder = shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "scene"
     save_images(folder, [f"{i:02d}" for i in range(20)])
-    target_images = open_target_images(folder, image_size=32, class_names=[str(i) for i in range(10)], seed=0)
+    target_images = open_target_images(
+        folder, preprocessing=Preprocessing(size=32), class_names=[str(i) for i in range(10)], seed=0
+    )
     training_images = json.loads((run / "stages" / "compensate.json").read_text())["lessons"]
     spec = f"imagefolder:{folder}"
     edit_stage(

@@ -10,6 +10,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.evaluation.primary import ACCURACY, Primary
+from qrobust.preprocessing import Preprocessing
 
 # Grey pictures, a class for each brightness: 24 dark ones, 6 bright ones.
 LABELS = np.array([0] * 24 + [1] * 6)
@@ -32,7 +33,7 @@ def always_dark(images: torch.Tensor) -> torch.Tensor:
 )
 def test_the_primary_measure_is_what_is_measured(primary: Primary, wanted: float) -> None:
     source = array_images(PIXELS, LABELS, None, "test")
-    source.image_size = 8
+    source.prepare(Preprocessing(size=8, resize="none"))
     split = Split(source, torch.arange(30))
     conditions = [("contrast", 1), ("contrast", 2), ("contrast", 3)]
     validation = Validation(split, conditions, table="cifar-c", seed=0, limit=90, primary=primary)

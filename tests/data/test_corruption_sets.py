@@ -10,6 +10,7 @@ from PIL import Image
 
 from qrobust.data.corruption_sets import open_corruption_set
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 
 
 def cifar_c(root: Path, count: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -36,7 +37,7 @@ def imagenet_c(root: Path) -> None:
 
 def test_arrays_come_out_as_they_lie_there(tmp_path: Path) -> None:
     arrays, labels = cifar_c(tmp_path)
-    stored = open_corruption_set(tmp_path, image_size=32)
+    stored = open_corruption_set(tmp_path, preprocessing=Preprocessing(size=32))
     assert stored.conditions == tuple((n, s) for n in ("fog", "gaussian_noise") for s in range(1, 6))
     for severity in range(1, 6):
         images = stored.images("gaussian_noise", severity)
@@ -49,7 +50,7 @@ def test_arrays_come_out_as_they_lie_there(tmp_path: Path) -> None:
 def test_coloured_and_grey_arrays_are_read_as_luma(tmp_path: Path) -> None:
     arrays, _ = cifar_c(tmp_path)
     np.save(tmp_path / "fog.npy", arrays["fog"][..., 0])
-    stored = open_corruption_set(tmp_path, image_size=32, channels=1)
+    stored = open_corruption_set(tmp_path, preprocessing=Preprocessing(size=32, channels=1))
     grey, coloured = (stored.images(name, 1).read(torch.arange(3)) for name in ("fog", "gaussian_noise"))
     assert torch.equal(grey[:, 0], torch.from_numpy(arrays["fog"][:3, ..., 0]))
     assert coloured.shape == (3, 1, 32, 32)
@@ -59,7 +60,7 @@ def test_coloured_and_grey_arrays_are_read_as_luma(tmp_path: Path) -> None:
 
 def test_folders_come_out_as_they_lie_there(tmp_path: Path) -> None:
     imagenet_c(tmp_path)
-    stored = open_corruption_set(tmp_path, image_size=224)
+    stored = open_corruption_set(tmp_path, preprocessing=Preprocessing(size=224))
     assert stored.conditions == tuple((n, s) for n in ("fog", "snow") for s in range(1, 6))
     images = stored.images("snow", 4)
     assert images.class_names == ("n01440764", "n01443537")
@@ -70,7 +71,9 @@ def test_folders_come_out_as_they_lie_there(tmp_path: Path) -> None:
 
 def test_folders_of_a_subset_keep_their_indices(tmp_path: Path) -> None:
     imagenet_c(tmp_path)
-    stored = open_corruption_set(tmp_path, image_size=224, class_names=("n01443537", "n00000000", "n01440764"))
+    stored = open_corruption_set(
+        tmp_path, preprocessing=Preprocessing(size=224), class_names=("n01443537", "n00000000", "n01440764")
+    )
     assert stored.images("fog", 1).labels.tolist() == [2, 2, 0, 0]
 
 
@@ -92,7 +95,7 @@ def test_arrays_that_are_not_what_they_must_be(tmp_path: Path, name: str, change
     path = tmp_path / f"{name}.npy"
     np.save(path, change(np.load(path)))
     with pytest.raises(InputError, match=named) as error:
-        open_corruption_set(tmp_path, image_size=32, class_names=[str(i) for i in range(10)])
+        open_corruption_set(tmp_path, preprocessing=Preprocessing(size=32), class_names=[str(i) for i in range(10)])
     assert "\n" not in str(error.value)
 
 
@@ -100,23 +103,23 @@ def test_pickles_and_damage_are_refused(tmp_path: Path) -> None:
     cifar_c(tmp_path)
     np.save(tmp_path / "fog.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="without pickles"):
-        open_corruption_set(tmp_path, image_size=32)
+        open_corruption_set(tmp_path, preprocessing=Preprocessing(size=32))
     (tmp_path / "fog.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match=r"fog\.npy"):
-        open_corruption_set(tmp_path, image_size=32)
+        open_corruption_set(tmp_path, preprocessing=Preprocessing(size=32))
 
 
 def test_folders_that_are_not_what_they_must_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
-        open_corruption_set(tmp_path / "absent", image_size=32)
+        open_corruption_set(tmp_path / "absent", preprocessing=Preprocessing(size=32))
     with pytest.raises(InputError, match="CORRUPTION/SEVERITY/CLASS"):
-        open_corruption_set(tmp_path, image_size=32)
+        open_corruption_set(tmp_path, preprocessing=Preprocessing(size=32))
     imagenet_c(tmp_path)
     (tmp_path / "snow" / "2" / "n01440764" / "val_1.JPEG").unlink()
-    stored = open_corruption_set(tmp_path, image_size=224)
+    stored = open_corruption_set(tmp_path, preprocessing=Preprocessing(size=224))
     with pytest.raises(InputError, match="must hold the 4 images in 2 classes"):
         stored.images("snow", 2)
     with pytest.raises(InputError, match="smog"):
         stored.images("smog", 2)
     with pytest.raises(InputError, match="not one of the 1 class names"):
-        open_corruption_set(tmp_path, image_size=224, class_names=("n01440764",))
+        open_corruption_set(tmp_path, preprocessing=Preprocessing(size=224), class_names=("n01440764",))

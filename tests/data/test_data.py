@@ -10,9 +10,10 @@ from conftest import make_folder, save_npz
 from PIL import Image
 
 from qrobust.data.loading import calibration_count, open_data, open_test, validation_count
-from qrobust.data.sources import decode_file, fit_square
+from qrobust.data.sources import decode_file
 from qrobust.data.splits import SPLIT_NAMES
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 
 
 def test_splits_are_disjoint_seeded_and_recorded() -> None:
@@ -136,27 +137,28 @@ def test_npz_colour_and_gray(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 12])
-def test_luma_is_read_as_pillow_has_it(size: int, tmp_path: Path) -> None:
-    path = save_npz(tmp_path / "d.npz")
-    data, grey = (open_data(f"npz:{path}", seed=0, image_size=size, calibration_images=8) for _ in range(2))
+def test_luma_is_pillow_s_before_it_is_resized(size: int, tmp_path: Path) -> None:
+    data = open_data(f"npz:{save_npz(tmp_path / 'd.npz')}", seed=0, calibration_images=8)
     colour = data.test.read(slice(0, 4)).permute(0, 2, 3, 1).numpy()
-    luma = grey.read_with(1).test.read(slice(0, 4))
+    luma = data.prepared(Preprocessing(size=size, resize="stretch", channels=1)).test.read(slice(0, 4))
     assert luma.shape == (4, 1, size, size)
-    assert all(np.array_equal(one[0], Image.fromarray(c).convert("L")) for one, c in zip(luma, colour, strict=True))
+    wanted = [Image.fromarray(c).convert("L").resize((size, size), Image.Resampling.BILINEAR) for c in colour]
+    assert all(np.array_equal(one[0], c) for one, c in zip(luma, wanted, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(40, 8, 8), (40, 8, 8, 1)])
 def test_grey_levels_are_their_own_luma(shape: tuple[int, ...], tmp_path: Path) -> None:
     levels = np.arange(40 * 64, dtype=np.uint8).reshape(shape)
     np.savez(tmp_path / "g.npz", images=levels, labels=np.arange(40) % 2)
-    test = open_test(f"npz:{tmp_path / 'g.npz'}", seed=0, channels=1)
+    test = open_test(f"npz:{tmp_path / 'g.npz'}", seed=0)
+    test.source.prepare(Preprocessing(size=8, channels=1, resize="none"))
     assert np.array_equal(test.read(slice(None))[:, 0], levels.reshape(40, 8, 8)[test.indices])
 
 
 def test_images_of_other_sizes_are_fitted() -> None:
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 30:50] = 255
-    fitted = fit_square(pixels, 28)
+    fitted = Preprocessing(size=28).apply(pixels)
     assert fitted.shape == (28, 28, 3)
     assert fitted[14, 14, 0] == 255
     assert fitted[14, 1, 0] == 0
@@ -249,7 +251,7 @@ def test_images_of_mixed_sizes_need_a_size(tmp_path: Path) -> None:
     for i in range(20):
         Image.new("RGB", (20, 30)).save(root / "train" / "cat" / f"{i}.png")
     refused("--image-size", f"imagefolder:{root}", calibration_images=8)
-    assert open_data(f"imagefolder:{root}", seed=0, calibration_images=8, preferred_size=24).image_size == 24
+    assert open_data(f"imagefolder:{root}", seed=0, calibration_images=8, image_size=24).image_size == 24
 
 
 @pytest.mark.parametrize(
@@ -337,12 +339,12 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
 
 
 def test_one_pixel_and_a_line_of_pixels_are_fitted(tmp_path: Path) -> None:
-    assert (fit_square(np.full((1, 1, 3), 77, np.uint8), 32) == 77).all()
+    assert (Preprocessing(size=32).apply(np.full((1, 1, 3), 77, np.uint8)) == 77).all()
     # Enlarged whole, this line would take 256 x 25 million pixels.
     line = np.zeros((1, 100_000, 3), np.uint8)
     line[:, 49_990:50_010] = 200
-    assert (fit_square(line, 224) == 200).all()
-    assert fit_square(line.transpose(1, 0, 2), 32).shape == (32, 32, 3)
+    assert (Preprocessing(size=224).apply(line) == 200).all()
+    assert Preprocessing(size=32).apply(np.ascontiguousarray(line.transpose(1, 0, 2))).shape == (32, 32, 3)
 
 
 def test_cropping_of_long_images_leaves_the_middle_as_it_was() -> None:
@@ -350,7 +352,7 @@ def test_cropping_of_long_images_leaves_the_middle_as_it_was() -> None:
     whole = np.asarray(Image.fromarray(ramp).resize((round(125 * 1.6), 16), Image.Resampling.BILINEAR))
     # 14 of 16 px, the convention for images that are not square; a crop by half a pixel shifts a ramp by 1.25 / 2.
     middle = whole[1:15, 93:107].astype(int)
-    assert np.abs(fit_square(ramp, 14).astype(int) - middle).max() <= 1
+    assert np.abs(Preprocessing(size=14).apply(ramp).astype(int) - middle).max() <= 1
 
 
 @pytest.mark.parametrize("side", [10_000, 40_000])

@@ -18,6 +18,7 @@ from qrobust.data.sources import decode_file
 from qrobust.data.splits import Data, Split
 from qrobust.data.target_images import open_target_images
 from qrobust.errors import InputError
+from qrobust.preprocessing import Preprocessing
 
 
 def opened(root: Path) -> Data:
@@ -233,7 +234,7 @@ def test_hidden_files_among_target_images(tmp_path: Path) -> None:
     flat(tmp_path / "new", "__MACOSX")
     for i in range(3, 6):
         Image.new("RGB", (16, 16)).save(tmp_path / "new" / f"{i}", "PNG")
-    found = open_target_images(tmp_path / "new", image_size=16, class_names=("a", "b"), seed=0)
+    found = open_target_images(tmp_path / "new", preprocessing=Preprocessing(size=16), class_names=("a", "b"), seed=0)
     assert (found.labelled, len(found.training.source)) == (False, 6)
     assert left_out(found.training) == {"hidden or the system's": (2, ".trash")}
 

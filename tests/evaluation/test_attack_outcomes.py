@@ -26,6 +26,7 @@ from qrobust.evaluation.attack_plan import (
 )
 from qrobust.evaluation.attack_summary import figures
 from qrobust.evaluation.statistics import wilson_interval
+from qrobust.preprocessing import Preprocessing
 from qrobust.record import Attacks, to_json
 from qrobust.report.attacks import attack_table, flag_sentences, pose_table
 from qrobust.storage import read_json
@@ -61,7 +62,7 @@ def split() -> Split:
     pixels = np.random.default_rng(0).integers(40, 216, (N, SIDE, SIDE, 3)).astype(np.uint8)
     images = torch.from_numpy(pixels.transpose(0, 3, 1, 2)) / 255
     source = array_images(pixels, half_space(images).argmax(1).numpy(), ["a", "b"], "test")
-    source.image_size = SIDE
+    source.prepare(Preprocessing(size=SIDE, resize="none"))
     return Split(source, torch.randperm(N, generator=torch.Generator().manual_seed(0)))
 
 

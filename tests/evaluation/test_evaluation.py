@@ -12,6 +12,7 @@ import torch
 from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.predictions import (
     CLEAN,
     Cache,
@@ -21,7 +22,6 @@ from qrobust.evaluation.predictions import (
     Task,
     kept_or_predicted,
     predict,
-    read_predictions,
     within_budget,
 )
 from qrobust.evaluation.statistics import holm
@@ -32,6 +32,7 @@ from qrobust.evaluation.summary import (
     run_rows,
     summarise,
 )
+from qrobust.preprocessing import Preprocessing
 from qrobust.report.robustbench import unaggregated_csv
 
 N = 200
@@ -133,7 +134,7 @@ class Brightest:
 def split() -> Split:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
     source = array_images(pixels, np.arange(30) % 3, None, "test")
-    source.image_size = 8
+    source.prepare(Preprocessing(size=8, resize="none"))
     return Split(source, torch.randperm(30, generator=torch.Generator().manual_seed(0)))
 
 

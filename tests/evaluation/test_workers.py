@@ -20,6 +20,7 @@ from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation.predictions import CLEAN, FIELDS, predict
 from qrobust.evaluation.workers import AHEAD, processes
+from qrobust.preprocessing import Preprocessing
 from qrobust.shifts.rendering import render
 
 
@@ -106,7 +107,7 @@ def test_too_few_are_refused() -> None:
 def split() -> Split:
     pixels = torch.randint(256, (23, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     source = array_images(pixels.numpy(), np.arange(23) % 3, None, "made up")
-    source.image_size = SIDE
+    source.prepare(Preprocessing(size=SIDE, resize="none"))
     return Split(source, torch.arange(23))
 
 

@@ -8,15 +8,17 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from qrobust.classifier import count_macs, parse_normalization
+from qrobust.classifier import count_macs
 from qrobust.errors import InputError
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.models.resnet import resnet8
+from qrobust.preprocessing import parse_normalization
 
 
 def load(spec: str = "resnet8", weights: Path | None = None, classes: int = 10, **options: object) -> torch.nn.Module:
-    choices = {"image_size": 32, "pretrained": False, "normalization": None, "seed": 0} | options
+    normalization = "none" if ".py:" in spec else None  # own code has no preset
+    choices = {"image_size": 32, "pretrained": False, "normalization": normalization, "seed": 0} | options
     return load_model(find_model(spec), classes=classes, weights=weights, **choices)  # type: ignore[arg-type]
 
 

@@ -185,6 +185,8 @@ def run(network: str, folder: Path, *options: object) -> tuple[int, str, dict]:
         data,
         "--image-size",
         SIZE,
+        "--normalization",
+        "none",
         "--calibration-images",
         32,
         "--out",

@@ -13,7 +13,7 @@ from onnx_graphs import classifier_graph as graph
 from PIL import Image
 
 from qrobust.data.splits import Split
-from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.statistics import mcnemar_exact
 from qrobust.evaluation.summary import comparison_rows
 from qrobust.record import to_json

@@ -24,7 +24,7 @@ from onnx_graphs import classifier_graph as graph
 
 from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.errors import InputError
-from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.summary import comparison_rows
 from qrobust.record import EARLIER_SCHEMAS, EVALUATION_SCHEMA, without_timings
 from qrobust.shifts.registry import _own_shift

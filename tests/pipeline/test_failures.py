@@ -79,6 +79,8 @@ def quantize(folder: Path, network: str, *options: object) -> list[object]:
         16,
         "--image-size",
         16,
+        "--normalization",
+        "none" if network != "resnet8" else "cifar10",
         "--out",
         folder / "out",
         "--threads",

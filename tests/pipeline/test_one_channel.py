@@ -15,6 +15,7 @@ from PIL import Image
 
 from qrobust.data.target_images import open_target_images
 from qrobust.models.registry import find_model
+from qrobust.preprocessing import Preprocessing
 from qrobust.storage import read_json, read_npz
 
 NETWORK = """
@@ -95,7 +96,9 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_a_scene_is_read_as_luma(tmp_path: Path) -> None:
     for i in range(5):
         Image.new("RGB", (SIDE, SIDE), (50 * i, 20, 200)).save(tmp_path / f"{i}.png")
-    target_images = open_target_images(tmp_path, image_size=SIDE, channels=1, class_names=("a", "b"), seed=0)
+    target_images = open_target_images(
+        tmp_path, preprocessing=Preprocessing(size=SIDE, channels=1), class_names=("a", "b"), seed=0
+    )
     assert target_images.training.read(slice(None)).shape == (3, 1, SIDE, SIDE)
 
 

@@ -22,6 +22,7 @@ from qrobust.data.target_images import open_target_images
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import training_conditions
 from qrobust.pipeline.run import Run
+from qrobust.preprocessing import Preprocessing
 from qrobust.progress import Reporter
 from qrobust.shifts.rendering import render
 
@@ -43,32 +44,33 @@ def save_scene(root: Path, *, labelled: bool, count: int = 100) -> Path:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_splits_are_disjoint_and_seeded(labelled: bool, tmp_path: Path) -> None:
     folder = save_scene(tmp_path, labelled=labelled, count=50)
-    target_images = open_target_images(folder, image_size=32, class_names=NAMES, seed=0)
+    target_images = open_target_images(folder, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0)
     parts = [target_images.training, target_images.validation, target_images.test]
     assert [len(p) for p in parts] == [30, 10, 10]
     assert sorted(torch.cat([p.indices for p in parts]).tolist()) == list(range(50))
     assert target_images.labelled == labelled
     assert (target_images.training.labels >= 0).all() == labelled
-    again = open_target_images(folder, image_size=32, class_names=NAMES, seed=0)
+    again = open_target_images(folder, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0)
     assert torch.equal(again.test.indices, target_images.test.indices)
     assert not torch.equal(
-        open_target_images(folder, image_size=32, class_names=NAMES, seed=1).test.indices, target_images.test.indices
+        open_target_images(folder, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=1).test.indices,
+        target_images.test.indices,
     )
 
 
 def test_a_scene_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least 5 images in .*, got 0"):
-        open_target_images(tmp_path, image_size=32, class_names=NAMES, seed=0)
+        open_target_images(tmp_path, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0)
     with pytest.raises(InputError, match="no folder"):
-        open_target_images(tmp_path / "none", image_size=32, class_names=NAMES, seed=0)
+        open_target_images(tmp_path / "none", preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0)
     both = save_scene(tmp_path / "both", labelled=True, count=20)
     save_scene(both, labelled=False, count=3)
     with pytest.raises(InputError, match="got both"):
-        open_target_images(both, image_size=32, class_names=NAMES, seed=0)
+        open_target_images(both, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0)
     strange = tmp_path / "strange" / "cat"
     strange.mkdir(parents=True)
     with pytest.raises(InputError, match=r"^target_images: class folder 'cat'"):
-        open_target_images(strange.parent, image_size=32, class_names=NAMES, seed=0)
+        open_target_images(strange.parent, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0)
 
 
 def test_a_scene_is_read_before_anything_is_trained(finished_run: Path, tmp_path: Path) -> None:
@@ -81,7 +83,9 @@ def test_a_scene_is_read_before_anything_is_trained(finished_run: Path, tmp_path
     assert "--target-images: cannot decode image" in result.output
     assert "004.png" in result.output
     assert sorted(run.rglob("*")) == before
-    target_images = open_target_images(folder, image_size=32, class_names=NAMES, seed=0, skip_bad=True)
+    target_images = open_target_images(
+        folder, preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0, skip_bad=True
+    )
     assert sum(map(len, (target_images.training, target_images.validation, target_images.test))) == 19
     assert target_images.training.source.skipped == (str(folder / "004.png"),)
 
@@ -98,7 +102,9 @@ def test_information_is_one_when_sure_and_balanced_and_nothing_when_not() -> Non
 
 def test_batches_hold_scene_images_without_a_clean_twin(tmp_path: Path) -> None:
     data = open_data("digits", seed=0)
-    target_images = open_target_images(save_scene(tmp_path, labelled=False), image_size=32, class_names=NAMES, seed=0)
+    target_images = open_target_images(
+        save_scene(tmp_path, labelled=False), preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0
+    )
     options = {"batch_size": 64, "step": 3, "seed": 0}
     alone = mixed_batch(TrainingData(data.training, [], "cifar-c", target_images.training), torch.ones(0), **options)
     assert alone.paired.sum() == 16
@@ -145,7 +151,9 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
 
 def test_validation_counts_a_scene_like_a_cell(tmp_path: Path) -> None:
     data = open_data("digits", seed=0)
-    target_images = open_target_images(save_scene(tmp_path, labelled=True), image_size=32, class_names=NAMES, seed=0)
+    target_images = open_target_images(
+        save_scene(tmp_path, labelled=True), preprocessing=Preprocessing(size=32), class_names=NAMES, seed=0
+    )
     validation = Validation(
         data.validation, [], table="cifar-c", seed=0, limit=100, target_images=target_images.validation
     )

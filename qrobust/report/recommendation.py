@@ -1,0 +1,154 @@
+"""What to ship, in sentences: what validation images choose, what test images say of it, what was refused and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qrobust.record import ClassEffect, Effects, GraphEffect, Record, Remedy
+from qrobust.record.recommendation import (
+    CLEAN_COST,
+    CONTRADICTED,
+    DIVERGED,
+    FEW_STEPS,
+    HARM,
+    MAJORITY,
+    NO_GAIN,
+    RISING,
+    SLOW,
+    UNDECIDED,
+)
+from qrobust.report.classes import class_name
+from qrobust.report.figures import bounds, percent, points
+
+# Classes that a sentence names.
+NAMED = 3
+WHERE = {"clean": "on clean images", "shift": "under shift"}
+
+
+def recommendation_sentences(record: Record, names: Mapping[str, str]) -> list[str]:
+    """The recommendation first, then why other graphs are none.
+
+    Args:
+        record: of a run with at least one remedy.
+        names: graphs to what they are called.
+    """
+    found, effects = record.recommendation, record.effects
+    if found is None or effects is None:
+        return [_unknown(record)]
+    shown = found.chosen or "int8"
+    told = [_shipped(record, effects, shown, names) if found.graph else _nothing(record, effects, shown, names)]
+    for candidate in found.candidates:
+        if candidate.refused and candidate.graph != shown:
+            told.append(
+                f"{names[candidate.graph]} is not recommended: "
+                f"{'; '.join(_why(record, effects, candidate.graph, reason) for reason in candidate.refused)}."
+            )
+    return told
+
+
+def _unknown(record: Record) -> str:
+    if record.target_images and not record.target_images.labelled:
+        return "Which remedy to ship is not known: the target images have no labels."
+    return (
+        "Nothing is recommended: this run has no figures of validation images to choose by; `qrobust evaluate` makes "
+        "them."
+    )
+
+
+def _shipped(record: Record, effects: Effects, graph: str, names: Mapping[str, str]) -> str:
+    found = _effect(effects, graph)
+    if graph == "int8":
+        return "Ship the INT8 graph as it is: no remedy is better."
+    return f"Ship {_praise(record, effects, found, names)}: {_chosen(effects, found)}, confirmed on test images."
+
+
+def _nothing(record: Record, effects: Effects, graph: str, names: Mapping[str, str]) -> str:
+    """Why what validation images chose is not recommended; nothing is, for test images do not choose another."""
+    assert record.recommendation is not None
+    reasons = record.recommendation.refusals(graph)
+    if reasons == (UNDECIDED,):
+        found = _effect(effects, graph)
+        otherwise = "INT8 as it is" if graph == "int8" else _praise(record, effects, found, names)
+        return f"Undecided: {_why(record, effects, graph, UNDECIDED)}. With --accept-undecided: ship {otherwise}."
+    told = "; ".join(_why(record, effects, graph, reason) for reason in reasons)
+    return f"Nothing is recommended. {names[graph]}: {told}."
+
+
+def _chosen(effects: Effects, found: GraphEffect) -> str:
+    """On which images a remedy was chosen, and its gain there."""
+    if effects.target_images:
+        where = "target images"
+    else:
+        kind = "withheld from training" if effects.withheld else "that training saw, none was withheld"
+        where = f"images under {effects.conditions} conditions {kind}"
+    gain = points(found.validation.gain_pp, found.validation.gain_interval_pp)
+    return f"chosen on {found.validation.n} validation {where} ({gain})"
+
+
+def _praise(record: Record, effects: Effects, found: GraphEffect, names: Mapping[str, str]) -> str:
+    row = _remedy(record, found.graph)
+    times = f", {row.latency_ratio.batch_1:.2f} times the INT8 graph's time" if row and row.latency_ratio else ""
+    where = "on the target images" if effects.target_images else "under shift"
+    what = "" if record.primary == "accuracy" else f" of {_measure(record)}"
+    return (
+        f"{names[found.graph]} ({points(found.test.gain_pp, found.test.gain_interval_pp)}{what} {where}, "
+        f"{points(0.0 - found.test.clean_cost_pp)} on clean images{times})"
+    )
+
+
+def _measure(record: Record) -> str:
+    return {"accuracy": "accuracy", "balanced": "balanced accuracy"}.get(record.primary, record.primary)
+
+
+def _why(record: Record, effects: Effects, graph: str, reason: str) -> str:
+    """One reason why a graph is not recommended."""
+    found, row = _effect(effects, graph), _remedy(record, graph)
+    steps = row.provenance.steps if row and row.provenance else None
+    validation, test = found.validation, found.test
+    told = {
+        HARM: f"harms {_classes(record, found.classes.harm, len(found.classes.harm))} on test images",
+        UNDECIDED: _undecided(record, found),
+        NO_GAIN: f"gains {points(validation.gain_pp, validation.gain_interval_pp)} on validation images",
+        CLEAN_COST: f"costs {points(validation.clean_cost_pp)} on clean validation images, more than half a point",
+        CONTRADICTED: (
+            f"validation images chose it ({points(validation.gain_pp, validation.gain_interval_pp)}), test images "
+            f"contradict: gain {points(test.gain_pp, test.gain_interval_pp)}, cost on clean ones "
+            f"{points(test.clean_cost_pp)}"
+        ),
+        MAJORITY: (
+            f"under shift its {percent(test.shift)} {bounds(found.shift_interval)} are no better than always "
+            f"answering the largest class ({percent(effects.chance)})"
+        ),
+        SLOW: "takes as long as float: INT8's speed is used up",
+        FEW_STEPS: f"was trained for {steps} steps, too few to have learned; more --steps",
+        RISING: f"was still learning when its {steps} steps ended; more --steps",
+        DIVERGED: "its training diverged; a smaller --learning-rate",
+    }
+    return told[reason]
+
+
+def _undecided(record: Record, found: GraphEffect) -> str:
+    what = f"whether it harms {_classes(record, found.classes.undecided, found.classes.n_undecided)}"
+    worst = found.classes.undecided[0]
+    enough = f"about {worst.needed:,}" if worst.needed else "more than a million"
+    name = class_name(record.class_names, worst.class_index)
+    return f"{what} is undecided: {worst.n} images of {name}, {enough} needed"
+
+
+def _classes(record: Record, effects: tuple[ClassEffect, ...], count: int) -> str:
+    """The first classes, with what becomes of each."""
+    told = [
+        f"{class_name(record.class_names, one.class_index)} {WHERE[one.where]} "
+        f"({points(one.difference_pp, one.interval_pp)}, n = {one.n})"
+        for one in effects[:NAMED]
+    ]
+    more = f" and {count - len(told)} more" if count > len(told) else ""
+    return f"{', '.join(told)}{more}"
+
+
+def _effect(effects: Effects, graph: str) -> GraphEffect:
+    return next(found for found in effects.graphs if found.graph == graph)
+
+
+def _remedy(record: Record, graph: str) -> Remedy | None:
+    return next((row for row in record.remedies if row.remedy == graph), None)
