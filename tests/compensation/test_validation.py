@@ -46,7 +46,7 @@ def test_the_primary_measure_is_what_is_measured(primary: Primary, wanted: float
 def test_a_budget_of_less_than_an_image_is_one(budget: float, lost: int, keeps: bool) -> None:
     """Of 30 images one is 3.3 points; of no budget there is none to lose."""
     source = array_images(PIXELS, LABELS, None, "test")
-    source.image_size = 8
+    source.prepare(Preprocessing(size=8, resize="none"))
     validation = Validation(Split(source, torch.arange(30)), [], table="cifar-c", seed=0, limit=90)
     before = torch.arange(30) < 24
     after = before & (torch.arange(30) >= lost)
@@ -60,7 +60,7 @@ def test_a_budget_of_less_than_an_image_is_one(budget: float, lost: int, keeps: 
 
 def test_clean_scores_are_those_that_are_measured() -> None:
     source = array_images(PIXELS, LABELS, None, "test")
-    source.image_size = 8
+    source.prepare(Preprocessing(size=8, resize="none"))
     balanced = Primary("balanced")
     validation = Validation(Split(source, torch.arange(30)), [], table="cifar-c", seed=0, limit=90, primary=balanced)
     scores = validation.clean_scores(always_dark)
