@@ -39,14 +39,12 @@ class Retrained:
         averaged: what is kept of it, frozen to its integers.
         training: what training did, on validation images.
         change: how far its weights are from those that it started at.
-        start_shift_accuracy: of the classifier before, under shift, on the validation images of `averaged`.
         clean_cost: what it costs on clean validation images, with its bound.
     """
 
     averaged: Averaged
     training: QatFit
     change: WeightChange
-    start_shift_accuracy: float
     clean_cost: CleanCost
 
 
@@ -120,8 +118,7 @@ def _held_to_budget(
 ) -> Retrained:
     """What of a training costs no more than allowed on clean validation images, and what that costs."""
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    deployed = classifier.deploy(classifier.fake_quantized)
-    before, shifted = validation.clean_scores(deployed), validation.shifted(deployed)
+    before = validation.clean_scores(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,
         start,
@@ -138,7 +135,7 @@ def _held_to_budget(
     after = validation.clean_scores(classifier.deploy(averaged.model))
     cost = validation.clean_cost(before, after, config.clean_budget)
     say_clean_cost(cost, reporter)
-    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), shifted, cost)
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), cost)
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
