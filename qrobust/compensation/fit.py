@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
+from qrobust.classifier import Classifier, Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.evolution import evolve
@@ -19,6 +19,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, RangeError
 from qrobust.evaluation.predictions import CLEAN
 from qrobust.evaluation.primary import ACCURACY, Primary
@@ -159,6 +160,7 @@ def fit_calibrator(
     *,
     checkpoints: Checkpoints,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> CalibratorFit:
     """Train a calibrator in front of a frozen classifier, first in float, then on its own 8-bit grid.
@@ -172,6 +174,7 @@ def fit_calibrator(
         config: size, training and budgets.
         checkpoints: files to go on from.
         seed: of the calibrator's first weights, and of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -181,10 +184,7 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    scores = validation.clean_scores(deployed)
-    if classifier.made_from is not None:
-        others = validation.clean_scores(classifier.deploy(classifier.made_from))
-        scores = max(scores, others, key=validation.clean_value)
+    scores = _scores_to_keep(classifier, deployed, validation)
     clean = validation.clean_value(scores)
     least_clean = validation.least_clean(clean, config.clean_budget)
     calibrator, ratio = choose_calibrator(
@@ -194,7 +194,8 @@ def fit_calibrator(
 
     def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
-        with reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
+        working = device.holding(module, classifier.fake_quantized, classifier.teacher)
+        with working, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
                 classifier.fake_quantized,
@@ -231,6 +232,15 @@ def fit_calibrator(
     _say_gate(gate, second, clean, measured[1], config, reporter)
     say_clean_cost(cost, reporter)
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
+
+
+def _scores_to_keep(classifier: FrozenClassifier, deployed: Classifier, validation: Validation) -> torch.Tensor:
+    """Scores on clean images that the budget counts from: the classifier's, or of what it was made from if higher."""
+    scores = validation.clean_scores(deployed)
+    if classifier.made_from is None:
+        return scores
+    others = validation.clean_scores(classifier.deploy(classifier.made_from))
+    return max(scores, others, key=validation.clean_value)
 
 
 def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:

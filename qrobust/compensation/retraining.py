@@ -18,6 +18,7 @@ from qrobust.compensation.fit import (
     say_clean_cost,
     validation_of,
 )
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QATConfig
@@ -58,6 +59,7 @@ def retrain(
     *,
     checkpoint: Path,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> Retrained:
     """Train what may be trained of a classifier under shift, for as many steps as a calibrator trains through it.
@@ -71,6 +73,7 @@ def retrain(
         qat: weight of the teacher in the loss.
         checkpoint: file to go on from.
         seed: of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -96,6 +99,7 @@ def retrain(
         seed=seed,
         checkpoint=checkpoint,
         reporter=reporter,
+        device=device,
         name=name,
     )
     if training.diverged and not training.best_step:
