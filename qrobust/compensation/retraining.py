@@ -11,6 +11,7 @@ from torch import fx, nn
 from qrobust.compensation.clean_budget import Averaged, within_clean_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, CalibratorData, FrozenClassifier, validation_of
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QATConfig
@@ -32,13 +33,11 @@ class Retrained:
         averaged: what is kept of it, frozen to its integers.
         training: what training did, on validation images.
         change: how far its weights are from those that it started at.
-        start_shift_accuracy: of the classifier before, under shift, on the validation images of `averaged`.
     """
 
     averaged: Averaged
     training: QatFit
     change: WeightChange
-    start_shift_accuracy: float
 
 
 def retrain(
@@ -51,6 +50,7 @@ def retrain(
     *,
     checkpoint: Path,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> Retrained:
     """Train what may be trained of a classifier under shift, for as many steps as a calibrator trains through it.
@@ -64,6 +64,7 @@ def retrain(
         qat: weight of the teacher in the loss.
         checkpoint: file to go on from.
         seed: of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -89,6 +90,7 @@ def retrain(
         seed=seed,
         checkpoint=checkpoint,
         reporter=reporter,
+        device=device,
         name=name,
     )
     if training.diverged and not training.best_step:
@@ -97,7 +99,7 @@ def retrain(
             f"expected a rate smaller than {config.learning_rate:g}"
         )
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    clean, shifted = validation.measure(classifier.deploy(classifier.fake_quantized))
+    clean = validation.clean(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,
         start,
@@ -111,7 +113,7 @@ def retrain(
             f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
-    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), shifted)
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model))
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qrobust.record import Audit, MeanCorruptionError, Record, TargetImages, ValidationAgreement
-from qrobust.report.approval import enough_sentence
 from qrobust.report.attacks import flag_sentences
 from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
 from qrobust.report.figures import bounds, percent, points
@@ -107,7 +106,6 @@ def verdict(record: Record) -> list[str]:
     """The verdict, most important sentence first."""
     s, compensated = record.summary, "compensated" in record.summary.shift_accuracy
     sentences = recommendation_sentences(record, NAMES) if record.remedies else []
-    sentences += filter(None, [enough_sentence(record, NAMES)])
     if leading := primary_sentence(record, NAMES):
         sentences.append(leading)
     if record.target_images:

@@ -27,7 +27,7 @@ from qrobust.compensation.calibrator import (
     within_budget,
 )
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.evolution import evolve
 from qrobust.compensation.fit import candidates, new_calibrator
 from qrobust.compensation.gate import (
     GAINS,
@@ -44,6 +44,7 @@ from qrobust.data.splits import TrainingData
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
+from qrobust.device import CPU, fast_arithmetic
 from qrobust.errors import InputError
 from qrobust.evaluation.primary import ACCURACY
 from qrobust.pipeline.provenance import training_data
@@ -52,8 +53,9 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.record import EvolutionStrategy
 from qrobust.storage import read_json, write_sealed
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import fit
 
 
 @pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])
@@ -262,7 +264,7 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     pair = Compensated(frozen, fake_quantized)
     export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 23
+    assert counted.integer_ops == counted.quantizable_ops == 23
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)
     wanted = pair(images)
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
@@ -559,7 +561,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
             labels.copy_((labels + 1) % 10)
         if make == "finetune":
             made = MAKERS[make](opened_run)
-            return state_hash(made.model), {k: v for k, v in made.result["training"].items() if k != "earlier_s"}
+            return state_hash(made.model), made.training.training
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         return state_hash(fit.calibrator), (fit.float_phase, fit.int8_phase, fit.clean_accuracy, fit.shift_accuracy)
 
@@ -575,7 +577,7 @@ def test_evolution_keeps_the_best_that_onnxruntime_measured(finished_run: Path) 
     before = state_hash(opened_run.calibrator)
     deployed = opened_run.onnx_classifier("int8")
 
-    def evolved(least_clean: float) -> tuple[torch.nn.Module, Evolution]:
+    def evolved(least_clean: float) -> tuple[torch.nn.Module, EvolutionStrategy]:
         return evolve(
             opened_run.calibrator,
             deployed,
@@ -608,11 +610,11 @@ def test_validation_shares_its_limit() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_arithmetic_is_bfloat16_only_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qrobust.training_loop.native_bfloat16", lambda: native)
+    monkeypatch.setattr("qrobust.device.bfloat16_kernels", lambda place: native)
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    with fast_arithmetic():
+    with fast_arithmetic(CPU):
         assert layer(x).dtype == (torch.bfloat16 if native else torch.float32)
-    with fast_arithmetic(enabled=False):
+    with fast_arithmetic(CPU, enabled=False):
         assert layer(x).dtype == torch.float32
 
 
@@ -621,7 +623,7 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
     module = torch.nn.Linear(1, 1)
     before = state_hash(module)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, size: int) -> torch.Tensor:
         return module.weight.sum() + (0 * module.weight.sum()).abs().sqrt()  # the root's slope at 0 is infinite
 
     done = fit(
@@ -630,6 +632,8 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
         steps=3,
         rates=lambda _: [0.1],
         loss=loss,
+        batch_size=1,
+        least_batch=1,
         judge=lambda: (0.0,),
         score=lambda found: found,
         judge_after=lambda _: True,
