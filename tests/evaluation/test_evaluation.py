@@ -213,7 +213,7 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
     # Kept: a slower clock does not change it, another budget does.
     assert torch.equal(budgeted(split, tmp_path, 8.2, step=100).indices, chosen.indices)
     assert len(budgeted(split, tmp_path, 7.7)) == 13
-    # Four more conditions, of a stored set, halve what 11.3 - 4.8 s buy.
+    # Four more conditions, of a corruption data set, halve what 11.3 - 4.8 s buy.
     assert len(budgeted(split, tmp_path, 11.3)) == 30
     assert len(budgeted(split, tmp_path, 11.3, also=4)) == 15
 
