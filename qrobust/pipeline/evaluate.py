@@ -86,7 +86,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             run.data.test,
             run.conditions,
             attacks=config.attacks,
-            differentiable={name: run.torch_classifier(name) for name in names if name in GRAPHS},
+            differentiable={n: run.device.classifier(run.torch_classifier(n)) for n in names if n in GRAPHS},
             corruption_sets=run.stored,
             cache=_cache(run, names),
             workers=workers,
@@ -264,7 +264,7 @@ def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
     """The row of a remedy that has no graph, on the first images, against the INT8 graph on the same ones."""
     kept = run.require_folder().predictions / TORCH_ONLY
     found = measure(
-        {TORCH_ONLY: AntiAdversary(run.fake_quantized)},
+        {TORCH_ONLY: AntiAdversary(run.device.classifier(run.fake_quantized))},
         replace(run.data.test, indices=torch.from_numpy(known.indices[:TORCH_IMAGES])),
         [condition for condition in known.predictions if condition != CLEAN],
         cache=Cache(
