@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -85,10 +85,9 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             severity_table=run.table,
             progress=run.reporter.bar,
         )
-        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        trained = folder.need_stage("quantize", "quantize")["quantization"]["qat"] or {}
-        result |= _figures(found, trained_on, trained.get("shifts", ()))
-        result["remedies"] += _in_torch(run, found) if in_torch else []
+        by_classifier = (folder.need_stage("quantize", "quantize")["quantization"]["qat"] or {}).get("shifts", ())
+        result |= _figures(found, _learned_shifts(run, names), by_classifier)
+        result["remedies"] += _in_torch(run, found, by_classifier) if in_torch else []
         result["target_images"] = _target_images(run, sessions, workers)
         result["splits"] = run.data.summary()
         result["primary"] = run.primary.name
@@ -117,33 +116,51 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
     return names, in_torch
 
 
-def _figures(found: Evaluation, trained_on: Sequence[str], by_classifier: Sequence[str]) -> dict[str, Any]:
+def _learned_shifts(run: Run, names: Collection[str]) -> dict[str, Sequence[str]]:
+    """Graph to the shifts that its remedy was trained on."""
+    stages = {"compensated": "compensate"} | {name: name for name in REMEDIES}
+    return {
+        name: run.require_folder().need_stage(stages[name], "compensate")["trained_on"]
+        for name in names
+        if name in stages
+    }
+
+
+def _figures(
+    found: Evaluation, trained_on: Mapping[str, Sequence[str]], by_classifier: Sequence[str]
+) -> dict[str, Any]:
     """What the record tells of an evaluation.
 
     Args:
         found: the evaluation.
-        trained_on: shifts that its calibrator learned from, if there is one.
+        trained_on: of each remedy, shifts that it learned from.
         by_classifier: shifts that the classifier learned from.
     """
+    calibrated = trained_on.get("compensated", ())
     return {
         "rows": run_rows(
             found.predictions,
             found.labels,
             seed=found.seed,
             of=found.of,
-            seen=trained_on,
+            seen=calibrated,
             seen_by_classifier=by_classifier,
         ),
         "summary": summarise(
             found.predictions,
             found.labels,
-            (*trained_on, *by_classifier),
+            (*calibrated, *by_classifier),
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
             of=found.of,
         ),
-        "remedies": remedy_gains(found.predictions, found.labels, seed=found.seed),
+        "remedies": remedy_gains(
+            found.predictions,
+            found.labels,
+            seed=found.seed,
+            seen={name: (*shifts, *by_classifier) for name, shifts in trained_on.items()},
+        ),
         "corruption_sets": corruption_set_entries(found),
         "attacks": found.attacks,
         "severity_table": found.severity_table,
@@ -249,7 +266,7 @@ def _right(name: str, own: Evaluation, target: Evaluation | None = None) -> Righ
     )
 
 
-def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
+def _in_torch(run: Run, known: Evaluation, by_classifier: Sequence[str]) -> list[RemedyGain]:
     """The row of a remedy that has no graph, on the first images, against the INT8 graph on the same ones."""
     kept = run.require_folder().predictions / TORCH_ONLY
     found = measure(
@@ -268,7 +285,7 @@ def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
         condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
         for condition, own in found.predictions.items()
     }
-    return remedy_gains(both, found.labels, seed=known.seed)
+    return remedy_gains(both, found.labels, seed=known.seed, seen={TORCH_ONLY: by_classifier})
 
 
 def _called(run: Run, label: str) -> MakeBar:
