@@ -166,7 +166,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
 def differences(
     plus: Path, minus: Path, conditions: list[Condition], of: str = "compensated", against: str = "int8"
 ) -> Any:
-    """Per test image, the mean over cells of whether `of` in run `plus` is right minus `against` in run `minus`."""
+    """Per test image, mean over conditions of whether `of` in run `plus` is right minus `against` in run `minus`."""
     right = []
     for run, name in ((plus, of), (minus, against)):
         labels, found = read_predictions(run / "predictions", conditions)

@@ -20,7 +20,7 @@ from qrobust.compensation.fit import fit_calibrator as fit
 from qrobust.data.loading import open_data
 from qrobust.data.own_images import as_split
 from qrobust.data.splits import Data, TrainingData
-from qrobust.deployment.audit import audit as audit_file
+from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy
 from qrobust.deployment.export import export
@@ -36,6 +36,7 @@ from qrobust.quantization.config import QuantizationConfig
 from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
 from qrobust.quantization.sensitivity import LayerEffect, layer_effects
 from qrobust.quantization.tracing import folded
+from qrobust.record import ExplainedAudit, Parity
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import FAMILIES
 from qrobust.shifts.registry import table_for
@@ -167,12 +168,12 @@ def export_onnx(
     return Path(path)
 
 
-def audit(path: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
-    """Count what onnxruntime runs on integers in an ONNX file; see `qrobust.deployment.audit.audit`."""
-    return audit_file(Path(path), image_size, explain=True)
+def audit(path: str | Path, *, image_size: int | None = None) -> ExplainedAudit:
+    """Count what onnxruntime runs on integers in an ONNX file, and say what keeps the rest in float."""
+    return explained_audit(Path(path), image_size)
 
 
-def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> dict[str, float | int]:
+def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> Parity:
     """Compare a torch classifier with its graph on labelled images; see `qrobust.deployment.parity.parity`."""
     split = as_split(images)
     return compare_outputs(torch_classifier, onnx_classifier, to_unit(split.read(slice(None))), split.labels)

@@ -2,7 +2,7 @@
 
 C is 3 (red, green, blue) or 1 (luma), as the network was made for.
 
-The float model, its fake-quantized model, the compensated pair and an onnxruntime session all have this
+The float model, its fake-quantized model, the compensated classifier and the ONNX Runtime classifier all have this
 shape, so whatever measures one measures all.
 """
 
@@ -135,14 +135,14 @@ def input_gradient(
         The gradient, shaped like the images, and the loss of each image.
 
     Raises:
-        InputError: the classifier has no gradient, as an onnxruntime session has none.
+        InputError: the classifier has no gradient, as an ONNX Runtime classifier has none.
     """
     images = images.detach().requires_grad_(True)
     with torch.enable_grad():
         losses = loss(classifier(images))
         if not losses.requires_grad:
             raise InputError(
-                "classifier: expected a differentiable one; a session or converted model has no gradient"
+                "classifier: expected a differentiable one; an ONNX graph or a converted model has no gradient"
             )
         (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient, losses.detach()

@@ -6,7 +6,8 @@ What an option is without, and what it may be, are those of the field that it se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -26,7 +27,7 @@ from qrobust.cli.types import (
 )
 
 Decorator = Callable[[Any], Any]
-_DECLARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+_DECLARED: dict[str, Callable[..., Decorator]] = {}
 
 
 def _declare(*flags: str, **traits: Any) -> None:
@@ -36,16 +37,15 @@ def _declare(*flags: str, **traits: Any) -> None:
         traits |= {"is_flag": True, "default": None}
     elif "type" not in traits and "is_flag" not in traits:
         traits["type"] = str if "metavar" in traits else OneOf(name)
-    _DECLARED[name] = (flags, traits)
+    _DECLARED[name] = functools.partial(click.option, *flags, cls=Option, **traits)
 
 
-def with_options(*names: str, **changes: dict[str, Any]) -> Decorator:
+def with_options(*names: str, **changes: Mapping[str, object]) -> Decorator:
     """Give a command the options of these names; `changes` are to what is declared, by name."""
 
     def apply(command: Any) -> Any:
         for name in reversed(names):
-            flags, traits = _DECLARED[name]
-            command = click.option(*flags, cls=Option, **traits | changes.get(name, {}))(command)
+            command = _DECLARED[name](**changes.get(name, {}))(command)
         return command
 
     return apply
@@ -606,7 +606,7 @@ DECIDING_OPTIONS = ("primary", "accept_undecided")
 NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "verbose", "quiet")
 STAGE_OPTIONS = ("model", "allow_code", "threads", "verbose", "quiet")
 # Of a command for a run that is there.
-OF_RUN: dict[str, dict[str, Any]] = {
+OF_RUN: dict[str, Mapping[str, object]] = {
     "threads": {"unset": "the run's"},
     "model": {
         "group": RUN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -30,7 +31,7 @@ def field_of(option: str) -> Field[Any] | None:
     return _fields().get(FIELDS.get(option, option))
 
 
-def choices(options: dict[str, Any]) -> dict[str, Any]:
+def choices(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as they stand in a run's configuration; those not given are left out.
 
     Raises:

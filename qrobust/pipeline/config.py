@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -127,9 +127,9 @@ class RunConfig(Section):
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data for a JSON file, by option name."""
-        entries: dict[str, Any] = {}
+        entries: dict[str, object] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, Section):
@@ -139,7 +139,7 @@ class RunConfig(Section):
         return entries
 
     @classmethod
-    def from_options(cls, options: dict[str, Any]) -> RunConfig:
+    def from_options(cls, options: Mapping[str, Any]) -> RunConfig:
         """A configuration from choices by option name; those not given have their defaults.
 
         Raises:
@@ -169,7 +169,7 @@ class RunConfig(Section):
         return config
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+    def from_json(cls, data: Mapping[str, object]) -> RunConfig:
         """The inverse of `as_json`; reads the entries of older versions, too.
 
         Raises:
@@ -182,7 +182,7 @@ class RunConfig(Section):
         return cls.from_options({k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
 
 
-def _with_training_shifts(data: dict[str, Any]) -> dict[str, Any]:
+def _with_training_shifts(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries with `train_on`: earlier versions learned from what they measured, less what was held out."""
     from qrobust.shifts.registry import expand
 
@@ -194,7 +194,7 @@ def _with_training_shifts(data: dict[str, Any]) -> dict[str, Any]:
     names = expand(tuple(rest["shifts"]))
     left_out = expand(held_out) if held_out else ()
     train_on = () if real and alone else tuple(name for name in names if name not in left_out)
-    return rest | {"train_on": train_on}
+    return {**rest, "train_on": train_on}
 
 
 SECTIONS: dict[str, type[Section]] = {

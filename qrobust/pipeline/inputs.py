@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -91,7 +91,7 @@ def _refuse_probabilities(logits: torch.Tensor) -> None:
         )
 
 
-def check_same_config(run: Run, given: dict[str, Any]) -> None:
+def check_same_config(run: Run, given: Mapping[str, object]) -> None:
     """Refuse to resume a run with other choices than it was begun with.
 
     Raises:

@@ -41,9 +41,8 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.record import Duplicates
+from qrobust.record import CompensationResult, Duplicates, QuantizationResult, taken
 from qrobust.record.start import Start
-from qrobust.record.typed_json import from_json
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
@@ -180,14 +179,14 @@ class Run:
         Raises:
             InputError: neither the user nor the model says size or normalisation.
         """
-        stage = self.folder.stage("quantize") if self.folder else None
-        if stage and stage.get("preprocessing"):
-            return from_json(Preprocessing, stage["preprocessing"], self.require_folder().path)
+        done = self.folder.result(QuantizationResult, "quantize") if self.folder else None
+        if done and done.preprocessing:
+            return done.preprocessing
         spec, native_size, chosen = self.config.model.spec, self._opened.native_size, self.config.preprocessing
         preset = preset_of(self.model_spec, self._network)
-        if stage:  # of a version that kept the size alone; own code without a normalisation had none
-            preset = replace(preset, image_size=stage["image_size"], normalization=preset.normalization or "none")
-            chosen = replace(chosen, image_size=stage["image_size"])
+        if done:  # of a version that kept the size alone; own code without a normalisation had none
+            preset = replace(preset, image_size=done.image_size, normalization=preset.normalization or "none")
+            chosen = replace(chosen, image_size=done.image_size)
         size = choose_size(chosen, preset, native_size, spec)
         channels = channels_of(self._network, spec, len(self._opened.class_names), size)
         return resolve(chosen, preset, size, native_size=native_size, channels=channels)
@@ -308,6 +307,12 @@ class Run:
             reporter=self.reporter,
         )
 
+    @property
+    def recipe(self) -> Recipe:
+        """What the folder's fake-quantized model was made by."""
+        done = self.require_folder().need_result(QuantizationResult, "quantize", "quantize")
+        return taken(Recipe, done.quantization.recipe)
+
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
         """The fake-quantized model that the folder holds."""
@@ -318,27 +323,26 @@ class Run:
         return self._restored(self.require_folder().integers(remedy), f"compensate --remedy {remedy}")
 
     def _restored(self, path: Path, command: str) -> fx.GraphModule:
-        stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
             _integers(path, command),
             channels=self.model.channels,
-            recipe=Recipe.from_json(stage["quantization"]["recipe"]),
+            recipe=self.recipe,
         )
 
     @cached_property
     def calibrator(self) -> nn.Module:
         """The frozen integer calibrator that the folder holds."""
-        stage = self.require_folder().need_stage("compensate", "compensate")
-        if stage.get("calibrator_version") != CALIBRATOR_VERSION:
+        done = self.require_folder().need_result(CompensationResult, "compensate", "compensate")
+        if done.calibrator_version != CALIBRATOR_VERSION:
             raise InputError(
                 f"run folder: the calibrator in {self.require_folder().path} is of another version of qrobust; "
                 "run `qrobust compensate` again"
             )
         size, channels = self.data.image_size, self.model.channels
-        fresh = new_calibrator(size, stage["width"], tuple(stage["branches"]), channels, self.config.seed)
+        fresh = new_calibrator(size, done.width, done.branches, channels, self.config.seed)
         return restore(
             fresh.eval(),
             self.target,

@@ -29,7 +29,7 @@ class SplitSummary:
     n: Count
     fingerprint: str
     listing: str
-    taken_from: str | None = None
+    taken_from: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class PhaseFit:
     shift_accuracy: Share
     best_step: Count
     diverged: bool
-    earlier_s: Seconds = 0.0
+    earlier_s: Seconds = field(default=0.0, compare=False)
     history: tuple[Score, ...] = ()
 
     @property

@@ -34,11 +34,11 @@ class StageResult:
 
     Attributes:
         choices: changes with every choice that the stage depends on; null where that is not compared.
-        duration_s: what it took, with what killed processes had trained before.
+        duration_s: what it took, with what killed processes had trained before; set as it ends, like `choices`.
     """
 
-    choices: str | None
-    duration_s: Seconds
+    choices: str | None = None
+    duration_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,8 @@ class ExportResult(StageResult, ExportedGraphs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemedyResult(StageResult, ExportedGraphs):
-    """`stages/REMEDY.json` of a remedy other than a calibrator.
+class RemedyTraining:
+    """How a remedy other than a calibrator was made.
 
     Attributes:
         macs: what it adds.
@@ -133,7 +133,7 @@ class RemedyResult(StageResult, ExportedGraphs):
         kept_share: of the way from INT8 to the end of its training, what `--clean-budget` left; null without one.
     """
 
-    macs: CalibratorMacs
+    macs: CalibratorMacs = CalibratorMacs(calibrator=0)
     trained_on: tuple[str, ...]
     provenance: TrainingProvenance | None = field(metadata=was("lessons"))
     training: CalibratorTraining | QatTraining | None = None
@@ -141,6 +141,11 @@ class RemedyResult(StageResult, ExportedGraphs):
     validation: Validation | None = None
     weight_change: WeightChange | None = None
     kept_share: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyResult(StageResult, RemedyTraining, ExportedGraphs):
+    """`stages/REMEDY.json` of a remedy other than a calibrator."""
 
 
 @dataclass(frozen=True, kw_only=True)

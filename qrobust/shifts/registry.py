@@ -67,9 +67,9 @@ class Shift:
     version: str = ""
 
 
-def _versioned(traits: dict[str, Any]) -> dict[str, Any]:
-    """Random shifts with the version of the numbers that they draw."""
-    return traits | ({"version": "counters"} if traits.get("random", True) else {})
+def _version(*, random: bool = True, version: str = "", **_: object) -> str:
+    """Of a shift; of a random one, of the numbers that it draws."""
+    return "counters" if random else version
 
 
 def _arguments(strengths: tuple) -> tuple[tuple, ...]:
@@ -80,7 +80,7 @@ def _corruption(
     function: Callable[..., torch.Tensor], family: str, unit: str, cifar: tuple, imagenet: tuple, **traits: Any
 ) -> Shift:
     tables: dict[str, tuple[tuple | None, ...]] = {"cifar-c": _arguments(cifar), "imagenet-c": _arguments(imagenet)}
-    return Shift(function.__name__, family, function, unit, tables, **_versioned(traits))
+    return Shift(function.__name__, family, function, unit, tables, **traits | {"version": _version(**traits)})
 
 
 def _transformation(
@@ -91,7 +91,8 @@ def _transformation(
     if function is t.jpeg_chain:  # one argument, which is a tuple
         arguments = tuple((s,) for s in strengths)
     traits = {"keeps_pixels": family != "geometry", "random": False} | traits
-    return Shift(function.__name__, family, function, unit, dict.fromkeys(TABLES, arguments), **_versioned(traits))
+    tables: dict[str, tuple[tuple | None, ...]] = dict.fromkeys(TABLES, arguments)
+    return Shift(function.__name__, family, function, unit, tables, **traits | {"version": _version(**traits)})
 
 
 # The published ImageNet-C code takes its elastic constants from a side of 244 px and applies them to 224 px.

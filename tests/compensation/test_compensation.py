@@ -27,7 +27,7 @@ from qrobust.compensation.calibrator import (
     within_budget,
 )
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.evolution import evolve
 from qrobust.compensation.fit import candidates, new_calibrator
 from qrobust.compensation.gate import (
     GAINS,
@@ -52,6 +52,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.record import EvolutionStrategy
 from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fast_arithmetic, fit
 
@@ -262,7 +263,7 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     pair = Compensated(frozen, fake_quantized)
     export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 23
+    assert counted.integer_ops == counted.quantizable_ops == 23
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)
     wanted = pair(images)
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
@@ -559,7 +560,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
             labels.copy_((labels + 1) % 10)
         if make == "finetune":
             made = MAKERS[make](opened_run)
-            return state_hash(made.model), {k: v for k, v in made.result["training"].items() if k != "earlier_s"}
+            return state_hash(made.model), made.training.training
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         return state_hash(fit.calibrator), (fit.float_phase, fit.int8_phase, fit.clean_accuracy, fit.shift_accuracy)
 
@@ -575,7 +576,7 @@ def test_evolution_keeps_the_best_that_onnxruntime_measured(finished_run: Path) 
     before = state_hash(opened_run.calibrator)
     deployed = opened_run.onnx_classifier("int8")
 
-    def evolved(least_clean: float) -> tuple[torch.nn.Module, Evolution]:
+    def evolved(least_clean: float) -> tuple[torch.nn.Module, EvolutionStrategy]:
         return evolve(
             opened_run.calibrator,
             deployed,
