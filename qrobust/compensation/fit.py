@@ -19,6 +19,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, RangeError
 from qrobust.evaluation.predictions import CLEAN
 from qrobust.evaluation.primary import ACCURACY, Primary
@@ -157,6 +158,7 @@ def fit_calibrator(
     *,
     checkpoints: Checkpoints,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> CalibratorFit:
     """Train a calibrator in front of a frozen classifier, first in float, then on its own 8-bit grid.
@@ -170,6 +172,7 @@ def fit_calibrator(
         config: size, training and budgets.
         checkpoints: files to go on from.
         seed: of the calibrator's first weights, and of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -190,7 +193,8 @@ def fit_calibrator(
 
     def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
-        with reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
+        working = device.holding(module, classifier.fake_quantized, classifier.teacher)
+        with working, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
                 classifier.fake_quantized,

@@ -11,6 +11,7 @@ from torch import fx, nn
 from qrobust.compensation.clean_budget import Averaged, within_clean_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, CalibratorData, FrozenClassifier, validation_of
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QATConfig
@@ -49,6 +50,7 @@ def retrain(
     *,
     checkpoint: Path,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> Retrained:
     """Train what may be trained of a classifier under shift, for as many steps as a calibrator trains through it.
@@ -62,6 +64,7 @@ def retrain(
         qat: weight of the teacher in the loss.
         checkpoint: file to go on from.
         seed: of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -87,6 +90,7 @@ def retrain(
         seed=seed,
         checkpoint=checkpoint,
         reporter=reporter,
+        device=device,
         name=name,
     )
     if training.diverged and not training.best_step:

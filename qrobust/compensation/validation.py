@@ -12,6 +12,7 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
+from qrobust.device import ask, device_of
 from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
@@ -101,16 +102,16 @@ class Validation:
         for images, labels in zip(*(some.split(BATCH) for some in part), strict=True):
             yield to_unit(images).contiguous(memory_format=torch.channels_last), labels
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def scores(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Of each image `(n,)`: 1 where the classifier is right; without labels, how well all fit, from 0 to 1."""
         if (labels < 0).any():
             return torch.full((len(images),), self._fit(classifier, images), dtype=torch.float64)
-        return (classifier(images).argmax(1) == labels).double()
+        return (ask(classifier, images).argmax(1) == labels).double()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _scores(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> torch.Tensor:
-        seen = ((calibrator(images) if calibrator else images, labels) for images, labels in self.batches(part))
+        seen = ((ask(calibrator, images) if calibrator else images, labels) for images, labels in self.batches(part))
         if (part[1] < 0).any():
             return self.scores(classifier, torch.cat([images for images, _ in seen]), part[1])
         return torch.cat([self.scores(classifier, *batch) for batch in seen])
@@ -118,8 +119,8 @@ class Validation:
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""
         if isinstance(self.teacher, nn.Module) and norms(self.teacher):
-            return math.exp(-float(statistics_distance(self.teacher, images)))
-        return float(information(classifier(images)))
+            return math.exp(-float(statistics_distance(self.teacher, images.to(device_of(self.teacher)))))
+        return float(information(ask(classifier, images)))
 
 
 def information(logits: torch.Tensor) -> torch.Tensor:

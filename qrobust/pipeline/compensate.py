@@ -101,6 +101,7 @@ def fit_in_run(
         run.config.calibrator,
         checkpoints=checkpoints_of(run, classifier),
         seed=run.config.seed,
+        device=run.device,
         reporter=run.reporter,
     )
 

@@ -125,6 +125,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = choice(0, at_least=0, at_most=MOST_SEED)
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
+    device: str = "auto"
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:

@@ -44,6 +44,7 @@ from qrobust.data.splits import TrainingData
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
+from qrobust.device import CPU, fast_arithmetic
 from qrobust.errors import InputError
 from qrobust.evaluation.primary import ACCURACY
 from qrobust.pipeline.provenance import training_data
@@ -54,7 +55,7 @@ from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
 from qrobust.record import EvolutionStrategy
 from qrobust.storage import read_json, write_sealed
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import fit
 
 
 @pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])
@@ -609,11 +610,11 @@ def test_validation_shares_its_limit() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_arithmetic_is_bfloat16_only_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qrobust.training_loop.native_bfloat16", lambda: native)
+    monkeypatch.setattr("qrobust.device.bfloat16_kernels", lambda place: native)
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    with fast_arithmetic():
+    with fast_arithmetic(CPU):
         assert layer(x).dtype == (torch.bfloat16 if native else torch.float32)
-    with fast_arithmetic(enabled=False):
+    with fast_arithmetic(CPU, enabled=False):
         assert layer(x).dtype == torch.float32
 
 
@@ -622,7 +623,7 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
     module = torch.nn.Linear(1, 1)
     before = state_hash(module)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, size: int) -> torch.Tensor:
         return module.weight.sum() + (0 * module.weight.sum()).abs().sqrt()  # the root's slope at 0 is infinite
 
     done = fit(
@@ -631,6 +632,8 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
         steps=3,
         rates=lambda _: [0.1],
         loss=loss,
+        batch_size=1,
+        least_batch=1,
         judge=lambda: (0.0,),
         score=lambda found: found,
         judge_after=lambda _: True,
