@@ -255,6 +255,10 @@ class RemedyGain(Gain):
         shift_accuracy: mean over all conditions.
         clean_cost_pp: `int8` minus the remedy, clean images.
         clean_cost_interval_pp: its 95 % interval.
+        unseen_gain_pp: over conditions whose shift neither the classifier nor the remedy was trained on, or null.
+        unseen_gain_interval_pp: its interval.
+        seen_gain_pp: over the other conditions.
+        seen_gain_interval_pp: its interval.
         clean_agreement: share of clean images that it predicts as `int8` does; null in records of earlier versions.
         clean_harmful_flips: share of clean images that `int8` gets right and it gets wrong; likewise.
     """
@@ -265,6 +269,10 @@ class RemedyGain(Gain):
     shift_accuracy: Share
     clean_cost_pp: Points
     clean_cost_interval_pp: PointsInterval
+    unseen_gain_pp: Points | None = None
+    unseen_gain_interval_pp: PointsInterval | None = None
+    seen_gain_pp: Points | None = None
+    seen_gain_interval_pp: PointsInterval | None = None
     clean_agreement: Share | None = None
     clean_harmful_flips: Share | None = None
 
