@@ -168,6 +168,7 @@ _declare(
     advanced=True,
     type=INTEGER,
     metavar="N",
+    unset="an eighth of the training images, 32 to 512",
     help="Images on which quantization ranges are observed.",
 )
 _declare(

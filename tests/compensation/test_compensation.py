@@ -53,7 +53,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
-from qrobust.record import EvolutionStrategy
+from qrobust.record import EvolutionStrategy, read_record
 from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fit
 
@@ -542,6 +542,20 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     assert strict.shift_accuracy < free.shift_accuracy
     assert strict.earlier_s == 0 < free.earlier_s
     assert strict.int8_phase == free.int8_phase
+
+
+def test_the_cost_on_clean_images_is_told_with_its_bound(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    assert record.compensation is not None
+    cost = record.compensation.validation.clean_cost
+    assert cost is not None
+    assert cost.n == record.splits["validation"].n
+    assert (cost.budget_pp, cost.allowed_pp) == (0.3, pytest.approx(max(0.3, 100 / cost.n)))
+    assert cost.cost_pp <= cost.allowed_pp + 1e-6
+    assert cost.bound_pp > cost.cost_pp
+    assert (cost.images_to_tell is not None) == (cost.bound_pp > 1.3)
+    card = (finished_run / "compensated.card.md").read_text()
+    assert f"On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most" in card
 
 
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
