@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import torch
 
-from qrobust.classifier import state_hash
+from qrobust.classifier import Classifier, state_hash
 from qrobust.compensation.baselines import AntiAdversary
+from qrobust.data.foreign import foreign_splits
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
@@ -19,6 +20,7 @@ from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.confidence import confidence_results
 from qrobust.evaluation.effects import Right, chance, graph_effects, spread
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
@@ -35,11 +37,13 @@ from qrobust.pipeline.provenance import check_images, check_target_images, train
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import stage
-from qrobust.record import CorruptionSet, Effects, RemedyGain, TargetImages, hardware, versions
+from qrobust.record import Confidence, CorruptionSet, Effects, RemedyGain, TargetImages, hardware, versions
 
 LATENCY_BATCHES = (1, 32)
 # Test images for a method that exists in torch only.
 TORCH_IMAGES = 200
+# Foreign images of each set, on which confidence should be low.
+FOREIGN_IMAGES = 500
 # Validation images, and conditions, by which a remedy is chosen; at most as many images as are tested on.
 SELECTION_IMAGES, SELECTION_CONDITIONS = 1000, 12
 
@@ -95,6 +99,9 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         result["splits"] = run.data.summary()
         result["primary"] = run.primary.name
         result["effects"] = _effects(run, found, sessions, workers)
+        result["confidence"] = confidence_of(
+            found, run.data.test, sessions, _cache(run, names), workers=workers, progress=run.reporter.bar
+        )
         result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
         result["versions"] = versions()
         latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
@@ -154,6 +161,33 @@ def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
         )
         for one in found.corruption_sets
     ]
+
+
+def confidence_of(
+    found: Evaluation,
+    split: Split,
+    classifiers: Mapping[str, Classifier],
+    cache: Cache,
+    *,
+    workers: int,
+    progress: MakeBar,
+) -> Confidence:
+    """What confidence is worth, above a threshold and on foreign images, which are asked about here.
+
+    Args:
+        found: of the classifiers on the split's images.
+        split: images that they know.
+        classifiers: by name.
+        cache: of `found`; answers about foreign images are kept beside it.
+        workers: as for `evaluate`.
+        progress: makes a progress bar.
+    """
+    foreign = {}
+    for kind, images in foreign_splits(split, FOREIGN_IMAGES, seed=found.seed).items():
+        kept = replace(cache, predictions=cache.predictions / f"foreign-{kind}")
+        told = measure(classifiers, images, (), cache=kept, workers=workers, seed=found.seed, progress=progress)
+        foreign[kind] = told.predictions[CLEAN]
+    return confidence_results(found.predictions, found.labels, foreign)
 
 
 def _cache(run: Run, names: Collection[str]) -> Cache:

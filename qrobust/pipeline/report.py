@@ -109,6 +109,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         hardware=evaluated.hardware,
         stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
         primary=evaluated.primary,
+        confidence=evaluated.confidence,
         effects=evaluated.effects,
         recommendation=_recommended(evaluated, remedies, config),
         classes=evaluated.classes or _classes(folder, evaluated, len(quantized.class_names)),
@@ -125,6 +126,7 @@ def _recommended(
         evaluated.effects,
         remedies,
         accept_undecided=config.evaluation.accept_undecided,
+        confidence=evaluated.confidence,
         timed=evaluated.hardware.sums != "exact-by-request",
     )
 

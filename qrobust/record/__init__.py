@@ -20,6 +20,7 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.confidence import ClassifierConfidence, Confidence, Foreign
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     STATISTICS,
@@ -105,6 +106,7 @@ __all__ = [
     "ClassRecall",
     "Classes",
     "ClassifierClasses",
+    "ClassifierConfidence",
     "ClassifierHash",
     "Comparison",
     "Compensation",
@@ -113,6 +115,7 @@ __all__ = [
     "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "Confidence",
     "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
@@ -128,6 +131,7 @@ __all__ = [
     "ExportedGraphs",
     "Fidelity",
     "Flips",
+    "Foreign",
     "Gain",
     "GraphEffect",
     "Hardware",

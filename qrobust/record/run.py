@@ -11,6 +11,7 @@ from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
@@ -72,6 +73,7 @@ class Record:
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
         recommendation: what to ship; null where not measured.
     """
@@ -111,6 +113,7 @@ class Record:
     preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
     effects: Effects | None = None
     recommendation: Recommendation | None = None
 
@@ -150,6 +153,7 @@ class EvaluationRecord:
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -177,6 +181,7 @@ class EvaluationRecord:
     preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
