@@ -23,7 +23,8 @@ from figures import git_commit
 from torch import nn
 
 from qrobust.compensation.baselines import adapt_batch_norm
-from qrobust.evaluation.predictions import BATCH, Condition, read_predictions
+from qrobust.evaluation.kept import Condition, read_predictions
+from qrobust.evaluation.predictions import BATCH
 from qrobust.pipeline.run import Run
 from qrobust.progress import Reporter
 from qrobust.record import hardware, to_json, versions

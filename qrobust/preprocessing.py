@@ -235,11 +235,11 @@ class Preprocessing:
             return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         return _interpolated(image, width, height)
 
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> list[dict[str, object]]:
         """What is done to an image file, in order, in words that need no qrobust; see docs/preprocessing.md."""
-        resize: dict[str, Any] = {"do": "resize", "filter": self.interpolation, "antialias": self.antialias}
+        resize: dict[str, object] = {"do": "resize", "filter": self.interpolation, "antialias": self.antialias}
         mode = "L" if self.channels == 1 else "RGB"
-        found: list[dict[str, Any]] = [{"do": "decode", "mode": mode}]
+        found: list[dict[str, object]] = [{"do": "decode", "mode": mode}]
         if self.resize == "crop":
             found += [
                 {"do": "limit_aspect", "at_most": MOST_ASPECT},
@@ -252,7 +252,7 @@ class Preprocessing:
             found += [resize | {"longer_side": self.size}, {"do": "pad", "size": self.size, "fill": self.fill}]
         return [*found, {"do": "divide", "by": 255}]
 
-    def as_metadata(self) -> dict[str, Any]:
+    def as_metadata(self) -> dict[str, object]:
         """For a graph's file: what to feed it, how that is made of an image, and what the graph then does itself."""
         from dataclasses import asdict
 

@@ -14,13 +14,14 @@ from qrobust.cli.interrupts import Interruptible
 from qrobust.cli.parsing import FIELDS, field_of
 from qrobust.errors import InputError
 
-MODEL, QUANTIZATION, QAT, SHIFTS, CALIBRATOR, ATTACKS, RUN = GROUPS = (
+MODEL, QUANTIZATION, QAT, SHIFTS, CALIBRATOR, ATTACKS, GATE, RUN = GROUPS = (
     "Model and data",
     "Quantization",
     "Quantization-aware training",
     "Shifts",
     "Calibrator",
     "Attacks",
+    "Bounds",
     "Run",
 )
 # What messages call an option's argument, where that is not the option's name.

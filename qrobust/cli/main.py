@@ -12,6 +12,7 @@ from qrobust import __version__
 from qrobust.cli.command import Command
 from qrobust.cli.console import echo
 from qrobust.cli.file_commands import audit, evaluate_onnx
+from qrobust.cli.finished_commands import check, compare
 from qrobust.cli.interrupts import end, remember_arguments, signals_raise
 from qrobust.cli.run_commands import compensate, demo, evaluate, export, quantize, report, run, sensitivity
 from qrobust.errors import InputError, QRobustError, unknown
@@ -89,6 +90,8 @@ def main() -> None:
     qrobust demo                                    # the whole job on built-in data, a few minutes
     qrobust run --model M --data D --out runs/one   # the whole job on yours
     qrobust evaluate-onnx float.onnx int8.onnx --data D --out evaluations/one
+    qrobust compare runs/one runs/two               # the same images, paired
+    qrobust check runs/two --against runs/one --max-drop 0.5    # for CI: exit code 1 if it is breached
     qrobust audit int8.onnx
 
     The stages of `run` are commands, too, for the same folder: quantize, compensate, export, evaluate, report.
@@ -106,6 +109,8 @@ for _command in (
     evaluate,
     report,
     evaluate_onnx,
+    compare,
+    check,
     audit,
 ):
     main.add_command(_command)

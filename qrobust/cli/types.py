@@ -89,6 +89,24 @@ def list_of(kind: Parsed, plural: str) -> Parsed:
     return Parsed(f"{kind.name} list", parse, f"comma-separated {plural}")
 
 
+def _class_share(text: str) -> tuple[str, float]:
+    name, separator, share = text.rpartition("=")
+    if not (name and separator):
+        raise ValueError(text)
+    return name, _fraction(share)
+
+
+def word(*words: str) -> Parsed:
+    """One of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return Parsed("word", parse, " or ".join(words))
+
+
 def _comparison(text: str) -> str:
     if text not in ("ladder", "all"):
         raise ValueError(text)
@@ -99,6 +117,7 @@ COMPARISON = Parsed("comparison", _comparison, "ladder or all")
 INTEGER = Parsed("integer", int, "an integer")
 NUMBER = Parsed("number", float, "a number")
 FRACTION = Parsed("fraction", _fraction, "a number or a fraction such as 8/255")
+CLASS_SHARE = Parsed("class share", _class_share, "a class and a share, such as cat=0.9")
 DURATION = Parsed("duration", _seconds, "a time such as 90s, 10m or 1h")
 INTEGERS = list_of(INTEGER, "integers")
 FRACTIONS = list_of(FRACTION, "numbers or fractions such as 8/255")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qrobust.evaluation.predictions import CLEAN, Condition, ConditionPredictions, Predictions
+from qrobust.evaluation.kept import CLEAN, Condition, ConditionPredictions, Predictions
 from qrobust.evaluation.primary import is_uneven
 from qrobust.evaluation.statistics import mean_interval, wilson_interval
 from qrobust.record import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion

@@ -6,11 +6,10 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch
 from qrobust.classifier import Classifier
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.evaluation.kept import CLEAN, FIELDS, Condition, ConditionPredictions, Predictions, condition_file
 from qrobust.evaluation.statistics import stratified
 from qrobust.evaluation.workers import Processes
 from qrobust.shifts.filters import to_unit
@@ -29,39 +29,8 @@ from qrobust.user_code import expect, ran
 # What `within_budget` chose, in the folder of predictions.
 SUBSET = "subset.json"
 BATCH = 100
-LONGEST_NAME = 200
-Condition = tuple[str, int]
-CLEAN: Condition = ("clean", 0)
 # Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
 PROBE, PROBE_SHARE, LEAST = 32, 0.1, 10
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What one classifier said of `n` images, in the order of the split.
-
-    Attributes:
-        prediction: class index `(n,)`.
-        margin: largest logit minus the second `(n,)`.
-        confidence: largest softmax probability `(n,)`.
-    """
-
-    prediction: np.ndarray
-    margin: np.ndarray
-    confidence: np.ndarray
-
-    def first(self, count: int) -> Predictions:
-        """What was said of the first so many images."""
-        return Predictions(self.prediction[:count], self.margin[:count], self.confidence[:count])
-
-    @classmethod
-    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
-        """What was said of all images, batch by batch."""
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-
-FIELDS = tuple(f.name for f in fields(Predictions))
-ConditionPredictions = dict[Condition, dict[str, Predictions]]
 
 
 class Answer(NamedTuple):
@@ -221,14 +190,6 @@ def _key(digest: str, task: Task, seed: int, depends_on: tuple[object, ...]) -> 
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
-def condition_file(folder: Path, condition: Condition) -> Path:
-    """Where the predictions of a cell are kept; the path of a user's function may be longer than a file's name."""
-    name = quote(condition[0], safe="", errors="surrogatepass")
-    if len(name) > LONGEST_NAME:
-        name = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-LONGEST_NAME:]}"
-    return folder / f"{name}-{condition[1]}.npz"
-
-
 def kept_or_predicted(
     classifiers: Mapping[str, Classifier],
     tasks: Sequence[Task],
@@ -299,41 +260,6 @@ def _keep(folder: Path, task: Task, keys: Mapping[str, str], found: Mapping[str,
     save_npz(condition_file(folder, task.condition), arrays)
 
 
-def read_predictions(
-    folder: Path, conditions: list[Condition] | None = None
-) -> tuple[np.ndarray, ConditionPredictions]:
-    """Everything a finished evaluation predicted, to recompute any figure without inference.
-
-    Args:
-        folder: `predictions` of a run or an evaluation.
-        conditions: only these, in this order. Default: every file, sorted by name; an evaluation with other
-            `--shifts` may have left some that the record does not have.
-
-    Returns:
-        Labels `(n,)`, and predictions per cell and classifier.
-
-    Raises:
-        InputError: there are none, a file is damaged, or files are of different images.
-    """
-    paths = (
-        sorted(folder.glob("*.npz"))
-        if conditions is None
-        else [condition_file(folder, condition) for condition in conditions]
-    )
-    labels, indices, found = None, None, ConditionPredictions()
-    for path in paths:
-        arrays = read_npz(path, "predictions", ("shift", "severity", "label", "index"))
-        condition = str(arrays["shift"]), int(arrays["severity"])
-        names = [key.removesuffix(".key") for key in arrays if key.endswith(".key")]
-        found[condition] = {n: Predictions(*(arrays[f"{n}.{f}"] for f in FIELDS)) for n in names}
-        if indices is not None and not np.array_equal(indices, arrays["index"]):
-            raise InputError(f"predictions: {path} is of other images than {paths[0].name}")
-        labels, indices = arrays["label"], arrays["index"]
-    if labels is None:
-        raise InputError(f"predictions: no files in {folder}; run `qrobust evaluate` first")
-    return labels, found
-
-
 def within_budget(
     kept: Mapping[str, object],
     split: Split,
@@ -349,7 +275,7 @@ def within_budget(
 ) -> tuple[Split, dict[str, object]]:
     """As many images as can be measured in that time, each class with its share; all where time allows.
 
-    The first cells are measured on a few images; what that took is taken for the rest.
+    The first conditions are measured on a few images; what that took is taken for the rest.
 
     Args:
         kept: what an earlier call returned, so that an evaluation that goes on, or is repeated with another graph,
@@ -360,7 +286,7 @@ def within_budget(
         seconds: the budget.
         table: severity table.
         seed: of the choice and of the rendering.
-        also: further cells, of as many images, which are taken to cost as much.
+        also: further conditions, of as many images, which are taken to cost as much.
         by: as for `predict`.
         clock: seconds now.
 
@@ -372,7 +298,7 @@ def within_budget(
     """
     about = {
         "seconds": seconds,
-        "cells": [list(c) for c in conditions],
+        "conditions": [list(c) for c in conditions],
         "also": also,
         "fingerprint": split.fingerprint(),
         "table": table,
@@ -397,7 +323,7 @@ def within_budget(
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
-                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} cells, "
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} conditions, "
                 f"expected at least {math.ceil(spent + LEAST * per_image)} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)

@@ -1,14 +1,17 @@
-"""How far a number measured on n images may be from the truth (intervals, at 95 %), and whether two differ."""
+"""How far a number measured on n images may be from the truth (intervals), and whether two differ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
 
 RESAMPLES = 2000
+# Of the intervals in a record.
+CONFIDENCE = 0.95
 FEW_VALUES = 500
 # Standard errors to either side of an interval at 95 %.
 Z = NormalDist().inv_cdf(0.975)
@@ -16,17 +19,25 @@ Z = NormalDist().inv_cdf(0.975)
 ONE_SIDED = 0.025
 
 
-def wilson_interval(hits: float, n: int) -> tuple[float, float]:
+@cache
+def _deviations(confidence: float) -> float:
+    """Standard errors to either side of an interval."""
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def wilson_interval(hits: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a proportion, as fractions (E. B. Wilson, JASA 22, 1927).
 
     Args:
         hits: how many of the n; no whole number where each of the n counts by a fraction, whose variance is at most
             that of a proportion.
         n: at least 1.
+        confidence: of the interval.
     """
-    share, factor = hits / n, Z * Z / n
+    z = _deviations(confidence)
+    share, factor = hits / n, z * z / n
     middle = (share + factor / 2) / (1 + factor)
-    half = Z / (1 + factor) * math.sqrt(max(0.0, share * (1 - share)) / n + factor / (4 * n))
+    half = z / (1 + factor) * math.sqrt(max(0.0, share * (1 - share)) / n + factor / (4 * n))
     return (max(0.0, middle - half) if share > 0 else 0.0), (min(1.0, middle + half) if share < 1 else 1.0)
 
 
@@ -45,7 +56,29 @@ def mean_interval(shares: np.ndarray, intervals: np.ndarray) -> tuple[float, flo
     return mean - float(np.sqrt((below**2).sum())) / k, mean + float(np.sqrt((above**2).sum())) / k
 
 
-def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
+def chance_agreement(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images `(n,)` that these predictions would get right if they did not depend on the images.
+
+    Each class is predicted as often as it was, and is there as often as it is (J. Cohen, 1960).
+    """
+    classes = 1 + int(max(predicted.max(), labels.max()))
+    shares = (np.bincount(values, minlength=classes) / len(values) for values in (predicted, labels))
+    return float(np.multiply(*shares).sum())
+
+
+def wilson_images(share: float, limit: float, confidence: float = CONFIDENCE) -> float:
+    """How many images Wilson's interval of a share needs to exclude a limit: where the score test just rejects it.
+
+    Args:
+        share: the proportion, in [0, 1].
+        limit: another one.
+        confidence: of the interval.
+    """
+    z = _deviations(confidence)
+    return z * z * limit * (1 - limit) / (share - limit) ** 2
+
+
+def paired_bootstrap(differences: np.ndarray, seed: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile interval of the mean of per-image differences `(n,)`.
 
     Images are resampled whole, so two classifiers that err on the same images are compared as such. Where few
@@ -58,7 +91,8 @@ def paired_bootstrap(differences: np.ndarray, seed: int) -> tuple[float, float]:
         means = rng.multinomial(n, counts / n, size=RESAMPLES) @ values / n
     else:
         means = np.array([differences[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
-    low, high = np.percentile(means, [2.5, 97.5])
+    tail = round(50 * (1 - confidence), 9)
+    low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -121,7 +120,7 @@ class Choices:
         """What is tried against the graphs."""
         return AttackConfig(self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data for a JSON file."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
@@ -138,7 +137,7 @@ def evaluate_files(
 ) -> EvaluationRecord:
     """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
 
-    Everything is opened and checked before the folder is touched. Predictions are kept per cell, so that an
+    Everything is opened and checked before the folder is touched. Predictions are kept per condition, so that an
     evaluation that was killed goes on with `resume`.
 
     Args:
@@ -176,7 +175,7 @@ def _evaluate(
 ) -> EvaluationRecord:
     """`evaluate_files` in a claimed folder."""
     earlier = begun(out) if resume else None
-    config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
+    config: dict[str, object] = {"schema": EVALUATION_SCHEMA, **choices.as_json()}
     if earlier:
         _check_same(config, read_json(earlier / "config.json"), other_unfinished(earlier))
     else:
@@ -209,7 +208,7 @@ def _evaluate(
         confidence = confidence_of(
             found, opened.split, opened.classifiers, cache, workers=workers, progress=reporter.bar
         )
-    record = replace(_record(config, choices.shifts, opened, found, threads), confidence=confidence)
+    record = replace(_record(choices, config, opened, found, threads), confidence=confidence)
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
@@ -231,7 +230,7 @@ class _Opened:
     sums: str
 
 
-def _check_same(config: dict[str, Any], kept: dict[str, Any], other: str) -> None:
+def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other: str) -> None:
     for key, value in config.items():
         if key != "schema" and kept.get(key, value) != value:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
@@ -305,7 +304,7 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
 
 
 def _record(
-    config: dict[str, Any], shifts: tuple[str, ...], opened: _Opened, found: Evaluation, threads: int
+    choices: Choices, config: dict[str, object], opened: _Opened, found: Evaluation, threads: int
 ) -> EvaluationRecord:
     source = opened.split.source
     return EvaluationRecord(
@@ -313,8 +312,8 @@ def _record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         config=config,
-        code=code_of(shifts, {}),
-        data=config["data"],
+        code=code_of(choices.shifts, {}),
+        data=choices.data,
         models={name: _about_file(opened.paths[name], c) for name, c in opened.classifiers.items()},
         summary=_summary(found),
         rows=tuple(comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of)),
@@ -329,9 +328,10 @@ def _record(
         skipped_images=tuple(source.skipped),
         left_out=source.left_out,
         fingerprint=replace(opened.split, indices=torch.from_numpy(found.indices)).fingerprint(),
+        listing=source.listing[:16],
         versions=versions(),
         hardware=hardware(threads, opened.sums),
-        primary=find_primary(config["primary"], found.class_names, found.labels).name,
+        primary=find_primary(choices.primary, found.class_names, found.labels).name,
         classes=class_results(found.predictions, found.labels, len(found.class_names)),
     )
 
@@ -402,7 +402,7 @@ def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
 
 
 @contextmanager
-def _place_for(out: Path, config: dict[str, Any], earlier: Path | None) -> Iterator[Path]:
+def _place_for(out: Path, config: Mapping[str, object], earlier: Path | None) -> Iterator[Path]:
     """A place in the claimed folder with nothing but a configuration, or where an earlier evaluation began.
 
     What `out` holds stays until the new one is done. Where what follows fails, of a new evaluation only what is worth

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import qrobust
 from qrobust.deployment.onnx_graph import load
+from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.kept import condition_file, read_predictions
 from qrobust.evaluation.recommendation import recommend
 from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.config import RunConfig
@@ -103,7 +105,9 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         class_names=quantized.class_names,
         image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
+        graph_sha256=evaluated.graph_sha256,
         preprocessing=quantized.preprocessing,
+        start=quantized.start,
         seeds=Seeds(run=config.seed),
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,
@@ -133,9 +137,6 @@ def _recommended(
 
 def _classes(folder: RunFolder, evaluated: EvaluationResult, classes: int) -> Classes | None:
     """What graphs do to each class, from predictions that an earlier version kept; None where they are gone."""
-    from qrobust.evaluation.classes import class_results
-    from qrobust.evaluation.predictions import condition_file, read_predictions  # imports torch: of older runs only
-
     conditions = [(row.shift, row.severity) for row in evaluated.rows]
     if not all(condition_file(folder.predictions, condition).exists() for condition in conditions):
         return None

@@ -6,6 +6,15 @@ from typing import Any
 
 from qrobust.record.attacks import AttackResult, Attacks, WorstCase
 from qrobust.record.classes import Classes, ClassifierClasses, ClassRecall, ConditionClasses, Confusion
+from qrobust.record.comparison import (
+    COMPARISON_SCHEMA,
+    Change,
+    ComparedCondition,
+    ComparedRun,
+    ConfigDifference,
+    RunChange,
+    RunComparison,
+)
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
@@ -22,6 +31,7 @@ from qrobust.record.compensation import (
 )
 from qrobust.record.confidence import ClassifierConfidence, Confidence, Foreign
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -45,7 +55,10 @@ from qrobust.record.other_images import CorruptionSet, CorruptionSetSummary, Dro
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime, hardware, versions
 from qrobust.record.quantization import (
     Audit,
+    BlockedOperator,
+    ExplainedAudit,
     Fidelity,
+    FloatIsland,
     KeptFloat,
     LayerEffect,
     LayerNoise,
@@ -54,6 +67,7 @@ from qrobust.record.quantization import (
     QatFit,
     QatTraining,
     Quantization,
+    Reason,
     RecipeChoices,
     SaturationRisk,
     Trial,
@@ -85,22 +99,28 @@ from qrobust.record.stages import (
     ExportResult,
     QuantizationResult,
     RemedyResult,
+    RemedyTraining,
     StageResult,
 )
 from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
+    "COMPARISON_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
+    "GATE_SCHEMA",
     "SCHEMA",
     "STATISTICS",
     "TIMING_KEYS",
     "AttackResult",
     "Attacks",
     "Audit",
+    "BlockedOperator",
+    "BoundResult",
     "CalibratorMacs",
     "CalibratorTraining",
     "Candidate",
+    "Change",
     "ClassEffect",
     "ClassEffects",
     "ClassRecall",
@@ -108,6 +128,8 @@ __all__ = [
     "ClassifierClasses",
     "ClassifierConfidence",
     "ClassifierHash",
+    "ComparedCondition",
+    "ComparedRun",
     "Comparison",
     "Compensation",
     "CompensationResult",
@@ -116,6 +138,7 @@ __all__ = [
     "ConditionComparison",
     "ConditionResult",
     "Confidence",
+    "ConfigDifference",
     "Confusion",
     "CorruptionSet",
     "CorruptionSetSummary",
@@ -127,12 +150,15 @@ __all__ = [
     "EvaluationResult",
     "EvaluationSummary",
     "EvolutionStrategy",
+    "ExplainedAudit",
     "ExportResult",
     "ExportedGraphs",
     "Fidelity",
     "Flips",
+    "FloatIsland",
     "Foreign",
     "Gain",
+    "GateResult",
     "GraphEffect",
     "Hardware",
     "KeptFloat",
@@ -154,13 +180,17 @@ __all__ = [
     "QatTraining",
     "Quantization",
     "QuantizationResult",
+    "Reason",
     "RecipeChoices",
     "Recommendation",
     "Record",
     "Remedy",
     "RemedyGain",
     "RemedyResult",
+    "RemedyTraining",
     "RunAccuracy",
+    "RunChange",
+    "RunComparison",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",

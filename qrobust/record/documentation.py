@@ -74,7 +74,7 @@ from pathlib import Path
 
 from qrobust.evaluation.attack_outcomes import read_outcomes
 from qrobust.evaluation.attack_summary import figures
-from qrobust.evaluation.predictions import read_predictions
+from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.summary import run_rows
 from qrobust.record import read_record
 

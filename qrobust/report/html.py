@@ -40,14 +40,9 @@ from qrobust.text import printable
 PICTURE_SIDE = 112
 
 
-def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
-    """Render a record.
-
-    Args:
-        record: of a run.
-        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
-    """
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates whose values are escaped, and shown as `printable` text."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("qrobust.report"),
         autoescape=True,
         trim_blocks=True,
@@ -55,17 +50,28 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,  # markup has no names as they are
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": percent,
         "points": points,
         "pretty": _pretty,
     }
+    return made
+
+
+def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
+    """Render a record.
+
+    Args:
+        record: of a run.
+        pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
+    """
     every = [k for k in NAMES if k in record.summary.clean_accuracy]
     graphs = [k for k in every if k in LABELS]
     compared = len(record.remedies) > 1
     validation, classes = record.quantization.validation, record.classes
     shown = {g: NAMES[g] for g in graphs}
-    return environment.get_template("report.html").render(
+    page = environment().get_template("report.html")
+    return page.render(
         record=record,
         summary=record.summary,
         graphs=graphs,

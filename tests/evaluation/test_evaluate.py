@@ -19,7 +19,8 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.evaluate import Evaluation, evaluate
-from qrobust.evaluation.predictions import CLEAN, FIELDS, Cache, read_predictions
+from qrobust.evaluation.kept import CLEAN, FIELDS, read_predictions
+from qrobust.evaluation.predictions import Cache
 from qrobust.evaluation.summary import comparison_rows, overview
 from qrobust.shifts.registry import find_shift
 

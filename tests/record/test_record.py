@@ -54,6 +54,7 @@ RENAMED = {
     "n_cells": "n_conditions",
     "n_seen_cells": "n_seen_conditions",
     "n_unseen_cells": "n_unseen_conditions",
+    "seen_by_calibrator": "seen_by_remedy",
     "class": "class_index",
     "cells": "conditions",
 }
@@ -272,3 +273,13 @@ def test_reports_are_written_without_torch(finished_run: Path, tmp_path: Path) -
     again, first = (without_timings(json.loads((p / "record.json").read_text())) for p in (run, finished_run))
     assert again == first
     assert (run / "report.html").read_text().count("<tr>") == (finished_run / "report.html").read_text().count("<tr>")
+
+
+@pytest.mark.parametrize(
+    "command", [["compare", "RUN", "RUN"], ["check", "RUN", "--max-drop", "100"]], ids=lambda c: c[0]
+)
+def test_runs_are_compared_and_checked_without_torch(finished_run: Path, command: list[str]) -> None:
+    code = "import sys; sys.modules['torch'] = None; from qrobust.cli.main import main; main()"
+    arguments = [str(finished_run) if word == "RUN" else word for word in command]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
