@@ -18,6 +18,7 @@ from qrobust.record.comparison import (
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
+    CleanCost,
     Compensation,
     EvolutionStrategy,
     Measures,
@@ -128,6 +129,7 @@ __all__ = [
     "ClassifierClasses",
     "ClassifierConfidence",
     "ClassifierHash",
+    "CleanCost",
     "ComparedCondition",
     "ComparedRun",
     "Comparison",
