@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrobust.deployment.session import PIXELS, _plainly, check_batch, open_session
+from qrobust.deployment.session import PIXELS, check_batch, open_session, plainly
 from qrobust.errors import InputError
 from qrobust.preprocessing import Preprocessing, parse_normalization
 from qrobust.record.typed_json import from_json
@@ -235,7 +235,7 @@ class OnnxClassifier:
             return torch.from_numpy(self.session.run(None, {self.input_name: images.detach().numpy()})[0])
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             shape = tuple(images.shape)
-            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({_plainly(error)})") from error
+            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({plainly(error)})") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened_once, (self.path, self.signed_activations, self.exact_sums)

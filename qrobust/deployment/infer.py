@@ -4,8 +4,7 @@
     python infer.py --graph int8.onnx --threads 4 photo.jpg
 
 Prints per image its path, its class and the confidence. How an image becomes the network's input, the classes and the
-CPU family stand in the graph's metadata. `qrobust deploy` writes a copy of this file beside the graph; `qrobust predict`
-runs it from within.
+CPU family stand in the graph's metadata. `qrobust deploy` writes a copy of this file beside the graph.
 """
 
 import argparse
@@ -67,19 +66,29 @@ class Network:
             ) from None
         if entry := _as_on(target):
             self.session = _opened(path, threads, entry)
-        (self.input,) = (one.name for one in self.session.get_inputs())
+        (taken,) = self.session.get_inputs()
+        self.input, self.shape = taken.name, tuple(taken.shape[1:])
 
     def logits(self, paths: Sequence[str | Path]) -> np.ndarray:
         """Of image files, float32 `(N, K)`.
 
         Raises:
-            OSError, ValueError: a file is no image, or not of the size that it must have.
+            ValueError: a file is no image, or not of the size that it must have; the text names it.
         """
         parts = []
         for start in range(0, len(paths), BATCH):
-            images = np.stack([prepare(path, self.steps) for path in paths[start : start + BATCH]])
+            images = np.stack([self._prepared(path) for path in paths[start : start + BATCH]])
             parts.append(self.session.run(None, {self.input: images})[0])
         return np.concatenate(parts)
+
+    def _prepared(self, path: str | Path) -> np.ndarray:
+        try:
+            image = prepare(path, self.steps)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"cannot read image {path} ({error})") from error
+        if image.shape != self.shape:
+            raise ValueError(f"cannot use image {path}: expected (C, H, W) = {self.shape}, got {image.shape}")
+        return image
 
     def classify(self, paths: Sequence[str | Path]) -> list[tuple[str, float]]:
         """Class name and confidence, the softmax probability, of each image file."""

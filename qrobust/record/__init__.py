@@ -30,6 +30,13 @@ from qrobust.record.compensation import (
     WeightChange,
 )
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.deployment import (
+    DEPLOYMENT_SCHEMA,
+    GraphInput,
+    Manifest,
+    MeasuredAccuracy,
+    RuntimeVersions,
+)
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -100,6 +107,7 @@ from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
     "COMPARISON_SCHEMA",
+    "DEPLOYMENT_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
     "GATE_SCHEMA",
@@ -148,6 +156,7 @@ __all__ = [
     "Gain",
     "GateResult",
     "GraphEffect",
+    "GraphInput",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -158,7 +167,9 @@ __all__ = [
     "LeftOut",
     "LostImage",
     "Macs",
+    "Manifest",
     "MeanCorruptionError",
+    "MeasuredAccuracy",
     "Measures",
     "ModelFile",
     "Overview",
@@ -177,6 +188,7 @@ __all__ = [
     "RunAccuracy",
     "RunChange",
     "RunComparison",
+    "RuntimeVersions",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",
