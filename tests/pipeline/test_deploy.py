@@ -1,4 +1,4 @@
-"""`qrobust deploy`: a folder for a device, whole or not at all; that it predicts the same is in test_preprocessing."""
+"""`qrobust deploy`: a folder for a device, whole or not at all. What it predicts: tests/test_preprocessing.py."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_one_line(
 
 def test_an_evaluation_has_nothing_to_deploy(tmp_path: Path) -> None:
     folder = evaluation_folder(tmp_path / "e", {CLEAN: {"int8": [0, 1]}}, [0, 1])
-    with pytest.raises(InputError, match="run folder: expected a run, .* is an evaluation of ONNX files"):
+    with pytest.raises(InputError, match=r"run folder: expected a run, .* is an evaluation of ONNX files"):
         deploy(folder, tmp_path / "out")
 
 
