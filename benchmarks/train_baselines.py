@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Split
 from qrobust.models.registry import BUILT_IN
+from qrobust.record import to_json
 from qrobust.training_loop import fast_arithmetic, native_bfloat16
 
 # Epochs, the first of them on small crops, peak learning rate and label smoothing of each network, where they differ
@@ -197,7 +198,7 @@ def main(
     result = {
         "model": name,
         "data": data,
-        "splits": opened.summary(),
+        "splits": to_json(opened.summary()),
         "recipe": {
             "epochs": epochs,
             "small_epochs": small_epochs,

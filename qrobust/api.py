@@ -20,7 +20,7 @@ from qrobust.compensation.fit import fit_calibrator as fit
 from qrobust.data.loading import open_data
 from qrobust.data.own_images import as_split
 from qrobust.data.splits import Data, TrainingData
-from qrobust.deployment.audit import audit as audit_file
+from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy
 from qrobust.deployment.export import export
@@ -36,7 +36,9 @@ from qrobust.quantization.config import QuantizationConfig
 from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
 from qrobust.quantization.sensitivity import LayerEffect, layer_effects
 from qrobust.quantization.tracing import folded
+from qrobust.record import ExplainedAudit, Parity
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.generic import FAMILIES
 from qrobust.shifts.registry import table_for
 from qrobust.storage import scratch
 
@@ -166,12 +168,12 @@ def export_onnx(
     return Path(path)
 
 
-def audit(path: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
-    """Count what onnxruntime runs on integers in an ONNX file; see `qrobust.deployment.audit.audit`."""
-    return audit_file(Path(path), image_size, explain=True)
+def audit(path: str | Path, *, image_size: int | None = None) -> ExplainedAudit:
+    """Count what onnxruntime runs on integers in an ONNX file, and say what keeps the rest in float."""
+    return explained_audit(Path(path), image_size)
 
 
-def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> dict[str, float | int]:
+def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> Parity:
     """Compare a torch classifier with its graph on labelled images; see `qrobust.deployment.parity.parity`."""
     split = as_split(images)
     return compare_outputs(torch_classifier, onnx_classifier, to_unit(split.read(slice(None))), split.labels)
@@ -186,9 +188,10 @@ def fit_calibrator(
     quantized: FakeQuantizedModel,
     teacher: NormalizedModel,
     data: Data,
-    conditions: Sequence[tuple[str, int]],
+    conditions: Sequence[tuple[str, int]] = (),
     config: CalibratorConfig | None = None,
     *,
+    families: Sequence[str] = FAMILIES,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -199,8 +202,10 @@ def fit_calibrator(
         quantized: from `quantize`; none of it changes.
         teacher: the float classifier.
         data: from `load_data`; it learns from `training`, chooses by `validation` and never sees `test`.
-        conditions: (shift, severity) pairs to train on.
+        conditions: (shift, severity) pairs to train on, beside random operations.
         config: budgets and training.
+        families: of random operations to train on, see `qrobust.shifts.generic`; where there are conditions they have
+            half of the rendered images.
         seed: of the first weights, and of every step.
         checkpoint: folder to resume from. Default: none is kept.
         reporter: where progress is told.
@@ -213,7 +218,7 @@ def fit_calibrator(
     def deployed(module: nn.Module) -> OnnxClassifier:
         return deploy(module, quantized.target, image_size=size, channels=channels)
 
-    training = TrainingData(data.training, list(conditions), table_for(size))
+    training = TrainingData(data.training, list(conditions), table_for(size), families=tuple(families))
     classifier = FrozenClassifier(quantized.module, teacher, quantized.target, deployed)
     images = CalibratorData(training, data.validation, data.calibration)
     with scratch() as temporary:

@@ -2,17 +2,18 @@
 
 C is 3 (red, green, blue) or 1 (luma), as the network was made for.
 
-The float model, its fake-quantized model, the compensated pair and an onnxruntime session all have this
+The float model, its fake-quantized model, the compensated classifier and the ONNX Runtime classifier all have this
 shape, so whatever measures one measures all.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qrobust.errors import InputError
 
@@ -69,6 +70,32 @@ class Compensated(nn.Module):
         return self.classifier(self.calibrator(images))
 
 
+class Signalling(nn.Module):
+    """A calibrator in front of a classifier that tells how far its gate is open: images to logits and `(N, 1)`.
+
+    A device that logs the second output sees that its surroundings have changed.
+
+    Args:
+        compensated: whose calibrator is a graph that ends in its `correction`, the gate's logit being its last input.
+    """
+
+    def __init__(self, compensated: Compensated) -> None:
+        super().__init__()
+        assert isinstance(compensated.calibrator, fx.GraphModule)
+        self.calibrator, self.classifier = copy.deepcopy(compensated.calibrator), compensated.classifier
+        graph = self.calibrator.graph
+        correction = next(node for node in graph.nodes if node.target == "correction")
+        end = next(node for node in graph.nodes if node.op == "output")
+        with graph.inserting_before(end):
+            gate = graph.call_function(torch.sigmoid, (correction.args[-1],))
+        end.args = ((end.args[0], gate),)
+        self.calibrator.recompile()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calibrated, gate = self.calibrator(images)
+        return self.classifier(calibrated), gate
+
+
 def count_macs(module: nn.Module, image_size: int, channels: int = 3) -> int:
     """Multiply-accumulates of all convolutions and linear layers for one `(1, C, S, S)` image."""
     total = 0
@@ -108,14 +135,14 @@ def input_gradient(
         The gradient, shaped like the images, and the loss of each image.
 
     Raises:
-        InputError: the classifier has no gradient, as an onnxruntime session has none.
+        InputError: the classifier has no gradient, as an ONNX Runtime classifier has none.
     """
     images = images.detach().requires_grad_(True)
     with torch.enable_grad():
         losses = loss(classifier(images))
         if not losses.requires_grad:
             raise InputError(
-                "classifier: expected a differentiable one; a session or converted model has no gradient"
+                "classifier: expected a differentiable one; an ONNX graph or a converted model has no gradient"
             )
         (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient, losses.detach()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -51,17 +50,31 @@ class Outcome:
     history: tuple[tuple[float, ...], ...] = ()
 
 
-def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Resumed:
+    """Where a training goes on: steps made, what was measured of the start and of the best state, and that state."""
+
+    step: int
+    start: tuple[float, ...]
+    best: tuple[float, ...]
+    best_step: int
+    kept: Mapping[str, torch.Tensor]
+    seconds: float
+    history: tuple[tuple[float, ...], ...]
+
+
+def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> _Resumed:
     """Put module and optimizer where the checkpoint left them; returns the rest of what it holds."""
     check_file(checkpoint, "checkpoint")
     try:
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        _ = [state[key] for key in ("step", "start", "kept", "best", "best_step", "seconds", "history")]
+        scores = tuple(state["start"]), tuple(state["best"])
+        history = tuple(map(tuple, state["history"]))
+        return _Resumed(state["step"], *scores, state["best_step"], state["kept"], state["seconds"], history)
     except Exception as error:  # each kind of damage raises another type
         raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
-    return state
 
 
 def fit(
@@ -104,10 +117,10 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step, diverged, note, earlier, began = 0, False, "", 0.0, time.perf_counter()
     if checkpoint.exists():
-        state = _resumed(checkpoint, module, optimizer)
-        step, start, kept = state["step"], tuple(state["start"]), state["kept"]
-        best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
-        history = list(map(tuple, state["history"]))
+        resumed = _resumed(checkpoint, module, optimizer)
+        step, start, kept = resumed.step, resumed.start, resumed.kept
+        best, best_step, earlier = resumed.best, resumed.best_step, resumed.seconds
+        history = list(resumed.history)
     else:
         start, history = judge(), []
         best = start

@@ -96,7 +96,7 @@ def evaluate_onnx(
     from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
-    for name in ("scenarios", "target_images", "target_images_alone"):  # of runs only; shifts are what they come to
+    for name in ("scenarios", "target_images"):  # of runs only; shifts are what they come to
         chosen.pop(name, None)
     record = evaluate_files(
         Choices(files, data, **chosen),
@@ -190,18 +190,18 @@ def audit(
     """
     import json
 
-    from qrobust.deployment.audit import audit as audit_file
-    from qrobust.deployment.audit import check_share
+    from qrobust.deployment.audit import check_share, explained_audit
     from qrobust.errors import InputError
+    from qrobust.record import to_json
     from qrobust.report.audit import audit_lines
 
     for name, share in (("min_integer", min_integer), ("min_integer_nodes", min_integer_nodes)):
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{name}: expected a share from 0 to 1, got {share:g}")
     signed = None if target is None else target == "arm64"
-    result = audit_file(file, image_size, signed_activations=signed, explain=True)
+    result = explained_audit(file, image_size, signed_activations=signed)
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        click.echo(json.dumps(to_json(result), indent=1))
     else:
         for line in (f"{file}{f' as on {target}' if target else ''}", *audit_lines(result)):
             echo(line)

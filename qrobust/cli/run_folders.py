@@ -47,6 +47,7 @@ def begin(
     threads: int | None,
     *,
     compensating: bool = True,
+    anyway: bool = False,
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
@@ -65,7 +66,7 @@ def begin(
     config = RunConfig.from_options({"threads": cores() if threads is None else threads} | choices(options))
     run = Run(config, None, console(verbose, quiet))
     work_on(run)
-    prepare_inputs(run, compensating=compensating)
+    prepare_inputs(run, compensating=compensating, anyway=anyway)
     run.folder = create_folder(out, run.config_with_code, overwrite=overwrite)
     return run
 
@@ -76,6 +77,7 @@ def begin_or_resume(
     resume: bool,
     *,
     compensating: bool = True,
+    anyway: bool = False,
     **options: Any,
 ) -> Run:
     """A new run, or one that was interrupted."""
@@ -87,7 +89,7 @@ def begin_or_resume(
     if resume and configuration(out):
         return resumed(out, **options)
     claim(out, overwrite=overwrite)
-    return begin(out, overwrite, compensating=compensating, **options)
+    return begin(out, overwrite, compensating=compensating, anyway=anyway, **options)
 
 
 def resumed(
@@ -107,7 +109,11 @@ def resumed(
 
     click.get_current_context().with_resource(claimed(out))
     place, chosen = begun(out) or out, choices(options)
-    named = [spec for spec in (chosen.get("model"), *chosen.get("shifts", ())) if spec is not None]
+    named = [
+        spec
+        for spec in (chosen.get("model"), *chosen.get("shifts", ()), *chosen.get("train_on", ()))
+        if spec is not None
+    ]
     run = _open(place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code)
     try:
         check_same_config(run, chosen)
@@ -134,15 +140,12 @@ def _open(
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
-    from qrobust.pipeline.provenance import check_hold_out
     from qrobust.pipeline.run import Run
 
     run = Run.open(
         folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
     )
     work_on(run)
-    if options.get("hold_out"):
-        check_hold_out(run)
     return run
 
 

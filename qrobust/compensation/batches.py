@@ -86,11 +86,11 @@ def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, s
 
 
 def sampling(conditions: list[Condition], errors: list[float] | None = None, hard_share: float = 0.0) -> torch.Tensor:
-    """How likely each cell is to be drawn, summing to 1: every shift alike, then every severity of it.
+    """How likely each condition is to be drawn, summing to 1: every shift alike, then every severity of it.
 
     Args:
         conditions: (shift, severity).
-        errors: of the classifier alone in each cell.
+        errors: of the classifier alone in each condition.
         hard_share: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
     """
     count = Counter(name for name, _ in conditions)

@@ -26,6 +26,7 @@ class CalibratorConfig(Section):
         evolution_steps: random steps of the last biases at the end, each measured on the deployed classifier.
         few_shot: learn from only so many training images; None or 0: all.
         distillation_weight: of the squared distances to the float model's logits and features on the clean image.
+        correction_output: the exported graph has a second output, how far the gate is open.
         reverse_weight: of the pull towards reverse adversarial examples of the clean images.
     """
 
@@ -42,6 +43,7 @@ class CalibratorConfig(Section):
     evolution_steps: int = choice(0, at_least=0, at_most=10**6)
     few_shot: int | None = choice(None, at_least=0, at_most=10**9)
     distillation_weight: float = choice(1.0, at_least=0, at_most=10**6)
+    correction_output: bool = False
     reverse_weight: float = choice(0.0, at_least=0, at_most=10**6)
 
     def mistakes(self) -> Iterator[str]:

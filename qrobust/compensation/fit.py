@@ -1,4 +1,4 @@
-"""Fit a calibrator to a frozen classifier: choose its size, train it, quantize it, set its gate."""
+"""PhaseFit a calibrator to a frozen classifier: choose its size, train it, quantize it, set its gate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import fx, nn
 from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.evolution import evolve
 from qrobust.compensation.gate import Gate, gate_steps, set_gate
-from qrobust.compensation.training import Fit, Phase, train_calibrator
+from qrobust.compensation.training import Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
 from qrobust.deployment.classifiers import OnnxClassifier
@@ -27,6 +27,7 @@ from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
+from qrobust.record import EvolutionStrategy, PhaseFit
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
@@ -83,12 +84,14 @@ class FrozenClassifier:
         teacher: the float classifier.
         target: whose integers the calibrator is quantized for.
         deploy: a torch module to the classifier as it runs; what is chosen, is chosen by that.
+        made_from: what a remedy trained it from, if one did: both together stay within the clean budget.
     """
 
     fake_quantized: fx.GraphModule
     teacher: NormalizedModel
     target: Target
     deploy: Deploy
+    made_from: fx.GraphModule | None = None
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,11 @@ class CalibratorFit:
     latency_ratio: float | None
     macs: int
     gate: Gate
-    evolution: Evolution | None
+    evolution: EvolutionStrategy | None
     clean_accuracy: float
     shift_accuracy: float
-    float_phase: Fit
-    int8_phase: Fit
+    float_phase: PhaseFit
+    int8_phase: PhaseFit
     hash_before: str
     hash_after: str
 
@@ -176,14 +179,16 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    clean, _ = validation.measure(deployed)
+    clean = validation.clean(deployed)
+    if classifier.made_from is not None:
+        clean = max(clean, validation.clean(classifier.deploy(classifier.made_from)))
     least_clean = clean - config.clean_budget / 100
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
     macs, size = count_macs(calibrator, data.image_size, data.channels), (calibrator.width, calibrator.branches)
 
-    def trained(module: nn.Module, phase: Phase) -> Fit:
+    def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
         with reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
@@ -237,13 +242,13 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
 
 def _train_both(
     calibrator: Calibrator,
-    trained: Callable[[nn.Module, Phase], Fit],
+    trained: Callable[[nn.Module, Phase], PhaseFit],
     images: Iterable[torch.Tensor],
     config: CalibratorConfig,
     checkpoints: Checkpoints,
     target: Target,
     seed: int,
-) -> tuple[fx.GraphModule, Fit, Fit]:
+) -> tuple[fx.GraphModule, PhaseFit, PhaseFit]:
     """Train in float, freeze, train on the 8-bit grid: the frozen calibrator, and what the two trainings did."""
     restore_steps, float_steps = (round(config.steps * share) for share in (RESTORE_SHARE, FLOAT_SHARE))
     steps, rate = restore_steps + float_steps, config.learning_rate
@@ -262,7 +267,7 @@ def _train_both(
     return convert_qat(trainable), first, second
 
 
-def _say_fit(fit: Fit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
+def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
     if fit.diverged:
         reporter.warn(f"warning: training ({phase.name}) diverged; the best state before that is kept")
     elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:
@@ -279,7 +284,7 @@ def _say_fit(fit: Fit, phase: Phase, config: CalibratorConfig, reporter: Reporte
 
 
 def _say_gate(
-    gate: Gate, trained: Fit, clean: float, shifted: float, config: CalibratorConfig, reporter: Reporter
+    gate: Gate, trained: PhaseFit, clean: float, shifted: float, config: CalibratorConfig, reporter: Reporter
 ) -> None:
     if not gate.kept:
         reporter.warn(
@@ -364,8 +369,8 @@ def choose_calibrator(
     for choice in choices:
         _, frozen = _frozen(_as_if_trained(fresh(*choice)), [some], classifier.target)
         both = classifier.deploy(Compensated(frozen, classifier.fake_quantized))
-        measured = latencies_ms(alone | {"pair": both}, data.image_size, 1)
-        ratio = measured["pair"] / measured["alone"]
+        measured = latencies_ms(alone | {"compensated": both}, data.image_size, 1)
+        ratio = measured["compensated"] / measured["alone"]
         reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
             chosen.parent.mkdir(exist_ok=True)

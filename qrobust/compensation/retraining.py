@@ -32,13 +32,11 @@ class Retrained:
         averaged: what is kept of it, frozen to its integers.
         training: what training did, on validation images.
         change: how far its weights are from those that it started at.
-        start_shift_accuracy: of the classifier before, under shift, on the validation images of `averaged`.
     """
 
     averaged: Averaged
     training: QatFit
     change: WeightChange
-    start_shift_accuracy: float
 
 
 def retrain(
@@ -97,7 +95,7 @@ def retrain(
             f"expected a rate smaller than {config.learning_rate:g}"
         )
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    clean, shifted = validation.measure(classifier.deploy(classifier.fake_quantized))
+    clean = validation.clean(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,
         start,
@@ -111,7 +109,7 @@ def retrain(
             f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
-    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), shifted)
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model))
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:

@@ -20,13 +20,16 @@ class RescaledLayer(Thawed):
     def __init__(self, layer: IntegerConv2d | IntegerLinear) -> None:
         super().__init__()
         self.layer = [layer]  # in a list: not a submodule, its buffers are no state of this one
+        self.fixed = [layer.weight(), torch.zeros_like(layer.bias())]
         self.log_scale = nn.Parameter(layer.weight_scale.log())
         self.bias = nn.Parameter(layer.bias().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layer, scale = self.layer[0], self.log_scale.exp()
-        weight = layer.weight_int * scale.view(-1, *[1] * (layer.weight_int.ndim - 1))
-        return layer.compute(x, weight, self.bias)
+        # Scaling what comes out instead of the weights is the same, and takes no gradient of the weights.
+        layer = self.layer[0]
+        channels = (-1, *[1] * (layer.weight_int.ndim - 2)) if isinstance(layer, IntegerConv2d) else (-1,)
+        growth = (self.log_scale - layer.weight_scale.log()).exp().view(channels)
+        return layer.compute(x, *self.fixed) * growth + self.bias.view(channels)
 
     def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
         """The same integers with the scales and the bias that they have now; the int32 bias follows its input's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from qrobust.compensation.validation import Validation, information
 from qrobust.data.splits import TrainingData
 from qrobust.errors import InputError
 from qrobust.progress import Progress
+from qrobust.record import PhaseFit
 from qrobust.shifts.filters import to_unit
 from qrobust.training_loop import Outcome, fast_arithmetic, fit
 
@@ -48,31 +49,6 @@ ALIGNMENT_WEIGHT = 1.0
 PROBES, MOST_VANISHED = 32, 0.5
 # Times a training run stops to validate.
 VALIDATIONS = 5
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a training run came to; accuracies on the validation images, as fractions.
-
-    `earlier_s` is the seconds of training by processes before the one that ended it, `history` the sum of both
-    accuracies at each validation.
-    """
-
-    clean_accuracy: float
-    shift_accuracy: float
-    start_clean_accuracy: float
-    start_shift_accuracy: float
-    best_step: int
-    diverged: bool
-    earlier_s: float = field(compare=False)
-    history: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, done: Outcome) -> Fit:
-        """What the loop came to, whose judge tells accuracy on clean images and under shift."""
-        (clean, shifted), (start_clean, start_shifted) = done.best, done.start
-        history = tuple(map(sum, done.history))
-        return cls(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s, history)
 
 
 @dataclass(frozen=True)
@@ -116,7 +92,7 @@ def train_calibrator(
     *,
     deployed: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
-) -> Fit:
+) -> PhaseFit:
     """Train `calibrator` in place so that `fake_quantized` finds shifted images easier.
 
     First, for `phase.restore_steps`, the calibrator alone learns to give back the unshifted image (mean
@@ -192,7 +168,22 @@ def train_calibrator(
         )
     if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
-    return Fit.of(done)
+    return _phase_fit(done)
+
+
+def _phase_fit(done: Outcome) -> PhaseFit:
+    """What the loop came to, whose judge tells accuracy on clean images and under shift."""
+    (clean, shifted), (start_clean, start_shifted) = done.best, done.start
+    return PhaseFit(
+        start_clean_accuracy=start_clean,
+        start_shift_accuracy=start_shifted,
+        clean_accuracy=clean,
+        shift_accuracy=shifted,
+        best_step=done.best_step,
+        diverged=done.diverged,
+        earlier_s=done.earlier_s,
+        history=tuple(map(sum, done.history)),
+    )
 
 
 def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ BATCH = 250
 
 
 class Validation:
-    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every cell.
+    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every condition.
 
     A gate is chosen among dozens by half a point of clean accuracy, which takes thousands of images to tell.
 
@@ -31,8 +31,8 @@ class Validation:
         conditions: (shift, severity) to render.
         table: severity table.
         seed: of the rendering.
-        limit: clean images, and images under shift in all; those are shared among the cells, each cell taking other
-            images of the split as far as there are enough.
+        limit: clean images, and images under shift in all; the conditions share those, each taking other images of
+            the split as far as there are enough.
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels.

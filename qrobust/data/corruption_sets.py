@@ -35,10 +35,10 @@ class CorruptionSet:
     open: Callable[[str, int], Images]
 
     def images(self, corruption: str, severity: int) -> Images:
-        """The labelled images of one cell, decoded on demand.
+        """The labelled images of one condition, decoded on demand.
 
         Raises:
-            InputError: there is no such cell, or its files are not what the layout says.
+            InputError: there is no such condition, or its files are not what the layout says.
         """
         if (corruption, severity) not in self.conditions:
             names = ", ".join(dict.fromkeys(name for name, _ in self.conditions))
@@ -108,7 +108,7 @@ def _open_arrays(root: Path, class_names: Sequence[str] | None) -> CorruptionSet
         return array_images(arrays[corruption][block], labels[block], class_names, str(paths[corruption]))
 
     stored = CorruptionSet(tuple((name, s) for name in arrays for s in SEVERITIES), True, images)
-    images(*stored.conditions[0])  # labels outside the classes are a mistake of the set, not of a cell
+    images(*stored.conditions[0])  # labels outside the classes are a mistake of the set, not of a condition
     return stored
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from qrobust.record.data import LeftOut
 
 # Decoded images are kept only while a source fits in this; larger sources decode on every read.
 CACHE_BYTES = 256 * 2**20
+# Images whose sizes are looked at.
+SAMPLE = 16
 # A label above this is taken for a mistake where classes have no names.
 MOST_UNNAMED = 100_000
 
@@ -102,13 +104,16 @@ class Images:
         """C of what is read: 3 for RGB, 1 for luma."""
         return self.prepared.channels
 
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of a seeded sample of images, as they lie there."""
+        sample = np.random.default_rng(0).permutation(len(self))[:SAMPLE]
+        return tuple(self._load(int(i)).shape[:2] for i in sample)
+
     def native_size(self) -> int | None:
         """The side shared by a seeded sample of images, or None if they are not square and alike."""
-        rng = np.random.default_rng(0)
-        sample = rng.permutation(len(self))[:16]
-        sizes = Counter(self._load(int(i)).shape[:2] for i in sample)
-        (height, width), count = sizes.most_common(1)[0]
-        return height if count == len(sample) and height == width else None
+        (height, width), *others = set(self.sizes)
+        return height if height == width and not others else None
 
     def read(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Decode images to uint8 `(n, C, S, S)`.

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrobust.deployment.session import PIXELS, check_batch, open_session, plainly
+from qrobust.deployment.onnx_graph import CORRECTION
+from qrobust.deployment.session import PIXELS, Session, check_batch, open_session, plainly
 from qrobust.errors import InputError
 from qrobust.preprocessing import Preprocessing, parse_normalization
 from qrobust.record.typed_json import from_json
@@ -42,6 +43,11 @@ def parse_input_range(text: str | None, channels: int = 3) -> tuple[float, np.nd
     return 1.0, np.array(mean, np.float32), np.array(std, np.float32)
 
 
+def _logits_outputs(session: Session) -> list[Any]:
+    """A graph's outputs without what a calibrator tells beside them."""
+    return [output for output in session.get_outputs() if output.name != CORRECTION]
+
+
 class ForeignClassifier:
     """Any ONNX image classifier as a classifier of images `(N, C, S, S)` in [0, 1]; no gradient.
 
@@ -70,13 +76,14 @@ class ForeignClassifier:
     def __init__(self, path: Path, threads: int, input_range: str | None = None, channel_order: str = "rgb") -> None:
         self.path, self.input_range, self.channel_order = path, input_range, channel_order
         self.session = open_session(path, threads)
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        inputs, outputs = self.session.get_inputs(), _logits_outputs(self.session)
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in PIXELS:
             raise InputError(
                 f"onnx: {path} must have one image input and one output, has inputs "
                 f"{[(i.type, i.shape) for i in inputs]} and {len(outputs)} outputs"
             )
         self.input_name, self.dtype = inputs[0].name, PIXELS[inputs[0].type]
+        self.output_name = outputs[0].name
         batch, *axes = [d if isinstance(d, int) and d > 0 else None for d in inputs[0].shape]
         self.batch = batch
         self.layout = "NHWC" if axes[2] in CHANNELS and axes[0] not in CHANNELS else "NCHW"
@@ -156,7 +163,7 @@ class ForeignClassifier:
         """
         filled = np.concatenate([pixels, pixels[-1:].repeat(batch - len(pixels), axis=0)])
         try:
-            output = self.session.run(None, {self.input_name: filled})[0]
+            output = self.session.run([self.output_name], {self.input_name: filled})[0]
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             reason = str(error).splitlines()[0]
             raise InputError(f"onnx: onnxruntime cannot run {self.path} on {filled.shape} ({reason})") from error
@@ -222,17 +229,19 @@ class OnnxClassifier:
         path = Path(path)
         self.path, self.signed_activations, self.exact_sums = path, signed_activations, exact_sums
         self.session = open_session(path, threads, signed_activations=signed_activations, exact_sums=exact_sums)
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        inputs, outputs = self.session.get_inputs(), _logits_outputs(self.session)
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(
                 f"onnx: {path} must have one image input and one output, "
                 f"has inputs {[i.shape for i in inputs]} and {len(outputs)} outputs"
             )
         self.input_name, self.channels = inputs[0].name, inputs[0].shape[1]
+        self.output_name = outputs[0].name
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         try:
-            return torch.from_numpy(self.session.run(None, {self.input_name: images.detach().numpy()})[0])
+            (logits,) = self.session.run([self.output_name], {self.input_name: images.detach().numpy()})
+            return torch.from_numpy(logits)
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             shape = tuple(images.shape)
             raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({plainly(error)})") from error

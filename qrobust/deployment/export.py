@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from qrobust.deployment.onnx_graph import OPSET, Node, array, attributes
+from qrobust.classifier import Signalling
+from qrobust.deployment.onnx_graph import CORRECTION, OPSET, Node, array, attributes
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.quantization.integer_layers import (
     WIDE,
@@ -28,7 +29,7 @@ from qrobust.quantization.integer_layers import (
 )
 from qrobust.storage import atomic_write
 
-INPUT, OUTPUT = "images", "logits"
+INPUT, OUTPUTS = "images", ("logits", CORRECTION)
 
 
 def _op(
@@ -160,7 +161,8 @@ def export(
 
     Args:
         model: maps images `(N, C, S, S)` float32 in [0, 1] to logits `(N, K)`; fake-quantized models are written with
-            integer weights between QuantizeLinear and DequantizeLinear.
+            integer weights between QuantizeLinear and DequantizeLinear. The gate of a `Signalling` one is a second
+            output, `correction`.
         path: the file, replaced only when the new one is whole.
         image_size: S in pixels.
         channels: C.
@@ -187,7 +189,7 @@ def export(
                 opset_version=OPSET,
                 verbose=False,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=OUTPUTS[: 2 if isinstance(model, Signalling) else 1],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
                 optimize=True,
             )

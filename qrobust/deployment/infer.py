@@ -12,7 +12,7 @@ import base64
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def sums_saturate() -> bool:
     return int(session.run(None, {"activations": np.full((1, 2), 255, np.uint8)})[0][0, 0]) != 2 * 255 * 127
 
 
-def prepare(path: str | Path, steps: Iterable[dict[str, Any]]) -> np.ndarray:
+def prepare(path: str | Path, steps: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """An image file as the network's input, float32 `(C, S, S)` in [0, 1]."""
     for step in steps:
         match step["do"]:
@@ -165,7 +165,7 @@ def decode(path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(image: Image.Image, step: dict[str, Any]) -> Image.Image:
+def resize(image: Image.Image, step: Mapping[str, Any]) -> Image.Image:
     """Bring an image to the size of a step, by its filter."""
     if "shorter_side" in step:
         size = [step["shorter_side"] * side // min(image.size) for side in image.size]

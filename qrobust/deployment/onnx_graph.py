@@ -13,6 +13,8 @@ import onnx
 from qrobust.errors import InputError
 from qrobust.paths import check_file
 
+# The second output of a graph that tells how far a calibrator's gate is open.
+CORRECTION = "correction"
 OPSET = 21
 LOOPS = ("Loop", "Scan")
 Node: TypeAlias = onnx.NodeProto

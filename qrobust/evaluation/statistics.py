@@ -56,6 +56,16 @@ def mean_interval(shares: np.ndarray, intervals: np.ndarray) -> tuple[float, flo
     return mean - float(np.sqrt((below**2).sum())) / k, mean + float(np.sqrt((above**2).sum())) / k
 
 
+def chance_agreement(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images `(n,)` that these predictions would get right if they did not depend on the images.
+
+    Each class is predicted as often as it was, and is there as often as it is (J. Cohen, 1960).
+    """
+    classes = 1 + int(max(predicted.max(), labels.max()))
+    shares = (np.bincount(values, minlength=classes) / len(values) for values in (predicted, labels))
+    return float(np.multiply(*shares).sum())
+
+
 def wilson_images(share: float, limit: float, confidence: float = CONFIDENCE) -> float:
     """How many images Wilson's interval of a share needs to exclude a limit: where the score test just rejects it.
 

@@ -91,7 +91,13 @@ def compare(a: Predictions, b: Predictions, labels: np.ndarray, *, seed: int) ->
 
 
 def run_rows(
-    predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, of: int, seen: Sequence[str] = ()
+    predictions: ConditionPredictions,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    of: int,
+    seen: Sequence[str] = (),
+    seen_by_classifier: Sequence[str] = (),
 ) -> list[ConditionResult]:
     """The rows of a run's record: accuracies, drop from `float` to `int8`, gain of `compensated`.
 
@@ -101,6 +107,7 @@ def run_rows(
         seed: of the bootstrap.
         of: how many test images there were to choose the n from.
         seen: shifts that a calibrator was trained on.
+        seen_by_classifier: shifts that the classifier was trained on.
     """
     rows = []
     for condition, own in predictions.items():
@@ -108,7 +115,8 @@ def run_rows(
             ConditionResult,
             _measured(condition, predictions, labels, of),
             compare(own["float"], own["int8"], labels, seed=seed),
-            seen_by_calibrator=condition[0] in seen,
+            seen_by_classifier=condition[0] in seen_by_classifier,
+            seen_by_remedy=condition[0] in seen,
         )
         if "compensated" in own:
             right = own["compensated"].prediction == labels, own["int8"].prediction == labels
@@ -276,7 +284,7 @@ def summarise(
     Args:
         predictions: per condition, of `float`, `int8` and perhaps `compensated`; `CLEAN` among them.
         labels: `(n,)`.
-        seen: shifts that a calibrator was trained on.
+        seen: shifts that the classifier or a calibrator was trained on.
         seed: of the bootstrap.
         table: severity table.
         classes: how many the classifier tells apart.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 
 import qrobust
@@ -86,7 +85,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _code() -> str:
     """`infer.py` as it lies in this package."""
-    return files("qrobust.deployment").joinpath(CODE).read_text(encoding="utf-8")
+    return (Path(qrobust.__file__).parent / "deployment" / CODE).read_text(encoding="utf-8")
 
 
 def _manifest(measured: Measured, record: Record, name: str, file: Path, texts: dict[str, str]) -> Manifest:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 import qrobust
+from qrobust.classifier import Compensated, Signalling
 from qrobust.deployment.audit import audit
 from qrobust.deployment.deploy import open_on_target
 from qrobust.deployment.export import export as export_graph
@@ -22,6 +23,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import MADE_BY
 from qrobust.pipeline.stage import invalidate, stage
 from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
+from qrobust.record import Audit, CompensationResult, ExportedGraphs, ExportResult, Parity, taken
 from qrobust.report.model_card import unmeasured_card
 from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.rendering import render
@@ -33,9 +35,10 @@ PARITY_IMAGES = 1000
 def export(run: Run) -> None:
     """Stage 4: compensated.onnx, calibrator and classifier as one graph, through the same checks."""
     folder = run.require_folder()
-    folder.need_stage("compensate", "compensate")
-    with stage(run, "export") as result:
-        result |= as_result(export_checked(run, "compensated", run.torch_classifier("compensated")))
+    folder.need_result(CompensationResult, "compensate", "compensate")
+    with stage(run, "export") as running:
+        graph = export_checked(run, "compensated", run.torch_classifier("compensated"))
+        running.result = taken(ExportResult, exported(graph))
         _pictures(run)
 
 
@@ -63,20 +66,20 @@ class ExportedGraph:
 
     Attributes:
         name: of the graph.
-        audit: what onnxruntime runs on integers; see `qrobust.deployment.audit`.
-        parity: torch against onnxruntime on the same images; see `qrobust.deployment.parity`.
+        audit: what onnxruntime runs on integers.
+        parity: torch against onnxruntime on the same images.
         logits: of the graph `(N, K)` on the validation images of its parity.
     """
 
     name: str
-    audit: dict[str, Any]
-    parity: dict[str, Any]
+    audit: Audit
+    parity: Parity
     logits: torch.Tensor
 
 
-def as_result(*graphs: ExportedGraph) -> dict[str, dict[str, Any]]:
-    """What a stage keeps of its graphs, as JSON."""
-    return {"audit": {g.name: g.audit for g in graphs}, "parity": {g.name: g.parity for g in graphs}}
+def exported(*graphs: ExportedGraph) -> ExportedGraphs:
+    """What a stage keeps of its graphs."""
+    return ExportedGraphs(audit={g.name: g.audit for g in graphs}, parity={g.name: g.parity for g in graphs})
 
 
 def export_checked(
@@ -96,7 +99,7 @@ def export_checked(
     path = run.require_folder().graph(name)
     with replacement(path) as part:
         export_graph(
-            model,
+            _signalling(run, model),
             part,
             run.data.image_size,
             _metadata(run, name),
@@ -115,9 +118,16 @@ def export_checked(
         check_export(name, audited, measured, layers)
         invalidate(run, MADE_BY.get(name, name))
     write_text(run.require_folder().card(name), unmeasured_card(name))
-    passed = checks_passed(name, audited["integer_ops"], audited["quantizable_ops"], float(measured["agreement"]))
+    passed = checks_passed(name, audited.integer_ops, audited.quantizable_ops, measured.agreement)
     run.reporter.detail(f"{name}.onnx: {passed}")
     return ExportedGraph(name, audited, measured, got)
+
+
+def _signalling(run: Run, model: torch.nn.Module) -> torch.nn.Module:
+    """With a second output where that is wanted and there is a gate, which fixed preprocessing has not."""
+    if not (run.config.calibrator.correction_output and isinstance(model, Compensated)):
+        return model
+    return Signalling(model) if isinstance(model.calibrator, fx.GraphModule) else model
 
 
 def checks_passed(name: str, integer_ops: int, quantizable_ops: int, agreement: float) -> str:

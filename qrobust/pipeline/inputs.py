@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -10,10 +10,12 @@ from qrobust.compensation.fit import candidates
 from qrobust.data.duplicates import digest, find_duplicates
 from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
-from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
+from qrobust.pipeline.provenance import check_measured, training_conditions, training_data
 from qrobust.pipeline.run import Run
+from qrobust.pipeline.start import check_above_chance, look
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
+from qrobust.report.start import start_lines
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
 from qrobust.shifts.rendering import render
@@ -22,31 +24,34 @@ from qrobust.shifts.rendering import render
 SUM_TOLERANCE = 1e-3
 
 
-def prepare_inputs(run: Run, *, compensating: bool) -> None:
+def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> None:
     """Open everything a run reads, so that bad input is refused before anything is written.
 
     Args:
         run: of the run.
         compensating: whether a calibrator will be trained, which must then fit its budget.
+        anyway: go on with a network that does no better than chance.
 
     Raises:
         InputError: any of it is not usable.
     """
     torch.set_num_threads(run.config.threads)
-    check_hold_out(run)
     trained_on = training_conditions(run)
-    if run.config.qat.shifts and not trained_on:
+    if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.model
-    run.reporter.say(f"preprocessing: {run.preprocessing}")
-    _ = run.conditions, run.target_images, run.stored, run.primary
+    _ = run.target, run.model_spec, run.model, run.conditions, run.target_images, run.stored, run.primary
+    check_measured(run)
     _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
-    for name, severity in run.conditions:
+    for name, severity in dict.fromkeys((*run.conditions, *trained_on)):
         if find_shift(name).is_custom:
             render(some, name, severity, table=run.table, seed=run.config.seed)
     with torch.inference_mode():
         _refuse_probabilities(run.model(to_unit(some)))
+    run.start = look(run)
+    for line in (f"preprocessing: {run.preprocessing}", *start_lines(run.start, run.data.class_names)):
+        run.reporter.say(line)
+    check_above_chance(run, run.start, anyway=anyway)
     _ = run.quantized
     if compensating:
         candidates(run.model, training_data(run), run.config.calibrator)
@@ -86,7 +91,7 @@ def _refuse_probabilities(logits: torch.Tensor) -> None:
         )
 
 
-def check_same_config(run: Run, given: dict[str, Any]) -> None:
+def check_same_config(run: Run, given: Mapping[str, object]) -> None:
     """Refuse to resume a run with other choices than it was begun with.
 
     Raises:

@@ -107,6 +107,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
         channels=quantized.channels or _channels(folder),
         graph_sha256=evaluated.graph_sha256,
         preprocessing=quantized.preprocessing,
+        start=quantized.start,
         seeds=Seeds(run=config.seed),
         versions=evaluated.versions or versions(),
         hardware=evaluated.hardware,

@@ -1,4 +1,4 @@
-"""Quantization-aware training: thaw a fake-quantized model, train its weights and ranges, freeze it again.
+"""Quantization-aware training: make a fake-quantized model trainable, train its weights and ranges, convert it.
 
 Straight-through gradients (Bengio et al., arXiv 1308.3432); the step sizes of activations and weights may
 learn too (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153).
@@ -316,7 +316,7 @@ def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> b
 
 @torch.no_grad()
 def _shifted(split: Split, data: TrainingData, seed: int) -> list[torch.Tensor]:
-    """The images in order, uint8, batch after batch under one cell after the other; nothing without cells."""
+    """The images in order, uint8, each batch under the next condition; nothing without conditions."""
     conditions = selection_conditions(data.conditions, data.families)
     if not conditions:
         return []

@@ -29,7 +29,7 @@ class SplitSummary:
     n: Count
     fingerprint: str
     listing: str
-    taken_from: str | None = None
+    taken_from: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class TrainingProvenance:
         steps: optimizer steps; null for what is not trained in steps.
         batch_size: likewise.
         clean_budget: points of clean validation accuracy that a calibrator's gate was to cost at most; else null.
+        generic_share: of the rendered images, those under random operations where there were named shifts, too.
         batch_norm_images: how many images batch norms were re-estimated on, or null.
     """
 
@@ -62,6 +63,7 @@ class TrainingProvenance:
     steps: Positive | None = None
     batch_size: Positive | None = None
     clean_budget: Points | None = None
+    generic_share: Share | None = None
     batch_norm_images: Positive | None = field(default=None, metadata=was("drawn"))
 
 
@@ -99,7 +101,7 @@ class PhaseFit:
     shift_accuracy: Share
     best_step: Count
     diverged: bool
-    earlier_s: Seconds = 0.0
+    earlier_s: Seconds = field(default=0.0, compare=False)
     history: tuple[Score, ...] = ()
 
     @property
@@ -166,13 +168,11 @@ class Validation:
     Attributes:
         clean_accuracy: on clean images.
         shift_accuracy: under shift.
-        int8_shift_accuracy: of INT8 alone on the same images; null in records of earlier versions.
         measures: what these are, here and in `training`.
     """
 
     clean_accuracy: Share
     shift_accuracy: Share
-    int8_shift_accuracy: Share | None = None
     measures: Measures
 
 

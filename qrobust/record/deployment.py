@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from qrobust.preprocessing import Preprocessing
-from qrobust.record.typed_json import OneOf, to_json
+from qrobust.preprocessing import Preprocessing, Step
+from qrobust.record.typed_json import JsonFile, OneOf
 from qrobust.record.units import Interval, Positive, Share
 
 DEPLOYMENT_SCHEMA = "qrobust.deployment/1"
-Step = dict[str, str | int | bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ class MeasuredAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(JsonFile):
     """The manifest of a deployed graph, schema `qrobust.deployment/1`.
 
     Attributes:
@@ -101,8 +100,3 @@ class Manifest:
     onnxruntime: RuntimeVersions
     accuracy: MeasuredAccuracy
     sha256: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data

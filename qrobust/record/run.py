@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,8 @@ from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
 from qrobust.record.recommendation import Effects, Recommendation
-from qrobust.record.typed_json import OneOf, from_json, to_json, was
+from qrobust.record.start import Start
+from qrobust.record.typed_json import JsonFile, OneOf, from_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
 
@@ -33,7 +35,7 @@ EARLIER_SCHEMAS = {SCHEMA: "qrobust.run/1", EVALUATION_SCHEMA: "qrobust.evaluati
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(JsonFile):
     """The record of a run, schema `qrobust.run/2`.
 
     Attributes:
@@ -67,6 +69,7 @@ class Record:
         channels: 3 (RGB) or 1 (luma).
         graph_sha256: per graph, of the file that was measured; null where an earlier version left it out.
         preprocessing: how images became the network's input; null in records of earlier versions.
+        start: what was found before the first stage; null in records of earlier versions.
         seeds: what randomness was drawn from.
         versions: of Python and packages.
         hardware: where it was measured.
@@ -111,19 +114,15 @@ class Record:
     hardware: Hardware
     stages: dict[str, StageTime]
     preprocessing: Preprocessing | None = None
+    start: Start | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
     effects: Effects | None = None
     recommendation: Recommendation | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data
-
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
+class EvaluationRecord(JsonFile):
     """The record of an evaluation of ONNX files, schema `qrobust.evaluation/2`; classifiers are named after files.
 
     Attributes:
@@ -182,19 +181,15 @@ class EvaluationRecord:
     classes: Classes | None = None
     primary: str = "accuracy"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data
 
-
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """The record of a run, of this schema or of `qrobust.run/1`.
 
     Raises:
         InputError: the file is missing or damaged, or a value is missing or wrong; one line names its key.
     """
-    return from_json(Record, _upgraded(read_json(path), SCHEMA, ("model", "weights", "data"), path), path)
+    data = read_json(Path(path))
+    return from_json(Record, _upgraded(data, SCHEMA, ("model", "weights", "data"), path), path)
 
 
 def read_evaluation(path: Path) -> EvaluationRecord:
@@ -206,7 +201,9 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     return from_json(EvaluationRecord, _upgraded(read_json(path), EVALUATION_SCHEMA, ("data",), path), path)
 
 
-def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], path: Path) -> dict[str, Any]:
+def _upgraded(
+    data: Mapping[str, object], schema: str, from_config: tuple[str, ...], path: str | Path
+) -> Mapping[str, object]:
     """Data of the present schema; of what changed since the first, names are the reader's (see `was`)."""
     found, earlier = data.get("schema"), EARLIER_SCHEMAS[schema]
     if found == schema:
@@ -215,4 +212,4 @@ def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], p
         raise InputError(f"{path}: schema: expected {schema} or {earlier}, got {found!r}")
     config = data.get("config")
     chosen = {key: config[key] for key in from_config if key in config} if isinstance(config, dict) else {}
-    return chosen | data | {"schema": schema}
+    return {**chosen, **data, "schema": schema}

@@ -23,6 +23,7 @@ from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
 from qrobust.record.recommendation import Effects
+from qrobust.record.start import Start
 from qrobust.record.typed_json import was
 from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
 
@@ -33,11 +34,11 @@ class StageResult:
 
     Attributes:
         choices: changes with every choice that the stage depends on; null where that is not compared.
-        duration_s: what it took, with what killed processes had trained before.
+        duration_s: what it took, with what killed processes had trained before; set as it ends, like `choices`.
     """
 
-    choices: str | None
-    duration_s: Seconds
+    choices: str | None = None
+    duration_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
         image_size: side in px, as the network reads images.
         channels: 3 (RGB) or 1 (luma); null where an earlier version left it out.
         preprocessing: how images became the network's input; null in folders of earlier versions.
+        start: what was found before the first stage; null in folders of earlier versions.
     """
 
     quantization: Quantization
@@ -82,6 +84,7 @@ class QuantizationResult(StageResult, ExportedGraphs):
     image_size: Positive
     channels: Positive | None = None
     preprocessing: Preprocessing | None = None
+    start: Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +119,8 @@ class ExportResult(StageResult, ExportedGraphs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemedyResult(StageResult, ExportedGraphs):
-    """`stages/REMEDY.json` of a remedy other than a calibrator.
+class RemedyTraining:
+    """How a remedy other than a calibrator was made.
 
     Attributes:
         macs: what it adds.
@@ -130,7 +133,7 @@ class RemedyResult(StageResult, ExportedGraphs):
         kept_share: of the way from INT8 to the end of its training, what `--clean-budget` left; null without one.
     """
 
-    macs: CalibratorMacs
+    macs: CalibratorMacs = CalibratorMacs(calibrator=0)
     trained_on: tuple[str, ...]
     provenance: TrainingProvenance | None = field(metadata=was("lessons"))
     training: CalibratorTraining | QatTraining | None = None
@@ -138,6 +141,11 @@ class RemedyResult(StageResult, ExportedGraphs):
     validation: Validation | None = None
     weight_change: WeightChange | None = None
     kept_share: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyResult(StageResult, RemedyTraining, ExportedGraphs):
+    """`stages/REMEDY.json` of a remedy other than a calibrator."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qrobust.preprocessing import Step
 from qrobust.record import Manifest
 from qrobust.report.figures import bounds, percent
 from qrobust.text import code, markdown
@@ -115,7 +116,7 @@ def deployment_readme(manifest: Manifest) -> str:
     )
 
 
-def _step(step: dict[str, str | int | bool]) -> str:
+def _step(step: Step) -> str:
     """A step in words: what is done, and its numbers."""
     rest = ", ".join(
         f"{key.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else value}"

@@ -165,6 +165,17 @@ def _what(record: Record, graph: str) -> list[str]:
     ]
 
 
+def _unseen(record: Record, remedy: Remedy) -> str:
+    """What of the record neither the remedy nor the classifier was trained on, and what was."""
+    known = {row.shift for row in record.rows if row.seen_by_classifier} | set(remedy.trained_on)
+    measured = dict.fromkeys(row.shift for row in record.rows if row.shift != "clean")
+    unseen, seen = ([s for s in measured if (s in known) == trained] for trained in (False, True))
+    if not unseen:
+        return "Its gain is for the shifts it learned from; beyond them it is not measured."
+    rest = f"; seen: {markdown(', '.join(seen))}" if seen else ""
+    return f"Measured on shifts never seen in training: {markdown(', '.join(unseen))}{rest}."
+
+
 def _limits(record: Record, graph: str, remedy: Remedy | None) -> list[str]:
     limits = [
         "- Accuracy holds for images like those it was measured on. A shift that is not in the record is not known.",
@@ -173,14 +184,8 @@ def _limits(record: Record, graph: str, remedy: Remedy | None) -> list[str]:
     if remedy:
         if remedy.diverged:
             limits.append("- Its training diverged; this is the best state before that.")
-        unseen = {row.shift for row in record.rows} - {"clean", *remedy.trained_on}
         if remedy.trained_on:
-            known = (
-                f"measured on shifts it never saw: {markdown(', '.join(sorted(unseen)))}"
-                if unseen
-                else "not measured"
-            )
-            limits.append(f"- Its gain is for the shifts it learned from; beyond them it is {known}.")
+            limits.append(f"- {_unseen(record, remedy)}")
         losing = [r for r in record.rows if r.accuracy[graph] < r.accuracy["int8"]]
         if losing:
             names = ", ".join(f"{r.shift} {r.severity}".removesuffix(" 0") for r in losing)

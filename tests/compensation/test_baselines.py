@@ -29,7 +29,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES
 from qrobust.pipeline.stage import stage
 from qrobust.progress import Reporter
-from qrobust.record import read_record
+from qrobust.record import StageResult, read_record
 from qrobust.remedies import LADDER
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import float_operators
@@ -353,7 +353,7 @@ def test_a_model_without_batch_norms_is_refused_before_anything_is_forgotten(fin
     for method in ("bn-reestimate", "calibrator+bn-reestimate"):
         with pytest.raises(InputError, match="expected batch norms"):
             make_baseline(opened_run, method)
-    assert opened_run.require_folder().stage("evaluate")
+    assert opened_run.require_folder().is_done("evaluate")
 
 
 def test_a_stage_counts_what_was_done_before_it_began(finished_run: Path, tmp_path: Path) -> None:
@@ -362,4 +362,5 @@ def test_a_stage_counts_what_was_done_before_it_began(finished_run: Path, tmp_pa
     opened_run = Run.open(run, Reporter(), threads=1)
     with stage(opened_run, "denoise", began_s=1000.0):
         pass
-    assert opened_run.require_folder().need_stage("denoise", "compensate")["duration_s"] >= 1000.0
+    done = opened_run.require_folder().need_result(StageResult, "denoise", "compensate")
+    assert done.duration_s >= 1000.0

@@ -14,7 +14,7 @@ from conftest import qrobust, random_model
 from torch.nn import functional as F
 
 from qrobust.attacks.norms import Ball, L2Ball, LinfBall
-from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
+from qrobust.classifier import Compensated, NormalizedModel, Signalling, count_macs, state_hash
 from qrobust.compensation import training
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
@@ -27,7 +27,7 @@ from qrobust.compensation.calibrator import (
     within_budget,
 )
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.evolution import evolve
 from qrobust.compensation.fit import candidates, new_calibrator
 from qrobust.compensation.gate import (
     GAINS,
@@ -52,6 +52,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.record import EvolutionStrategy
 from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fast_arithmetic, fit
 
@@ -262,10 +263,35 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     pair = Compensated(frozen, fake_quantized)
     export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 23
+    assert counted.integer_ops == counted.quantizable_ops == 23
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)
     wanted = pair(images)
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
+
+
+def test_the_gate_is_a_second_output_where_that_is_wanted(images: torch.Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 4, ("photometric",))
+    torch.nn.init.normal_(calibrator.photometric.weight, 0, 0.02)
+    torch.nn.init.normal_(calibrator.gate.weight, 0, 0.2)
+    frozen = quantize(calibrator.eval(), X86_VNNI, [images], leaves=(Correction,))
+    pair = Compensated(frozen, quantize(random_model(), X86_VNNI, [images]))
+    signalling, gates = Signalling(pair), list[torch.Tensor]()
+    handle = frozen.get_submodule("gate").register_forward_hook(lambda _, __, logit: gates.append(logit.sigmoid()))
+    wanted = pair(images)
+    handle.remove()
+    logits, gate = signalling(images)
+    assert torch.equal(logits, wanted)
+    assert torch.equal(gate, gates[0])
+    for name, model in (("two", signalling), ("one", pair)):
+        export(model, tmp_path / f"{name}.onnx", 32)
+    two, one = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("two", "one"))
+    assert [output.name for output in two.session.get_outputs()] == ["logits", "correction"]
+    assert torch.equal(two(images), one(images))
+    (told,) = two.session.run(["correction"], {"images": images.numpy()})
+    # The gate's layer is integer in both; its sums are exact, the float32 of its scale is not.
+    assert torch.allclose(torch.from_numpy(told), gate, atol=0.02)
+    assert gate.std() > 0.01
 
 
 def calibrator_of(run: Run, width: int | None = None, branches: tuple[str, ...] = ()) -> Calibrator:
@@ -504,7 +530,7 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     for budget in (0.0, 100.0):
         told = Told()
         opened_run = Run.open(
-            run, told, threads=1, steps=60, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
+            run, told, threads=1, steps=60, train_on=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
         )
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         given_up = fit.int8_phase.shift_accuracy - fit.shift_accuracy
@@ -525,7 +551,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
     def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
         run = shutil.copytree(finished_run, tmp_path / name)
         config = json.loads((run / "config.json").read_text())
-        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "shifts": ["contrast"]}
+        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "train_on": ["contrast"]}
         (run / "config.json").write_text(json.dumps(config | chosen))
         (run / "checkpoints").mkdir(exist_ok=True)
         opened_run = Run.open(run, Reporter(), threads=1)
@@ -534,7 +560,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
             labels.copy_((labels + 1) % 10)
         if make == "finetune":
             made = MAKERS[make](opened_run)
-            return state_hash(made.model), {k: v for k, v in made.result["training"].items() if k != "earlier_s"}
+            return state_hash(made.model), made.training.training
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         return state_hash(fit.calibrator), (fit.float_phase, fit.int8_phase, fit.clean_accuracy, fit.shift_accuracy)
 
@@ -550,7 +576,7 @@ def test_evolution_keeps_the_best_that_onnxruntime_measured(finished_run: Path) 
     before = state_hash(opened_run.calibrator)
     deployed = opened_run.onnx_classifier("int8")
 
-    def evolved(least_clean: float) -> tuple[torch.nn.Module, Evolution]:
+    def evolved(least_clean: float) -> tuple[torch.nn.Module, EvolutionStrategy]:
         return evolve(
             opened_run.calibrator,
             deployed,

@@ -54,6 +54,7 @@ RENAMED = {
     "n_cells": "n_conditions",
     "n_seen_cells": "n_seen_conditions",
     "n_unseen_cells": "n_unseen_conditions",
+    "seen_by_calibrator": "seen_by_remedy",
     "class": "class_index",
     "cells": "conditions",
 }

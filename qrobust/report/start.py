@@ -1,0 +1,42 @@
+"""What a run found before its first stage, in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qrobust.record.start import FloatOnValidation, Start
+from qrobust.report.verdict import bounds, percent
+
+
+def start_lines(start: Start, class_names: Sequence[str]) -> list[str]:
+    """Images per split and class, their sizes, and what the network makes of them.
+
+    Args:
+        start: what was found.
+        class_names: in index order.
+    """
+    splits = [f"{name} {_counted(counts, class_names)}" for name, counts in start.images_per_class.items()]
+    present = sum(any(counts) for counts in zip(*start.images_per_class.values(), strict=True))
+    of = "" if present == len(class_names) else f" (images of {present})"
+    sides = " x ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in (start.widths, start.heights))
+    return [
+        f"data: {len(class_names):,} classes{of}; {'; '.join(splits)}",
+        f"sizes of {start.looked_at} of the images: {sides} px",
+        float_sentence(start.float_validation),
+    ]
+
+
+def float_sentence(found: FloatOnValidation) -> str:
+    """The float network's accuracy."""
+    return (
+        f"float accuracy on {found.n:,} validation images: {percent(found.accuracy)} {bounds(found.interval)}; by "
+        f"chance {percent(found.chance)}"
+    )
+
+
+def _counted(counts: Sequence[int], class_names: Sequence[str]) -> str:
+    """Images of a split, and the classes that have fewest and most of them."""
+    held = [(count, name) for count, name in zip(counts, class_names, strict=True) if count]
+    (low, fewest), (high, most) = min(held, key=lambda one: one[0]), max(held, key=lambda one: one[0])
+    spread = f"{low:,} a class" if low == high else f"{low:,} ({fewest}) to {high:,} ({most}) a class"
+    return f"{sum(counts):,}, {spread}"

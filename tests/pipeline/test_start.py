@@ -1,0 +1,117 @@
+"""Before the first stage: what was found, and that a network which tells nothing is not quantized by mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import qrobust, save_npz
+from torch import nn
+
+from qrobust.evaluation.statistics import chance_agreement
+from qrobust.record.start import FloatOnValidation, Start
+from qrobust.report.start import start_lines
+from qrobust.storage import read_json
+
+NET = """
+from torch import nn
+
+
+def net(num_classes):
+    return nn.Sequential(nn.Conv2d(3, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of three brightnesses, and weights that tell which; in `wrong.pt` they are in another order."""
+    (tmp_path / "net.py").write_text(NET)
+    save_npz(tmp_path / "d.npz", 240)
+    middle = (torch.arange(3) * 60 + 20) / 255
+    for name, order in (("right.pt", [0, 1, 2]), ("wrong.pt", [1, 2, 0])):
+        conv = nn.Conv2d(3, 3, 1)
+        conv.weight.data = (2 * middle[order] / 3).reshape(3, 1, 1, 1).expand(3, 3, 1, 1).contiguous()
+        conv.bias.data = -middle[order].square()
+        torch.save({f"0.{key}": value for key, value in conv.state_dict().items()}, tmp_path / name)
+    return tmp_path
+
+
+def quantize(folder: Path, weights: str, *options: object) -> tuple[int, str]:
+    model, data = f"{folder / 'net.py'}:net", f"npz:{folder / 'd.npz'}"
+    how = ("--normalization", "none", "--calibration-images", 16, "--threads", 1)
+    result = qrobust(
+        "quantize",
+        "--model",
+        model,
+        "--weights",
+        folder / weights,
+        "--data",
+        data,
+        *how,
+        "--out",
+        folder / "run",
+        *options,
+    )
+    return result.exit_code, result.output
+
+
+def test_chance_agreement_in_closed_form() -> None:
+    labels = np.array([0] * 7 + [1] * 3)
+    assert chance_agreement(np.zeros(10, int), labels) == pytest.approx(0.7)  # the share of the largest class
+    assert chance_agreement(np.arange(10) % 2, labels) == pytest.approx(0.5)
+    assert chance_agreement(np.arange(100) // 10, np.arange(100) % 10) == pytest.approx(0.1)
+
+
+def test_what_was_found_is_printed_and_kept(folder: Path) -> None:
+    code, output = quantize(folder, "right.pt")
+    assert code == 0, output
+    lines = output.splitlines()
+    said = next(i for i, line in enumerate(lines) if line.startswith("preprocessing: "))
+    assert said < lines.index("quantize ...")
+    assert lines[said + 2] == "sizes of 16 of the images: 16 x 16 px"
+    start = read_json(folder / "run" / "stages" / "quantize.json")["start"]
+    with np.load(folder / "d.npz") as stored:
+        every = np.bincount(stored["labels"])
+    assert (np.sum(list(start["images_per_class"].values()), axis=0) == every).all()
+    found = start["float_validation"]
+    assert found["accuracy"] == 1
+    assert lines[said + 3].startswith(f"float accuracy on {found['n']} validation images: 100.0 % [")
+
+
+def test_weights_in_another_order_of_classes_are_refused(folder: Path) -> None:
+    code, output = quantize(folder, "wrong.pt")
+    last = output.splitlines()[-1]
+    assert (code, (folder / "run").exists()) == (2, False)
+    assert "validation images: 0.0 % [0.0, " in last
+    for cause in ("--normalization", "--channel-order", "--class-names", "--resize", "--anyway goes on"):
+        assert cause in last, cause
+    code, output = quantize(folder, "wrong.pt", "--anyway", "-q")
+    assert (code, output.startswith("warning: float accuracy on ")) == (0, True), output
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "chance", "nothing"), [(70, 100, 0.7, True), (83, 100, 0.7, False), (12, 100, 0.1, True)]
+)
+def test_an_interval_that_reaches_chance_tells_nothing(hits: int, n: int, chance: float, nothing: bool) -> None:
+    from qrobust.evaluation.statistics import wilson_interval
+
+    found = FloatOnValidation(n=n, accuracy=hits / n, interval=wilson_interval(hits, n), chance=chance)
+    assert found.tells_nothing == nothing
+
+
+def test_lines_name_the_classes_that_have_fewest_and_most_images() -> None:
+    found = FloatOnValidation(n=200, accuracy=0.835, interval=(0.78, 0.88), chance=0.56)
+    start = Start(
+        images_per_class={"training": (1120, 795, 0), "test": (12, 12, 0)},
+        looked_at=32,
+        widths=(256, 400),
+        heights=(256, 256),
+        float_validation=found,
+    )
+    assert start_lines(start, ("coat", "skirt", "hat")) == [
+        "data: 3 classes (images of 2); training 1,915, 795 (skirt) to 1,120 (coat) a class; test 24, 12 a class",
+        "sizes of 32 of the images: 256 to 400 x 256 px",
+        "float accuracy on 200 validation images: 83.5 % [78.0, 88.0]; by chance 56.0 %",
+    ]
