@@ -29,9 +29,9 @@ from torch.nn import functional as F
 
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Split
+from qrobust.device import CPU, bfloat16_kernels, fast_arithmetic
 from qrobust.models.registry import BUILT_IN
 from qrobust.record import to_json
-from qrobust.training_loop import fast_arithmetic, native_bfloat16
 
 # Epochs, the first of them on small crops, peak learning rate and label smoothing of each network, where they differ
 # from the defaults.
@@ -137,7 +137,7 @@ def main(
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)), train.labels
     model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)
-    if native_bfloat16():
+    if bfloat16_kernels(CPU):
         without_strided_depthwise(model)
     if init:
         model.load_state_dict(torch.load(init / "weights.pt", weights_only=True))
@@ -176,7 +176,7 @@ def main(
                 chosen = order[step * batch_size : (step + 1) * batch_size]
                 batch = augment(normalise(images[chosen]), side, padding, generator)
                 batch = batch.contiguous(memory_format=torch.channels_last)
-                with fast_arithmetic():
+                with fast_arithmetic(CPU):
                     logits = forward(batch)
                 loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=smoothing)
                 optimizer.zero_grad()
@@ -208,7 +208,7 @@ def main(
             "weight_decay": weight_decay,
             "schedule": "one-cycle, 20 % warm-up",
             "augmentation": "crop with 4 px padding (small epochs: 3/4 as wide, no padding), mirror",
-            "precision": "bfloat16 autocast" if native_bfloat16() else "float32",
+            "precision": "bfloat16 autocast" if bfloat16_kernels(CPU) else "float32",
             "compiled": compiled,
             "seed": seed,
         },

@@ -26,6 +26,7 @@ from qrobust.deployment.deploy import deploy
 from qrobust.deployment.export import export
 from qrobust.deployment.parity import parity as compare_outputs
 from qrobust.deployment.profiling import latencies_ms
+from qrobust.device import find_device
 from qrobust.errors import InputError
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
@@ -48,7 +49,7 @@ def load_data(
     *,
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
-    calibration_images: int = 512,
+    calibration_images: int | None = None,
     seed: int = 0,
 ) -> Data:
     """Open a data set as four disjoint, seeded splits.
@@ -57,7 +58,7 @@ def load_data(
         spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
         preprocessing: how images get that size, instead of `image_size`.
-        calibration_images: how many training images ranges are observed on.
+        calibration_images: how many training images ranges are observed on. Default: an eighth, 32 to 512.
         seed: of the splits.
 
     Returns:
@@ -121,6 +122,7 @@ def quantize(
     *,
     validation: Any = None,
     seed: int = 0,
+    device: str = "auto",
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
     """Post-training quantization: the classifier with the integers that its exported graph will have.
@@ -131,20 +133,23 @@ def quantize(
         config: bits, target and tricks.
         validation: labelled images to choose by. Default: `calibration`.
         seed: of learned rounding.
+        device: to work on: `auto` (a GPU if there is one), `cpu`, `cuda:N` or `mps`. The result is on the CPU.
         reporter: where progress is told.
 
     Raises:
-        InputError: the model cannot be traced, or an activation has no usable range.
+        InputError: the model cannot be traced, an activation has no usable range, or there is no such device.
     """
     observed_on = as_split(calibration)
     chosen_by = observed_on if validation is None else as_split(validation)
     chosen = config or QuantizationConfig()
-    return quantize_classifier(model, observed_on, chosen_by, chosen, seed=seed, reporter=reporter)
+    place = find_device(device)
+    return quantize_classifier(model, observed_on, chosen_by, chosen, seed=seed, device=place, reporter=reporter)
 
 
-def sensitivity(quantized: FakeQuantizedModel, validation: Any) -> list[LayerEffect]:
+def sensitivity(quantized: FakeQuantizedModel, validation: Any, *, device: str = "auto") -> list[LayerEffect]:
     """What quantizing each layer alone costs on labelled validation images, in order of execution."""
-    return layer_effects(quantized.observed.graph, quantized.module, as_split(validation))
+    place = find_device(device)
+    return layer_effects(quantized.observed.graph, quantized.module, as_split(validation), device=place)
 
 
 def export_onnx(
@@ -193,6 +198,7 @@ def fit_calibrator(
     *,
     families: Sequence[str] = FAMILIES,
     seed: int = 0,
+    device: str = "auto",
     checkpoint: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> CalibratorFit:
@@ -207,6 +213,7 @@ def fit_calibrator(
         families: of random operations to train on, see `qrobust.shifts.generic`; where there are conditions they have
             half of the rendered images.
         seed: of the first weights, and of every step.
+        device: to train on, as for `quantize`.
         checkpoint: folder to resume from. Default: none is kept.
         reporter: where progress is told.
 
@@ -226,7 +233,13 @@ def fit_calibrator(
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(folder / "float.pt", folder / "int8.pt", folder / "chosen.json")
         return fit(
-            classifier, images, config or CalibratorConfig(), checkpoints=checkpoints, seed=seed, reporter=reporter
+            classifier,
+            images,
+            config or CalibratorConfig(),
+            checkpoints=checkpoints,
+            seed=seed,
+            device=find_device(device),
+            reporter=reporter,
         )
 
 

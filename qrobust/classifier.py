@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, nn
 
+from qrobust.device import ask, on_cpu
 from qrobust.errors import InputError
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
@@ -114,7 +115,7 @@ def count_macs(module: nn.Module, image_size: int, channels: int = 3) -> int:
     ]
     try:
         with torch.inference_mode():
-            module(torch.full((1, channels, image_size, image_size), 0.5))
+            ask(module, torch.full((1, channels, image_size, image_size), 0.5))
     finally:
         for handle in handles:
             handle.remove()
@@ -153,7 +154,7 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(on_cpu(value).contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
     "errors": 0,
     "text": 0,
+    "device": 1,
     "choices": 1,
     "paths": 1,
     "user_code": 2,

@@ -168,6 +168,7 @@ _declare(
     advanced=True,
     type=INTEGER,
     metavar="N",
+    unset="an eighth of the training images, 32 to 512",
     help="Images on which quantization ranges are observed.",
 )
 _declare(
@@ -544,6 +545,14 @@ _declare(
     unset="all cores",
     help="Threads of torch and onnxruntime.",
 )
+_declare(
+    "--device",
+    group=RUN,
+    advanced=True,
+    type=str,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where torch observes, trains and attacks. auto: a GPU if there is one. ONNX Runtime stays on the CPU.",
+)
 _declare("-v", "--verbose", group=RUN, is_flag=True, help="Print details.")
 _declare("-q", "--quiet", group=RUN, is_flag=True, help="Print results, warnings and errors only.")
 
@@ -603,11 +612,12 @@ CALIBRATOR_OPTIONS = (
 )
 ATTACK_OPTIONS = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
 DECIDING_OPTIONS = ("primary", "accept_undecided")
-NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "verbose", "quiet")
-STAGE_OPTIONS = ("model", "allow_code", "threads", "verbose", "quiet")
+NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "device", "verbose", "quiet")
+STAGE_OPTIONS = ("model", "allow_code", "threads", "device", "verbose", "quiet")
 # Of a command for a run that is there.
 OF_RUN: dict[str, Mapping[str, object]] = {
     "threads": {"unset": "the run's"},
+    "device": {"unset": "the run's"},
     "model": {
         "group": RUN,
         "advanced": True,

@@ -114,7 +114,9 @@ def resumed(
         for spec in (chosen.get("model"), *chosen.get("shifts", ()), *chosen.get("train_on", ()))
         if spec is not None
     ]
-    run = _open(place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code)
+    run = _open(
+        place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code, device=chosen.get("device")
+    )
     try:
         check_same_config(run, chosen)
     except InputError as error:
@@ -146,6 +148,7 @@ def _open(
         folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
     )
     work_on(run)
+    _ = run.device  # one that is not there is refused before anything is done
     return run
 
 

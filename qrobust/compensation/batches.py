@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -39,6 +39,10 @@ class MixedBatch:
     labels: torch.Tensor
     aligned: torch.Tensor
     paired: torch.Tensor
+
+    def to(self, place: torch.device) -> MixedBatch:
+        """The same batch on a device."""
+        return MixedBatch(**{entry.name: getattr(self, entry.name).to(place) for entry in fields(self)})
 
 
 def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, step: int, seed: int) -> MixedBatch:

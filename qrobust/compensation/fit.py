@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
+from qrobust.classifier import Classifier, Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.evolution import evolve
@@ -19,6 +19,7 @@ from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, RangeError
 from qrobust.evaluation.predictions import CLEAN
 from qrobust.evaluation.primary import ACCURACY, Primary
@@ -27,7 +28,7 @@ from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.record import EvolutionStrategy, PhaseFit
+from qrobust.record import CleanCost, EvolutionStrategy, PhaseFit
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
@@ -126,6 +127,7 @@ class CalibratorFit:
         gate: how its gate was set.
         evolution: what evolution-strategy fine-tuning did, if it was wanted.
         clean_accuracy, shift_accuracy: of the deployed compensated classifier on validation images, as fractions.
+        clean_cost: what it costs on clean validation images, with its bound.
         float_phase, int8_phase: what the two trainings did.
         hash_before, hash_after: of the classifier's parameters and buffers.
     """
@@ -139,6 +141,7 @@ class CalibratorFit:
     evolution: EvolutionStrategy | None
     clean_accuracy: float
     shift_accuracy: float
+    clean_cost: CleanCost
     float_phase: PhaseFit
     int8_phase: PhaseFit
     hash_before: str
@@ -157,6 +160,7 @@ def fit_calibrator(
     *,
     checkpoints: Checkpoints,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> CalibratorFit:
     """Train a calibrator in front of a frozen classifier, first in float, then on its own 8-bit grid.
@@ -170,6 +174,7 @@ def fit_calibrator(
         config: size, training and budgets.
         checkpoints: files to go on from.
         seed: of the calibrator's first weights, and of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -179,10 +184,8 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    clean = validation.clean(deployed)
-    if classifier.made_from is not None:
-        clean = max(clean, validation.clean(classifier.deploy(classifier.made_from)))
-    least_clean = clean - config.clean_budget / 100
+    scores = _scores_to_keep(classifier, deployed, validation)
+    least_clean = validation.least_clean(validation.clean_value(scores), config.clean_budget)
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
@@ -190,7 +193,8 @@ def fit_calibrator(
 
     def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
-        with reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
+        working = device.holding(module, classifier.fake_quantized, classifier.teacher)
+        with working, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
                 classifier.fake_quantized,
@@ -221,9 +225,21 @@ def fit_calibrator(
             seed=seed,
             reporter=reporter,
         )
-    measured, hashes = validation.measure(deployed, frozen), (before, state_hash(classifier.fake_quantized))
-    _say_gate(gate, second, clean, measured[1], config, reporter)
-    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
+    hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
+    measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
+    cost = validation.clean_cost(scores, kept, config.clean_budget)
+    _say_gate(gate, second, validation.clean_value(scores), measured[1], config, reporter)
+    say_clean_cost(cost, reporter)
+    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
+
+
+def _scores_to_keep(classifier: FrozenClassifier, deployed: Classifier, validation: Validation) -> torch.Tensor:
+    """Scores on clean images that the budget counts from: the classifier's, or of what it was made from if higher."""
+    scores = validation.clean_scores(deployed)
+    if classifier.made_from is None:
+        return scores
+    others = validation.clean_scores(classifier.deploy(classifier.made_from))
+    return max(scores, others, key=validation.clean_value)
 
 
 def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
@@ -297,6 +313,20 @@ def _say_gate(
             f"  to stay within --clean-budget {config.clean_budget:g}, {100 * given_up:.1f} points of the gain under "
             f"shift were given up on validation images (without the limit: {100 * cost:.1f} points of clean accuracy)"
         )
+
+
+def say_clean_cost(cost: CleanCost, reporter: Reporter) -> None:
+    """Tell what a remedy costs on clean images, and what it may cost in truth."""
+    if cost.allowed_pp > cost.budget_pp:
+        reporter.say(
+            f"  --clean-budget {cost.budget_pp:g} is less than one of {cost.n:,} validation images: one may be lost "
+            f"({cost.allowed_pp:.2f} points)"
+        )
+    more = f"; about {cost.images_to_tell:,} validation images would tell" if cost.images_to_tell else ""
+    reporter.say(
+        f"  on {cost.n:,} clean validation images it costs {cost.cost_pp:.1f} points, with 95 % confidence at most "
+        f"{cost.bound_pp:.1f}{more}"
+    )
 
 
 def _frozen(

@@ -130,9 +130,12 @@ def _reestimated(run: Run) -> fx.GraphModule:
 
     recipe = run.recipe
     observed = observe(
-        reestimate_batch_norm(run.model, batches()), mixed_images(run.data.calibration, data, run.config.seed), recipe
+        reestimate_batch_norm(run.model, batches(), device=run.device),
+        mixed_images(run.data.calibration, data, run.config.seed),
+        recipe,
+        device=run.device,
     )
-    return build(observed, run.target, recipe, seed=run.config.seed)
+    return build(observed, run.target, recipe, seed=run.config.seed, device=run.device)
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
@@ -181,6 +184,7 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             run.config.qat,
             checkpoint=folder.checkpoints / f"{name}-{choices_key(run, name, AFTER_TRAINING)}.pt",
             seed=run.config.seed,
+            device=run.device,
             reporter=run.reporter,
         )
         run.save_retrained(done.averaged.model, name)
@@ -189,7 +193,9 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             training=taken(QatTraining, done.training),
             trained_on=trained_shifts(run),
             provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
-            validation=validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
+            validation=validation_result(
+                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
+            ),
             weight_change=done.change,
             kept_share=done.averaged.share,
         )

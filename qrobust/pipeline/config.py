@@ -57,7 +57,7 @@ class DataConfig(Section):
         root: where torchvision data sets lie.
         class_names: file with one class name per line, in index order.
         skip_bad_images: leave out files that cannot be decoded.
-        calibration_images: images that quantization ranges are observed on.
+        calibration_images: images that quantization ranges are observed on; None: as many as suit the data.
         train_images: keep only so many training images; None: all.
         test_images: keep only so many test images; None: all.
     """
@@ -66,7 +66,7 @@ class DataConfig(Section):
     root: str | None = choice(None, option="data_root")
     class_names: str | None = None
     skip_bad_images: bool = False
-    calibration_images: int = choice(512, at_least=1, at_most=MOST_IMAGES)
+    calibration_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     train_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     test_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
 
@@ -125,6 +125,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = choice(0, at_least=0, at_most=MOST_SEED)
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
+    device: str = "auto"
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -86,7 +86,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             run.data.test,
             run.conditions,
             attacks=config.attacks,
-            differentiable={name: run.torch_classifier(name) for name in names if name in GRAPHS},
+            differentiable={n: run.device.classifier(run.torch_classifier(n)) for n in names if n in GRAPHS},
             corruption_sets=run.stored,
             cache=_cache(run, names),
             workers=workers,
@@ -119,10 +119,14 @@ def _result(
 ) -> EvaluationResult:
     """What the stage keeps: figures of what was measured, target images, times and sizes."""
     folder, figures = run.require_folder(), (found.predictions, found.labels)
-    trained_on = _trained_on(folder, "compensate") if "compensated" in classifiers else ()
+    stages = {"compensated": "compensate"} | {name: name for name in REMEDIES}
+    learned = {name: _trained_on(folder, stages[name]) for name in classifiers if name in stages}
+    trained_on = learned.get("compensated", ())
     qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
     by_classifier = qat.shifts if qat else ()
-    gains = remedy_gains(*figures, seed=found.seed) + (_in_torch(run, found) if in_torch else [])
+    seen = {name: (*shifts, *by_classifier) for name, shifts in learned.items()}
+    gains = remedy_gains(*figures, seed=found.seed, seen=seen)
+    gains += _in_torch(run, found, by_classifier) if in_torch else []
     target_images = _target_images(run, classifiers, workers)
     ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in (1, 32)}
     return EvaluationResult(
@@ -260,11 +264,11 @@ def _right(name: str, own: Evaluation, target: Evaluation | None = None) -> Righ
     )
 
 
-def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
+def _in_torch(run: Run, known: Evaluation, by_classifier: Sequence[str]) -> list[RemedyGain]:
     """The row of a remedy that has no graph, on the first images, against the INT8 graph on the same ones."""
     kept = run.require_folder().predictions / TORCH_ONLY
     found = measure(
-        {TORCH_ONLY: AntiAdversary(run.fake_quantized)},
+        {TORCH_ONLY: AntiAdversary(run.device.classifier(run.fake_quantized))},
         replace(run.data.test, indices=torch.from_numpy(known.indices[:TORCH_IMAGES])),
         [condition for condition in known.predictions if condition != CLEAN],
         cache=Cache(
@@ -279,7 +283,7 @@ def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
         condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
         for condition, own in found.predictions.items()
     }
-    return remedy_gains(both, found.labels, seed=known.seed)
+    return remedy_gains(both, found.labels, seed=known.seed, seen={TORCH_ONLY: by_classifier})
 
 
 def _called(run: Run, label: str) -> MakeBar:

@@ -39,7 +39,8 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.model, run.conditions, run.target_images, run.stored, run.primary
+    _ = run.device, run.target, run.model_spec, run.model
+    _ = run.conditions, run.target_images, run.stored, run.primary
     check_measured(run)
     _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
@@ -99,5 +100,5 @@ def check_same_config(run: Run, given: Mapping[str, object]) -> None:
     """
     kept = run.config.as_json()
     for key, value in given.items():
-        if key != "threads" and kept.get(key) != value:
+        if key not in ("threads", "device") and kept.get(key) != value:
             raise InputError(f"{key}: expected {kept.get(key)!r}, with which the run was begun, got {value!r}")

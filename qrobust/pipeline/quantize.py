@@ -140,6 +140,7 @@ def _trained(run: Run, quantized: FakeQuantizedModel) -> tuple[fx.GraphModule, Q
         seed=config.seed,
         checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
         reporter=run.reporter,
+        device=run.device,
     )
     return convert_qat(trainable) if fit.best_step else quantized.module, fit
 
@@ -242,10 +243,13 @@ def sensitivity(run: Run) -> list[tuple[LayerNoise, LayerEffect]]:
     done = folder.need_result(QuantizationResult, "quantize", "quantize")
     torch.set_num_threads(run.config.threads)
     kept, validation = done.quantization, run.data.validation.at_most(SENSITIVITY_IMAGES)
-    observed = observe(run.model, calibration_batches(run.data.calibration, run.reporter), run.recipe)
-    fake_quantized = build(observed, run.target, run.recipe, seed=run.config.seed)
+    batches = calibration_batches(run.data.calibration, run.reporter)
+    observed = observe(run.model, batches, run.recipe, device=run.device)
+    fake_quantized = build(observed, run.target, run.recipe, seed=run.config.seed, device=run.device)
     with run.reporter.bar("measure layers", len(observed.layers)) as bar:
-        found = layer_effects(observed.graph, fake_quantized, validation, lambda name: bar.update(1, name))
+        found = layer_effects(
+            observed.graph, fake_quantized, validation, lambda name: bar.update(1, name), device=run.device
+        )
     # Of layers that were left in float for their effects, what is known stays.
     effects = {effect.name: effect for effect in [*kept.layer_effects, *found]}
     if strange := [noise.name for noise in kept.layer_noise if noise.name not in effects]:

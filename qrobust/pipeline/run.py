@@ -26,6 +26,7 @@ from qrobust.data.splits import Data
 from qrobust.data.target_images import TargetImages, folder_of, naming_target_images, open_target_images
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
+from qrobust.device import Device, find_device
 from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
@@ -150,6 +151,11 @@ class Run:
     def target(self) -> Target:
         """The CPU family whose integers count."""
         return find_target(self.config.quantization.target)
+
+    @cached_property
+    def device(self) -> Device:
+        """Where torch trains and attacks."""
+        return find_device(self.config.device)
 
     @cached_property
     def _opened(self) -> Data:
@@ -304,6 +310,7 @@ class Run:
             self.config.quantization,
             primary=self.primary,
             seed=self.config.seed,
+            device=self.device,
             reporter=self.reporter,
         )
 

@@ -21,6 +21,7 @@ MEASURING = (
     "shifts",
     "scenarios",
     "threads",
+    "device",
     "test_images",
     "attacks",
     "attack_images",

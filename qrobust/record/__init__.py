@@ -18,6 +18,7 @@ from qrobust.record.comparison import (
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
+    CleanCost,
     Compensation,
     EvolutionStrategy,
     Measures,
@@ -134,6 +135,7 @@ __all__ = [
     "Classes",
     "ClassifierClasses",
     "ClassifierHash",
+    "CleanCost",
     "ComparedCondition",
     "ComparedRun",
     "Comparison",

@@ -209,7 +209,8 @@ def learned_target(record: Record) -> TargetImages | None:
 
 def comparison(record: Record) -> list[list[str]]:
     """The table of remedies: a header, then a row for each, highest gain first."""
-    header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time over INT8, batch 1")
+    gains = ("gain", "on unseen shifts", "on seen shifts")
+    header = ("", "clean", "under shift", *gains, "clean cost", "multiply-accumulates", "time over INT8, batch 1")
     rows, whole = [[*header, "batch 32", "n"]], record.summary.macs.classifier
     for row in record.remedies:
         ratio = row.latency_ratio
@@ -219,6 +220,8 @@ def comparison(record: Record) -> list[list[str]]:
                 percent(row.clean_accuracy),
                 percent(row.shift_accuracy),
                 points(row.gain_pp, row.gain_interval_pp),
+                points(row.unseen_gain_pp, row.unseen_gain_interval_pp) or "-",
+                points(row.seen_gain_pp, row.seen_gain_interval_pp) or "-",
                 points(row.clean_cost_pp, row.clean_cost_interval_pp),
                 "-" if row.macs is None else percent(row.macs / whole),
                 *((f"{ratio.batch_1:.2f}x", f"{ratio.batch_32:.2f}x") if ratio else ("-", "-")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -451,3 +452,10 @@ def test_every_option_for_files_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 def test_compensate_attacks_only_to_compare(finished_run: Path) -> None:
     error = one_line("compensate", finished_run, "--epsilons", "0.1")
     assert error.startswith("Error: --epsilons: expected with --compare only")
+
+
+def test_a_device_that_is_not_here_is_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = qrobust("quantize", "--model", "resnet8", "--data", "digits", "--device", "tpu", "--out", out)
+    assert (result.exit_code, result.stdout, out.exists()) == (2, "", False)
+    assert re.fullmatch(r"Error: --device: expected auto or one that is here, .*cpu, got 'tpu'\n", result.stderr)

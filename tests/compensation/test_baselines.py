@@ -214,7 +214,7 @@ def test_every_graph_has_a_card(finished_run: Path) -> None:
     count = record["compensation"]["training_images"]
     training_images = f"inversion at severity 5; on {count} training images of `digits` with labels, disjoint"
     assert training_images in card
-    assert "shifts it never saw: rotation" in card
+    assert "Measured on shifts never seen in training: rotation; seen: contrast" in card
 
 
 def test_cards_tell_what_their_own_graph_learned_from(finished_run: Path, tmp_path: Path) -> None:

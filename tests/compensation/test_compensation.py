@@ -44,6 +44,7 @@ from qrobust.data.splits import TrainingData
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
+from qrobust.device import CPU, fast_arithmetic
 from qrobust.errors import InputError
 from qrobust.evaluation.primary import ACCURACY
 from qrobust.pipeline.provenance import training_data
@@ -52,9 +53,9 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
-from qrobust.record import EvolutionStrategy
+from qrobust.record import EvolutionStrategy, read_record
 from qrobust.storage import read_json, write_sealed
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import fit
 
 
 @pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])
@@ -543,6 +544,20 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     assert strict.int8_phase == free.int8_phase
 
 
+def test_the_cost_on_clean_images_is_told_with_its_bound(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    assert record.compensation is not None
+    cost = record.compensation.validation.clean_cost
+    assert cost is not None
+    assert cost.n == record.splits["validation"].n
+    assert (cost.budget_pp, cost.allowed_pp) == (0.3, pytest.approx(max(0.3, 100 / cost.n)))
+    assert cost.cost_pp <= cost.allowed_pp + 1e-6
+    assert cost.bound_pp > cost.cost_pp
+    assert (cost.images_to_tell is not None) == (cost.bound_pp > 1.3)
+    card = (finished_run / "compensated.card.md").read_text()
+    assert f"On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most" in card
+
+
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
 def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
     from qrobust.pipeline.baselines import MAKERS
@@ -609,11 +624,11 @@ def test_validation_shares_its_limit() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_arithmetic_is_bfloat16_only_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qrobust.training_loop.native_bfloat16", lambda: native)
+    monkeypatch.setattr("qrobust.device.bfloat16_kernels", lambda place: native)
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    with fast_arithmetic():
+    with fast_arithmetic(CPU):
         assert layer(x).dtype == (torch.bfloat16 if native else torch.float32)
-    with fast_arithmetic(enabled=False):
+    with fast_arithmetic(CPU, enabled=False):
         assert layer(x).dtype == torch.float32
 
 
@@ -622,7 +637,7 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
     module = torch.nn.Linear(1, 1)
     before = state_hash(module)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, size: int) -> torch.Tensor:
         return module.weight.sum() + (0 * module.weight.sum()).abs().sqrt()  # the root's slope at 0 is infinite
 
     done = fit(
@@ -631,6 +646,8 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
         steps=3,
         rates=lambda _: [0.1],
         loss=loss,
+        batch_size=1,
+        least_batch=1,
         judge=lambda: (0.0,),
         score=lambda found: found,
         judge_after=lambda _: True,

@@ -167,7 +167,7 @@ def test_remedies_that_learned_from_other_things_are_not_compared(
 
 def test_without_a_calibrator_the_first_remedy_says_what_others_are_compared_with() -> None:
     assert compared(bn_reestimate=made(USUAL), finetune=made(USUAL, "contrast")) == {
-        "finetune": "trained with different settings than bn-reestimate (shifts: contrast instead of fog)"
+        "bn-reestimate": "trained with different settings than finetune (shifts: fog instead of contrast)"
     }
 
 
