@@ -31,6 +31,13 @@ from qrobust.record.compensation import (
     WeightChange,
 )
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.deployment import (
+    DEPLOYMENT_SCHEMA,
+    GraphInput,
+    Manifest,
+    MeasuredAccuracy,
+    RuntimeVersions,
+)
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -106,6 +113,7 @@ from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
     "COMPARISON_SCHEMA",
+    "DEPLOYMENT_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
     "GATE_SCHEMA",
@@ -158,6 +166,7 @@ __all__ = [
     "Gain",
     "GateResult",
     "GraphEffect",
+    "GraphInput",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -168,7 +177,9 @@ __all__ = [
     "LeftOut",
     "LostImage",
     "Macs",
+    "Manifest",
     "MeanCorruptionError",
+    "MeasuredAccuracy",
     "Measures",
     "ModelFile",
     "Overview",
@@ -189,6 +200,7 @@ __all__ = [
     "RunAccuracy",
     "RunChange",
     "RunComparison",
+    "RuntimeVersions",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",
