@@ -185,8 +185,7 @@ def fit_calibrator(
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
     scores = _scores_to_keep(classifier, deployed, validation)
-    clean = validation.clean_value(scores)
-    least_clean = validation.least_clean(clean, config.clean_budget)
+    least_clean = validation.least_clean(validation.clean_value(scores), config.clean_budget)
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
@@ -229,7 +228,7 @@ def fit_calibrator(
     hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
     measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
     cost = validation.clean_cost(scores, kept, config.clean_budget)
-    _say_gate(gate, second, clean, measured[1], config, reporter)
+    _say_gate(gate, second, validation.clean_value(scores), measured[1], config, reporter)
     say_clean_cost(cost, reporter)
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
 

@@ -32,6 +32,13 @@ from qrobust.record.compensation import (
 )
 from qrobust.record.confidence import ClassifierConfidence, Confidence, Foreign
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.deployment import (
+    DEPLOYMENT_SCHEMA,
+    GraphInput,
+    Manifest,
+    MeasuredAccuracy,
+    RuntimeVersions,
+)
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -107,6 +114,7 @@ from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
     "COMPARISON_SCHEMA",
+    "DEPLOYMENT_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
     "GATE_SCHEMA",
@@ -162,6 +170,7 @@ __all__ = [
     "Gain",
     "GateResult",
     "GraphEffect",
+    "GraphInput",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -172,7 +181,9 @@ __all__ = [
     "LeftOut",
     "LostImage",
     "Macs",
+    "Manifest",
     "MeanCorruptionError",
+    "MeasuredAccuracy",
     "Measures",
     "ModelFile",
     "Overview",
@@ -193,6 +204,7 @@ __all__ = [
     "RunAccuracy",
     "RunChange",
     "RunComparison",
+    "RuntimeVersions",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",
