@@ -43,7 +43,7 @@ ADAPTERS = {
     "torch.ao": {"quantization/torch_ao.py"},
     "torch.onnx": {"deployment/export.py"},
     "onnx": {"deployment/export.py", "deployment/onnx_graph.py"},
-    "onnxruntime": {"deployment/session.py"},
+    "onnxruntime": {"deployment/session.py", "deployment/infer.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
     "sklearn": {"data/sources.py"},

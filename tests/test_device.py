@@ -16,7 +16,7 @@ from qrobust.compensation.baselines import reestimate_batch_norm
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import Calibrator
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.teacher import teacher_outputs
+from qrobust.compensation.teacher import _outputs_of, teacher_outputs
 from qrobust.compensation.training import Phase, _step_loss, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.loading import open_data
@@ -316,3 +316,31 @@ def test_other_errors_are_not_taken_for_it() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_that_fits(8, attempt)
+
+
+# Speed.
+
+
+def test_a_cpu_takes_few_large_images_at_once_and_other_devices_all() -> None:
+    assert devices.part_size(torch.zeros(128, 3, 32, 32)) >= 128
+    assert devices.part_size(torch.zeros(128, 3, 224, 224)) == 6
+    assert devices.part_size(torch.zeros(2, 3, 2048, 2048)) == 1
+    assert devices.part_size(torch.zeros(128, 3, 224, 224, device="meta")) == 128
+
+
+def test_parts_give_the_outputs_and_the_gradient_of_the_whole(
+    small_model: NormalizedModel, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> list[torch.Tensor]:
+        moving = images.clone().requires_grad_()
+        seen = _outputs_of(small_model, moving)
+        assert seen.features is not None
+        seen.logits.square().sum().backward()
+        assert moving.grad is not None
+        return [seen.logits, seen.features, moving.grad]
+
+    whole = asked()
+    monkeypatch.setattr(devices, "PART_VALUES", 5 * images[0].numel())
+    for found, wanted in zip(asked(), whole, strict=True):
+        # Convolutions may sum in another order for another number of images.
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)

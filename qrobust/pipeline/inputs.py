@@ -36,10 +36,11 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
         InputError: any of it is not usable.
     """
     torch.set_num_threads(run.config.threads)
+    _ = run.device
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.device, run.target, run.model_spec, run.model
+    _ = run.target, run.model_spec, run.model
     _ = run.conditions, run.target_images, run.stored, run.primary
     check_measured(run)
     _read_images(run)

@@ -30,7 +30,15 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.confidence import ClassifierConfidence, Confidence, Foreign
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.deployment import (
+    DEPLOYMENT_SCHEMA,
+    GraphInput,
+    Manifest,
+    MeasuredAccuracy,
+    RuntimeVersions,
+)
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -106,6 +114,7 @@ from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
     "COMPARISON_SCHEMA",
+    "DEPLOYMENT_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
     "GATE_SCHEMA",
@@ -126,6 +135,7 @@ __all__ = [
     "ClassRecall",
     "Classes",
     "ClassifierClasses",
+    "ClassifierConfidence",
     "ClassifierHash",
     "CleanCost",
     "ComparedCondition",
@@ -137,6 +147,7 @@ __all__ = [
     "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "Confidence",
     "ConfigDifference",
     "Confusion",
     "CorruptionSet",
@@ -155,9 +166,11 @@ __all__ = [
     "Fidelity",
     "Flips",
     "FloatIsland",
+    "Foreign",
     "Gain",
     "GateResult",
     "GraphEffect",
+    "GraphInput",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -168,7 +181,9 @@ __all__ = [
     "LeftOut",
     "LostImage",
     "Macs",
+    "Manifest",
     "MeanCorruptionError",
+    "MeasuredAccuracy",
     "Measures",
     "ModelFile",
     "Overview",
@@ -189,6 +204,7 @@ __all__ = [
     "RunAccuracy",
     "RunChange",
     "RunComparison",
+    "RuntimeVersions",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",

@@ -17,6 +17,7 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
@@ -168,6 +169,7 @@ class EvaluationResult(StageResult):
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
     """
 
@@ -186,4 +188,5 @@ class EvaluationResult(StageResult):
     versions: dict[str, str] | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
     effects: Effects | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from qrobust.record import Record, Remedy
 from qrobust.report.approval import approval_sentence
 from qrobust.report.classes import evenness, recall_note, recall_table
+from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.figures import bounds, percent, points
 from qrobust.report.markdown import table
 from qrobust.report.verdict import (
@@ -62,7 +63,7 @@ def model_card(record: Record, graph: str) -> str:
             f"clean cost {points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
         )
         lines += [f"- {sentence}" for sentence in [approval_sentence(remedy)] if sentence]
-    lines += _worst(record, graph) + _by_class(record, graph)
+    lines += _worst(record, graph) + _by_class(record, graph) + _confidence(record, graph)
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, remedy), ""])
 
 
@@ -82,6 +83,14 @@ def _by_class(record: Record, graph: str) -> list[str]:
         return []
     recalls = recall_table(record.classes, record.class_names, {graph: NAMES[graph]})
     return ["", "By class:", "", *table(recalls), "", recall_note(record.classes)]
+
+
+def _confidence(record: Record, graph: str) -> list[str]:
+    """What its confidence is worth."""
+    rows = confidence_table(record.confidence, {graph: NAMES[graph]})
+    if record.confidence is None or not rows[1:]:
+        return []
+    return ["", "Its confidence:", "", *table(rows), "", confidence_note(record.confidence)]
 
 
 def _parts(remedy: Remedy) -> str:

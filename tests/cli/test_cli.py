@@ -42,6 +42,8 @@ COMMANDS = (
     "report",
     "compare",
     "check",
+    "deploy",
+    "predict",
     "audit",
     "demo",
 )

@@ -773,3 +773,15 @@ def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(image
     changed = (0.5 * images).requires_grad_()
     statistics_distance(adapted, changed).backward()
     assert changed.grad.abs().sum() > 0
+
+
+def test_a_correction_does_not_depend_on_how_images_lie_in_memory() -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 4)
+    for parameter in calibrator.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    images = torch.rand(2, 3, 32, 32)
+    interleaved = calibrator(images.contiguous(memory_format=torch.channels_last))
+    # Convolutions may sum in another order.
+    assert (interleaved - calibrator(images)).abs().max() < 1e-4
+    assert interleaved.is_contiguous()
