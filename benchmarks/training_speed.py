@@ -70,7 +70,7 @@ def timed(run: str, batch_size: int, threads: int) -> None:
             raise Done
         return found
 
-    training._step_loss, torch.optim.Adam.step = begin, end  # type: ignore[method-assign]  # to time it
+    training._step_loss, torch.optim.Adam.step = begin, end  # type: ignore[assignment]  # to time it
     command = ["compensate", run, "--steps", str(STEPS), "--batch-size", str(batch_size), "--shifts", SHIFTS]
     try:
         qrobust([*command, "--severities", "3", "--threads", str(threads), "-q"])

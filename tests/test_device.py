@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from other_device import OTHER, PLACE, OtherDevice
 from torch import fx, nn
 
 from qrobust import device as devices
@@ -34,7 +35,7 @@ from qrobust.quantization.sensitivity import layer_effects
 from qrobust.quantization.target import X86_VNNI
 from qrobust.quantization.tracing import folded
 from qrobust.shifts.filters import to_unit
-from tests.other_device import OTHER, PLACE, OtherDevice
+from qrobust.storage import read_json
 
 # What torch says of its own meta device, which holds no values; this one does.
 pytestmark = pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
@@ -344,3 +345,38 @@ def test_parts_give_the_outputs_and_the_gradient_of_the_whole(
     for found, wanted in zip(asked(), whole, strict=True):
         # Convolutions may sum in another order for another number of images.
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_reference_networks_train_on_any_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("sys.argv", ["train_baselines.py"])
+    import train_baselines
+
+    def trained(device: Device, name: str) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(train_baselines, "find_device", lambda _: device)
+        monkeypatch.setattr(
+            train_baselines, "open_data", lambda *_, **__: open_data("digits", seed=0, train_images=64)
+        )
+        train_baselines.main(
+            [
+                "--data",
+                "digits",
+                "--model",
+                "resnet8",
+                "--epochs",
+                "1",
+                "--threads",
+                "1",
+                "--out",
+                str(tmp_path / name),
+            ],
+            standalone_mode=False,
+        )
+        assert read_json(tmp_path / name / "training.json")["device"] == device.description
+        return torch.load(tmp_path / name / "weights.pt", weights_only=True)
+
+    wanted = trained(CPU_ONLY, "here")
+    with OtherDevice():
+        found = trained(OTHER, "there")
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value)

@@ -55,9 +55,11 @@ def validation_sentence(measured: ValidationAgreement) -> str:
         f"{NAMES[name]} {percent(measured.accuracy[name])} {bounds(measured.interval[name])}"
         for name in ("float", "int8")
     ]
+    primary = measured.primary or {}
+    decides = ", ".join(f"{NAMES[name]} {percent(primary[name])}" for name in ("float", "int8") if name in primary)
     return (
         f"Validation images (n = {measured.n:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
-        f"does on {percent(measured.agreement)}."
+        f"does on {percent(measured.agreement)}.{f' In the measure that decides: {decides}.' if decides else ''}"
     )
 
 
