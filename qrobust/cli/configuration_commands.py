@@ -16,8 +16,9 @@ from qrobust.cli.options import with_options
 @with_options("model", "data", model={"unset": "resnet20"}, data={"unset": "imagefolder:images"})
 @click.option("--overwrite", cls=Option, is_flag=True, help="Replace FILE.")
 def init(file: Path, model: str | None, data: str | None, overwrite: bool) -> None:
-    """Write a configuration file, by default qrobust.toml, with every choice, what it means and its default.
+    """Write a configuration file with every choice, commented.
 
+    FILE is qrobust.toml by default. Each key stands there with what it means and its default.
     `qrobust run` and `qrobust quantize` take it by --config, and single choices by --set; options go before both. A
     run keeps what it was made with as qrobust.toml in its folder. `qrobust check` reads bounds from [check].
 
