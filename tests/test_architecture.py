@@ -13,6 +13,7 @@ ROWS = {
     "errors": 0,
     "text": 0,
     "device": 1,
+    "stopwatch": 1,
     "choices": 1,
     "paths": 1,
     "user_code": 2,
