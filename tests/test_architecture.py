@@ -52,6 +52,7 @@ ADAPTERS = {
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
     "click": {
         "cli/command.py",
+        "cli/configuration_commands.py",
         "cli/console.py",
         "cli/file_commands.py",
         "cli/finished_commands.py",
