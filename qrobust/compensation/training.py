@@ -160,7 +160,7 @@ def train_calibrator(
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
     def loss(step: int) -> torch.Tensor:
-        return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, config, step=step, phase=phase)
+        return step_loss(calibrator, fake_quantized, teacher, known, data, weights, config, step=step, phase=phase)
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
@@ -246,7 +246,7 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
         handle.remove()
 
 
-def _step_loss(
+def step_loss(
     calibrator: nn.Module,
     fake_quantized: nn.Module,
     teacher: Classifier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.start import check_above_chance, look
+from qrobust.pipeline.start import check_above_chance, expected_seconds, look
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
-from qrobust.report.start import start_lines
+from qrobust.report.start import start_lines, time_lines
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
 from qrobust.shifts.rendering import render
@@ -55,6 +56,10 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     _ = run.quantized
     if compensating:
         candidates(run.model, training_data(run), run.config.calibrator)
+    if compensating or run.config.qat.epochs:
+        run.start = replace(run.start, expected_s=expected_seconds(run, compensating=compensating))
+        for line in time_lines(run.start.expected_s or {}):
+            run.reporter.say(line)
 
 
 def _read_images(run: Run) -> None:
