@@ -207,7 +207,7 @@ def main(
         "seed": seed,
         "versions": versions() | {p: version(p) for p in LIBRARIES},
         "hardware": to_json(hardware(1)),
-        "splits": data.summary(),
+        "splits": to_json(data.summary()),
         "training": {"test_accuracy": recipe["test_accuracy"], "recipe": recipe["recipe"]},
         "clean_accuracy": int(is_right(model, images, labels).sum()) / len(labels),
         "most_above_library_pp": max(row["above_library_pp"] for row in rows),

@@ -67,7 +67,8 @@ def qrobust(*arguments: str) -> None:
 
 def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) -> Iterator[Job]:
     """All jobs of those kinds for the network whose INT8 graph lies in `base`."""
-    shifts = ("--shifts", "u13", "--severities", SEVERITY)
+    measured = ("--shifts", "u13", "--severities", SEVERITY)
+    shifts = (*measured, "--train-on", "u13")
     u13 = (*shifts, "--latency-budget", str(latency_budget)) if latency_budget else shifts
     fewer = ("--steps", str(steps // 4))
     if "u13" in kinds or "methods" in kinds:
@@ -76,12 +77,12 @@ def jobs(base: Path, steps: int, kinds: tuple[str, ...], latency_budget: float) 
     alike = alike_u13(base) if set(kinds) - {"u13", "methods"} else ()
     if "scenes" in kinds:
         for shift in worst_shifts(base):
-            options = ("--shifts", shift, "--severities", SEVERITY, *alike, *fewer)
+            options = ("--shifts", shift, "--train-on", shift, "--severities", SEVERITY, *alike, *fewer)
             yield Job(f"scene-{shift}", options, ("bn-reestimate",))
     if "families" in kinds:
         for family in FAMILIES:
-            members = ",".join(name for name in SUITES["u13"] if find_shift(name).family == family)
-            yield Job(f"without-{family}", (*shifts, *alike, *fewer, "--hold-out", members))
+            left = ",".join(name for name in SUITES["u13"] if find_shift(name).family != family)
+            yield Job(f"without-{family}", (*measured, *alike, *fewer, "--train-on", left))
     if "bits" in kinds:
         options = (*shifts, *alike, "--steps", str(steps))
         yield Job("w4a4", options, quantization=("--bits", "w4a4", "--qat-epochs", "1"))
@@ -165,7 +166,7 @@ def run_job(job: Job, base: Path, quantize: list[str], common: list[str]) -> Non
 def differences(
     plus: Path, minus: Path, conditions: list[Condition], of: str = "compensated", against: str = "int8"
 ) -> Any:
-    """Per test image, the mean over cells of whether `of` in run `plus` is right minus `against` in run `minus`."""
+    """Per test image, mean over conditions of whether `of` in run `plus` is right minus `against` in run `minus`."""
     right = []
     for run, name in ((plus, of), (minus, against)):
         labels, found = read_predictions(run / "predictions", conditions)

@@ -92,7 +92,7 @@ def measure(
 
 
 def attack_cost(run: Path, out: Path, threads: int) -> list[dict[str, Any]]:
-    """Seconds of an evaluation of one cell, by what is tried against the run's graphs."""
+    """Seconds of an evaluation of one condition, by what is tried against the run's graphs."""
     rows: list[dict[str, Any]] = []
     for level, images in ATTACKS:
         folder = out / f"attacks-{level}"

@@ -25,6 +25,7 @@ from qrobust.compensation.calibrator import Calibrator, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.data.loading import open_data
 from qrobust.data.splits import TrainingData
+from qrobust.device import CPU, fast_arithmetic
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.quantization.ptq import quantize
@@ -33,7 +34,6 @@ from qrobust.record import hardware, to_json, versions
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import FAMILIES
 from qrobust.storage import write_json
-from qrobust.training_loop import fast_arithmetic
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BATCH, SIZE = 15, 128, 32
@@ -70,7 +70,7 @@ def main(threads: int) -> None:
 
     def step() -> None:
         optimizer.zero_grad()
-        with fast_arithmetic():
+        with fast_arithmetic(CPU):
             logits = compensated(batch.contiguous(memory_format=torch.channels_last))
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()

@@ -52,7 +52,7 @@ class Job:
     """
 
     def __init__(self, weights: Path, steps: int, threads: int) -> None:
-        options = OPTIONS | {"weights": weights, "steps": steps, "threads": threads}
+        options = {**OPTIONS, "weights": weights, "steps": steps, "threads": threads}
         every = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
         self._options = {"run": every, "quantize": {name: every[name] for name in QUANTIZING}}
 

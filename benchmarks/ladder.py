@@ -86,9 +86,9 @@ class Ladder:
         self.write("int8", self.quantized.module, {})
 
     def frozen(self, fake_quantized: fx.GraphModule) -> FrozenClassifier:
-        return FrozenClassifier(
-            fake_quantized, self.model, self.target, partial(deploy, target=self.target, image_size=SIZE)
-        )
+        own, deployed = self.quantized.module, partial(deploy, target=self.target, image_size=SIZE)
+        made_from = None if fake_quantized is own else own
+        return FrozenClassifier(fake_quantized, self.model, self.target, deployed, made_from)
 
     def write(self, name: str, model: nn.Module, told: dict[str, Any]) -> None:
         export(model, self.out / f"{name}.onnx", SIZE)

@@ -204,7 +204,7 @@ def quantize(base: Base, folder: Path, *more: str, data: str | None = None) -> l
     ]
 
 
-# ----- data folders, npz files, stored sets
+# ----- data folders, npz files, corruption data sets
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
@@ -697,8 +697,8 @@ TEXTS = (
     "1/0",
     *NAMES,
 )
-# Of a command that trains, what other options let pass ends at a --hold-out that is not among its --shifts.
-NOT_TRIED = {"run": {"out", "shifts", "hold_out"}, "compensate": {"shifts", "hold_out"}}
+# Of a command that trains, what other options let pass ends at a --train-on that is none.
+NOT_TRIED = {"run": {"out", "shifts", "train_on", "scenario"}, "compensate": {"shifts", "train_on", "scenario"}}
 
 
 def option_case(random: Random, folder: Path, base: Base) -> Case:
@@ -722,13 +722,13 @@ def option_case(random: Random, folder: Path, base: Base) -> Case:
             *quantize(base, folder, "--steps", "5", "--batch-size", "16", "--attacks", "none")[1:],
             "--shifts",
             "contrast",
-            "--hold-out",
-            "fog",
+            "--train-on",
+            "smog",
         ],
         "quantize": quantize(base, folder),
         "evaluate": evaluate(base, folder, f"npz:{base.npz}"),
         "audit": ["audit", str(base.graph)],
-        "compensate": [*run, "--hold-out", "fog"],
+        "compensate": [*run, "--train-on", "smog"],
         "sensitivity": run,
         "demo": ["demo", "--out", str(folder / "out"), "-q"],
     }[command]
@@ -739,7 +739,7 @@ def option_case(random: Random, folder: Path, base: Base) -> Case:
         option.name or "",
         option.opts[0],
         (option.name or "").rstrip("s"),
-        "hold-out",
+        "train-on",
         printable(value)[:40] or "''",
     )
     nonsense = numeric and value in ("-1", "nan", "x", "", "1/0", "9" * 5000, "1e999", "inf", "-inf", "1" + "0" * 30)

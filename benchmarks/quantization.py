@@ -160,8 +160,8 @@ def network_result(
         entry: dict[str, Any] = {
             "accuracy": hits / len(labels),
             "accuracy_interval": wilson_interval(hits, len(labels)),
-            "integer_ops": audited["integer_ops"],
-            "quantizable_ops": audited["quantizable_ops"],
+            "integer_ops": audited.integer_ops,
+            "quantizable_ops": audited.quantizable_ops,
             "size_bytes": path.stat().st_size,
         }
         if name != "float":
@@ -177,7 +177,7 @@ def network_result(
     best_peer = max(peers, key=lambda p: variants[p]["accuracy"])
     return {
         "training": read_json(training / "training.json"),
-        "splits": data.summary(),
+        "splits": to_json(data.summary()),
         "n_test": len(labels),
         "variants": variants,
         "peers": peers,

@@ -53,7 +53,7 @@ from qrobust.quantization.ptq import quantize
 from qrobust.quantization.saturation import saturation_risk, without_vnni
 from qrobust.quantization.target import X86_VNNI, Target
 from qrobust.quantization.tracing import calls, trace
-from qrobust.record import hardware, to_json, versions
+from qrobust.record import SaturationRisk, hardware, to_json, versions
 
 RESULTS = Path(__file__).parent / "results"
 SESSION = Path(__file__).parent / "saturation_session.py"
@@ -296,8 +296,8 @@ def check_network(
         "weights": weights,
         "n": len(images),
         "image_size": images.shape[-1],
-        "integer_ops": audited["integer_ops"],
-        "quantizable_ops": audited["quantizable_ops"],
+        "integer_ops": audited.integer_ops,
+        "quantizable_ops": audited.quantizable_ops,
         "native_flags": native_flags,
         "emulated_flags": emulated_flags,
         "emulation_seconds": round(seconds, 1),
@@ -324,7 +324,7 @@ def check_network(
 
 
 @torch.inference_mode()
-def discard_backup(model: nn.Module, images: torch.Tensor) -> None:
+def settle_batch_norms(model: nn.Module, images: torch.Tensor) -> None:
     """Give random weights batch-norm statistics that fit them, lest activations fade away in the depth."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -342,9 +342,9 @@ def validation(data: Data) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     return ((images.float() / 255, labels) for images, labels in data.validation.batches(100))
 
 
-def worst_layer(risk: dict[str, Any]) -> str:
+def worst_layer(risk: SaturationRisk) -> str:
     """The layer whose outputs saturation changes most."""
-    return str(max(risk["layers"], key=lambda layer: layer["mean_error"])["name"])
+    return max(risk.layers, key=lambda layer: layer.mean_error).name
 
 
 @click.command()
@@ -411,7 +411,7 @@ def main(
                 images, labels = pixels(data, "test", n), data.test.labels[:n]
                 row = check_network(recipe["model"], weights, fake_quantized, images, labels, inner, folder)
                 started = time.monotonic()
-                row["risk"] = saturation_risk(fake_quantized, validation(data))
+                row["risk"] = to_json(saturation_risk(fake_quantized, validation(data)))
                 row["risk_seconds"] = round(time.monotonic() - started, 1)
                 networks.append(row)
                 click.echo(json.dumps({k: v for k, v in row.items() if k not in ("activations", "risk")}))
@@ -426,7 +426,7 @@ def main(
                 normalization="cifar10",
                 seed=seed,
             )
-            discard_backup(model, pixels(larger, "calibration", 32))
+            settle_batch_norms(model, pixels(larger, "calibration", 32))
             fake_quantized = quantize(model, X86_VNNI, pixels(larger, "calibration", 32).split(16))
             row = check_network(spec_name, "8 bit", fake_quantized, pixels(larger, "test", 16), None, 8, folder)
             networks.append(row)
@@ -462,7 +462,7 @@ def main(
         "emulator": emulator,
         "versions": versions(),
         "hardware": to_json(hardware(1)),
-        "splits": data.summary(),
+        "splits": to_json(data.summary()),
         "training": {k: {"test_accuracy": v["test_accuracy"], "recipe": v["recipe"]} for k, v in trained.items()},
         "operators": operators,
         "operators_commit": git_commit(),

@@ -110,7 +110,7 @@ def unsettle(model: Any, pixels: Any) -> None:
     """
     import torch
 
-    def discard_backup(norm: Any, inputs: Any) -> None:
+    def settle(norm: Any, inputs: Any) -> None:
         norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
         norm.running_var.copy_(inputs[0].square().mean((0, 2, 3)))
         norm.weight.uniform_(0.7, 1.4)
@@ -121,9 +121,7 @@ def unsettle(model: Any, pixels: Any) -> None:
             parameter.uniform_(0.05, 0.2)
         elif not parameter.any() and name.endswith(("weight", "class_token")):
             parameter.normal_(0, 0.02)
-    hooks = [
-        m.register_forward_pre_hook(discard_backup) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)
-    ]
+    hooks = [m.register_forward_pre_hook(settle) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
         model(pixels)
     for hook in hooks:
@@ -193,7 +191,7 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
             path = Path(folder) / "int8.onnx"
             export(fake_quantized, path, side)
             at("run")
-            audited: Any = audit(path)
+            audited = audit(path)
             with torch.inference_mode():
                 wanted = torch.cat([model(part) for part in tests.split(4)])
                 nudged = torch.cat([model(part) for part in tests.mul(255).round().div(255).split(4)])
@@ -202,17 +200,19 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
             row["size_bytes"] = path.stat().st_size
     except QRobustError as error:
         return row | {"reason": str(error), "seconds": time.monotonic() - started}
-    others = Counter(audited["other_ops"])
+    others = Counter(audited.other_ops)
     left = {k: n for k, n in others.items() if k not in MOVING and not k.startswith(("QLinear", "Q", "Dequantize"))}
     return row | {
         "step": "done",
-        "integer_ops": audited["integer_ops"],
-        "quantizable_ops": audited["quantizable_ops"],
-        "float_compute": audited["float_compute"],
+        "integer_ops": audited.integer_ops,
+        "quantizable_ops": audited.quantizable_ops,
+        "float_compute": audited.float_compute,
         "other_float": left,
         "conversions": others["QuantizeLinear"] + others["DequantizeLinear"],
-        "parity": {k: measured[k] for k in ("n", "agreement", "max_logit_difference", "mean_logit_difference")},
-        "float_agreement": measured["torch_accuracy"],
+        "parity": {
+            key: getattr(measured, key) for key in ("n", "agreement", "max_logit_difference", "mean_logit_difference")
+        },
+        "float_agreement": measured.torch_accuracy,
         "logit_std": float(wanted.std()),
         "mean_change_by_rounded_pixels": float((wanted - nudged).abs().mean()),
         "seconds": time.monotonic() - started,

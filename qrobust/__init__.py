@@ -34,6 +34,7 @@ _HOMES = {
     "load_data": "qrobust.api",
     "parity": "qrobust.api",
     "quantize": "qrobust.api",
+    "read_record": "qrobust.record",
     "register_shift": "qrobust.shifts.registry",
     "render": "qrobust.shifts.rendering",
     "sensitivity": "qrobust.api",
@@ -62,6 +63,7 @@ __all__ = [
     "load_data",
     "parity",
     "quantize",
+    "read_record",
     "register_shift",
     "render",
     "sensitivity",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from qrobust.pipeline.run import Run
     from qrobust.preprocessing import Preprocessing
     from qrobust.quantization.config import QATConfig, QuantizationConfig
+    from qrobust.record import read_record
     from qrobust.shifts.registry import register_shift
     from qrobust.shifts.rendering import render
 

@@ -20,12 +20,13 @@ from qrobust.compensation.fit import fit_calibrator as fit
 from qrobust.data.loading import open_data
 from qrobust.data.own_images import as_split
 from qrobust.data.splits import Data, TrainingData
-from qrobust.deployment.audit import audit as audit_file
+from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy
 from qrobust.deployment.export import export
 from qrobust.deployment.parity import parity as compare_outputs
 from qrobust.deployment.profiling import latencies_ms
+from qrobust.device import find_device
 from qrobust.errors import InputError
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
@@ -36,7 +37,9 @@ from qrobust.quantization.config import QuantizationConfig
 from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
 from qrobust.quantization.sensitivity import LayerEffect, layer_effects
 from qrobust.quantization.tracing import folded
+from qrobust.record import ExplainedAudit, Parity
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.generic import FAMILIES
 from qrobust.shifts.registry import table_for
 from qrobust.storage import scratch
 
@@ -46,7 +49,7 @@ def load_data(
     *,
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
-    calibration_images: int = 512,
+    calibration_images: int | None = None,
     seed: int = 0,
 ) -> Data:
     """Open a data set as four disjoint, seeded splits.
@@ -55,7 +58,7 @@ def load_data(
         spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         image_size: S in pixels. Default: the images' own where they are small and alike.
         preprocessing: how images get that size, instead of `image_size`.
-        calibration_images: how many training images ranges are observed on.
+        calibration_images: how many training images ranges are observed on. Default: an eighth, 32 to 512.
         seed: of the splits.
 
     Returns:
@@ -119,6 +122,7 @@ def quantize(
     *,
     validation: Any = None,
     seed: int = 0,
+    device: str = "auto",
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
     """Post-training quantization: the classifier with the integers that its exported graph will have.
@@ -129,20 +133,23 @@ def quantize(
         config: bits, target and tricks.
         validation: labelled images to choose by. Default: `calibration`.
         seed: of learned rounding.
+        device: to work on: `auto` (a GPU if there is one), `cpu`, `cuda:N` or `mps`. The result is on the CPU.
         reporter: where progress is told.
 
     Raises:
-        InputError: the model cannot be traced, or an activation has no usable range.
+        InputError: the model cannot be traced, an activation has no usable range, or there is no such device.
     """
     observed_on = as_split(calibration)
     chosen_by = observed_on if validation is None else as_split(validation)
     chosen = config or QuantizationConfig()
-    return quantize_classifier(model, observed_on, chosen_by, chosen, seed=seed, reporter=reporter)
+    place = find_device(device)
+    return quantize_classifier(model, observed_on, chosen_by, chosen, seed=seed, device=place, reporter=reporter)
 
 
-def sensitivity(quantized: FakeQuantizedModel, validation: Any) -> list[LayerEffect]:
+def sensitivity(quantized: FakeQuantizedModel, validation: Any, *, device: str = "auto") -> list[LayerEffect]:
     """What quantizing each layer alone costs on labelled validation images, in order of execution."""
-    return layer_effects(quantized.observed.graph, quantized.module, as_split(validation))
+    place = find_device(device)
+    return layer_effects(quantized.observed.graph, quantized.module, as_split(validation), device=place)
 
 
 def export_onnx(
@@ -166,12 +173,12 @@ def export_onnx(
     return Path(path)
 
 
-def audit(path: str | Path, *, image_size: int | None = None) -> dict[str, Any]:
-    """Count what onnxruntime runs on integers in an ONNX file; see `qrobust.deployment.audit.audit`."""
-    return audit_file(Path(path), image_size, explain=True)
+def audit(path: str | Path, *, image_size: int | None = None) -> ExplainedAudit:
+    """Count what onnxruntime runs on integers in an ONNX file, and say what keeps the rest in float."""
+    return explained_audit(Path(path), image_size)
 
 
-def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> dict[str, float | int]:
+def parity(torch_classifier: Classifier, onnx_classifier: Classifier, images: Any) -> Parity:
     """Compare a torch classifier with its graph on labelled images; see `qrobust.deployment.parity.parity`."""
     split = as_split(images)
     return compare_outputs(torch_classifier, onnx_classifier, to_unit(split.read(slice(None))), split.labels)
@@ -186,10 +193,12 @@ def fit_calibrator(
     quantized: FakeQuantizedModel,
     teacher: NormalizedModel,
     data: Data,
-    conditions: Sequence[tuple[str, int]],
+    conditions: Sequence[tuple[str, int]] = (),
     config: CalibratorConfig | None = None,
     *,
+    families: Sequence[str] = FAMILIES,
     seed: int = 0,
+    device: str = "auto",
     checkpoint: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> CalibratorFit:
@@ -199,9 +208,12 @@ def fit_calibrator(
         quantized: from `quantize`; none of it changes.
         teacher: the float classifier.
         data: from `load_data`; it learns from `training`, chooses by `validation` and never sees `test`.
-        conditions: (shift, severity) pairs to train on.
+        conditions: (shift, severity) pairs to train on, beside random operations.
         config: budgets and training.
+        families: of random operations to train on, see `qrobust.shifts.generic`; where there are conditions they have
+            half of the rendered images.
         seed: of the first weights, and of every step.
+        device: to train on, as for `quantize`.
         checkpoint: folder to resume from. Default: none is kept.
         reporter: where progress is told.
 
@@ -213,7 +225,7 @@ def fit_calibrator(
     def deployed(module: nn.Module) -> OnnxClassifier:
         return deploy(module, quantized.target, image_size=size, channels=channels)
 
-    training = TrainingData(data.training, list(conditions), table_for(size))
+    training = TrainingData(data.training, list(conditions), table_for(size), families=tuple(families))
     classifier = FrozenClassifier(quantized.module, teacher, quantized.target, deployed)
     images = CalibratorData(training, data.validation, data.calibration)
     with scratch() as temporary:
@@ -221,7 +233,13 @@ def fit_calibrator(
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(folder / "float.pt", folder / "int8.pt", folder / "chosen.json")
         return fit(
-            classifier, images, config or CalibratorConfig(), checkpoints=checkpoints, seed=seed, reporter=reporter
+            classifier,
+            images,
+            config or CalibratorConfig(),
+            checkpoints=checkpoints,
+            seed=seed,
+            device=find_device(device),
+            reporter=reporter,
         )
 
 

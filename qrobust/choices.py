@@ -43,8 +43,8 @@ def option_of(entry: Field[Any]) -> str:
     return entry.metadata.get("option", entry.name)
 
 
-def _types(section: Section) -> dict[str, Any]:
-    return typing.get_type_hints(type(section))
+def _type(section: Section, name: str) -> Any:
+    return typing.get_type_hints(type(section))[name]
 
 
 def _of_type(value: object, kind: Any) -> bool:
@@ -96,7 +96,7 @@ class Section:
     def mistakes(self) -> Iterator[str]:
         """A sentence for each choice that makes no sense; a section with further rules adds its own."""
         for entry in fields(self):
-            value, bounds, kind = getattr(self, entry.name), entry.metadata, _types(self)[entry.name]
+            value, bounds, kind = getattr(self, entry.name), entry.metadata, _type(self, entry.name)
             if not _of_type(value, kind):
                 given = list(value) if isinstance(value, tuple) else value
                 yield f"{option_of(entry)}: expected {_said(kind)}, got {given!r}"
@@ -112,4 +112,4 @@ class Section:
 
     def well_typed(self) -> bool:
         """Whether rules that compare fields can be applied."""
-        return all(_of_type(getattr(self, entry.name), _types(self)[entry.name]) for entry in fields(self))
+        return all(_of_type(getattr(self, entry.name), _type(self, entry.name)) for entry in fields(self))

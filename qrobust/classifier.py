@@ -2,7 +2,7 @@
 
 C is 3 (red, green, blue) or 1 (luma), as the network was made for.
 
-The float model, its fake-quantized model, the compensated pair and an onnxruntime session all have this
+The float model, its fake-quantized model, the compensated classifier and the ONNX Runtime classifier all have this
 shape, so whatever measures one measures all.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, nn
 
+from qrobust.device import ask, on_cpu
 from qrobust.errors import InputError
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
@@ -114,7 +115,7 @@ def count_macs(module: nn.Module, image_size: int, channels: int = 3) -> int:
     ]
     try:
         with torch.inference_mode():
-            module(torch.full((1, channels, image_size, image_size), 0.5))
+            ask(module, torch.full((1, channels, image_size, image_size), 0.5))
     finally:
         for handle in handles:
             handle.remove()
@@ -135,14 +136,14 @@ def input_gradient(
         The gradient, shaped like the images, and the loss of each image.
 
     Raises:
-        InputError: the classifier has no gradient, as an onnxruntime session has none.
+        InputError: the classifier has no gradient, as an ONNX Runtime classifier has none.
     """
     images = images.detach().requires_grad_(True)
     with torch.enable_grad():
         losses = loss(classifier(images))
         if not losses.requires_grad:
             raise InputError(
-                "classifier: expected a differentiable one; a session or converted model has no gradient"
+                "classifier: expected a differentiable one; an ONNX graph or a converted model has no gradient"
             )
         (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient, losses.detach()
@@ -153,7 +154,7 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(on_cpu(value).contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

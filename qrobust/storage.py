@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,9 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_sealed(path: Path, value: Mapping[str, object]) -> None:
     """Write JSON that only qrobust reads: with a checksum, by which `read_json` knows whether it was changed."""
-    write_json(path, value | {CHECKSUM: _checksum(value)})
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _checksum(value: dict[str, Any]) -> str:
+def _checksum(value: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()
 
 

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from qrobust.device import is_out_of_memory, largest_that_fits, on_cpu
 from qrobust.errors import InputError
 from qrobust.paths import check_file
 from qrobust.progress import Progress
 from qrobust.storage import atomic_write
-
-
-def native_bfloat16() -> bool:
-    """Whether torch has bfloat16 kernels for this CPU; without, bfloat16 takes 10 to 50 times as long as float32."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def fast_arithmetic(*, enabled: bool = True) -> torch.autocast:
-    """Autocast to bfloat16 where this CPU gains by it; else, and where it is not enabled, float32 as it is."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled and native_bfloat16())
 
 
 @dataclass(frozen=True)
@@ -51,17 +41,58 @@ class Outcome:
     history: tuple[tuple[float, ...], ...] = ()
 
 
-def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Resumed:
+    """Where a training goes on: steps made, what was measured of the start and of the best state, and that state."""
+
+    step: int
+    start: tuple[float, ...]
+    best: tuple[float, ...]
+    best_step: int
+    kept: Mapping[str, torch.Tensor]
+    seconds: float
+    history: tuple[tuple[float, ...], ...]
+
+
+def _resumed(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> _Resumed:
     """Put module and optimizer where the checkpoint left them; returns the rest of what it holds."""
     check_file(checkpoint, "checkpoint")
     try:
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        _ = [state[key] for key in ("step", "start", "kept", "best", "best_step", "seconds", "history")]
+        scores = tuple(state["start"]), tuple(state["best"])
+        history = tuple(map(tuple, state["history"]))
+        return _Resumed(state["step"], *scores, state["best_step"], state["kept"], state["seconds"], history)
     except Exception as error:  # each kind of damage raises another type
         raise InputError(f"checkpoint: {checkpoint} cannot be read; remove it to train from the start") from error
-    return state
+
+
+def _gradients(
+    loss: Callable[[int, int], torch.Tensor],
+    step: int,
+    batch_size: int,
+    least_batch: int,
+    optimizer: torch.optim.Optimizer,
+) -> torch.Tensor:
+    """The loss of a step, whose gradients are in the parameters unless it is not finite."""
+
+    def attempt(size: int) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(step, size)
+        if torch.isfinite(value):
+            value.backward()
+        return value.detach()
+
+    try:
+        return attempt(batch_size)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Out here nothing holds what the failed attempt has allocated.
+    fits = largest_that_fits(batch_size, attempt, least_batch)
+    expected = f"{fits}, which fits into memory," if fits else f"more memory than a batch of {least_batch} needs,"
+    raise InputError(f"batch_size: expected {expected} got {batch_size}")
 
 
 def fit(
@@ -70,7 +101,9 @@ def fit(
     *,
     steps: int,
     rates: Callable[[int], list[float]],
-    loss: Callable[[int], torch.Tensor],
+    loss: Callable[[int, int], torch.Tensor],
+    batch_size: int,
+    least_batch: int,
     judge: Callable[[], tuple[float, ...]],
     score: Callable[[tuple[float, ...]], tuple[float, ...]],
     judge_after: Callable[[int], bool],
@@ -82,12 +115,16 @@ def fit(
 ) -> Outcome:
     """Train a module in place; a run that was killed goes on from its checkpoint and ends alike.
 
+    Checkpoints hold tensors of the CPU, so that a training may go on on another device.
+
     Args:
         module: what is trained; it ends with the state of highest score.
         optimizer: over its parameters.
         steps: optimizer steps.
         rates: step to the learning rate of each parameter group.
-        loss: step to the loss of its batch, a function of the weights and the step alone.
+        loss: step and batch size to the loss of its batch, a function of these and the weights alone.
+        batch_size: images in a batch.
+        least_batch: images without which there is no batch.
         judge: measures the module as it is; called in training mode, must leave it so.
         score: of what `judge` found; the highest wins.
         judge_after: number of steps made to whether the module is judged now; it is after the last one.
@@ -99,29 +136,27 @@ def fit(
             default one of higher score does.
 
     Raises:
-        InputError: the checkpoint is damaged.
+        InputError: the checkpoint is damaged, or a batch does not fit into memory; the message says which does.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     step, diverged, note, earlier, began = 0, False, "", 0.0, time.perf_counter()
     if checkpoint.exists():
-        state = _resumed(checkpoint, module, optimizer)
-        step, start, kept = state["step"], tuple(state["start"]), state["kept"]
-        best, best_step, earlier = tuple(state["best"]), state["best_step"], state["seconds"]
-        history = list(map(tuple, state["history"]))
+        resumed = _resumed(checkpoint, module, optimizer)
+        step, start, kept = resumed.step, resumed.start, resumed.kept
+        best, best_step, earlier = resumed.best, resumed.best_step, resumed.seconds
+        history = list(resumed.history)
     else:
         start, history = judge(), []
         best = start
-        best_step, kept = 0, copy.deepcopy(module.state_dict())
+        best_step, kept = 0, copy.deepcopy(on_cpu(module.state_dict()))
     progress(step, steps, note)
     while step < steps:
         for group, rate in zip(optimizer.param_groups, rates(step), strict=True):
             group["lr"] = rate
-        value = loss(step)
+        value = _gradients(loss, step, batch_size, least_batch, optimizer)
         if not torch.isfinite(value):
             diverged = True
             break
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
         if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0)):
             diverged = True
             break
@@ -134,11 +169,11 @@ def fit(
             note = describe(found)
             better = replaces_start(found, start) if best_step == 0 and replaces_start else score(found) > score(best)
             if better:
-                best, best_step, kept = found, step, copy.deepcopy(module.state_dict())
+                best, best_step, kept = found, step, copy.deepcopy(on_cpu(module.state_dict()))
         if deployed or step % checkpoint_every == 0:
             state = {
-                "model": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "model": on_cpu(module.state_dict()),
+                "optimizer": on_cpu(optimizer.state_dict()),
                 "step": step,
                 "start": list(start),
                 "best": list(best),

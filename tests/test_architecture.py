@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parent.parent / "qrobust"
 ROWS = {
     "errors": 0,
     "text": 0,
+    "device": 1,
     "choices": 1,
     "paths": 1,
     "user_code": 2,
@@ -41,7 +43,7 @@ ADAPTERS = {
     "torch.ao": {"quantization/torch_ao.py"},
     "torch.onnx": {"deployment/export.py"},
     "onnx": {"deployment/export.py", "deployment/onnx_graph.py"},
-    "onnxruntime": {"deployment/session.py"},
+    "onnxruntime": {"deployment/session.py", "deployment/infer.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
     "sklearn": {"data/sources.py"},
@@ -257,3 +259,47 @@ def test_one_function_reads_the_home_folder_in_paths() -> None:
 )
 def test_what_runs_code_or_sends_data_is_seen(text: str) -> None:
     assert code_or_data("report/html.py", text)
+
+
+# Per module, how often `dict[str, Any]` stands in it: where JSON, options or another library's values enter or leave.
+UNTYPED = {
+    "storage.py": 1,
+    "record/run.py": 2,
+    "record/typed_json.py": 1,
+    "cli/parsing.py": 1,
+    "pipeline/config_file.py": 1,
+    "deployment/onnx_graph.py": 1,
+    "quantization/rewrites/layers.py": 1,
+}
+
+
+def test_dictionaries_without_types_stand_at_borders_only() -> None:
+    found = {str(p.relative_to(ROOT)): p.read_text().count("dict[str, Any]") for p in FILES}
+    assert {name: count for name, count in found.items() if count} == UNTYPED
+    assert sum(UNTYPED.values()) <= 10
+
+
+PICTURE = (
+    (ROOT.parent / "docs" / "architecture.md").read_text().partition("### The path of an image")[2].split("```")[1]
+)
+ARROWS = [
+    (source.split()[-1], target.split()[0])
+    for line in PICTURE.splitlines()
+    for source, target in pairwise(line.split("─►"))
+]
+
+
+def test_the_picture_shows_both_paths() -> None:
+    reached = {"cli/run_commands"}
+    for source, target in ARROWS:
+        assert source in reached, f"nothing leads to {source}"
+        reached.add(target)
+    assert {"pipeline/evaluate", "pipeline/compensate", "shifts/rendering", "deployment/session"} <= reached
+
+
+@pytest.mark.parametrize(("source", "target"), ARROWS, ids=lambda name: name)
+def test_arrows_of_the_picture_are_imports_that_point_down(source: str, target: str) -> None:
+    imported = names_used(ast.parse((ROOT / f"{source}.py").read_text()))
+    assert f"qrobust.{target.replace('/', '.')}" in imported
+    rooms = source.split("/")[0], target.split("/")[0]
+    assert rooms[0] == rooms[1] or ROWS[rooms[0]] > ROWS[rooms[1]]

@@ -87,7 +87,7 @@ def transfer(
 
     Args:
         attack: runs on `source`.
-        source: what the attacker has: the session's own fake-quantized model, the float model, the session itself.
+        source: what the attacker has: the graph's own fake-quantized model, the float model, the graph itself.
         target: what is scored; any classifier.
         pixels: clean images, uint8 `(N, C, H, W)`.
         labels: `(N,)` int64.

@@ -38,7 +38,7 @@ def hop_skip_jump(
     would be shorter, because an integer classifier does not see less. It stops once inside the ball.
 
     Args:
-        classifier: any, a session too; only its predictions are used.
+        classifier: any, an ONNX Runtime classifier too; only its predictions are used.
         images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)` int64.
         ball: the budget, and the norm in which the distance shrinks.

@@ -18,7 +18,7 @@ def worst_of(
     """Of several variants of every image, such as rotations, the one the classifier finds hardest.
 
     Args:
-        classifier: any, a session too.
+        classifier: any, an ONNX Runtime classifier too.
         variants: each `(N, C, H, W)` in [0, 1]; read one at a time, so a generator keeps memory small.
         labels: `(N,)` int64.
         batch_size: images per call.

@@ -75,7 +75,7 @@ def pgd(
     """Projected gradient descent of Madry et al., arXiv 1706.06083: raise the cross-entropy.
 
     Args:
-        classifier: differentiable; a session has no gradient and is refused.
+        classifier: differentiable; an ONNX Runtime classifier has no gradient and is refused.
         images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)` int64.
         ball: the budget.

@@ -43,7 +43,7 @@ def parts(n: int, batch_size: int) -> Iterator[slice]:
 def margins(
     classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, batch_size: int = BATCH
 ) -> torch.Tensor:
-    """The margin of each image `(N,)`, without gradient; any classifier, a session too.
+    """The margin of each image `(N,)`, without gradient; any classifier, one on ONNX Runtime too.
 
     Raises:
         InputError: the logits are not finite `(N, K)`, or a label is not below K.

@@ -1,4 +1,4 @@
-"""Square attack: a random search by windows that needs scores but no gradient, so it works on a session."""
+"""Square attack: a random search by windows that needs scores but no gradient, so it works on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def square(
     """Square attack of Andriushchenko et al., arXiv 1912.00049.
 
     Args:
-        classifier: any, a session too; only its logits are used.
+        classifier: any, an ONNX Runtime classifier too; only its logits are used.
         images: `(N, C, H, W)` in [0, 1].
         labels: `(N,)` int64.
         ball: the budget.

@@ -1,4 +1,4 @@
-"""Commands that work on ONNX files: evaluate-onnx, audit."""
+"""Commands that work on ONNX files: evaluate-onnx, predict, audit."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def evaluate_onnx(
     from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
-    for name in ("scenarios", "target_images", "target_images_alone"):  # of runs only; shifts are what they come to
+    for name in ("scenarios", "target_images"):  # of runs only; shifts are what they come to
         chosen.pop(name, None)
     record = evaluate_files(
         Choices(files, data, **chosen),
@@ -115,6 +115,30 @@ def evaluate_onnx(
         echo(evenness(record.classes, record.class_names))
     say_corruption_sets(record.corruption_sets)
     echo(f"Record: {out / 'record.json'}")
+
+
+@click.command(cls=Command)
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@with_options("threads", threads={"unset": "1", "help": "Threads of onnxruntime."})
+def predict(graph: Path, images: tuple[Path, ...], threads: int | None) -> None:
+    """Classify image files with a graph of a run.
+
+    Prints path, class and confidence. GRAPH was exported by qrobust: its metadata says how an image becomes its
+    input. The file that `qrobust deploy` puts beside a graph does the same without qrobust.
+
+    \b
+    qrobust predict runs/one/compensated.onnx photo.jpg
+    qrobust predict deployed/int8.onnx images/*.png
+    """
+    from qrobust.deployment.predict import predict as classify
+    from qrobust.errors import InputError
+
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: expected at least 1, got {threads}")
+    found = classify(graph, images, threads=threads or 1)
+    for image, (name, confidence) in zip(images, found, strict=True):
+        echo(f"{image}\t{name}\t{confidence:.4f}")
 
 
 @click.command(cls=Command)
@@ -166,18 +190,18 @@ def audit(
     """
     import json
 
-    from qrobust.deployment.audit import audit as audit_file
-    from qrobust.deployment.audit import check_share
+    from qrobust.deployment.audit import check_share, explained_audit
     from qrobust.errors import InputError
+    from qrobust.record import to_json
     from qrobust.report.audit import audit_lines
 
     for name, share in (("min_integer", min_integer), ("min_integer_nodes", min_integer_nodes)):
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{name}: expected a share from 0 to 1, got {share:g}")
     signed = None if target is None else target == "arm64"
-    result = audit_file(file, image_size, signed_activations=signed, explain=True)
+    result = explained_audit(file, image_size, signed_activations=signed)
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        click.echo(json.dumps(to_json(result), indent=1))
     else:
         for line in (f"{file}{f' as on {target}' if target else ''}", *audit_lines(result)):
             echo(line)

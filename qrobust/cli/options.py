@@ -6,7 +6,8 @@ What an option is without, and what it may be, are those of the field that it se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -26,7 +27,7 @@ from qrobust.cli.types import (
 )
 
 Decorator = Callable[[Any], Any]
-_DECLARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+_DECLARED: dict[str, Callable[..., Decorator]] = {}
 
 
 def _declare(*flags: str, **traits: Any) -> None:
@@ -36,16 +37,15 @@ def _declare(*flags: str, **traits: Any) -> None:
         traits |= {"is_flag": True, "default": None}
     elif "type" not in traits and "is_flag" not in traits:
         traits["type"] = str if "metavar" in traits else OneOf(name)
-    _DECLARED[name] = (flags, traits)
+    _DECLARED[name] = functools.partial(click.option, *flags, cls=Option, **traits)
 
 
-def with_options(*names: str, **changes: dict[str, Any]) -> Decorator:
+def with_options(*names: str, **changes: Mapping[str, object]) -> Decorator:
     """Give a command the options of these names; `changes` are to what is declared, by name."""
 
     def apply(command: Any) -> Any:
         for name in reversed(names):
-            flags, traits = _DECLARED[name]
-            command = click.option(*flags, cls=Option, **traits | changes.get(name, {}))(command)
+            command = _DECLARED[name](**changes.get(name, {}))(command)
         return command
 
     return apply
@@ -168,6 +168,7 @@ _declare(
     advanced=True,
     type=INTEGER,
     metavar="N",
+    unset="an eighth of the training images, 32 to 512",
     help="Images on which quantization ranges are observed.",
 )
 _declare(
@@ -277,8 +278,7 @@ _declare(
     group=QAT,
     advanced=True,
     flag=True,
-    help="Train on shifted images, too: those of --shifts without --hold-out (`run`), or of the suite 'default' at "
-    "severities 3 and 5 (`quantize`).",
+    help="Train on shifted images, too: those of --train-on (`run`), or random operations (`quantize`).",
 )
 
 _declare(
@@ -286,13 +286,15 @@ _declare(
     group=SHIFTS,
     type=NAMES,
     metavar="NAME,...",
-    help="Shifts that occur together, instead of --shifts: night, fog, vibration, old-lens, rotated-mount or all.",
+    help="Shifts that occur together, to learn from beside random operations and to measure, instead of --train-on "
+    "and --shifts: night, fog, vibration, old-lens, rotated-mount or all.",
 )
 _declare(
     "--target-images",
     group=SHIFTS,
     metavar="DIR",
-    help="Real images of the new surroundings: in class folders, or loose and without labels.",
+    help="Real images of the new surroundings, to learn from and to measure as well: in class folders, or loose and "
+    "without labels.",
 )
 _declare(
     "--shifts",
@@ -300,7 +302,7 @@ _declare(
     type=NAMES,
     metavar="NAME,...",
     unset="the suite 'default'",
-    help="Shifts, suites of shifts, FILE.py:FUNCTION, or stored:DIR (CIFAR-10-C, ImageNet-C).",
+    help="What is measured: shifts, suites of shifts, FILE.py:FUNCTION, or stored:DIR (CIFAR-10-C, ImageNet-C).",
 )
 _declare(
     "--severities", group=SHIFTS, advanced=True, type=INTEGERS, metavar="1..5,...", help="Strengths of the shifts."
@@ -312,12 +314,20 @@ _declare(
     help="What a severity means. auto: cifar-c for images below 64 px, else imagenet-c.",
 )
 _declare(
-    "--hold-out",
+    "--train-on",
     group=SHIFTS,
-    advanced=True,
     type=NAMES_OR_NONE,
     metavar="NAME,...|none",
-    help="Shifts, of those chosen, that are measured but never trained on. none: train on all.",
+    help="What everything that learns may learn from: shifts, suites, scenarios or FILE.py:FUNCTION. generic: random "
+    "operations that name no corruption. none: --target-images alone.",
+)
+_declare(
+    "--scenario-share",
+    group=SHIFTS,
+    advanced=True,
+    type=FRACTION,
+    metavar="FRACTION",
+    help="Share of the rendered training images under named shifts; random operations have the rest.",
 )
 
 _declare(
@@ -535,6 +545,14 @@ _declare(
     unset="all cores",
     help="Threads of torch and onnxruntime.",
 )
+_declare(
+    "--device",
+    group=RUN,
+    advanced=True,
+    type=str,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where torch observes, trains and attacks. auto: a GPU if there is one. ONNX Runtime stays on the CPU.",
+)
 _declare("-v", "--verbose", group=RUN, is_flag=True, help="Print details.")
 _declare("-q", "--quiet", group=RUN, is_flag=True, help="Print results, warnings and errors only.")
 
@@ -576,7 +594,8 @@ QUANTIZATION_OPTIONS = (
 RENDERED_OPTIONS = ("scenario", "shifts", "severities", "severity_table")
 SHIFT_OPTIONS = (*RENDERED_OPTIONS, "target_images")
 CALIBRATOR_OPTIONS = (
-    "hold_out",
+    "train_on",
+    "scenario_share",
     "mac_budget",
     "latency_budget",
     "clean_budget",
@@ -593,11 +612,12 @@ CALIBRATOR_OPTIONS = (
 )
 ATTACK_OPTIONS = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
 DECIDING_OPTIONS = ("primary", "accept_undecided")
-NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "verbose", "quiet")
-STAGE_OPTIONS = ("model", "allow_code", "threads", "verbose", "quiet")
+NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "device", "verbose", "quiet")
+STAGE_OPTIONS = ("model", "allow_code", "threads", "device", "verbose", "quiet")
 # Of a command for a run that is there.
-OF_RUN: dict[str, dict[str, Any]] = {
+OF_RUN: dict[str, Mapping[str, object]] = {
     "threads": {"unset": "the run's"},
+    "device": {"unset": "the run's"},
     "model": {
         "group": RUN,
         "advanced": True,
@@ -607,6 +627,7 @@ OF_RUN: dict[str, dict[str, Any]] = {
 
 # Options of earlier versions, and what is said to who gives one.
 FORMER = {
+    "--hold-out": "is now --train-on NAME,...: what is learned from, apart from --shifts, which are measured",
     "--scene": "is now --scenario NAME, or --target-images DIR for a folder of real images",
     "--favour": "is now --hard-shift-share",
     "--polish": "is now --evolution-steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -30,7 +31,7 @@ def field_of(option: str) -> Field[Any] | None:
     return _fields().get(FIELDS.get(option, option))
 
 
-def choices(options: dict[str, Any]) -> dict[str, Any]:
+def choices(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as they stand in a run's configuration; those not given are left out.
 
     Raises:
@@ -41,21 +42,20 @@ def choices(options: dict[str, Any]) -> dict[str, Any]:
 
     given = {k: v for k, v in options.items() if v is not None}
     names, folder = given.pop("scenario", None), given.pop("target_images", None)
-    if names is not None and "shifts" in given:
-        raise InputError("scenario: expected either --scenario or --shifts, got both")
+    if names is not None and (other := next((k for k in ("shifts", "train_on") if k in given), None)):
+        raise InputError(f"scenario: expected either --scenario or --{other.replace('_', '-')}, got both")
     if any(name.startswith("imagefolder:") for name in names or ()):
         raise InputError(
             f"scenario: expected names, got {','.join(names or ())}; real images of the surroundings are "
             "--target-images DIR"
         )
-    if names is None and folder is None and "shifts" not in given:
-        return given
-    # Any of the three takes the place of what a run had of all of them.
-    rendered = bool(names) or "shifts" in given
     images = None if folder is None else f"imagefolder:{folder.removeprefix('imagefolder:')}"
-    given |= {
-        "scenarios": names or (),
-        "target_images": images,
-        "target_images_alone": images is None or not rendered,
-    }
-    return given | ({"shifts": scenarios(names)} if names else {})
+    if names is not None:
+        shifts = scenarios(names)
+        given |= {"scenarios": names, "shifts": shifts}
+        if "train_on" in options:  # a command that only measures leaves alone what is learned from
+            given |= {"train_on": ("generic", *shifts)}
+    elif "train_on" in given:
+        given["scenarios"] = ()
+    # What is chosen to learn from takes the place of all that a run had of it.
+    return given | ({"target_images": images} if images or "train_on" in given else {})

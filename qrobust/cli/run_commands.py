@@ -117,7 +117,7 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     from qrobust.report.verdict import validation_sentence
 
     opened = begin_or_resume(out, overwrite, resume, compensating=False, **options)
-    if not (resume and opened.require_folder().stage("quantize")):
+    if not (resume and opened.require_folder().is_done("quantize")):
         stages.quantize(opened)
     folder = opened.require_folder()
     result = folder.need_result(QuantizationResult, "quantize", "quantize")
@@ -145,20 +145,20 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     import json
 
     from qrobust.pipeline import stages
+    from qrobust.record import to_json
 
     opened = reopen(run_folder, **options)
     layers = stages.sensitivity(opened)
     if as_json:
-        click.echo(json.dumps(layers, indent=2))
+        click.echo(json.dumps([to_json(noise) | to_json(effect) for noise, effect in layers], indent=2))
         return
     echo(f"{'layer':34s} {'bits':>4s} {'weight dB':>9s} {'input dB':>9s} {'output dB':>9s} {'KL alone':>9s} drop")
-    for layer in sorted(layers, key=lambda found: -found["divergence"]):
+    for noise, effect in sorted(layers, key=lambda layer: -layer[1].divergence):
         echo(
-            f"{layer['name']:34s} {layer['weight_bits']:4d} {layer['weight_sqnr_db']:9.1f} "
-            f"{layer['input_sqnr_db']:9.1f} {layer['output_sqnr_db']:9.1f} {layer['divergence']:9.5f} "
-            f"{100 * layer['accuracy_drop']:+.2f}"
+            f"{noise.name:34s} {noise.weight_bits:4d} {noise.weight_sqnr_db:9.1f} {noise.input_sqnr_db:9.1f} "
+            f"{noise.output_sqnr_db:9.1f} {effect.divergence:9.5f} {100 * effect.accuracy_drop:+.2f}"
         )
-    echo(f"KL divergence in nats and drop in points on {layers[0]['n']} validation images.")
+    echo(f"KL divergence in nats and drop in points on {layers[0][1].n} validation images.")
 
 
 @click.command(
@@ -212,34 +212,29 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
-    from qrobust.report.approval import enough_sentence
-    from qrobust.report.verdict import NAMES
+    from qrobust.record import CompensationResult
 
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
     if remedy == "auto":
-        remedy, compare = None, "auto"
+        remedy, compare = None, "ladder"
     for name in ATTACK_OPTIONS:
         if not compare and options[name] is not None:
             raise InputError(f"{name}: expected with --compare only; otherwise `qrobust evaluate` attacks")
     opened = reopen(run_folder, **options)
     if compare:
-        record = stages.compare(opened, baselines=compare == "all")
-        if compare == "auto":
-            echo(enough_sentence(record, NAMES) or "No remedy gains anything under shift on validation images.")
-        finish(opened.require_folder(), record)
+        finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
-        done = opened.require_folder().need_stage("compensate", "compensate")
-        start, end = done["training"]["float"], done["validation"]
-        measures = end["measures"]
+        done = opened.require_folder().need_result(CompensationResult, "compensate", "compensate")
+        start, end = done.training.float, done.validation
         echo(
-            f"on validation images, {measures['shift']} under shift {100 * start['start_shift_accuracy']:.1f} -> "
-            f"{100 * end['shift_accuracy']:.1f} %, {measures['clean']} on clean ones "
-            f"{100 * start['start_clean_accuracy']:.1f} -> {100 * end['clean_accuracy']:.1f} %"
+            f"on validation images, {end.measures.shift} under shift {100 * start.start_shift_accuracy:.1f} -> "
+            f"{100 * end.shift_accuracy:.1f} %, {end.measures.clean} on clean ones "
+            f"{100 * start.start_clean_accuracy:.1f} -> {100 * end.clean_accuracy:.1f} %"
         )
     elif remedy == "none":
-        stages.forget_compensation(opened)
+        stages.delete_compensation(opened)
         echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
         stages.make_baseline(opened, str(remedy))

@@ -109,8 +109,14 @@ def resumed(
 
     click.get_current_context().with_resource(claimed(out))
     place, chosen = begun(out) or out, choices(options)
-    named = [spec for spec in (chosen.get("model"), *chosen.get("shifts", ())) if spec is not None]
-    run = _open(place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code)
+    named = [
+        spec
+        for spec in (chosen.get("model"), *chosen.get("shifts", ()), *chosen.get("train_on", ()))
+        if spec is not None
+    ]
+    run = _open(
+        place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code, device=chosen.get("device")
+    )
     try:
         check_same_config(run, chosen)
     except InputError as error:
@@ -136,15 +142,13 @@ def _open(
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
-    from qrobust.pipeline.provenance import check_hold_out
     from qrobust.pipeline.run import Run
 
     run = Run.open(
         folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
     )
     work_on(run)
-    if options.get("hold_out"):
-        check_hold_out(run)
+    _ = run.device  # one that is not there is refused before anything is done
     return run
 
 

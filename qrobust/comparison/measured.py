@@ -118,7 +118,7 @@ class Measured:
             raise NotMeasuredError(f"what {graph} learned from is not in the record")
         found = [condition for condition in self.shifted if condition[0] not in remedy.trained_on]
         if not found:
-            raise NotMeasuredError("every shift that was measured was also trained on; --hold-out keeps some apart")
+            raise NotMeasuredError("every shift that was measured was also trained on; --train-on can leave some out")
         return found
 
     def right(self, graph: str, conditions: Sequence[Condition]) -> np.ndarray:

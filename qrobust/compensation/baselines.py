@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.classifier import Classifier, input_gradient
+from qrobust.device import CPU_ONLY, Device, device_of
 from qrobust.errors import InputError
 
 SMALLEST_SPAN = 1 / 255
@@ -27,7 +28,9 @@ def estimated_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return norms
 
 
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> nn.Module:
+def reestimate_batch_norm(
+    model: nn.Module, batches: Iterable[torch.Tensor], *, device: Device = CPU_ONLY
+) -> nn.Module:
     """A copy of a float classifier whose batch norms have the statistics of other images.
 
     Known to win much under one shift, and to lose under many at once and on clean images: Schneider et al.,
@@ -36,6 +39,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
     Args:
         model: in eval mode, batch norms not yet folded; it is not changed.
         batches: images `(N, C, S, S)` in [0, 1]; every batch weighs the same.
+        device: to work on.
 
     Returns:
         The copy, in eval mode; weights are untouched.
@@ -49,9 +53,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     seen = 0
-    with torch.no_grad():
+    with torch.no_grad(), device.holding(model):
         for images in batches:
-            model(images.contiguous(memory_format=torch.channels_last))
+            model(images.contiguous(memory_format=torch.channels_last).to(device_of(model)))
             seen += len(images)
     if not seen:
         raise InputError("batches: expected images, got none")

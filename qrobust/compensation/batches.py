@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -39,6 +39,10 @@ class MixedBatch:
     labels: torch.Tensor
     aligned: torch.Tensor
     paired: torch.Tensor
+
+    def to(self, place: torch.device) -> MixedBatch:
+        """The same batch on a device."""
+        return MixedBatch(**{entry.name: getattr(self, entry.name).to(place) for entry in fields(self)})
 
 
 def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, step: int, seed: int) -> MixedBatch:
@@ -86,11 +90,11 @@ def mixed_batch(data: TrainingData, weights: torch.Tensor, *, batch_size: int, s
 
 
 def sampling(conditions: list[Condition], errors: list[float] | None = None, hard_share: float = 0.0) -> torch.Tensor:
-    """How likely each cell is to be drawn, summing to 1: every shift alike, then every severity of it.
+    """How likely each condition is to be drawn, summing to 1: every shift alike, then every severity of it.
 
     Args:
         conditions: (shift, severity).
-        errors: of the classifier alone in each cell.
+        errors: of the classifier alone in each condition.
         hard_share: share of the draws, from 0 to 1, that go by those errors instead, to what hurts most.
     """
     count = Counter(name for name, _ in conditions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -13,18 +12,11 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.validation import Validation
 from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
+from qrobust.record import EvolutionStrategy
 
 HEADS = ("gate", "photometric", "geometric")
 # Of the first step, and what success and failure make of it: one success in five keeps it as it is.
 STEP, LONGER, SHORTER = 0.05, 1.5, 0.9
-
-
-class Evolution(NamedTuple):
-    """The sum of clean and shifted validation accuracy before and after, each from 0 to 2, and the steps tried."""
-
-    before: float
-    after: float
-    tries: int
 
 
 def evolve(
@@ -37,7 +29,7 @@ def evolve(
     deploy: Callable[[nn.Module], Classifier],
     seed: int,
     reporter: Reporter,
-) -> tuple[fx.GraphModule, Evolution]:
+) -> tuple[fx.GraphModule, EvolutionStrategy]:
     """Move the biases of the heads that act on whole images, and keep what onnxruntime measures as better.
 
     A (1+1) evolution strategy with the one-fifth rule (Rechenberg): random steps on the sum of clean and shifted
@@ -78,4 +70,4 @@ def evolve(
             if better:
                 best, highest = candidate, found
             bar.update(1, f"{highest:.4f}")
-    return best, Evolution(before, highest, tries)
+    return best, EvolutionStrategy(before=before, after=highest, tries=tries)

@@ -1,4 +1,4 @@
-"""Fit a calibrator to a frozen classifier: choose its size, train it, quantize it, set its gate."""
+"""PhaseFit a calibrator to a frozen classifier: choose its size, train it, quantize it, set its gate."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
+from qrobust.classifier import Classifier, Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.evolution import evolve
 from qrobust.compensation.gate import Gate, gate_steps, set_gate
-from qrobust.compensation.training import Fit, Phase, train_calibrator
+from qrobust.compensation.training import Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, RangeError
 from qrobust.evaluation.predictions import CLEAN
 from qrobust.evaluation.primary import ACCURACY, Primary
@@ -27,6 +28,7 @@ from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
+from qrobust.record import CleanCost, EvolutionStrategy, PhaseFit
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
@@ -83,12 +85,14 @@ class FrozenClassifier:
         teacher: the float classifier.
         target: whose integers the calibrator is quantized for.
         deploy: a torch module to the classifier as it runs; what is chosen, is chosen by that.
+        made_from: what a remedy trained it from, if one did: both together stay within the clean budget.
     """
 
     fake_quantized: fx.GraphModule
     teacher: NormalizedModel
     target: Target
     deploy: Deploy
+    made_from: fx.GraphModule | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class CalibratorFit:
         gate: how its gate was set.
         evolution: what evolution-strategy fine-tuning did, if it was wanted.
         clean_accuracy, shift_accuracy: of the deployed compensated classifier on validation images, as fractions.
+        clean_cost: what it costs on clean validation images, with its bound.
         float_phase, int8_phase: what the two trainings did.
         hash_before, hash_after: of the classifier's parameters and buffers.
     """
@@ -133,11 +138,12 @@ class CalibratorFit:
     latency_ratio: float | None
     macs: int
     gate: Gate
-    evolution: Evolution | None
+    evolution: EvolutionStrategy | None
     clean_accuracy: float
     shift_accuracy: float
-    float_phase: Fit
-    int8_phase: Fit
+    clean_cost: CleanCost
+    float_phase: PhaseFit
+    int8_phase: PhaseFit
     hash_before: str
     hash_after: str
 
@@ -154,6 +160,7 @@ def fit_calibrator(
     *,
     checkpoints: Checkpoints,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> CalibratorFit:
     """Train a calibrator in front of a frozen classifier, first in float, then on its own 8-bit grid.
@@ -167,6 +174,7 @@ def fit_calibrator(
         config: size, training and budgets.
         checkpoints: files to go on from.
         seed: of the calibrator's first weights, and of every step.
+        device: to train on.
         reporter: where progress is told.
 
     Raises:
@@ -176,16 +184,17 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    clean, _ = validation.measure(deployed)
-    least_clean = clean - config.clean_budget / 100
+    scores = _scores_to_keep(classifier, deployed, validation)
+    least_clean = validation.least_clean(validation.clean_value(scores), config.clean_budget)
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
     macs, size = count_macs(calibrator, data.image_size, data.channels), (calibrator.width, calibrator.branches)
 
-    def trained(module: nn.Module, phase: Phase) -> Fit:
+    def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
-        with reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
+        working = device.holding(module, classifier.fake_quantized, classifier.teacher)
+        with working, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
                 classifier.fake_quantized,
@@ -216,9 +225,21 @@ def fit_calibrator(
             seed=seed,
             reporter=reporter,
         )
-    measured, hashes = validation.measure(deployed, frozen), (before, state_hash(classifier.fake_quantized))
-    _say_gate(gate, second, clean, measured[1], config, reporter)
-    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
+    hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
+    measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
+    cost = validation.clean_cost(scores, kept, config.clean_budget)
+    _say_gate(gate, second, validation.clean_value(scores), measured[1], config, reporter)
+    say_clean_cost(cost, reporter)
+    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
+
+
+def _scores_to_keep(classifier: FrozenClassifier, deployed: Classifier, validation: Validation) -> torch.Tensor:
+    """Scores on clean images that the budget counts from: the classifier's, or of what it was made from if higher."""
+    scores = validation.clean_scores(deployed)
+    if classifier.made_from is None:
+        return scores
+    others = validation.clean_scores(classifier.deploy(classifier.made_from))
+    return max(scores, others, key=validation.clean_value)
 
 
 def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
@@ -242,13 +263,13 @@ def validation_limit(image_size: int, channels: int) -> int:
 
 def _train_both(
     calibrator: Calibrator,
-    trained: Callable[[nn.Module, Phase], Fit],
+    trained: Callable[[nn.Module, Phase], PhaseFit],
     images: Iterable[torch.Tensor],
     config: CalibratorConfig,
     checkpoints: Checkpoints,
     target: Target,
     seed: int,
-) -> tuple[fx.GraphModule, Fit, Fit]:
+) -> tuple[fx.GraphModule, PhaseFit, PhaseFit]:
     """Train in float, freeze, train on the 8-bit grid: the frozen calibrator, and what the two trainings did."""
     restore_steps, float_steps = (round(config.steps * share) for share in (RESTORE_SHARE, FLOAT_SHARE))
     steps, rate = restore_steps + float_steps, config.learning_rate
@@ -267,7 +288,7 @@ def _train_both(
     return convert_qat(trainable), first, second
 
 
-def _say_fit(fit: Fit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
+def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
     if fit.diverged:
         reporter.warn(f"warning: training ({phase.name}) diverged; the best state before that is kept")
     elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:
@@ -284,7 +305,7 @@ def _say_fit(fit: Fit, phase: Phase, config: CalibratorConfig, reporter: Reporte
 
 
 def _say_gate(
-    gate: Gate, trained: Fit, clean: float, shifted: float, config: CalibratorConfig, reporter: Reporter
+    gate: Gate, trained: PhaseFit, clean: float, shifted: float, config: CalibratorConfig, reporter: Reporter
 ) -> None:
     if not gate.kept:
         reporter.warn(
@@ -297,6 +318,20 @@ def _say_gate(
             f"  to stay within --clean-budget {config.clean_budget:g}, {100 * given_up:.1f} points of the gain under "
             f"shift were given up on validation images (without the limit: {100 * cost:.1f} points of clean accuracy)"
         )
+
+
+def say_clean_cost(cost: CleanCost, reporter: Reporter) -> None:
+    """Tell what a remedy costs on clean images, and what it may cost in truth."""
+    if cost.allowed_pp > cost.budget_pp:
+        reporter.say(
+            f"  --clean-budget {cost.budget_pp:g} is less than one of {cost.n:,} validation images: one may be lost "
+            f"({cost.allowed_pp:.2f} points)"
+        )
+    more = f"; about {cost.images_to_tell:,} validation images would tell" if cost.images_to_tell else ""
+    reporter.say(
+        f"  on {cost.n:,} clean validation images it costs {cost.cost_pp:.1f} points, with 95 % confidence at most "
+        f"{cost.bound_pp:.1f}{more}"
+    )
 
 
 def _frozen(
@@ -369,8 +404,8 @@ def choose_calibrator(
     for choice in choices:
         _, frozen = _frozen(_as_if_trained(fresh(*choice)), [some], classifier.target)
         both = classifier.deploy(Compensated(frozen, classifier.fake_quantized))
-        measured = latencies_ms(alone | {"pair": both}, data.image_size, 1)
-        ratio = measured["pair"] / measured["alone"]
+        measured = latencies_ms(alone | {"compensated": both}, data.image_size, 1)
+        ratio = measured["compensated"] / measured["alone"]
         reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
             chosen.parent.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from qrobust.compensation.fit import RESTORE_SHARE, candidates, new_calibrator, 
 from qrobust.compensation.gate import MOST_MEASURED, OPENINGS
 from qrobust.compensation.training import VALIDATIONS, Phase, step_loss
 from qrobust.data.splits import TrainingData
+from qrobust.device import CPU_ONLY, Device
 from qrobust.shifts.filters import to_unit
 
 # Images of one forward pass that is timed.
@@ -39,6 +40,7 @@ def expected_seconds(
     config: CalibratorConfig,
     *,
     seed: int,
+    device: Device = CPU_ONLY,
 ) -> tuple[dict[str, float], float]:
     """Seconds per part of a calibrator's fit, and of the calibrator on one image; nothing is changed.
 
@@ -50,6 +52,7 @@ def expected_seconds(
         validation_images: how many there are to choose by.
         config: steps and batch size.
         seed: of the images that are tried.
+        device: to train on.
     """
     source = training.images.source
     size, channels = source.image_size, source.channels
@@ -60,19 +63,20 @@ def expected_seconds(
 
     def step(restore_steps: int) -> None:
         phase = Phase("float", 1, restore_steps, config.learning_rate, seed, Path())
-        step_loss(
-            calibrator, fake_quantized, teacher, None, training, weights, config, step=0, phase=phase
-        ).backward()
+        loss = step_loss(calibrator, fake_quantized, teacher, None, training, weights, config, step=0, phase=phase)
+        loss.backward()
+        loss.item()  # a device may still be at work
 
     calibrator.train()
-    restoring, behind = seconds_of(lambda: step(1)), seconds_of(lambda: step(0))
+    with device.holding(calibrator, fake_quantized, teacher):
+        restoring, behind = seconds_of(lambda: step(1)), seconds_of(lambda: step(0))
     calibrator.eval()
     images = to_unit(training.images.first(TIMED).read(slice(None)))
     with torch.inference_mode():
         alone = seconds_of(lambda: calibrator(images)) / len(images)
         classified = seconds_of(lambda: deployed(images)) / len(images)
     clean = min(validation_images, validation_limit(size, channels))
-    shifted = clean if training.conditions else 0
+    shifted = clean if training.renders else 0
     asked = 2 * (VALIDATIONS + 1) + len(OPENINGS)
     return {
         "train the calibrator": config.steps * (RESTORE_SHARE * restoring + (1 - RESTORE_SHARE) * behind),

@@ -69,7 +69,7 @@ def reverse_adversarial(
         return F.cross_entropy(logits, targets, reduction="none")
 
     current, best = images.clone(), images.clone()
-    best_loss = torch.full((len(images),), torch.inf)
+    best_loss = torch.full((len(images),), torch.inf, device=images.device)
     direction = torch.zeros_like(images)
     for _ in range(steps):
         gradient, loss = input_gradient(classifier, current, losses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,10 +24,12 @@ from qrobust.compensation.reverse import reverse_adversarial
 from qrobust.compensation.teacher import TeacherOutput, _outputs_of, _teacher_output, teacher_outputs
 from qrobust.compensation.validation import Validation, information
 from qrobust.data.splits import TrainingData
+from qrobust.device import device_of, fast_arithmetic
 from qrobust.errors import InputError
 from qrobust.progress import Progress
+from qrobust.record import PhaseFit
 from qrobust.shifts.filters import to_unit
-from qrobust.training_loop import Outcome, fast_arithmetic, fit
+from qrobust.training_loop import Outcome, fit
 
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
 # classifier: at the full rate their jitter destabilises everything else.
@@ -48,31 +50,6 @@ ALIGNMENT_WEIGHT = 1.0
 PROBES, MOST_VANISHED = 32, 0.5
 # Times a training run stops to validate.
 VALIDATIONS = 5
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a training run came to; accuracies on the validation images, as fractions.
-
-    `earlier_s` is the seconds of training by processes before the one that ended it, `history` the sum of both
-    accuracies at each validation.
-    """
-
-    clean_accuracy: float
-    shift_accuracy: float
-    start_clean_accuracy: float
-    start_shift_accuracy: float
-    best_step: int
-    diverged: bool
-    earlier_s: float = field(compare=False)
-    history: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, done: Outcome) -> Fit:
-        """What the loop came to, whose judge tells accuracy on clean images and under shift."""
-        (clean, shifted), (start_clean, start_shifted) = done.best, done.start
-        history = tuple(map(sum, done.history))
-        return cls(clean, shifted, start_clean, start_shifted, done.best_step, done.diverged, done.earlier_s, history)
 
 
 @dataclass(frozen=True)
@@ -116,7 +93,7 @@ def train_calibrator(
     *,
     deployed: Classifier | None = None,
     progress: Progress = lambda done, total, note: None,
-) -> Fit:
+) -> PhaseFit:
     """Train `calibrator` in place so that `fake_quantized` finds shifted images easier.
 
     First, for `phase.restore_steps`, the calibrator alone learns to give back the unshifted image (mean
@@ -129,7 +106,8 @@ def train_calibrator(
     kept is the one of highest clean plus shift accuracy on validation images.
 
     Args:
-        calibrator: images to images, differentiable; ends with the best state.
+        calibrator: images to images, differentiable; ends with the best state. It is trained on the device where it,
+            the fake-quantized model and the teacher are.
         fake_quantized: the frozen classifier; neither parameters nor buffers change.
         teacher: the float classifier.
         data: what to learn from. Where target images have no label, the calibrator makes them look like what the
@@ -149,18 +127,16 @@ def train_calibrator(
     conditions, steps, restore_steps = data.conditions, phase.steps, phase.restore_steps
     if not data.renders and data.target_images is None:
         raise InputError("shifts: a calibrator needs at least one shift or target images to train on, got none")
-    before = state_hash(fake_quantized)
-    fake_quantized.eval()
-    images, _ = validation.parts[0]
-    _check_gradient(fake_quantized, to_unit(images[:PROBES]))
-    optimizer = _optimizer(calibrator, phase.learning_rate)
+    before = state_hash(fake_quantized.eval())
+    _check_gradient(fake_quantized, validation.parts[0][0][:PROBES])
     alone = validation.accuracies(deployed or fake_quantized)[1 : len(conditions) + 1]
     weights = sampling(conditions, [1 - accuracy for accuracy in alone], config.hard_shift_share)
     known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
 
-    def loss(step: int) -> torch.Tensor:
-        return step_loss(calibrator, fake_quantized, teacher, known, data, weights, config, step=step, phase=phase)
+    def loss(step: int, size: int) -> torch.Tensor:
+        sized = replace(config, batch_size=size)
+        return step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
@@ -170,10 +146,12 @@ def train_calibrator(
 
     done = fit(
         calibrator,
-        optimizer,
+        _optimizer(calibrator, phase.learning_rate),
         steps=steps,
         rates=phase.rates,
         loss=loss,
+        batch_size=config.batch_size,
+        least_batch=GROUPS,
         judge=judge,
         score=lambda found: (sum(found),),
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
@@ -192,7 +170,22 @@ def train_calibrator(
         )
     if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
-    return Fit.of(done)
+    return _phase_fit(done)
+
+
+def _phase_fit(done: Outcome) -> PhaseFit:
+    """What the loop came to, whose judge tells accuracy on clean images and under shift."""
+    (clean, shifted), (start_clean, start_shifted) = done.best, done.start
+    return PhaseFit(
+        start_clean_accuracy=start_clean,
+        start_shift_accuracy=start_shifted,
+        clean_accuracy=clean,
+        shift_accuracy=shifted,
+        best_step=done.best_step,
+        diverged=done.diverged,
+        earlier_s=done.earlier_s,
+        history=tuple(map(sum, done.history)),
+    )
 
 
 def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -203,7 +196,7 @@ def _optimizer(calibrator: nn.Module, learning_rate: float) -> torch.optim.Optim
 
 
 def _expected(teacher: nn.Module, calibrated: torch.Tensor) -> torch.Tensor:
-    with fast_arithmetic():
+    with fast_arithmetic(calibrated.device):
         return statistics_distance(teacher, calibrated.contiguous(memory_format=torch.channels_last))
 
 
@@ -214,8 +207,9 @@ def _unlabelled_loss(teacher: Classifier, calibrated: torch.Tensor, logits: torc
     return 1 - information(logits)
 
 
-def _check_gradient(fake_quantized: Classifier, images: torch.Tensor) -> None:
-    """Refuse a classifier through which nothing can be learned."""
+def _check_gradient(fake_quantized: nn.Module, pixels: torch.Tensor) -> None:
+    """Refuse a classifier through which nothing can be learned from images, uint8."""
+    images = to_unit(pixels.to(device_of(fake_quantized)))
     gradient, _ = input_gradient(fake_quantized, images, lambda logits: logits.amax(1))
     vanished = int((gradient.flatten(1) == 0).all(1).sum())
     if vanished > MOST_VANISHED * len(images):
@@ -239,7 +233,7 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
 
     handle = calibrator.get_submodule("correction").register_forward_pre_hook(widen)
     try:
-        with fast_arithmetic():
+        with fast_arithmetic(images.device):
             calibrated = calibrator(images.contiguous(memory_format=torch.channels_last))
         return calibrated.float(), proposals
     finally:
@@ -260,6 +254,7 @@ def step_loss(
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
     batch = mixed_batch(data, weights, batch_size=config.batch_size, step=step, seed=phase.seed)
+    batch = batch.to(device_of(calibrator))
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, (*proposals, gate) = _with_proposals(calibrator, images)
     beyond = sum((F.relu(p.abs() - PROPOSAL_LIMIT).square().mean() for p in proposals), torch.zeros(()))
@@ -286,7 +281,7 @@ def step_loss(
     if config.distillation_weight:
         loss = loss + config.distillation_weight * view.distance(seen.of(paired))
     if config.reverse_weight and batch.aligned.any():
-        with fast_arithmetic():
+        with fast_arithmetic(images.device):
             easier = reverse_adversarial(
                 teacher,
                 original[batch.aligned],

@@ -12,17 +12,22 @@ from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
+from qrobust.device import ask, device_of
+from qrobust.evaluation.clean_cost import clean_cost
 from qrobust.evaluation.primary import ACCURACY, Primary
+from qrobust.record import CleanCost
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 
+# Sums of shares are exact but for the last bits.
+ROUNDING = 1e-9
 # Images, and their labels; -1 where there is none.
 Part = tuple[torch.Tensor, torch.Tensor]
 BATCH = 250
 
 
 class Validation:
-    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every cell.
+    """Validation images, rendered once, to choose by: as many clean ones as there may be, some under every condition.
 
     A gate is chosen among dozens by half a point of clean accuracy, which takes thousands of images to tell.
 
@@ -31,8 +36,8 @@ class Validation:
         conditions: (shift, severity) to render.
         table: severity table.
         seed: of the rendering.
-        limit: clean images, and images under shift in all; those are shared among the cells, each cell taking other
-            images of the split as far as there are enough.
+        limit: clean images, and images under shift in all; the conditions share those, each taking other images of
+            the split as far as there are enough.
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels.
@@ -68,9 +73,29 @@ class Validation:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
         return [self._scores(part, classifier, calibrator).mean().item() for part in self.parts]
 
+    def allowed_cost(self, budget: float) -> float:
+        """What may be lost on clean images, a fraction: a budget in percentage points, or one image if that is more.
+
+        Of a budget of 0 nothing.
+        """
+        return max(budget / 100, 1 / len(self.parts[0][1])) if budget else 0.0
+
+    def least_clean(self, clean: float, budget: float) -> float:
+        """What is to be kept of an accuracy on clean images, both fractions; see `allowed_cost`."""
+        return clean - self.allowed_cost(budget) - ROUNDING
+
+    def clean_cost(self, before: torch.Tensor, after: torch.Tensor, budget: float) -> CleanCost:
+        """What is lost on clean images between scores before and after `(n,)`, with its bound."""
+        right, labels = (before.bool().numpy(), after.bool().numpy()), self.parts[0][1].numpy()
+        return clean_cost(*right, labels, self.primary, budget_pp=budget, allowed_pp=100 * self.allowed_cost(budget))
+
+    def clean_scores(self, classifier: Classifier, calibrator: Classifier | None = None) -> torch.Tensor:
+        """Scores on the clean images, see `scores`."""
+        return self._scores(self.parts[0], classifier, calibrator)
+
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The primary measure on clean images."""
-        return self.clean_value(self._scores(self.parts[0], classifier, calibrator))
+        return self.clean_value(self.clean_scores(classifier, calibrator))
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The mean over the conditions; target images weigh as one."""
@@ -101,16 +126,16 @@ class Validation:
         for images, labels in zip(*(some.split(BATCH) for some in part), strict=True):
             yield to_unit(images).contiguous(memory_format=torch.channels_last), labels
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def scores(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Of each image `(n,)`: 1 where the classifier is right; without labels, how well all fit, from 0 to 1."""
         if (labels < 0).any():
             return torch.full((len(images),), self._fit(classifier, images), dtype=torch.float64)
-        return (classifier(images).argmax(1) == labels).double()
+        return (ask(classifier, images).argmax(1) == labels).double()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _scores(self, part: Part, classifier: Classifier, calibrator: Classifier | None) -> torch.Tensor:
-        seen = ((calibrator(images) if calibrator else images, labels) for images, labels in self.batches(part))
+        seen = ((ask(calibrator, images) if calibrator else images, labels) for images, labels in self.batches(part))
         if (part[1] < 0).any():
             return self.scores(classifier, torch.cat([images for images, _ in seen]), part[1])
         return torch.cat([self.scores(classifier, *batch) for batch in seen])
@@ -118,8 +143,8 @@ class Validation:
     def _fit(self, classifier: Classifier, images: torch.Tensor) -> float:
         """How well images without labels fit, from 0 to 1."""
         if isinstance(self.teacher, nn.Module) and norms(self.teacher):
-            return math.exp(-float(statistics_distance(self.teacher, images)))
-        return float(information(classifier(images)))
+            return math.exp(-float(statistics_distance(self.teacher, images.to(device_of(self.teacher)))))
+        return float(information(ask(classifier, images)))
 
 
 def information(logits: torch.Tensor) -> torch.Tensor:

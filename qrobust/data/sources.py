@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -114,6 +115,10 @@ class Images:
         """The side shared by a seeded sample of images, or None if they are not square and alike."""
         (height, width), *others = set(self.sizes)
         return height if height == width and not others else None
+
+    def decode(self, index: int) -> np.ndarray:
+        """An image as it is, RGB uint8 `(H, W, 3)`."""
+        return self._load(index)
 
     def read(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Decode images to uint8 `(n, C, S, S)`.
@@ -253,6 +258,14 @@ def digits_images() -> Images:
     small = np.round(digits.images * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(d).resize((32, 32), Image.Resampling.BICUBIC)) for d in small]
     return array_images(np.stack(large), digits.target, [str(n) for n in digits.target_names], "digits")
+
+
+@functools.cache
+def photographs() -> tuple[np.ndarray, ...]:
+    """Two photographs that scikit-learn ships, uint8 `(H, W, 3)`: a Chinese temple and a flower."""
+    from sklearn.datasets import load_sample_images
+
+    return tuple(load_sample_images().images)
 
 
 def torchvision_images(name: str, root: Path, train: bool, class_names: Sequence[str] | None = None) -> Images:

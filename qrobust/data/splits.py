@@ -12,6 +12,7 @@ import torch
 
 from qrobust.data.sources import Images
 from qrobust.preprocessing import Preprocessing
+from qrobust.record import SplitSummary
 from qrobust.record.data import LeftOut
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
@@ -62,13 +63,14 @@ class Split:
         """SHA-256 over the ordered indices: equal fingerprints mean equal splits of one source."""
         return hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()[:16]
 
-    def summary(self) -> dict[str, int | str]:
+    def summary(self) -> SplitSummary:
         """How many images, which of the source's, and which the source holds, for the record."""
-        found: dict[str, int | str] = {"n": len(self), "fingerprint": self.fingerprint()}
-        found["listing"] = self.source.listing[:16]
-        if self.taken_from:
-            found["taken_from"] = self.taken_from
-        return found
+        return SplitSummary(
+            n=len(self),
+            fingerprint=self.fingerprint(),
+            listing=self.source.listing[:16],
+            taken_from=self.taken_from,
+        )
 
     def identity(self) -> tuple[str, ...]:
         """What answers about these images depend on: which they are, their labels, source's version, pixels."""
@@ -122,7 +124,7 @@ class Data:
         splits = {name: getattr(self, name).taken_from for name in SPLIT_NAMES}
         return {name: source for name, source in splits.items() if source}
 
-    def summary(self) -> dict[str, dict[str, int | str]]:
+    def summary(self) -> dict[str, SplitSummary]:
         """What each split holds, for the record."""
         return {name: getattr(self, name).summary() for name in SPLIT_NAMES}
 

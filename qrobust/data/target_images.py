@@ -15,6 +15,7 @@ from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.paths import user_path
 from qrobust.preprocessing import Preprocessing
+from qrobust.record import SplitSummary
 
 # Shares of the images that are learned from and chosen by; the rest is measured on.
 TRAINING, VALIDATION = 0.6, 0.2
@@ -30,7 +31,7 @@ class TargetImages:
     test: Split
     labelled: bool
 
-    def summary(self) -> dict[str, dict[str, int | str]]:
+    def summary(self) -> dict[str, SplitSummary]:
         """What each split holds, for the record."""
         return {name: getattr(self, name).summary() for name in ("training", "validation", "test")}
 

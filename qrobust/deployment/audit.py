@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qrobust.deployment.diagnosis import (
-    Reason,
     float_islands,
     misread_sums,
     why_float,
@@ -30,6 +28,7 @@ from qrobust.deployment.onnx_graph import (
 from qrobust.deployment.profiling import Kernel, run_profiled
 from qrobust.deployment.session import open_session
 from qrobust.errors import ExportCheckError, InputError
+from qrobust.record import Audit, BlockedOperator, ExplainedAudit, FloatIsland, taken
 from qrobust.storage import scratch
 
 # What multiplies and accumulates, by the words in its name: onnxruntime has dozens of variants.
@@ -58,75 +57,79 @@ class Compute:
     integer: bool
 
 
-def audit(
-    path: Path, image_size: int | None = None, *, signed_activations: bool | None = None, explain: bool = False
-) -> dict[str, Any]:
+def audit(path: Path, image_size: int | None = None, *, signed_activations: bool | None = None) -> Audit:
     """Count what onnxruntime runs on integers: the kernels it runs on one image.
 
     Args:
         path: any ONNX file with one image input.
         image_size: the side, in pixels, of axes that the file leaves open.
         signed_activations: fuse int8 activations as on ARM (True) or as on x86 (False); None: as on this CPU.
-        explain: also tell what keeps the rest in float.
-
-    Returns:
-        `integer_ops` of `quantizable_ops` convolutions and matrix products; by type those (`integer_compute`), those
-        left in float (`float_compute`) and all other operators (`other_ops`); `integer_macs` of `total_macs`
-        multiply-accumulates per image and their quotient `integer_mac_share` (None if all are unknown);
-        `unknown_macs`, compute by type that is in neither because its shapes do not tell its work;
-        `time_share` of each operator type on this CPU, one thread. With `explain` also `blocked`, the float
-        compute with its `macs` and `reasons`, `float_islands` and `misread_sums`, see
-        `qrobust.deployment.diagnosis`.
 
     Raises:
         InputError: not an ONNX file that onnxruntime runs, not one image input, an image size that is missing,
             or nothing to audit: neither a convolution nor a matrix product.
     """
     with scratch() as folder:
-        time_share = _time_share(path, image_size, signed_activations, folder)
-        graph, compute, other = _execute(path, image_size, signed_activations, folder)
-        if not compute:
-            raise InputError(f"onnx: {path} has no convolution and no matrix product: nothing to audit")
-        integer, total = (sum(c.macs or 0 for c in compute if c.integer or not only) for only in (True, False))
-        result = {
-            "integer_ops": sum(c.integer for c in compute),
-            "quantizable_ops": len(compute),
-            "integer_compute": _by_type(c.node.op_type for c in compute if c.integer),
-            "float_compute": _by_type(c.node.op_type for c in compute if not c.integer),
-            "other_ops": _by_type(other),
-            "integer_macs": integer,
-            "total_macs": total,
-            "integer_mac_share": integer / total if total else None,
-            "unknown_macs": _by_type(c.node.op_type for c in compute if c.macs is None),
-            "time_share": time_share,
-        }
-        if explain:
-            open_session(path, 1, folder / "basic.onnx", signed_activations=signed_activations, level="basic")
-            before = GraphView(load(folder / "basic.onnx").graph)
-            signed = platform.machine() in ARM if signed_activations is None else signed_activations
-            blocked = [(c, *why_float(c.node, before, signed)) for c in compute if not c.integer]
-            result["blocked"] = [
-                {"node": label(node), "op_type": node.op_type, "macs": c.macs, "reasons": _plain(reasons)}
-                for c, node, reasons in blocked
-            ]
-            result["float_islands"] = [
-                {"nodes": {label(node): node.op_type for node in group}, "reasons": _plain(reasons)}
-                for group, reasons in float_islands(
-                    GraphView(graph), before, {c.node.output[0] for c in compute}, signed
-                )
-            ]
-            result["misread_sums"] = {
-                label(node): why for node, why in misread_sums(before, {node.output[0] for _, node, _ in blocked})
-            }
-    return result
+        counted, *_ = _counted(path, image_size, signed_activations, folder)
+    return counted
+
+
+def explained_audit(
+    path: Path, image_size: int | None = None, *, signed_activations: bool | None = None
+) -> ExplainedAudit:
+    """`audit`, and what keeps the rest in float; see `qrobust.deployment.diagnosis`.
+
+    Args and Raises: as for `audit`.
+    """
+    with scratch() as folder:
+        counted, graph, compute = _counted(path, image_size, signed_activations, folder)
+        open_session(path, 1, folder / "basic.onnx", signed_activations=signed_activations, level="basic")
+        before = GraphView(load(folder / "basic.onnx").graph)
+    signed = platform.machine() in ARM if signed_activations is None else signed_activations
+    blocked = [(c, *why_float(c.node, before, signed)) for c in compute if not c.integer]
+    islands = float_islands(GraphView(graph), before, {c.node.output[0] for c in compute}, signed)
+    misread = misread_sums(before, {node.output[0] for _, node, _ in blocked})
+    return taken(
+        ExplainedAudit,
+        counted,
+        blocked=tuple(
+            BlockedOperator(node=label(node), op_type=node.op_type, macs=c.macs, reasons=tuple(reasons))
+            for c, node, reasons in blocked
+        ),
+        float_islands=tuple(
+            FloatIsland(nodes={label(node): node.op_type for node in group}, reasons=tuple(reasons))
+            for group, reasons in islands
+        ),
+        misread_sums={label(node): why for node, why in misread},
+    )
+
+
+def _counted(
+    path: Path, image_size: int | None, signed: bool | None, folder: Path
+) -> tuple[Audit, Graph, list[Compute]]:
+    """The audit, the graph that onnxruntime optimised, and its compute."""
+    time_share = _time_share(path, image_size, signed, folder)
+    graph, compute, other = _execute(path, image_size, signed, folder)
+    if not compute:
+        raise InputError(f"onnx: {path} has no convolution and no matrix product: nothing to audit")
+    integer, total = (sum(c.macs or 0 for c in compute if c.integer or not only) for only in (True, False))
+    counted = Audit(
+        integer_ops=sum(c.integer for c in compute),
+        quantizable_ops=len(compute),
+        integer_compute=_by_type(c.node.op_type for c in compute if c.integer),
+        float_compute=_by_type(c.node.op_type for c in compute if not c.integer),
+        other_ops=_by_type(other),
+        integer_macs=integer,
+        total_macs=total,
+        integer_mac_share=integer / total if total else None,
+        unknown_macs=_by_type(c.node.op_type for c in compute if c.macs is None),
+        time_share=time_share,
+    )
+    return counted, graph, compute
 
 
 def _by_type(types: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(types).items()))
-
-
-def _plain(reasons: list[Reason]) -> list[dict[str, str]]:
-    return [{"code": r.code, "why": r.why, "remedy": r.remedy} for r in reasons]
 
 
 def _execute(
@@ -190,7 +193,7 @@ def _time_share(path: Path, image_size: int | None, signed: bool | None, folder:
     return {kind: round(time / max(1, spent.total()), 4) for kind, time in spent.most_common()}
 
 
-def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: float | None) -> None:
+def check_share(audited: Audit, least_macs: float | None, least_nodes: float | None) -> None:
     """Refuse a graph of which too little is integer.
 
     Args:
@@ -201,14 +204,14 @@ def check_share(audited: dict[str, Any], least_macs: float | None, least_nodes: 
     Raises:
         ExportCheckError: below either, or the share of the multiply-accumulates is not known.
     """
-    if least_macs is not None and audited["unknown_macs"]:
+    if least_macs is not None and audited.unknown_macs:
         raise ExportCheckError(
-            f"audit: the multiply-accumulates of {', '.join(audited['unknown_macs'])} are not known, and so "
+            f"audit: the multiply-accumulates of {', '.join(audited.unknown_macs)} are not known, and so "
             "neither is the integer share; count operators instead (--min-integer-nodes)"
         )
-    share, integer, total = audited["integer_mac_share"], audited["integer_ops"], audited["quantizable_ops"]
+    share, integer, total = audited.integer_mac_share, audited.integer_ops, audited.quantizable_ops
     missed = []
-    if least_macs is not None and share < least_macs:
+    if least_macs is not None and share is not None and share < least_macs:
         missed.append(f"{share:.1%} of the multiply-accumulates are integer, expected at least {least_macs:.1%}")
     if least_nodes is not None and integer < least_nodes * total:
         missed.append(f"{integer} of {total} operators are integer, expected at least {least_nodes:.1%}")

@@ -1,14 +1,13 @@
 """Why an operator stays in float: what onnxruntime asks for before it fuses, checked on the graph before fusion.
 
 The rules are those of onnxruntime's fusion of QuantizeLinear / DequantizeLinear groups into integer operators;
-`tests/test_diagnosis.py` holds each against onnxruntime itself: the graph stays in float, and is integer once the
-named thing is repaired.
+`tests/deployment/test_diagnosis.py` holds each against onnxruntime itself: the graph stays in float, and is integer
+once the named thing is repaired.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from qrobust.deployment.onnx_graph import (
     attributes,
     label,
 )
+from qrobust.record import Reason
 
 EIGHT_BITS = ("int8", "uint8")
 # What fuses on the CPU with 8-bit inputs and an 8-bit output.
@@ -60,19 +60,11 @@ REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Reason:
-    """What stands in the way: a word for scripts, a sentence with node names, and what to do."""
-
-    code: str
-    why: str
-
-    @property
-    def remedy(self) -> str:
-        return REMEDIES[self.code]
+def _reason(code: str, why: str) -> Reason:
+    return Reason(code, why, REMEDIES[code])
 
 
-NOTHING_FOUND = Reason("unexplained", "everything that onnxruntime is known to ask for is there")
+NOTHING_FOUND = _reason("unexplained", "everything that onnxruntime is known to ask for is there")
 
 
 def _about(node: Node) -> str:
@@ -92,11 +84,11 @@ def why_float(executed: Node, view: GraphView, signed: bool) -> tuple[Node, list
     """
     node = _before_fusion(executed, view)
     if node is None:
-        return executed, [Reason("unexplained", "onnxruntime made this node while it optimised the graph")]
+        return executed, [_reason("unexplained", "onnxruntime made this node while it optimised the graph")]
     if not any(other.op_type in (QUANTIZE, DEQUANTIZE) for other in view.nodes):
-        return node, [Reason("file-not-quantized", "the file has no QuantizeLinear and no DequantizeLinear")]
+        return node, [_reason("file-not-quantized", "the file has no QuantizeLinear and no DequantizeLinear")]
     if node.op_type not in FUSING:
-        return node, [Reason("no-integer-kernel", f"onnxruntime has no integer form of {node.op_type} on CPUs")]
+        return node, [_reason("no-integer-kernel", f"onnxruntime has no integer form of {node.op_type} on CPUs")]
     reasons = [
         *_input_reasons(node, view),
         *_weight_reasons(node, view),
@@ -113,7 +105,7 @@ def _changeable_reasons(node: Node, view: GraphView) -> list[Reason]:
     around = [node, *makers, *_readers_behind_activation(node, view)]
     names = sorted({value for other in around for value in other.input} & view.changeable)
     return (
-        [Reason("constants-are-inputs", f"constants around it are inputs, too: {', '.join(names)}")] if names else []
+        [_reason("constants-are-inputs", f"constants around it are inputs, too: {', '.join(names)}")] if names else []
     )
 
 
@@ -153,12 +145,12 @@ def _input_reasons(node: Node, view: GraphView) -> list[Reason]:
     value = node.input[0]
     dequantizer = _dequantizer(value, view)
     if dequantizer is None:
-        return [Reason("input-not-quantized", f"its input {value} {_origin(value, view)}")]
+        return [_reason("input-not-quantized", f"its input {value} {_origin(value, view)}")]
     scale, _, kind = view.grid(dequantizer)
     if scale is not None and scale.size > 1:
-        return [Reason("input-per-channel", f"its input has {scale.size} scales ({label(dequantizer)})")]
+        return [_reason("input-per-channel", f"its input has {scale.size} scales ({label(dequantizer)})")]
     if kind not in EIGHT_BITS:
-        return [Reason("input-type", f"its input is {kind} ({label(dequantizer)})")]
+        return [_reason("input-type", f"its input is {kind} ({label(dequantizer)})")]
     return []
 
 
@@ -167,12 +159,12 @@ def _weight_reasons(node: Node, view: GraphView) -> list[Reason]:
     dequantizer = _dequantizer(value, view)
     if dequantizer is None:
         code = "weight-float" if value in view.constants else "weight-not-quantized"
-        return [Reason(code, f"its weight {value} {_origin(value, view)}")]
+        return [_reason(code, f"its weight {value} {_origin(value, view)}")]
     kind = view.grid(dequantizer)[2]
     if kind not in EIGHT_BITS:
-        return [Reason("weight-type", f"its weight is {kind} ({label(dequantizer)})")]
+        return [_reason("weight-type", f"its weight is {kind} ({label(dequantizer)})")]
     if attributes(dequantizer).get("block_size"):
-        return [Reason("weight-blocks", f"its weight has a scale for each block of an axis ({label(dequantizer)})")]
+        return [_reason("weight-blocks", f"its weight has a scale for each block of an axis ({label(dequantizer)})")]
     return []
 
 
@@ -184,19 +176,19 @@ def _bias_reasons(node: Node, view: GraphView, *, elsewhere: bool) -> list[Reaso
     factors = attributes(node)
     if node.op_type == "Gemm" and (factors.get("alpha", 1.0), factors.get("beta", 1.0)) != (1.0, 1.0):
         given = f"alpha {factors.get('alpha', 1.0):g} and beta {factors.get('beta', 1.0):g}"
-        reasons.append(Reason("gemm-factors", f"with a bias, alpha and beta must be 1, it has {given}"))
+        reasons.append(_reason("gemm-factors", f"with a bias, alpha and beta must be 1, it has {given}"))
     dequantizer = _dequantizer(value, view)
     if dequantizer is None:
         # onnxruntime quantizes a constant bias by itself once the rest is in order and a QuantizeLinear follows.
         followed = any(reader.op_type == QUANTIZE for reader in _readers_behind_activation(node, view))
         if value not in view.constants or not elsewhere or (node.op_type == "Gemm" and not followed):
-            reasons.append(Reason("bias-float", f"its bias {value} {_origin(value, view)}"))
+            reasons.append(_reason("bias-float", f"its bias {value} {_origin(value, view)}"))
         return reasons
     _, zero, kind = view.grid(dequantizer)
     if kind != "int32":
-        return [*reasons, Reason("bias-type", f"its bias is {kind} ({label(dequantizer)})")]
+        return [*reasons, _reason("bias-type", f"its bias is {kind} ({label(dequantizer)})")]
     if zero.any():
-        return [*reasons, Reason("bias-zero-point", f"its bias has a zero point ({label(dequantizer)})")]
+        return [*reasons, _reason("bias-zero-point", f"its bias has a zero point ({label(dequantizer)})")]
     if (
         node.op_type != "Conv"
         or _dequantizer(node.input[0], view) is None
@@ -207,9 +199,9 @@ def _bias_reasons(node: Node, view: GraphView, *, elsewhere: bool) -> list[Reaso
         return reasons  # no scale of the bias would be right
     scales = _bias_scales(node, view)
     if scales is None:
-        reasons.append(Reason("bias-scale", "its input, weight or bias has a scale that is computed at run time"))
+        reasons.append(_reason("bias-scale", "its input, weight or bias has a scale that is computed at run time"))
     elif _differ(*scales, BIAS_ABSOLUTE):
-        reasons.append(Reason("bias-scale", _bias_sentence(*scales)))
+        reasons.append(_reason("bias-scale", _bias_sentence(*scales)))
     return reasons
 
 
@@ -286,12 +278,12 @@ def _output_reasons(node: Node, view: GraphView) -> list[Reason]:
         return []
     through = f" through {_about(activation)}" if activation is not None else ""
     if value in view.results:
-        return [Reason("output-is-result", f"its output is a result of the graph{through}")]
+        return [_reason("output-is-result", f"its output is a result of the graph{through}")]
     if len(readers) != 1:
         names = ", ".join(_about(reader) for reader in readers)
-        return [Reason("output-readers", f"its output has {len(readers)} readers{through}: {names}")]
+        return [_reason("output-readers", f"its output has {len(readers)} readers{through}: {names}")]
     if not quantizers:
-        return [Reason("output-not-quantized", f"its output goes in float{through} to {_about(readers[0])}")]
+        return [_reason("output-not-quantized", f"its output goes in float{through} to {_about(readers[0])}")]
     if activation is not None:
         return _folding_reasons(activation, quantizers[0], view)
     return []
@@ -309,7 +301,7 @@ def _folding_reasons(activation: Node, quantizer: Node, view: GraphView) -> list
     if first >= low - slack and last <= high + slack:
         return []
     return [
-        Reason(
+        _reason(
             "activation-not-folded",
             f"{_about(activation)} keeps {low:g} to {high:g}, but the grid of {label(quantizer)} reaches from "
             f"{first:.3g} to {last:.3g}",
@@ -337,14 +329,16 @@ def _type_reasons(node: Node, view: GraphView, signed: bool) -> list[Reason]:
     }
     odd = sorted(kind for kind in inputs | outputs if kind not in EIGHT_BITS)
     if odd:
-        return [Reason("input-type", f"its activations are {', '.join(odd)}")]
+        return [_reason("input-type", f"its activations are {', '.join(odd)}")]
     if "int8" in inputs | outputs and not signed:
-        return [Reason("signed-activations", "its activations are int8, which onnxruntime does not fuse here on x86")]
+        return [
+            _reason("signed-activations", "its activations are int8, which onnxruntime does not fuse here on x86")
+        ]
     if len(inputs | outputs) > 1:
-        return [Reason("type-mismatch", f"its input is {'/'.join(inputs)}, its output {'/'.join(outputs)}")]
+        return [_reason("type-mismatch", f"its input is {'/'.join(inputs)}, its output {'/'.join(outputs)}")]
     weight = _dequantizer(node.input[1], view) if node.op_type in FUSING else None
     if "int8" in inputs and weight is not None and view.grid(weight)[2] == "uint8":
-        return [Reason("weight-sign", f"its activations are int8 but its weight is uint8 ({label(weight)})")]
+        return [_reason("weight-sign", f"its activations are int8 but its weight is uint8 ({label(weight)})")]
     return []
 
 
@@ -414,10 +408,10 @@ def _island_reasons(group: list[Node], view: GraphView, signed: bool) -> list[Re
     (node, *others) = group
     if others or node.op_type not in FUSING_OTHERS | MOVING | {"Relu", "Clip"}:
         instead = "; over whole images GlobalAveragePool does the same and has one" if types == "ReduceMean" else ""
-        return [Reason("no-integer-kernel", f"onnxruntime has no integer form of {types} on CPUs{instead}")]
+        return [_reason("no-integer-kernel", f"onnxruntime has no integer form of {types} on CPUs{instead}")]
     if node.op_type in ("Relu", "Clip"):
         return _folding_reasons(node, view.readers[node.output[0]][0], view)
     reasons = _output_reasons(node, view) or _type_reasons(node, view, signed)
     if not reasons and node.op_type in MOVING:
-        reasons = [Reason("scales-differ", f"{_about(node)} must have one grid for its input and its output")]
+        reasons = [_reason("scales-differ", f"{_about(node)} must have one grid for its input and its output")]
     return reasons or [NOTHING_FOUND]

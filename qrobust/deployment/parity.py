@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from qrobust.classifier import Classifier
 from qrobust.errors import ExportCheckError
 from qrobust.evaluation.statistics import wilson_interval
+from qrobust.record import Audit, Parity
 
 # Below this agreement a graph does not say what its fake-quantized model says; the rest is ties (see `parity`).
 LEAST_AGREEMENT = 0.985
@@ -23,20 +23,20 @@ FOLDING = 0.05
 
 @torch.inference_mode()
 def parity(
-    torch_classifier: Classifier, session: Classifier, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, float | int]:
-    """Compare torch with the session on the same images.
+    torch_classifier: Classifier, onnx_classifier: Classifier, images: torch.Tensor, labels: torch.Tensor
+) -> Parity:
+    """Compare a torch classifier with its graph on the same images.
 
     A disagreement is a *tie* where torch puts the two candidates closer than 0.05 standard deviations of
     its logits: fused integer kernels may differ from unfused ones by one step.
 
     Args:
-        torch_classifier: the float model, fake-quantized model or pair.
-        session: the exported graph.
+        torch_classifier: the float model, fake-quantized model or compensated classifier.
+        onnx_classifier: the exported graph.
         images: `(N, C, S, S)` in [0, 1].
         labels: `(N,)`.
     """
-    return compare(logits_of(torch_classifier, images), logits_of(session, images), labels)
+    return compare(logits_of(torch_classifier, images), logits_of(onnx_classifier, images), labels)
 
 
 @torch.inference_mode()
@@ -45,21 +45,21 @@ def logits_of(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([classifier(part) for part in images.split(100)])
 
 
-def compare(wanted: torch.Tensor, got: torch.Tensor, labels: torch.Tensor) -> dict[str, float | int]:
-    """`parity` of logits `(N, K)` of torch, `wanted`, and of the session, `got`."""
+def compare(wanted: torch.Tensor, got: torch.Tensor, labels: torch.Tensor) -> Parity:
+    """`parity` of logits `(N, K)` of torch, `wanted`, and of the graph, `got`."""
     ours, theirs = wanted.argmax(1), got.argmax(1)
     gap = wanted.gather(1, ours[:, None]) - wanted.gather(1, theirs[:, None])
     tie = gap[:, 0] <= TIE * wanted.std()
     n = len(labels)
-    return {
-        "n": n,
-        "agreement": int((ours == theirs).sum()) / n,
-        "agreement_beyond_ties": int(tie.sum()) / n,
-        "max_logit_difference": float((wanted - got).abs().max()),
-        "mean_logit_difference": float((wanted - got).abs().mean()),
-        "torch_accuracy": int((ours == labels).sum()) / n,
-        "session_accuracy": int((theirs == labels).sum()) / n,
-    }
+    return Parity(
+        n=n,
+        agreement=int((ours == theirs).sum()) / n,
+        agreement_beyond_ties=int(tie.sum()) / n,
+        max_logit_difference=float((wanted - got).abs().max()),
+        mean_logit_difference=float((wanted - got).abs().mean()),
+        torch_accuracy=int((ours == labels).sum()) / n,
+        session_accuracy=int((theirs == labels).sum()) / n,
+    )
 
 
 def check_meaning(wanted: torch.Tensor, got: torch.Tensor) -> None:
@@ -82,9 +82,7 @@ def check_meaning(wanted: torch.Tensor, got: torch.Tensor) -> None:
         )
 
 
-def check_export(
-    name: str, audited: dict[str, Any], measured: dict[str, float | int], integer_layers: int = 0
-) -> None:
+def check_export(name: str, audited: Audit, measured: Parity, integer_layers: int = 0) -> None:
     """Refuse a graph that is not what it claims.
 
     Args:
@@ -94,27 +92,27 @@ def check_export(
         integer_layers: how many layers the graph claims to compute on integers.
 
     Raises:
-        ExportCheckError: an integer layer that onnxruntime runs in float, or torch and session differ.
+        ExportCheckError: an integer layer that onnxruntime runs in float, or torch and onnxruntime differ.
     """
     # Where nothing is in float, fewer are layers that onnxruntime found to compute the same.
-    if audited["integer_ops"] < min(integer_layers, audited["quantizable_ops"]):
-        left = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items()) or "none"
+    if audited.integer_ops < min(integer_layers, audited.quantizable_ops):
+        left = ", ".join(f"{n} {kind}" for kind, n in audited.float_compute.items()) or "none"
         raise ExportCheckError(
-            f"audit: {name} runs {audited['integer_ops']} convolutions and matrix products on integers, expected its "
+            f"audit: {name} runs {audited.integer_ops} convolutions and matrix products on integers, expected its "
             f"{integer_layers} quantized layers; in float: {left}"
         )
     # A deep network whose margins are small amplifies single steps; few images tell its agreement only roughly.
-    n, agreement = int(measured["n"]), measured["agreement_beyond_ties"]
+    n, agreement = measured.n, measured.agreement_beyond_ties
     if wilson_interval(round(agreement * n), n)[1] < LEAST_AGREEMENT:
         raise ExportCheckError(
             f"parity: torch and onnxruntime agree on {100 * agreement:.1f} % of {n} images in {name} (ties apart), "
             f"expected at least {100 * LEAST_AGREEMENT:.1f} %, or what is not significantly less"
         )
-    difference = abs(measured["torch_accuracy"] - measured["session_accuracy"])
+    difference = abs(measured.torch_accuracy - measured.session_accuracy)
     # Ties that fall the other way are right or wrong by chance: three deviations of so many coins.
-    coins = 3 * math.sqrt((1 - measured["agreement"]) * measured["n"]) / measured["n"]
-    allowed = max(MOST_ACCURACY_DIFFERENCE, 2 / measured["n"], coins)
-    if measured["agreement"] >= LEAST_AGREEMENT and difference > allowed:
+    coins = 3 * math.sqrt((1 - measured.agreement) * measured.n) / measured.n
+    allowed = max(MOST_ACCURACY_DIFFERENCE, 2 / measured.n, coins)
+    if measured.agreement >= LEAST_AGREEMENT and difference > allowed:
         raise ExportCheckError(
             f"parity: accuracy in torch and onnxruntime differs by {100 * difference:.2f} points in {name}, "
             f"expected at most {100 * allowed:.2f}"

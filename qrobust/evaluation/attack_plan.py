@@ -45,12 +45,12 @@ class Graph:
     Attributes:
         differentiable: the torch classifier that was exported, with straight-through gradients; None for a file
             that was made elsewhere.
-        session: the exported graph on onnxruntime, which alone is scored.
+        deployed: the exported graph on onnxruntime, which alone is scored.
         digest: hash of the exported file.
     """
 
     differentiable: Classifier | None
-    session: Classifier
+    deployed: Classifier
     digest: str
 
 
@@ -186,7 +186,7 @@ def _grey(norm: str, side: int, channels: int) -> Ball:
 def _shown(graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """In the batches of an evaluation, so that epsilon 0 is clean accuracy to the bit."""
     images = to_unit(pixels)
-    return {name: is_right(graph.session, images, labels, BATCH) for name, graph in graphs.items()}
+    return {name: is_right(graph.deployed, images, labels, BATCH) for name, graph in graphs.items()}
 
 
 def _gradient(source: str, graphs: Graphs, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -215,6 +215,6 @@ def _adversarial(
     labels: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     graph = graphs[source]
-    attacked = graph.differentiable if kind == "white-box" else on_pixels(graph.session)
+    attacked = graph.differentiable if kind == "white-box" else on_pixels(graph.deployed)
     assert attacked is not None
     return _shown(graphs, craft(attack, attacked, pixels, labels, ball=ball, seed=seed), labels)

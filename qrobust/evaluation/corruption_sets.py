@@ -28,15 +28,15 @@ from qrobust.shifts.registry import stored_folders
 
 @dataclass(frozen=True)
 class SelectedConditions:
-    """What of a stored set is measured: some severities, and in each the same images.
+    """What of a corruption data set is measured: some severities, and in each the same images.
 
     Attributes:
         name: `stored:DIR`, as it was given.
         stored: the set.
         conditions: (corruption, severity), in order.
-        indices: of the images within each cell `(n,)`.
-        labels: of these images, in every cell `(n,)`.
-        of: how many images a cell holds.
+        indices: of the images within each condition `(n,)`.
+        labels: of these images, in every condition `(n,)`.
+        of: how many images a condition holds.
         doubt: a sentence where its labels may be another data set's, or "".
     """
 
@@ -49,15 +49,15 @@ class SelectedConditions:
     doubt: str
 
     def split(self, condition: Condition) -> Split:
-        """The images of a cell, decoded on demand.
+        """The images of a condition, decoded on demand.
 
         Raises:
-            InputError: the cell's files are not what the layout says.
+            InputError: the condition's files are not what the layout says.
         """
         return Split(self.stored.images(*condition), self.indices)
 
     def limited(self, count: int, seed: int) -> SelectedConditions:
-        """With at most so many images of each cell, each class with its share."""
+        """With at most so many images of each condition, each class with its share."""
         if count >= len(self.indices):
             return self
         chosen = stratified(self.labels, count, seed)
@@ -65,7 +65,7 @@ class SelectedConditions:
 
     @property
     def folder_name(self) -> str:
-        """Where in `predictions` its cells are kept."""
+        """Where in `predictions` its conditions are kept."""
         return f"stored-{hashlib.sha256(self.name.encode(errors='backslashreplace')).hexdigest()[:12]}"
 
 
@@ -85,11 +85,11 @@ def open_sets(
         severities: those wanted.
         preprocessing: how images are read, see `open_corruption_set`.
         class_names: of the classifier, in index order.
-        test_images: at most so many of each cell, each class with its share; None: all.
+        test_images: at most so many of each condition, each class with its share; None: all.
         seed: of that choice.
 
     Raises:
-        InputError: a folder is no stored set, has none of the severities, or its labels do not fit the classes.
+        InputError: a folder is no corruption data set, has none of the severities, or has labels of other classes.
     """
     found = []
     for name, root in stored_folders(tuple(names)).items():

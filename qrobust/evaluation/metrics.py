@@ -99,7 +99,7 @@ def worst_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, top
     """Classes whose accuracy falls most, worst first, those that do not fall left out.
 
     Args:
-        before: per-image accuracy `(n,)` in [0, 1], for example a mean over cells.
+        before: per-image accuracy `(n,)` in [0, 1], for example a mean over conditions.
         after: the same afterwards.
         labels: `(n,)`.
         top: at most so many.
@@ -116,7 +116,7 @@ def lost_images(before: np.ndarray, after: np.ndarray, top: int = 20) -> tuple[L
     """Images that the second classifier loses most often where the first is right.
 
     Args:
-        before: whether the first is right `(cells, n)`, bool.
+        before: whether the first is right `(conditions, n)`, bool.
         after: the same of the second.
         top: at most so many; those lost in most conditions first.
     """

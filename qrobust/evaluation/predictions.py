@@ -275,7 +275,7 @@ def within_budget(
 ) -> tuple[Split, dict[str, object]]:
     """As many images as can be measured in that time, each class with its share; all where time allows.
 
-    The first cells are measured on a few images; what that took is taken for the rest.
+    The first conditions are measured on a few images; what that took is taken for the rest.
 
     Args:
         kept: what an earlier call returned, so that an evaluation that goes on, or is repeated with another graph,
@@ -286,7 +286,7 @@ def within_budget(
         seconds: the budget.
         table: severity table.
         seed: of the choice and of the rendering.
-        also: further cells, of as many images, which are taken to cost as much.
+        also: further conditions, of as many images, which are taken to cost as much.
         by: as for `predict`.
         clock: seconds now.
 
@@ -298,7 +298,7 @@ def within_budget(
     """
     about = {
         "seconds": seconds,
-        "cells": [list(c) for c in conditions],
+        "conditions": [list(c) for c in conditions],
         "also": also,
         "fingerprint": split.fingerprint(),
         "table": table,
@@ -323,7 +323,7 @@ def within_budget(
         count = min(len(split), int((seconds - spent) / per_image))
         if count < min(LEAST, len(split)):
             raise InputError(
-                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} cells, "
+                f"budget: {seconds:g} s are too short for {LEAST} images in {len(conditions) + also} conditions, "
                 f"expected at least {math.ceil(spent + LEAST * per_image)} s"
             )
     positions = stratified(split.labels.numpy(), count, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -91,7 +91,13 @@ def compare(a: Predictions, b: Predictions, labels: np.ndarray, *, seed: int) ->
 
 
 def run_rows(
-    predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, of: int, seen: Sequence[str] = ()
+    predictions: ConditionPredictions,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    of: int,
+    seen: Sequence[str] = (),
+    seen_by_classifier: Sequence[str] = (),
 ) -> list[ConditionResult]:
     """The rows of a run's record: accuracies, drop from `float` to `int8`, gain of `compensated`.
 
@@ -101,6 +107,7 @@ def run_rows(
         seed: of the bootstrap.
         of: how many test images there were to choose the n from.
         seen: shifts that a calibrator was trained on.
+        seen_by_classifier: shifts that the classifier was trained on.
     """
     rows = []
     for condition, own in predictions.items():
@@ -108,7 +115,8 @@ def run_rows(
             ConditionResult,
             _measured(condition, predictions, labels, of),
             compare(own["float"], own["int8"], labels, seed=seed),
-            seen_by_calibrator=condition[0] in seen,
+            seen_by_classifier=condition[0] in seen_by_classifier,
+            seen_by_remedy=condition[0] in seen,
         )
         if "compensated" in own:
             right = own["compensated"].prediction == labels, own["int8"].prediction == labels
@@ -261,6 +269,16 @@ def drops(predictions: ConditionPredictions, a: str, b: str, labels: np.ndarray,
     )
 
 
+def gain_over(
+    predictions: ConditionPredictions, name: str, conditions: list[Condition], labels: np.ndarray, seed: int
+) -> Difference | tuple[None, None]:
+    """What a classifier gains over `int8` on the mean of conditions, in points, with its interval; None for none."""
+    if not conditions:
+        return NO_DIFFERENCE
+    after, before = (_mean_correct(predictions, one, conditions, labels) for one in (name, "int8"))
+    return difference(after, before, seed)
+
+
 def summarise(
     predictions: ConditionPredictions,
     labels: np.ndarray,
@@ -276,7 +294,7 @@ def summarise(
     Args:
         predictions: per condition, of `float`, `int8` and perhaps `compensated`; `CLEAN` among them.
         labels: `(n,)`.
-        seen: shifts that a calibrator was trained on.
+        seen: shifts that the classifier or a calibrator was trained on.
         seed: of the bootstrap.
         table: severity table.
         classes: how many the classifier tells apart.
@@ -291,15 +309,12 @@ def summarise(
     if "compensated" not in predictions[CLEAN]:
         return result
 
-    def gain(conditions: list[Condition]) -> Difference | tuple[None, None]:
-        if not conditions:
-            return NO_DIFFERENCE
-        after, before = (_mean_correct(predictions, name, conditions, labels) for name in ("compensated", "int8"))
-        return difference(after, before, seed)
-
     of_seen = [c for c in shifted if c[0] in seen]
     of_unseen = [c for c in shifted if c[0] not in seen]
-    every, known, unknown = gain(shifted), gain(of_seen), gain(of_unseen)
+    every, known, unknown = (
+        gain_over(predictions, "compensated", conditions, labels, seed)
+        for conditions in (shifted, of_seen, of_unseen)
+    )
     before, after = (_mean_correct(predictions, name, [CLEAN], labels) for name in ("int8", "compensated"))
     cost = difference(before, after, seed)
     return replace(
@@ -317,13 +332,20 @@ def summarise(
     )
 
 
-def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed: int) -> list[RemedyGain]:
+def remedy_gains(
+    predictions: ConditionPredictions,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    seen: Mapping[str, Collection[str]] | None = None,
+) -> list[RemedyGain]:
     """What every classifier but `float` and `int8` gains over `int8`, and costs on clean images.
 
     Args:
         predictions: per condition, of `int8` and of each remedy; `CLEAN` among them.
         labels: `(n,)`.
         seed: of the bootstrap.
+        seen: remedy to the shifts that it or the classifier was trained on; none by default.
 
     Returns:
         One per remedy, highest gain first. None where nothing but clean images was measured.
@@ -334,6 +356,11 @@ def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed:
     found = []
     for name in (n for n in predictions[CLEAN] if n not in ("float", "int8")):
         before, after = (predictions[CLEAN][n].prediction for n in ("int8", name))
+        known = (seen or {}).get(name, ())
+        of_unseen, of_seen = ([c for c in shifted if (c[0] in known) == is_seen] for is_seen in (False, True))
+        unseen_gain, seen_gain = (
+            gain_over(predictions, name, conditions, labels, seed) for conditions in (of_unseen, of_seen)
+        )
         (clean, clean_before), (shift, shift_before) = (
             [are_correct(predictions, n, conditions, labels).mean(0) for n in (name, "int8")]
             for conditions in ([CLEAN], shifted)
@@ -352,6 +379,10 @@ def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed:
                 gain_interval_pp=gain_interval,
                 clean_cost_pp=cost,
                 clean_cost_interval_pp=cost_interval,
+                unseen_gain_pp=unseen_gain[0],
+                unseen_gain_interval_pp=unseen_gain[1],
+                seen_gain_pp=seen_gain[0],
+                seen_gain_interval_pp=seen_gain[1],
                 clean_agreement=agreement(before, after),
                 clean_harmful_flips=flips(before, after, labels).harmful,
             )

@@ -222,7 +222,7 @@ def _plain(name: str) -> str:
 def _renamed(weights: Weights, own: Mapping[str, torch.Tensor], ignored: tuple[str, ...]) -> Weights:
     """The same under the network's names as far as they can be matched, without names that it ignores."""
     given = weights.tensors
-    versions: dict[str, Any] = getattr(given, "_metadata", {})
+    versions: Mapping[str, Any] = getattr(given, "_metadata", {})
     rename = max(_namings(given, own), key=lambda naming: len({naming(name) for name in given} & own.keys()))
     named = [(rename(name), value) for name, value in given.items()]
     counters = {name for name, _ in named if name.rpartition(".")[2] == AVERAGED} - own.keys()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -32,12 +31,11 @@ from qrobust.pipeline.compensate import (
     frozen_classifier,
     validation_result,
 )
-from qrobust.pipeline.export import as_result, export_checked
+from qrobust.pipeline.export import export_checked, exported
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
+    trained_shifts,
     training_data,
     training_images,
     training_provenance,
@@ -47,8 +45,7 @@ from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import prepare_qat
-from qrobust.quantization.recipe import Recipe
-from qrobust.record import RemedyResult
+from qrobust.record import CalibratorMacs, CompensationResult, QatTraining, RemedyResult, RemedyTraining, taken
 from qrobust.remedies import CALIBRATOR, COMBINED, RETRAINED
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
@@ -57,33 +54,33 @@ from qrobust.storage import write_sealed
 REESTIMATION_IMAGES, REESTIMATION_BATCH = 4096, 128
 
 
-def make_baseline(run: Run, method: str) -> None:
-    """Make, export and gate the graph of a method; what it may learn from is what a calibrator may.
+def make_baseline(run: Run, remedy: str) -> None:
+    """Make and export the graph of a remedy, through its checks; what it may learn from is what a calibrator may.
 
     Args:
         run: of the run.
-        method: one of `REMEDIES`, or `anti-adversary`, which only asks the next evaluation to measure it.
+        remedy: one of `REMEDIES`, or `anti-adversary`, which only asks the next evaluation to measure it.
 
     Raises:
-        InputError: no such method, or one that does not fit the model.
+        InputError: there is no such remedy, or it does not fit the model.
     """
-    if method not in (*REMEDIES, TORCH_ONLY):
-        raise unknown("remedy", method, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
-    if method in (*RETRAINED, *COMBINED) and not training_conditions(run):
-        raise InputError(f"remedy: {method} learns from shifts, got target images alone")
-    if method.endswith("bn-reestimate"):
+    if remedy not in (*REMEDIES, TORCH_ONLY):
+        raise unknown("remedy", remedy, ("calibrator", "none", "auto", *REMEDIES, TORCH_ONLY))
+    if remedy in (*RETRAINED, *COMBINED) and not run.config.shifts.train_on:
+        raise InputError(f"remedy: {remedy} learns from shifts, got target images alone")
+    if remedy.endswith("bn-reestimate"):
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
-    check_unseen(run)
     folder = run.require_folder()
-    if method in COMBINED and not is_current(run, classifier := method.removesuffix(f"+{CALIBRATOR}")):
+    if remedy in COMBINED and not is_current(run, classifier := remedy.removesuffix(f"+{CALIBRATOR}")):
         make_baseline(run, classifier)
     folder.checkpoints.mkdir(exist_ok=True)
-    with stage(run, method) as result:
-        if method == TORCH_ONLY:
+    with stage(run, remedy) as running:
+        if remedy == TORCH_ONLY:
             return
-        made = MAKERS[method](run)
-        result |= {"macs": {"calibrator": 0}} | made.result | as_result(export_checked(run, method, made.model))
+        made = MAKERS[remedy](run)
+        running.earlier_s = made.earlier_s
+        running.result = taken(RemedyResult, made.training, exported(export_checked(run, remedy, made.model)))
         folder.drop_checkpoints(made.spent)
 
 
@@ -93,19 +90,21 @@ class Made:
 
     Attributes:
         model: to export.
-        result: what the stage keeps of it, as JSON.
+        training: how it was made.
         spent: checkpoints that are not needed once it is exported.
+        earlier_s: seconds of its training by processes that were killed.
     """
 
     model: nn.Module
-    result: dict[str, Any]
+    training: RemedyTraining
     spent: tuple[Path, ...] = ()
+    earlier_s: float = 0.0
 
 
 def _only_reestimated(run: Run) -> Made:
-    drawn = _reestimated_on(run) * REESTIMATION_BATCH
-    provenance = training_provenance(run, trained=False) | {"drawn": drawn}
-    return Made(_reestimated(run), {"trained_on": trained_on_names(run), "lessons": provenance})
+    images = _reestimated_on(run) * REESTIMATION_BATCH
+    provenance = replace(training_provenance(run, trained=False), batch_norm_images=images)
+    return Made(_reestimated(run), RemedyTraining(trained_on=trained_on_names(run), provenance=provenance))
 
 
 def _reestimated_on(run: Run) -> int:
@@ -129,40 +128,39 @@ def _reestimated(run: Run) -> fx.GraphModule:
                 yield to_unit(batch.shifted)
                 bar.update(1)
 
-    recipe = Recipe.from_json(run.require_folder().need_stage("quantize", "quantize")["quantization"]["recipe"])
+    recipe = run.recipe
     observed = observe(
-        reestimate_batch_norm(run.model, batches()), mixed_images(run.data.calibration, data, run.config.seed), recipe
+        reestimate_batch_norm(run.model, batches(), device=run.device),
+        mixed_images(run.data.calibration, data, run.config.seed),
+        recipe,
+        device=run.device,
     )
-    return build(observed, run.target, recipe, seed=run.config.seed)
+    return build(observed, run.target, recipe, seed=run.config.seed, device=run.device)
 
 
 def _reestimated_and_calibrated(run: Run) -> Made:
-    return _calibrated(run, _reestimated(run), None)
+    return _calibrated(run, _reestimated(run))
 
 
-def _calibrated(run: Run, fake_quantized: fx.GraphModule, int8_shift_accuracy: float | None) -> Made:
+def _calibrated(run: Run, fake_quantized: fx.GraphModule, made_from: fx.GraphModule | None = None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
     if is_current(run, "compensate") and run.config.calibrator.latency_budget:
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
-        alone = run.require_folder().need_stage("compensate", "compensate")
-        chosen = {key: alone[key] for key in ("width", "branches", "latency_ratio")}
+        alone = run.require_folder().need_result(CompensationResult, "compensate", "compensate")
+        chosen = {"width": alone.width, "branches": list(alone.branches), "latency_ratio": alone.latency_ratio}
         write_sealed(checkpoints_of(run, fake_quantized).chosen, chosen)
-    fit = fit_in_run(run, fake_quantized, calibrator_data(run))
+    fit = fit_in_run(run, fake_quantized, calibrator_data(run), made_from)
     spent = checkpoints_of(run, fake_quantized).all()
-    result = fit_result(run, fit, int8_shift_accuracy)
-    result["weight_change"] = weight_change(run.fake_quantized, fake_quantized)
-    return Made(Compensated(fit.calibrator, fake_quantized), result, spent)
+    change = weight_change(run.fake_quantized, fake_quantized)
+    training = taken(RemedyTraining, fit_result(run, fit), weight_change=change)
+    return Made(Compensated(fit.calibrator, fake_quantized), training, spent, fit.earlier_s)
 
 
 def _retrained_and_calibrated(name: str) -> Callable[[Run], Made]:
-    def make(run: Run) -> Made:
-        below = run.require_folder().need_result(RemedyResult, name, "compensate").validation
-        return _calibrated(run, run.retrained(name), below.int8_shift_accuracy if below else None)
-
-    return make
+    return lambda run: _calibrated(run, run.retrained(name), run.fake_quantized)
 
 
-def _thawed(run: Run, name: str) -> fx.GraphModule:
+def _trainable(run: Run, name: str) -> fx.GraphModule:
     """The classifier of a run, trainable where a remedy changes it."""
     if name == "scales":
         return prepare_scales(run.fake_quantized)
@@ -179,37 +177,39 @@ def _retrained(name: str) -> Callable[[Run], Made]:
         folder = run.require_folder()
         done = retrain(
             name,
-            _thawed(run, name),
+            _trainable(run, name),
             frozen_classifier(run, run.fake_quantized),
             calibrator_data(run),
             run.config.calibrator,
             run.config.qat,
             checkpoint=folder.checkpoints / f"{name}-{choices_key(run, name, AFTER_TRAINING)}.pt",
             seed=run.config.seed,
+            device=run.device,
             reporter=run.reporter,
         )
         run.save_retrained(done.averaged.model, name)
-        result = {
-            "training": done.training.__dict__,
-            "earlier_s": done.training.earlier_s,
-            "trained_on": sorted({shift for shift, _ in training_conditions(run)}),
-            "lessons": training_provenance(run)
-            | {"scene_images": None, "scene_splits": None, "clean_budget": run.config.calibrator.clean_budget},
-            "validation": validation_result(
-                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.start_shift_accuracy
+        learned = replace(training_provenance(run), target_images=None, target_splits=None)
+        training = RemedyTraining(
+            training=taken(QatTraining, done.training),
+            trained_on=trained_shifts(run),
+            provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
+            validation=validation_result(
+                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
             ),
-            "weight_change": done.change,
-            "kept_share": done.averaged.share,
-        }
-        return Made(done.averaged.model, result, tuple(folder.checkpoints.glob(f"{name}-*")))
+            weight_change=done.change,
+            kept_share=done.averaged.share,
+        )
+        spent = tuple(folder.checkpoints.glob(f"{name}-*"))
+        return Made(done.averaged.model, training, spent, done.training.earlier_s)
 
     return make
 
 
 def _preprocessed(module: nn.Module) -> Callable[[Run], Made]:
     def make(run: Run) -> Made:
-        macs = {"calibrator": count_macs(module, run.data.image_size, run.model.channels)}
-        return Made(Compensated(module, run.fake_quantized), {"trained_on": [], "lessons": None, "macs": macs})
+        macs = CalibratorMacs(calibrator=count_macs(module, run.data.image_size, run.model.channels))
+        training = RemedyTraining(macs=macs, trained_on=(), provenance=None)
+        return Made(Compensated(module, run.fake_quantized), training)
 
     return make
 

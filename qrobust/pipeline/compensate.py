@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -22,9 +22,7 @@ from qrobust.compensation.fit import (
 from qrobust.data.splits import Split
 from qrobust.pipeline.provenance import (
     check_images,
-    check_unseen,
     trained_on_names,
-    training_conditions,
     training_data,
     training_images,
     training_provenance,
@@ -32,6 +30,14 @@ from qrobust.pipeline.provenance import (
 )
 from qrobust.pipeline.run import BATCH, Run
 from qrobust.pipeline.stage import choices_key, invalidate, stage
+from qrobust.record import (
+    CalibratorMacs,
+    CalibratorTraining,
+    ClassifierHash,
+    CleanCost,
+    CompensationResult,
+    Validation,
+)
 from qrobust.shifts.filters import to_unit
 
 # What is chosen by these is chosen after training.
@@ -42,7 +48,6 @@ def compensate(run: Run) -> None:
     """Stage 2: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = run.require_folder()
     check_images(run)
-    check_unseen(run)
     checkpoints, data = checkpoints_of(run, run.fake_quantized), calibrator_data(run)
     # Refused before the calibrator that is there is deleted.
     choose_calibrator(
@@ -54,11 +59,11 @@ def compensate(run: Run) -> None:
         reporter=run.reporter,
     )
     folder.checkpoints.mkdir(exist_ok=True)
-    with stage(run, "compensate") as result:
+    with stage(run, "compensate") as running:
         if checkpoints.int8.parent == folder.finished:
             run.reporter.say("  trained before with these choices: only what comes after training is done")
         fit = fit_in_run(run, run.fake_quantized, data)
-        result |= fit_result(run, fit, fit.float_phase.start_shift_accuracy)
+        running.result, running.earlier_s = fit_result(run, fit), fit.earlier_s
         invalidate(run, "compensate")
         run.save_calibrator(fit.calibrator)
         folder.keep_finished(checkpoints_of(run, run.fake_quantized).all())
@@ -93,14 +98,17 @@ def checkpoints_of(run: Run, classifier: nn.Module) -> Checkpoints:
     return Checkpoints(place("float", "pt"), place("int8", "pt"), place("chosen", "json"))
 
 
-def fit_in_run(run: Run, classifier: fx.GraphModule, data: CalibratorData) -> CalibratorFit:
-    """A calibrator in front of a fake-quantized model, by the choices of the run."""
+def fit_in_run(
+    run: Run, classifier: fx.GraphModule, data: CalibratorData, made_from: fx.GraphModule | None = None
+) -> CalibratorFit:
+    """A calibrator in front of a fake-quantized model, by the choices of the run; see `FrozenClassifier`."""
     return fit_calibrator(
-        frozen_classifier(run, classifier),
+        replace(frozen_classifier(run, classifier), made_from=made_from),
         data,
         run.config.calibrator,
         checkpoints=checkpoints_of(run, classifier),
         seed=run.config.seed,
+        device=run.device,
         reporter=run.reporter,
     )
 
@@ -114,50 +122,41 @@ def validation_result(
     run: Run,
     clean_accuracy: float,
     shift_accuracy: float,
-    int8_shift_accuracy: float | None,
+    clean_cost: CleanCost,
     target_labelled: bool | None = None,
-) -> dict[str, Any]:
-    """What a stage keeps of the validation of a remedy, as JSON; see `validation_measures` for the last argument."""
-    return {
-        "clean_accuracy": clean_accuracy,
-        "shift_accuracy": shift_accuracy,
-        "int8_shift_accuracy": int8_shift_accuracy,
-        "measures": validation_measures(
-            labels=run.config.calibrator.use_labels,
-            target_labelled=target_labelled,
-            shifted=bool(training_conditions(run)),
-        ),
-    }
+) -> Validation:
+    """What a stage keeps of the validation of a remedy; see `validation_measures` for the last argument."""
+    measures = validation_measures(
+        labels=run.config.calibrator.use_labels,
+        target_labelled=target_labelled,
+        shifted=training_data(run).renders,
+    )
+    return Validation(
+        clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures, clean_cost=clean_cost
+    )
 
 
-def fit_result(run: Run, fit: CalibratorFit, int8_shift_accuracy: float | None) -> dict[str, Any]:
-    """What a stage keeps of a fit, as JSON.
-
-    Args:
-        run: of the run.
-        fit: of a calibrator.
-        int8_shift_accuracy: of INT8 alone on the validation images; None: not known.
-    """
-    return {
-        "latency_ratio": fit.latency_ratio,
-        "macs": {"calibrator": fit.macs},
-        "width": fit.width,
-        "branches": fit.branches,
-        "calibrator_version": CALIBRATOR_VERSION,
-        "gate_gain": fit.gate.gain,
-        "gate_offset": fit.gate.offset,
-        "polish": fit.evolution and fit.evolution._asdict(),
-        "validation": validation_result(
+def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
+    """What a stage keeps of a fit."""
+    return CompensationResult(
+        latency_ratio=fit.latency_ratio,
+        macs=CalibratorMacs(calibrator=fit.macs),
+        width=fit.width,
+        branches=fit.branches,
+        calibrator_version=CALIBRATOR_VERSION,
+        gate_gain=fit.gate.gain,
+        gate_offset=fit.gate.offset,
+        evolution_strategy=fit.evolution,
+        validation=validation_result(
             run,
             fit.clean_accuracy,
             fit.shift_accuracy,
-            int8_shift_accuracy,
+            fit.clean_cost,
             run.target_images.labelled if run.target_images else None,
         ),
-        "earlier_s": fit.earlier_s,
-        "training": {"float": fit.float_phase.__dict__, "int8": fit.int8_phase.__dict__},
-        "trained_on": trained_on_names(run),
-        "training_images": len(training_images(run)),
-        "lessons": training_provenance(run) | {"clean_budget": run.config.calibrator.clean_budget},
-        "classifier_hash": {"before": fit.hash_before, "after": fit.hash_after},
-    }
+        training=CalibratorTraining(float=fit.float_phase, int8=fit.int8_phase),
+        trained_on=trained_on_names(run),
+        training_images=len(training_images(run)),
+        provenance=replace(training_provenance(run), clean_budget=run.config.calibrator.clean_budget),
+        classifier_hash=ClassifierHash(before=fit.hash_before, after=fit.hash_after),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,11 +24,13 @@ MOST_THREADS = 512
 RENAMED = {
     "scene_names": "scenarios",
     "scene_images": "target_images",
-    "scene_alone": "target_images_alone",
     "association_weight": "distillation_weight",
     "favour": "hard_shift_share",
     "polish": "evolution_steps",
 }
+# Entries of versions before 0.2 that `train_on` took the place of; old and new names of real images, and alone.
+HELD_OUT = ("hold_out", "scene_alone", "target_images_alone")
+REAL = (("images", ""), ("alone", "_alone"))
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class DataConfig(Section):
         root: where torchvision data sets lie.
         class_names: file with one class name per line, in index order.
         skip_bad_images: leave out files that cannot be decoded.
-        calibration_images: images that quantization ranges are observed on.
+        calibration_images: images that quantization ranges are observed on; None: as many as suit the data.
         train_images: keep only so many training images; None: all.
         test_images: keep only so many test images; None: all.
     """
@@ -64,38 +66,40 @@ class DataConfig(Section):
     root: str | None = choice(None, option="data_root")
     class_names: str | None = None
     skip_bad_images: bool = False
-    calibration_images: int = choice(512, at_least=1, at_most=MOST_IMAGES)
+    calibration_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     train_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     test_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
 
 
 @dataclass(frozen=True)
 class ShiftConfig(Section):
-    """Which shifts are measured and trained on.
+    """Which shifts are measured, and which are learned from: two choices.
 
     Attributes:
-        names: shifts and suites, `FILE.py:FUNCTION`, `stored:DIR`.
+        names: shifts and suites that are measured, `FILE.py:FUNCTION`, `stored:DIR`.
+        train_on: shifts, suites and scenarios that everything that learns may learn from; none: target images alone.
+        scenario_share: of the rendered training images, those under named shifts beside random operations.
         severities: 1 to 5.
         severity_table: what severities mean: by image size, or one of the two.
-        hold_out: shifts that are measured but never trained on.
-        scenarios: named sets of shifts that `names` was taken from.
-        target_images: `imagefolder:DIR`, real images of the new surroundings.
-        target_images_alone: whether compensation learns from those images alone.
+        scenarios: named sets of shifts that `names` and `train_on` were taken from.
+        target_images: `imagefolder:DIR`, real images of the new surroundings, to learn from and to measure.
     """
 
     names: tuple[str, ...] = choice((), option="shifts")
     severities: tuple[int, ...] = choice(DEFAULT_SEVERITIES, at_least=1, at_most=5)
     severity_table: str = choice("auto", one_of=("auto", "cifar-c", "imagenet-c"))
-    hold_out: tuple[str, ...] = ()
+    train_on: tuple[str, ...] = ("generic",)
+    scenario_share: float = choice(0.5, at_least=0, at_most=1)
     scenarios: tuple[str, ...] = ()
     target_images: str | None = None
-    target_images_alone: bool = True
 
     def mistakes(self) -> Iterator[str]:
         """See `Section`."""
         yield from super().mistakes()
         if not self.severities:
             yield "severities: expected at least one of 1 to 5, got none"
+        if not self.train_on and not self.target_images:
+            yield "train_on: expected something to learn from, got none; without any, --target-images DIR is needed"
         if isinstance(self.target_images, str):
             if not self.target_images.startswith("imagefolder:"):
                 yield f"target_images: expected real images as imagefolder:DIR, got {self.target_images!r}"
@@ -121,11 +125,12 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = choice(0, at_least=0, at_most=MOST_SEED)
     threads: int = choice(1, at_least=1, at_most=MOST_THREADS)
+    device: str = "auto"
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data for a JSON file, by option name."""
-        entries: dict[str, Any] = {}
+        entries: dict[str, object] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, Section):
@@ -135,7 +140,7 @@ class RunConfig(Section):
         return entries
 
     @classmethod
-    def from_options(cls, options: dict[str, Any]) -> RunConfig:
+    def from_options(cls, options: Mapping[str, Any]) -> RunConfig:
         """A configuration from choices by option name; those not given have their defaults.
 
         Raises:
@@ -165,17 +170,32 @@ class RunConfig(Section):
         return config
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+    def from_json(cls, data: Mapping[str, object]) -> RunConfig:
         """The inverse of `as_json`; reads the entries of older versions, too.
 
         Raises:
             InputError: entries are unknown, of another type than they should be, or make no sense.
         """
-        named = {RENAMED.get(key, key): value for key, value in data.items()}
+        named = {RENAMED.get(key, key): value for key, value in _with_training_shifts(data).items()}
         code = data.get("code", {})
         if not isinstance(code, dict) or not all(isinstance(found, dict) for found in code.values()):
             raise InputError(f"config: code: expected hashes by file, got {code!r}")
         return cls.from_options({k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+
+
+def _with_training_shifts(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries with `train_on`: earlier versions learned from what they measured, less what was held out."""
+    from qrobust.shifts.registry import expand
+
+    rest = {key: value for key, value in data.items() if key not in HELD_OUT}
+    if "train_on" in rest or "shifts" not in rest:
+        return rest
+    real, alone = (data.get(f"scene_{key}", data.get(f"target_images{suffix}")) for key, suffix in REAL)
+    held_out = tuple(data.get("hold_out", ()))
+    names = expand(tuple(rest["shifts"]))
+    left_out = expand(held_out) if held_out else ()
+    train_on = () if real and alone else tuple(name for name in names if name not in left_out)
+    return {**rest, "train_on": train_on}
 
 
 SECTIONS: dict[str, type[Section]] = {

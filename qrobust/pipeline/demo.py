@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from qrobust.preprocessing import NORMALIZATIONS
 from qrobust.progress import Reporter
 from qrobust.storage import atomic_write
 
-OPTIONS: dict[str, Any] = {
+NORMALIZATION, CALIBRATION_IMAGES = "cifar10", 256
+OPTIONS: Mapping[str, Any] = {
     "model": "resnet8",
     "data": "digits",
-    "normalization": "cifar10",
-    "calibration_images": 256,
+    "normalization": NORMALIZATION,
+    "calibration_images": CALIBRATION_IMAGES,
     "steps": 500,
     "batch_size": 64,
     "attack_images": 100,
@@ -34,10 +35,10 @@ def weights_file(seed: int, reporter: Reporter, threads: int) -> Iterator[Path]:
     """Train the network on the digits' training and calibration splits; yields a temporary state dict."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    data = open_data("digits", seed=seed, calibration_images=OPTIONS["calibration_images"])
+    data = open_data("digits", seed=seed, calibration_images=CALIBRATION_IMAGES)
     images = torch.cat([data.training.read(slice(None)), data.calibration.read(slice(None))])
     labels = torch.cat([data.training.labels, data.calibration.labels])
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALIZATIONS[OPTIONS["normalization"]])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALIZATIONS[NORMALIZATION])
     inputs = (images.float() / 255 - mean) / std
     model = resnet8(len(data.class_names))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)

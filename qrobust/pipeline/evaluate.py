@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
 
 import torch
 
-from qrobust.classifier import state_hash
+from qrobust.classifier import Classifier, state_hash
 from qrobust.compensation.baselines import AntiAdversary
+from qrobust.data.foreign import foreign_splits
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
-from qrobust.errors import InputError
 from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.confidence import confidence_results
 from qrobust.evaluation.effects import Right, chance, graph_effects, spread
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
@@ -31,15 +31,29 @@ from qrobust.evaluation.summary import (
     summarise,
 )
 from qrobust.evaluation.workers import check_workers
-from qrobust.pipeline.provenance import check_images, check_target_images, trained_differently
+from qrobust.pipeline.provenance import check_images, check_measured, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY
+from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.pipeline.stage import stage
-from qrobust.record import CorruptionSet, Effects, RemedyGain, TargetImages, hardware, versions
+from qrobust.record import (
+    CompensationResult,
+    Confidence,
+    CorruptionSet,
+    Effects,
+    EvaluationResult,
+    Latency,
+    QuantizationResult,
+    RemedyGain,
+    RemedyResult,
+    TargetImages,
+    hardware,
+    versions,
+)
 
-LATENCY_BATCHES = (1, 32)
-# Test images for a method that exists in torch only.
+# Test images for a remedy that exists in torch only.
 TORCH_IMAGES = 200
+# Foreign images of each set, on which confidence should be low.
+FOREIGN_IMAGES = 500
 # Validation images, and conditions, by which a remedy is chosen; at most as many images as are tested on.
 SELECTION_IMAGES, SELECTION_CONDITIONS = 1000, 12
 
@@ -47,39 +61,37 @@ SELECTION_IMAGES, SELECTION_CONDITIONS = 1000, 12
 def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
-    Predictions are kept per cell with the hash of the graph that made them, and what attacks found is kept per
+    Predictions are kept per condition with the hash of the graph that made them, and what attacks found is kept per
     attack, so that a killed evaluation resumes and a second one asks only graphs that are new.
 
     Args:
         run: of the run.
-        budget: seconds for all cells, stored ones too, by which a subset of the images is chosen; attacks come on
-            top.
+        budget: seconds for all conditions, those of corruption data sets too, by which a subset of the images is
+            chosen; attacks come on top.
         workers: processes that render and ask, with sessions of one thread each.
-        without: methods to leave out although they are there.
+        without: remedies to leave out although they are there.
     """
-    folder, config = run.require_folder(), run.config
+    config = run.config
     check_images(run)
     check_target_images(run, without)
     names, in_torch = _to_measure(run, without)
     began = time.perf_counter()
     check_workers(workers)  # what is refused is refused before anything is forgotten
-    if not (run.conditions or run.stored or run.target_images):
-        wanted = ", ".join(config.shifts.names)
-        raise InputError(f"severities: expected one that is defined for {wanted}, got {config.shifts.severities}")
+    check_measured(run)
     torch.set_num_threads(config.threads)
     if sums(**session_options(run.target)) == "exact-by-request":
         run.reporter.warn(
             f"warning: this CPU has no VNNI; onnxruntime is asked to add as {run.target.name} does, so accuracies "
             "are those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
-    with stage(run, "evaluate", began_s=time.perf_counter() - began) as result:
-        sessions = {name: run.onnx_classifier(name) for name in names}
+    with stage(run, "evaluate", began_s=time.perf_counter() - began) as running:
+        classifiers = {name: run.onnx_classifier(name) for name in names}
         found = measure(
-            sessions,
+            classifiers,
             run.data.test,
             run.conditions,
             attacks=config.attacks,
-            differentiable={name: run.torch_classifier(name) for name in names if name in GRAPHS},
+            differentiable={n: run.device.classifier(run.torch_classifier(n)) for n in names if n in GRAPHS},
             corruption_sets=run.stored,
             cache=_cache(run, names),
             workers=workers,
@@ -88,56 +100,70 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             severity_table=run.table,
             progress=run.reporter.bar,
         )
-        trained_on = folder.need_stage("compensate", "compensate")["trained_on"] if "compensated" in names else []
-        result |= _figures(found, trained_on)
-        result["remedies"] += _in_torch(run, found) if in_torch else []
-        result["target_images"] = _target_images(run, sessions, workers)
-        result["splits"] = run.data.summary()
-        result["primary"] = run.primary.name
-        result["effects"] = _effects(run, found, sessions, workers)
-        result["hardware"] = hardware(config.threads, sums(**session_options(run.target)))
-        result["versions"] = versions()
-        latency = {f"batch_{b}": latencies_ms(sessions, run.data.image_size, b) for b in LATENCY_BATCHES}
-        result["latency_ms"] = {n: {b: latency[b][n] for b in latency} for n in names}
-        result["size_bytes"] = {n: folder.graph(n).stat().st_size for n in names}
-        result["graph_sha256"] = _digests(run, names)
+        running.result = _result(run, found, classifiers, workers=workers, in_torch=in_torch)
 
 
 def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
-    """Names of the graphs, and whether the method that exists in torch only is measured; what is left out is said."""
+    """Names of the graphs, and whether the remedy that exists in torch only is measured; what is left out is said."""
     folder = run.require_folder()
     otherwise = trained_differently(run, without)
     for name, why in otherwise.items():
         run.reporter.warn(f"warning: {name} is left out: {why}")
     left_out = {*otherwise, *without}
-    in_torch = TORCH_ONLY not in left_out and folder.stage(TORCH_ONLY) is not None
+    in_torch = TORCH_ONLY not in left_out and folder.is_done(TORCH_ONLY)
     names = [name for name in folder.graphs() if {"compensated": "calibrator"}.get(name, name) not in left_out]
-    if folder.stage("compensate") and not folder.stage("export"):
+    if folder.is_done("compensate") and not folder.is_done("export"):
         run.reporter.warn(
             f"warning: the calibrator is left out: it was trained, but not exported; `qrobust export {folder.path}`"
         )
     return names, in_torch
 
 
-def _figures(found: Evaluation, trained_on: list[str]) -> dict[str, Any]:
-    """What the record tells of an evaluation whose calibrator, if there is one, learned from these shifts."""
-    return {
-        "rows": run_rows(found.predictions, found.labels, seed=found.seed, of=found.of, seen=trained_on),
-        "summary": summarise(
-            found.predictions,
-            found.labels,
-            tuple(trained_on),
+def _result(
+    run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], *, workers: int, in_torch: bool
+) -> EvaluationResult:
+    """What the stage keeps: figures of what was measured, target images, times and sizes."""
+    folder, figures = run.require_folder(), (found.predictions, found.labels)
+    stages = {"compensated": "compensate"} | {name: name for name in REMEDIES}
+    learned = {name: _trained_on(folder, stages[name]) for name in classifiers if name in stages}
+    trained_on = learned.get("compensated", ())
+    qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
+    by_classifier = qat.shifts if qat else ()
+    seen = {name: (*shifts, *by_classifier) for name, shifts in learned.items()}
+    gains = remedy_gains(*figures, seed=found.seed, seen=seen)
+    gains += _in_torch(run, found, by_classifier) if in_torch else []
+    target_images, cache = _target_images(run, classifiers, workers), _cache(run, classifiers)
+    ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in (1, 32)}
+    return EvaluationResult(
+        rows=tuple(
+            run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on, seen_by_classifier=by_classifier)
+        ),
+        summary=summarise(
+            *figures,
+            (*trained_on, *by_classifier),
             seed=found.seed,
             table=found.severity_table,
             classes=len(found.class_names),
             of=found.of,
         ),
-        "remedies": remedy_gains(found.predictions, found.labels, seed=found.seed),
-        "corruption_sets": corruption_set_entries(found),
-        "attacks": found.attacks,
-        "severity_table": found.severity_table,
-        "classes": class_results(found.predictions, found.labels, len(found.class_names)),
-    }
+        remedies=tuple(gains),
+        target_images=target_images,
+        corruption_sets=tuple(corruption_set_entries(found)),
+        attacks=found.attacks,
+        splits=run.data.summary(),
+        primary=run.primary.name,
+        effects=_effects(run, found, classifiers, workers),
+        confidence=confidence_of(
+            found, run.data.test, classifiers, cache, workers=workers, progress=run.reporter.bar
+        ),
+        classes=class_results(*figures, len(found.class_names)),
+        severity_table=found.severity_table,
+        latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
+        size_bytes={name: folder.graph(name).stat().st_size for name in classifiers},
+        graph_sha256=_digests(run, classifiers),
+        hardware=hardware(run.config.threads, sums(**session_options(run.target))),
+        versions=versions(),
+    )
 
 
 def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
@@ -157,6 +183,33 @@ def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
     ]
 
 
+def confidence_of(
+    found: Evaluation,
+    split: Split,
+    classifiers: Mapping[str, Classifier],
+    cache: Cache,
+    *,
+    workers: int,
+    progress: MakeBar,
+) -> Confidence:
+    """What confidence is worth, above a threshold and on foreign images, which are asked about here.
+
+    Args:
+        found: of the classifiers on the split's images.
+        split: images that they know.
+        classifiers: by name.
+        cache: of `found`; answers about foreign images are kept beside it.
+        workers: as for `evaluate`.
+        progress: makes a progress bar.
+    """
+    foreign = {}
+    for kind, images in foreign_splits(split, FOREIGN_IMAGES, seed=found.seed).items():
+        kept = replace(cache, predictions=cache.predictions / f"foreign-{kind}")
+        told = measure(classifiers, images, (), cache=kept, workers=workers, seed=found.seed, progress=progress)
+        foreign[kind] = told.predictions[CLEAN]
+    return confidence_results(found.predictions, found.labels, foreign)
+
+
 def _cache(run: Run, names: Collection[str]) -> Cache:
     """What graphs said is kept in the run's folder, with the hash of their file."""
     folder = run.require_folder()
@@ -167,40 +220,43 @@ def _digests(run: Run, names: Collection[str]) -> dict[str, str]:
     return {name: sha256(run.require_folder().graph(name).read_bytes()).hexdigest() for name in names}
 
 
-def _target_images(run: Run, sessions: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
+def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
     """What the graphs make of the test images of the target: accuracy where they have labels, else what is known."""
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
         return None
-    found = _on_target(run, sessions, target_images.test, "scene", workers)
+    found = _on_target(run, classifiers, target_images.test, "scene", workers)
     return target_row(found.predictions[CLEAN], found.labels, images=spec, seed=run.config.seed)
 
 
-def _on_target(run: Run, sessions: dict[str, OnnxClassifier], split: Split, kept: str, workers: int) -> Evaluation:
+def _on_target(run: Run, classifiers: dict[str, OnnxClassifier], split: Split, kept: str, workers: int) -> Evaluation:
     """What the graphs say of some target images, kept in a folder of that name."""
-    cache = _cache(run, sessions)
+    cache = _cache(run, classifiers)
     cache = replace(cache, predictions=cache.predictions / kept, depends_on=(run.config.shifts.target_images,))
     progress = _called(run, "measure target images")
-    return measure(sessions, split, (), cache=cache, workers=workers, seed=run.config.seed, progress=progress)
+    return measure(classifiers, split, (), cache=cache, workers=workers, seed=run.config.seed, progress=progress)
 
 
-def _effects(run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], workers: int) -> Effects | None:
+def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], workers: int) -> Effects | None:
     """What each graph does, measured on validation images, too, under conditions that no remedy was trained on.
 
     None where nothing but clean images was measured, or target images that remedies learn from have no labels.
     """
     shifts, folder = run.config.shifts, run.require_folder()
-    target = run.target_images if shifts.target_images_alone else None
+    target = None if shifts.train_on else run.target_images
     rendered = [condition for condition in found.predictions if condition != CLEAN]
     if (target and not target.labelled) or not (target or rendered):
         return None
-    made = [name for name in ("compensate", *REMEDIES) if {"compensate": "compensated"}.get(name, name) in sessions]
-    learned = {shift for name in made for shift in folder.need_stage(name, "compensate")["trained_on"]}
+    made = [
+        name for name in ("compensate", *REMEDIES) if {"compensate": "compensated"}.get(name, name) in classifiers
+    ]
+    qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
+    learned = {*(qat.shifts if qat else ()), *(shift for name in made for shift in _trained_on(folder, name))}
     withheld = [condition for condition in rendered if condition[0] not in learned]
     conditions = [] if target else spread(withheld or rendered, SELECTION_CONDITIONS)
-    cache = _cache(run, sessions)
+    cache = _cache(run, classifiers)
     chosen = measure(
-        sessions,
+        classifiers,
         run.data.validation.first(min(SELECTION_IMAGES, len(found.labels))),
         conditions,
         cache=replace(cache, predictions=cache.predictions / "validation"),
@@ -210,11 +266,11 @@ def _effects(run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], w
         progress=_called(run, "measure validation images"),
     )
     of_target = [
-        _on_target(run, sessions, split, kept, workers)
+        _on_target(run, classifiers, split, kept, workers)
         for split, kept in (((target.validation, "scene-validation"), (target.test, "scene")) if target else ())
     ]
     validation, test = (
-        {name: _right(name, own, *shifted) for name in sessions}
+        {name: _right(name, own, *shifted) for name in classifiers}
         for own, *shifted in zip((chosen, found), *([of_target] if target else ()), strict=True)
     )
     return Effects(
@@ -224,6 +280,12 @@ def _effects(run: Run, found: Evaluation, sessions: dict[str, OnnxClassifier], w
         chance=chance(test["int8"].shift_labels, run.primary),
         graphs=graph_effects(validation, test, run.primary, seed=run.config.seed),
     )
+
+
+def _trained_on(folder: RunFolder, stage: str) -> tuple[str, ...]:
+    if stage == "compensate":
+        return folder.need_result(CompensationResult, stage, "compensate").trained_on
+    return folder.need_result(RemedyResult, stage, "compensate").trained_on
 
 
 def _right(name: str, own: Evaluation, target: Evaluation | None = None) -> Right:
@@ -238,11 +300,11 @@ def _right(name: str, own: Evaluation, target: Evaluation | None = None) -> Righ
     )
 
 
-def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
+def _in_torch(run: Run, known: Evaluation, by_classifier: Sequence[str]) -> list[RemedyGain]:
     """The row of a remedy that has no graph, on the first images, against the INT8 graph on the same ones."""
     kept = run.require_folder().predictions / TORCH_ONLY
     found = measure(
-        {TORCH_ONLY: AntiAdversary(run.fake_quantized)},
+        {TORCH_ONLY: AntiAdversary(run.device.classifier(run.fake_quantized))},
         replace(run.data.test, indices=torch.from_numpy(known.indices[:TORCH_IMAGES])),
         [condition for condition in known.predictions if condition != CLEAN],
         cache=Cache(
@@ -257,7 +319,7 @@ def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
         condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
         for condition, own in found.predictions.items()
     }
-    return remedy_gains(both, found.labels, seed=known.seed)
+    return remedy_gains(both, found.labels, seed=known.seed, seen={TORCH_ONLY: by_classifier})
 
 
 def _called(run: Run, label: str) -> MakeBar:

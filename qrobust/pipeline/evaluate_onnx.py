@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ from qrobust.evaluation.summary import (
 )
 from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
-from qrobust.pipeline.evaluate import corruption_set_entries
+from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
 from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
 from qrobust.preprocessing import Preprocessing, PreprocessingConfig, choose_size, resolve
@@ -121,7 +120,7 @@ class Choices:
         """What is tried against the graphs."""
         return AttackConfig(self.attacks, self.norms, self.epsilons, self.l2_epsilons, self.attack_images)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data for a JSON file."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
@@ -138,7 +137,7 @@ def evaluate_files(
 ) -> EvaluationRecord:
     """Measure ONNX classifiers on the same pixels; the first is what the others are compared with.
 
-    Everything is opened and checked before the folder is touched. Predictions are kept per cell, so that an
+    Everything is opened and checked before the folder is touched. Predictions are kept per condition, so that an
     evaluation that was killed goes on with `resume`.
 
     Args:
@@ -176,7 +175,7 @@ def _evaluate(
 ) -> EvaluationRecord:
     """`evaluate_files` in a claimed folder."""
     earlier = begun(out) if resume else None
-    config = {"schema": EVALUATION_SCHEMA} | choices.as_json()
+    config: dict[str, object] = {"schema": EVALUATION_SCHEMA, **choices.as_json()}
     if earlier:
         _check_same(config, read_json(earlier / "config.json"), other_unfinished(earlier))
     else:
@@ -187,25 +186,29 @@ def _evaluate(
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
     with _place_for(out, config, earlier) as place:
+        cache = Cache(
+            place / "predictions",
+            place / "attacks.npz",
+            {name: _digest(path) for name, path in opened.paths.items()},
+            (choices.data, choices.input_range, choices.channel_order, opened.sums),
+        )
         found = evaluate(
             opened.classifiers,
             opened.split,
             opened.conditions,
             attacks=choices.attack_choices,
             corruption_sets=opened.stored,
-            cache=Cache(
-                place / "predictions",
-                place / "attacks.npz",
-                {name: _digest(path) for name, path in opened.paths.items()},
-                (choices.data, choices.input_range, choices.channel_order, opened.sums),
-            ),
+            cache=cache,
             workers=workers,
             budget=choices.budget,
             seed=choices.seed,
             severity_table=opened.table,
             progress=reporter.bar,
         )
-    record = _record(config, choices.shifts, opened, found, threads)
+        confidence = confidence_of(
+            found, opened.split, opened.classifiers, cache, workers=workers, progress=reporter.bar
+        )
+    record = replace(_record(choices, config, opened, found, threads), confidence=confidence)
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
@@ -227,7 +230,7 @@ class _Opened:
     sums: str
 
 
-def _check_same(config: dict[str, Any], kept: dict[str, Any], other: str) -> None:
+def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other: str) -> None:
     for key, value in config.items():
         if key != "schema" and kept.get(key, value) != value:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
@@ -301,7 +304,7 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
 
 
 def _record(
-    config: dict[str, Any], shifts: tuple[str, ...], opened: _Opened, found: Evaluation, threads: int
+    choices: Choices, config: dict[str, object], opened: _Opened, found: Evaluation, threads: int
 ) -> EvaluationRecord:
     source = opened.split.source
     return EvaluationRecord(
@@ -309,8 +312,8 @@ def _record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         config=config,
-        code=code_of(shifts, {}),
-        data=config["data"],
+        code=code_of(choices.shifts, {}),
+        data=choices.data,
         models={name: _about_file(opened.paths[name], c) for name, c in opened.classifiers.items()},
         summary=_summary(found),
         rows=tuple(comparison_rows(found.predictions, found.labels, seed=found.seed, of=found.of)),
@@ -328,7 +331,7 @@ def _record(
         listing=source.listing[:16],
         versions=versions(),
         hardware=hardware(threads, opened.sums),
-        primary=find_primary(config["primary"], found.class_names, found.labels).name,
+        primary=find_primary(choices.primary, found.class_names, found.labels).name,
         classes=class_results(found.predictions, found.labels, len(found.class_names)),
     )
 
@@ -399,7 +402,7 @@ def _channels(classifiers: dict[str, ForeignClassifier]) -> int:
 
 
 @contextmanager
-def _place_for(out: Path, config: dict[str, Any], earlier: Path | None) -> Iterator[Path]:
+def _place_for(out: Path, config: Mapping[str, object], earlier: Path | None) -> Iterator[Path]:
     """A place in the claimed folder with nothing but a configuration, or where an earlier evaluation began.
 
     What `out` holds stays until the new one is done. Where what follows fails, of a new evaluation only what is worth

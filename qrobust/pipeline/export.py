@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import MADE_BY
 from qrobust.pipeline.stage import invalidate, stage
 from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
+from qrobust.record import Audit, CompensationResult, ExportedGraphs, ExportResult, Parity, taken
 from qrobust.report.model_card import unmeasured_card
 from qrobust.shifts.filters import to_uint8, to_unit
 from qrobust.shifts.rendering import render
@@ -35,9 +35,10 @@ PARITY_IMAGES = 1000
 def export(run: Run) -> None:
     """Stage 4: compensated.onnx, calibrator and classifier as one graph, through the same checks."""
     folder = run.require_folder()
-    folder.need_stage("compensate", "compensate")
-    with stage(run, "export") as result:
-        result |= as_result(export_checked(run, "compensated", run.torch_classifier("compensated")))
+    folder.need_result(CompensationResult, "compensate", "compensate")
+    with stage(run, "export") as running:
+        graph = export_checked(run, "compensated", run.torch_classifier("compensated"))
+        running.result = taken(ExportResult, exported(graph))
         _pictures(run)
 
 
@@ -65,20 +66,20 @@ class ExportedGraph:
 
     Attributes:
         name: of the graph.
-        audit: what onnxruntime runs on integers; see `qrobust.deployment.audit`.
-        parity: torch against onnxruntime on the same images; see `qrobust.deployment.parity`.
+        audit: what onnxruntime runs on integers.
+        parity: torch against onnxruntime on the same images.
         logits: of the graph `(N, K)` on the validation images of its parity.
     """
 
     name: str
-    audit: dict[str, Any]
-    parity: dict[str, Any]
+    audit: Audit
+    parity: Parity
     logits: torch.Tensor
 
 
-def as_result(*graphs: ExportedGraph) -> dict[str, dict[str, Any]]:
-    """What a stage keeps of its graphs, as JSON."""
-    return {"audit": {g.name: g.audit for g in graphs}, "parity": {g.name: g.parity for g in graphs}}
+def exported(*graphs: ExportedGraph) -> ExportedGraphs:
+    """What a stage keeps of its graphs."""
+    return ExportedGraphs(audit={g.name: g.audit for g in graphs}, parity={g.name: g.parity for g in graphs})
 
 
 def export_checked(
@@ -117,7 +118,7 @@ def export_checked(
         check_export(name, audited, measured, layers)
         invalidate(run, MADE_BY.get(name, name))
     write_text(run.require_folder().card(name), unmeasured_card(name))
-    passed = checks_passed(name, audited["integer_ops"], audited["quantizable_ops"], float(measured["agreement"]))
+    passed = checks_passed(name, audited.integer_ops, audited.quantizable_ops, measured.agreement)
     run.reporter.detail(f"{name}.onnx: {passed}")
     return ExportedGraph(name, audited, measured, got)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from qrobust.compensation.fit import candidates
 from qrobust.data.duplicates import digest, find_duplicates
 from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
-from qrobust.pipeline.provenance import check_hold_out, training_conditions, training_data
+from qrobust.pipeline.provenance import check_measured, training_conditions, training_data
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.start import check_above_chance, expected_seconds, look
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
@@ -37,14 +37,16 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
         InputError: any of it is not usable.
     """
     torch.set_num_threads(run.config.threads)
-    check_hold_out(run)
+    _ = run.device
     trained_on = training_conditions(run)
-    if run.config.qat.shifts and not trained_on:
+    if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.model, run.conditions, run.target_images, run.stored, run.primary
+    _ = run.target, run.model_spec, run.model
+    _ = run.conditions, run.target_images, run.stored, run.primary
+    check_measured(run)
     _read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
-    for name, severity in run.conditions:
+    for name, severity in dict.fromkeys((*run.conditions, *trained_on)):
         if find_shift(name).is_custom:
             render(some, name, severity, table=run.table, seed=run.config.seed)
     with torch.inference_mode():
@@ -96,7 +98,7 @@ def _refuse_probabilities(logits: torch.Tensor) -> None:
         )
 
 
-def check_same_config(run: Run, given: dict[str, Any]) -> None:
+def check_same_config(run: Run, given: Mapping[str, object]) -> None:
     """Refuse to resume a run with other choices than it was begun with.
 
     Raises:
@@ -104,5 +106,5 @@ def check_same_config(run: Run, given: dict[str, Any]) -> None:
     """
     kept = run.config.as_json()
     for key, value in given.items():
-        if key != "threads" and kept.get(key) != value:
+        if key not in ("threads", "device") and kept.get(key) != value:
             raise InputError(f"{key}: expected {kept.get(key)!r}, with which the run was begun, got {value!r}")

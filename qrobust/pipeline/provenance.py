@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
 
 from qrobust.data.splits import Split, TrainingData
 from qrobust.data.target_images import folder_of
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES
+from qrobust.record import CompensationResult, Measures, QuantizationResult, RemedyResult, TrainingProvenance
 from qrobust.remedies import RETRAINED
-from qrobust.shifts.registry import SUITES, defined_conditions, expand
+from qrobust.shifts.registry import defined_conditions, training_sets
 
-# What must be equal between methods for their gains to be compared, where both know it.
-COMPARABLE = {
-    "shifts",
-    "severities",
-    "severity_table",
-    "images",
-    "labels",
-    "scene_images",
-    "steps",
+# What must be equal between remedies for their gains to be compared, where both know it.
+COMPARABLE = (
     "batch_size",
     "clean_budget",
-}
+    "images",
+    "labels",
+    "severities",
+    "severity_table",
+    "steps",
+    "target_images",
+)
 
 
 def training_images(run: Run) -> Split:
@@ -39,78 +39,74 @@ def training_images(run: Run) -> Split:
     return training.first(few) if few else training
 
 
+def training_families(run: Run) -> tuple[str, ...]:
+    """Families of random operations that everything that learns may learn from."""
+    return training_sets(run.config.shifts.train_on)[0]
+
+
 def training_conditions(run: Run) -> list[tuple[str, int]]:
-    """Every (shift, severity) that compensation may learn from.
+    """Every (shift, severity) that everything that learns may learn from.
 
     Raises:
-        InputError: there is none; the message names the choice that left none.
+        InputError: a shift has none of the severities.
     """
     shifts = run.config.shifts
-    if shifts.target_images and shifts.target_images_alone:
-        return []
-    held_out = expand(shifts.hold_out) if shifts.hold_out else ()
-    rendered = expand(shifts.names)
-    found = defined_conditions(tuple(n for n in rendered if n not in held_out), shifts.severities, run.table)
-    if found:
-        return found
-    if not rendered:
-        raise InputError(f"shifts: expected one that can be rendered, to train on, got {', '.join(shifts.names)}")
-    if not run.conditions:
+    names = training_sets(shifts.train_on)[1]
+    found = defined_conditions(names, shifts.severities, run.table)
+    if names and not found:
         severities = ", ".join(map(str, shifts.severities))
-        raise InputError(f"severities: expected one defined for {', '.join(rendered)}, got {severities}")
-    raise InputError(
-        f"hold_out: expected to leave one of {', '.join(rendered)} to train on, got {', '.join(held_out)}"
-    )
+        raise InputError(f"severities: expected one defined for {', '.join(names)}, got {severities}")
+    return found
 
 
 def training_data(run: Run) -> TrainingData:
     """What compensation learns from."""
     real = run.target_images.training if run.target_images else None
-    return TrainingData(training_images(run), training_conditions(run), run.table, real)
+    return rendered_data(run, training_images(run), real)
 
 
-def check_hold_out(run: Run) -> None:
-    """Refuse to hold out what is not there to be measured.
-
-    Raises:
-        InputError: names what is held out but not among the shifts chosen.
-    """
-    rendered = expand(run.config.shifts.names)
-    held_out = [part for name in run.config.shifts.hold_out for part in SUITES.get(name, (name,))]
-    strangers = [name for name in held_out if name not in rendered]
-    if strangers:
-        raise InputError(
-            f"hold_out: expected some of the shifts chosen ({', '.join(rendered)}), got {', '.join(strangers)}"
-        )
+def rendered_data(run: Run, images: Split, target_images: Split | None = None) -> TrainingData:
+    """These images under the shifts that the run trains on."""
+    families, share = training_families(run), 1 - run.config.shifts.scenario_share
+    return TrainingData(images, training_conditions(run), run.table, target_images, families, share)
 
 
-def training_provenance(run: Run, *, trained: bool = True) -> dict[str, Any]:
-    """What a method learns from: choices of a run may change after it was made.
+def training_provenance(run: Run, *, trained: bool = True) -> TrainingProvenance:
+    """What a remedy learns from: choices of a run may change after it was made.
 
     Args:
         run: of the run.
-        trained: whether the method makes training steps, and so has a use for labels.
+        trained: whether the remedy makes training steps, and so has a use for labels.
     """
     c, shifts, target_images = run.config.calibrator, run.config.shifts, run.target_images
-    return ({"steps": c.steps, "batch_size": c.batch_size} if trained else {}) | {
-        "images": len(training_images(run)),
-        "labels": trained and c.use_labels,
-        "scene_names": list(shifts.scenarios),
-        "severities": sorted({severity for _, severity in training_conditions(run)}),
-        "severity_table": run.table,
-        "scene_images": shifts.target_images,
-        "scene_alone": shifts.target_images is not None and shifts.target_images_alone,
-        "scene_splits": target_images.summary() if target_images else None,
-    }
+    return TrainingProvenance(
+        images=len(training_images(run)),
+        labels=trained and c.use_labels,
+        severities=tuple(sorted({severity for _, severity in training_conditions(run)})),
+        severity_table=run.table,
+        scenarios=shifts.scenarios,
+        target_images=shifts.target_images,
+        target_images_only=shifts.target_images is not None and not shifts.train_on,
+        generic_share=1 - shifts.scenario_share if training_families(run) and training_conditions(run) else None,
+        target_splits=target_images.summary() if target_images else None,
+        steps=c.steps if trained else None,
+        batch_size=c.batch_size if trained else None,
+    )
 
 
-def trained_on_names(run: Run) -> list[str]:
+def trained_on_names(run: Run) -> tuple[str, ...]:
     """The shifts that compensation learns from, sorted, and the folder of target images."""
     spec = run.config.shifts.target_images
-    return sorted({name for name, _ in training_conditions(run)}) + ([spec] if spec else [])
+    return (*trained_shifts(run), *([spec] if spec else []))
 
 
-def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: bool) -> dict[str, str]:
+def trained_shifts(run: Run) -> tuple[str, ...]:
+    """The shifts that everything that learns may learn from, sorted; random operations by family."""
+    families = [f"generic_{family}" for family in training_families(run)]
+    return tuple(sorted({*families, *(name for name, _ in training_conditions(run))}))
+
+
+def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: bool) -> Measures:
     """What is called accuracy on validation images, clean and under shift: without labels it is something else.
 
     Args:
@@ -120,24 +116,21 @@ def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: 
     """
     named = "accuracy" if labels else "agreement with float"
     if target_labelled is None or (target_labelled and labels):
-        return {"clean": named, "shift": named}
+        return Measures(clean=named, shift=named)
     fit = "fit to what the float model expects"  # see Validation
-    return {"clean": named, "shift": f"mean of {named} and {fit}" if shifted else fit}
+    return Measures(clean=named, shift=f"mean of {named} and {fit}" if shifted else fit)
 
 
-def check_unseen(run: Run) -> None:
-    """Refuse to hold out shifts that the classifier itself was trained on.
+def check_measured(run: Run) -> None:
+    """Refuse a run that would measure nothing.
 
     Raises:
-        InputError: names them.
+        InputError: no shift that is to be measured has any of the severities.
     """
-    qat = run.require_folder().need_stage("quantize", "quantize")["quantization"]["qat"] or {}
-    names = run.config.shifts.hold_out
-    held_out = expand(names) if names else ()
-    if seen := [name for name in held_out if name in qat.get("shifts", ())]:
-        raise InputError(
-            f"hold_out: expected shifts that the classifier never saw, --qat-shifts trained it on {', '.join(seen)}"
-        )
+    shifts = run.config.shifts
+    if not (run.conditions or run.stored or run.target_images):
+        severities = ", ".join(map(str, shifts.severities))
+        raise InputError(f"severities: expected one defined for {', '.join(shifts.names)}, got {severities}")
 
 
 def check_images(run: Run) -> None:
@@ -148,68 +141,96 @@ def check_images(run: Run) -> None:
     Raises:
         InputError: names the split.
     """
-    kept = run.require_folder().need_stage("quantize", "quantize")["splits"]
+    kept = run.require_folder().need_result(QuantizationResult, "quantize", "quantize").splits
     for name in ("calibration", "training", "validation"):
         now = getattr(run.data, name).summary()
-        if any(now[key] != kept[name][key] for key in ("n", "fingerprint", "listing")):
+        if now != kept[name]:
             raise InputError(
                 f"data: expected the images of {run.config.data.spec} that the run was quantized with, got others "
-                f"(its {name} split held {kept[name]['n']}, now {now['n']}): what was learned from would be measured "
+                f"(its {name} split held {kept[name].n}, now {now.n}): what was learned from would be measured "
                 "on; "
                 "quantize again"
             )
 
 
 def check_target_images(run: Run, without: Collection[str] = ()) -> None:
-    """Refuse target images other than those that methods learned from: its splits would be mixed up.
+    """Refuse target images other than those that remedies learned from: its splits would be mixed up.
 
     Raises:
-        InputError: names the method.
+        InputError: names the remedy.
     """
     spec = run.config.shifts.target_images
     for name, seen in learned(run, without).items():
-        known = seen.get("scene_splits")
-        if not (known and spec and run.target_images) or folder_of(seen["scene_images"]) != folder_of(spec):
+        known, images = seen.provenance.target_splits, seen.provenance.target_images
+        if not (known and images and spec and run.target_images) or folder_of(images) != folder_of(spec):
             continue
         now = run.target_images.summary()
         if now != known:
             again = "qrobust compensate" + ("" if name == "calibrator" else f" --remedy {name}")
             raise InputError(
                 f"target_images: expected the images of {spec} that {name} learned from, got others "
-                f"({known['training']['n']} to learn from then, now {now['training']['n']}): what was learned from "
+                f"({known['training'].n} to learn from then, now {now['training'].n}): what was learned from "
                 f"would be measured on; run `{again}` again"
             )
 
 
-def learned(run: Run, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """What each method that is there learned from, the calibrator first; nothing of what learns nothing."""
+@dataclass(frozen=True)
+class Learned:
+    """What a remedy that is there learned from.
+
+    Attributes:
+        shifts: their names, sorted.
+        provenance: all else.
+    """
+
+    shifts: tuple[str, ...]
+    provenance: TrainingProvenance
+
+    def compared(self) -> dict[str, object]:
+        """What must be equal for gains to be compared, as far as it is known."""
+        found = {"shifts": self.shifts} | {key: getattr(self.provenance, key) for key in COMPARABLE}
+        return {key: value for key, value in found.items() if key == "target_images" or value not in (None, ())}
+
+
+def learned(run: Run, without: Collection[str] = ()) -> dict[str, Learned]:
+    """What each remedy that is there learned from, the calibrator first; nothing of what learns nothing."""
     folder = run.require_folder()
-    made = {"calibrator": "compensate"} | {name: name for name in REMEDIES}
-    stages = {name: found for name, stage in made.items() if (found := folder.stage(stage))}
+    stages: dict[str, CompensationResult | RemedyResult | None] = {
+        "calibrator": folder.result(CompensationResult, "compensate")
+    }
+    stages |= {name: folder.result(RemedyResult, name) for name in REMEDIES}
     return {
-        name: found["lessons"]
-        | {"shifts": sorted(n for n in found["trained_on"] if not n.startswith("imagefolder:"))}
+        name: Learned(
+            tuple(sorted(n for n in found.trained_on if not n.startswith("imagefolder:"))), found.provenance
+        )
         for name, found in stages.items()
-        if found.get("lessons") and name not in without
+        if found and found.provenance and name not in without
     }
 
 
 def trained_differently(run: Run, without: Collection[str] = ()) -> dict[str, str]:
-    """Methods that cannot be compared with the first of those that learned, and what differs between them.
+    """Remedies that cannot be compared with the first of those that learned, and what differs between them.
 
     Labels are of no use to re-estimated batch norms, nor target images to fine-tuning, whose steps need labels:
-    that is how these methods are.
+    that is how these remedies are.
     """
     every, found = learned(run, without), {}
     for first, expected in list(every.items())[:1]:
+        wanted = expected.compared()
         for name, seen in every.items():
-            keys = COMPARABLE & set(seen) & set(expected)
+            got = seen.compared()
+            keys = set(got) & set(wanted)
             keys -= {"labels"} if "bn-reestimate" in (first, name) else set()
-            keys -= {"scene_images"} if {first, name} & set(RETRAINED) else set()
-            differing = [key for key in sorted(keys) if seen[key] != expected[key]]
+            keys -= {"target_images"} if {first, name} & set(RETRAINED) else set()
+            differing = [key for key in sorted(keys) if got[key] != wanted[key]]
             if differing:
                 said = "; ".join(
-                    f"{key.replace('_', ' ')}: {seen[key]} instead of {expected[key]}" for key in differing
+                    f"{key.replace('_', ' ')}: {_listed(got[key])} instead of {_listed(wanted[key])}"
+                    for key in differing
                 )
                 found[name] = f"trained with different settings than {first} ({said})"
     return found
+
+
+def _listed(value: object) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from qrobust.classifier import count_macs, state_hash
 from qrobust.data.splits import TrainingData
-from qrobust.deployment.audit import audit
+from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.session import sums_saturate
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.evaluation.statistics import wilson_interval
-from qrobust.pipeline.export import PARITY_IMAGES, as_result, export_checked
+from qrobust.pipeline.export import PARITY_IMAGES, export_checked, exported
 from qrobust.pipeline.output_folder import promote
-from qrobust.pipeline.provenance import training_conditions
+from qrobust.pipeline.provenance import rendered_data, trained_shifts
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import choices_key, stage
 from qrobust.pipeline.start import look
 from qrobust.quantization.ptq import build, observe
-from qrobust.quantization.qat import QatFit, convert_qat, prepare_qat
+from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
-from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.saturation import saturation_risk
-from qrobust.quantization.sensitivity import Fidelity, layer_effects, layer_noise
+from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.quantization.tracing import computed_weights, folded
+from qrobust.record import (
+    Audit,
+    Fidelity,
+    KeptFloat,
+    LayerEffect,
+    LayerNoise,
+    Macs,
+    QatFit,
+    QatTraining,
+    Quantization,
+    QuantizationResult,
+    RecipeChoices,
+    SaturationRisk,
+    ValidationAgreement,
+    taken,
+)
 from qrobust.shifts.filters import to_unit
 
 NOISE_IMAGES, NOISE_PIXELS = 32, 2**19
@@ -57,20 +71,19 @@ def quantize(run: Run) -> None:
 
 def _quantize(run: Run) -> None:
     quantized = run.quantized  # made before the folder was, so that what cannot be quantized leaves nothing
-    with stage(run, "quantize", began_s=quantized.seconds) as result:
-        fake_quantized, fit, shifted = quantized.module, None, []
-        if run.config.qat.epochs:
-            shifted = training_conditions(run) if run.config.qat.shifts else []
-            fake_quantized, fit = _trained(run, quantized, shifted)
-            result["earlier_s"] = fit.earlier_s
+    with stage(run, "quantize", began_s=quantized.seconds) as running:
+        fake_quantized, fit, config = quantized.module, None, run.config.qat
+        if config.epochs:
+            fake_quantized, fit = _trained(run, quantized)
+            running.earlier_s = fit.earlier_s
         floating = folded(run.model, quantized.observed.images[:1])
         in_float = [n for n, bits in quantized.recipe.for_layers(quantized.observed.layers).items() if bits is None]
         graphs = (
             export_checked(run, "float", floating, network=run.model),
             export_checked(run, "int8", fake_quantized),
         )
-        result |= as_result(*graphs)
-        _warn_of_float(run, result["audit"]["int8"], len(in_float), floating)
+        audited = graphs[1].audit
+        _warn_of_float(run, audited, len(in_float), floating)
         run.save_model()
         run.save_fake_quantized(fake_quantized)
         run.require_folder().drop_checkpoints(run.require_folder().checkpoints.glob("qat-*"))
@@ -80,34 +93,37 @@ def _quantize(run: Run) -> None:
             quantized.module,  # what was trained differs from the float model by more than quantization
             quantized.observed.images[: len(run.data.validation.at_most(NOISE_IMAGES, NOISE_PIXELS))],
         )
-        result["quantization"] = {
-            "target": run.config.quantization.target,
-            "recipe": asdict(quantized.recipe),
-            "trials": [asdict(t) for t in quantized.trials],
-            "validation": _validated(run, {graph.name: graph.logits for graph in graphs}),
-            "kept_in_float": in_float,
-            "keep_float_auto": _bought(run, quantized.gained, result["audit"]["int8"]),
-            "layer_noise": [asdict(n) for n in noise],
-            "layer_effects": [asdict(e) for e in quantized.effects],
-            "qat": asdict(fit) | {"shifts": sorted({name for name, _ in shifted})} if fit else None,
-            "saturation": _saturation(run, fake_quantized),
-        }
-        result["macs"] = {"classifier": count_macs(run.model, size, run.model.channels)}
-        result["twin_hash"] = state_hash(fake_quantized)
-        result["splits"] = run.data.summary()
-        result["skipped_images"] = list(run.data.skipped)
-        result["left_out"] = [asdict(entry) for entry in run.data.left_out]
-        result["duplicates"] = [asdict(entry) for entry in run.duplicates]
-        result["class_names"] = list(run.data.class_names)
-        result["preprocessing"] = asdict(run.preprocessing)
-        result["start"] = asdict(run.start or look(run))
-        result["image_size"] = size
-        result["channels"] = run.model.channels
+        quantization = Quantization(
+            target=run.config.quantization.target,
+            recipe=taken(RecipeChoices, quantized.recipe),
+            trials=tuple(quantized.trials),
+            validation=_validated(run, {graph.name: graph.logits for graph in graphs}),
+            kept_in_float=tuple(in_float),
+            keep_float_auto=_bought(run, quantized.gained, audited),
+            layer_noise=tuple(noise),
+            layer_effects=tuple(quantized.effects),
+            qat=taken(QatTraining, fit, shifts=trained_shifts(run) if config.shifts else ()) if fit else None,
+            saturation=_saturation(run, fake_quantized),
+        )
+        running.result = taken(
+            QuantizationResult,
+            exported(*graphs),
+            quantization=quantization,
+            macs=Macs(classifier=count_macs(run.model, size, run.model.channels)),
+            quantized_hash=state_hash(fake_quantized),
+            splits=run.data.summary(),
+            skipped_images=tuple(run.data.skipped),
+            left_out=tuple(run.data.left_out),
+            duplicates=tuple(run.duplicates),
+            class_names=tuple(run.data.class_names),
+            preprocessing=run.preprocessing,
+            start=run.start or look(run),
+            image_size=size,
+            channels=run.model.channels,
+        )
 
 
-def _trained(
-    run: Run, quantized: FakeQuantizedModel, shifted: list[tuple[str, int]]
-) -> tuple[fx.GraphModule, QatFit]:
+def _trained(run: Run, quantized: FakeQuantizedModel) -> tuple[fx.GraphModule, QatFit]:
     """Quantization-aware training; one that was killed goes on from its checkpoint."""
     folder, config, training = run.require_folder(), run.config, run.data.training
     folder.checkpoints.mkdir(exist_ok=True)
@@ -116,7 +132,7 @@ def _trained(
     fit = finetune(
         trainable,
         folded(run.model, quantized.observed.images[:1]),
-        TrainingData(training, shifted, run.table),
+        rendered_data(run, training) if config.qat.shifts else TrainingData(training, [], run.table),
         run.data.validation,
         config.qat,
         steps=max(1, round(config.qat.epochs * len(training) / batch_size)),
@@ -124,17 +140,20 @@ def _trained(
         seed=config.seed,
         checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
         reporter=run.reporter,
+        device=run.device,
     )
     return convert_qat(trainable) if fit.best_step else quantized.module, fit
 
 
-def _validated(run: Run, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _validated(run: Run, logits: dict[str, torch.Tensor]) -> ValidationAgreement:
     """Accuracy and agreement of both graphs, as onnxruntime runs them, on validation images."""
     labels = run.data.validation.at_most(PARITY_IMAGES).labels
     predicted = {name: values.argmax(1) for name, values in logits.items()}
     right = {name: int((prediction == labels).sum()) for name, prediction in predicted.items()}
-    n, lost = len(labels), right["float"] - right["int8"]
-    if lost >= MATERIAL * n:
+    n, primary = len(labels), run.primary
+    values = {name: primary.value((found == labels).numpy(), labels.numpy()) for name, found in predicted.items()}
+    before, after = values["float"], values["int8"]
+    if before - after >= MATERIAL:
         config = run.config.quantization
         remedies = {
             "--ptq auto": config.ptq != "auto",
@@ -144,72 +163,69 @@ def _validated(run: Run, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
         }
         untried = [remedy for remedy, missing in remedies.items() if missing]
         run.reporter.warn(
-            f"warning: INT8 loses {100 * lost / n:.1f} points of accuracy on {n:,} validation images "
-            f"({100 * right['float'] / n:.1f} -> {100 * right['int8'] / n:.1f} %); try {', '.join(untried)}"
+            f"warning: INT8 loses {100 * (before - after):.1f} points of {primary.told} on {n:,} validation images "
+            f"({100 * before:.1f} -> {100 * after:.1f} %); try {', '.join(untried)}"
         )
-    return {
-        "n": n,
-        "accuracy": {name: count / n for name, count in right.items()},
-        "interval": {name: list(wilson_interval(count, n)) for name, count in right.items()},
-        "agreement": float((predicted["float"] == predicted["int8"]).double().mean()),
-    }
+    return ValidationAgreement(
+        n=n,
+        accuracy={name: count / n for name, count in right.items()},
+        interval={name: wilson_interval(count, n) for name, count in right.items()},
+        agreement=float((predicted["float"] == predicted["int8"]).double().mean()),
+        primary=None if primary.is_accuracy else values,
+    )
 
 
-def _warn_of_float(run: Run, audited: dict[str, Any], on_purpose: int, floating: fx.GraphModule) -> None:
+def _warn_of_float(run: Run, audited: Audit, on_purpose: int, floating: fx.GraphModule) -> None:
     """Tell what the network computes in float because it has no integer form here, as the products of attention."""
-    left = audited["quantizable_ops"] - audited["integer_ops"] - on_purpose
+    left = audited.quantizable_ops - audited.integer_ops - on_purpose
     if left <= 0:
         return
-    kinds = ", ".join(f"{n} {kind}" for kind, n in audited["float_compute"].items())
-    share = audited["integer_mac_share"]
+    kinds = ", ".join(f"{n} {kind}" for kind, n in audited.float_compute.items())
+    share = audited.integer_mac_share
     work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
     path = run.require_folder().graph("int8")
     if weights := computed_weights(floating):
         more = f" and {len(weights) - 1} more" if weights[1:] else ""
         why = f"weights computed in the forward pass, from {weights[0]!r}{more}; store what is computed as the weight"
     else:
-        explained = audit(path, signed_activations=run.target.signed or None, explain=True)
-        blocked = sorted(explained["blocked"], key=lambda found: -(found["macs"] or 0))
-        reasons = [reason for found in blocked for reason in found["reasons"]]
-        why = next((r["why"] for r in reasons if r["code"] in NO_INTEGER_FORM), reasons[0]["why"])
+        explained = explained_audit(path, signed_activations=run.target.signed or None)
+        blocked = sorted(explained.blocked, key=lambda found: -(found.macs or 0))
+        reasons = [reason for found in blocked for reason in found.reasons]
+        why = next((reason.why for reason in reasons if reason.code in NO_INTEGER_FORM), reasons[0].why)
     idle = "" if share is None or share > NOTHING else "; int8.onnx is no faster than float.onnx"
     run.reporter.warn(
-        f"warning: {left} of {audited['quantizable_ops']} convolutions and matrix products have no integer form "
+        f"warning: {left} of {audited.quantizable_ops} convolutions and matrix products have no integer form "
         f"here and stay in float ({kinds}{work}): {why}{idle} (more: `qrobust audit {path}`)"
     )
 
 
-def _bought(run: Run, gained: tuple[Fidelity, Fidelity] | None, audited: dict[str, Any]) -> dict[str, Any] | None:
+def _bought(run: Run, gained: tuple[Fidelity, Fidelity] | None, audited: Audit) -> KeptFloat | None:
     """What the layers that `--keep-float auto:N` left in float buy (before training), and what they cost."""
     if gained is None:
         return None
     without, kept = gained
-    share = audited["integer_mac_share"]
+    share = audited.integer_mac_share or 0.0  # its layers tell their work; without any on integers it is none
     run.reporter.say(
         f"kept in float: divergence from float {without.divergence:.4f} -> {kept.divergence:.4f}, agreement "
         f"{100 * without.agreement:.1f} -> {100 * kept.agreement:.1f} % (n = {kept.n}), for "
         f"{100 * (1 - share):.1f} % of "
         f"the multiply-accumulates in float"
     )
-    return {
-        "without": asdict(without),
-        "kept": asdict(kept),
-        "float_mac_share": 1 - share,
-    }
+    return KeptFloat(without=without, kept=kept, float_mac_share=1 - share)
 
 
-def _saturation(run: Run, fake_quantized: fx.GraphModule) -> dict[str, Any] | None:
+def _saturation(run: Run, fake_quantized: fx.GraphModule) -> SaturationRisk | None:
     """What an x86 CPU without VNNI would make of the fake-quantized model; None where activations are signed."""
     if run.target.signed:
         return None
     deployed = run.data.validation.at_most(SATURATION_IMAGES, SATURATION_PIXELS)
     found = saturation_risk(fake_quantized, ((to_unit(images), labels) for images, labels in deployed.batches(16)))
-    if not found["proven"] and run.config.quantization.target == "x86-avx2":
+    if not found.proven and run.config.quantization.target == "x86-avx2":
         raise ExportCheckError("saturation: weights of 7 bits overflow 16-bit pair sums, which is a fault of qrobust")
-    lost = found["accuracy"] - found["accuracy_without_vnni"]
+    lost = found.accuracy - found.accuracy_without_vnni
     expected = (
-        f"{100 * found['accuracy_without_vnni']:.1f} % instead of {100 * found['accuracy']:.1f} % (simulated on "
-        f"{found['n']} validation images)"
+        f"{100 * found.accuracy_without_vnni:.1f} % instead of {100 * found.accuracy:.1f} % (simulated on "
+        f"{found.n} validation images)"
     )
     if lost > MATERIAL:
         run.reporter.warn(
@@ -217,30 +233,31 @@ def _saturation(run: Run, fake_quantized: fx.GraphModule) -> dict[str, Any] | No
             f"{', and this is one' if sums_saturate() else ''}"
         )
     else:
-        run.reporter.detail("without VNNI: nothing can saturate" if found["proven"] else f"without VNNI: {expected}")
+        run.reporter.detail("without VNNI: nothing can saturate" if found.proven else f"without VNNI: {expected}")
     return found
 
 
-def sensitivity(run: Run) -> list[dict[str, Any]]:
+def sensitivity(run: Run) -> list[tuple[LayerNoise, LayerEffect]]:
     """What each layer alone costs, measured on validation images and added to the quantize stage's result.
 
     Of the quantized model before any training, whose weights are no longer the float model's.
     """
     folder = run.require_folder()
-    stage = folder.need_stage("quantize", "quantize")
+    done = folder.need_result(QuantizationResult, "quantize", "quantize")
     torch.set_num_threads(run.config.threads)
-    kept, judge = stage["quantization"], run.data.validation.at_most(SENSITIVITY_IMAGES)
-    recipe = Recipe.from_json(kept["recipe"])
-    observed = observe(run.model, calibration_batches(run.data.calibration, run.reporter), recipe)
-    fake_quantized = build(observed, run.target, recipe, seed=run.config.seed)
-    with run.reporter.bar("judge layers", len(observed.layers)) as bar:
-        found = layer_effects(observed.graph, fake_quantized, judge, lambda name: bar.update(1, name))
+    kept, validation = done.quantization, run.data.validation.at_most(SENSITIVITY_IMAGES)
+    batches = calibration_batches(run.data.calibration, run.reporter)
+    observed = observe(run.model, batches, run.recipe, device=run.device)
+    fake_quantized = build(observed, run.target, run.recipe, seed=run.config.seed, device=run.device)
+    with run.reporter.bar("measure layers", len(observed.layers)) as bar:
+        found = layer_effects(
+            observed.graph, fake_quantized, validation, lambda name: bar.update(1, name), device=run.device
+        )
     # Of layers that were left in float for their effects, what is known stays.
-    effects = {effect["name"]: effect for effect in [*kept["layer_effects"], *map(asdict, found)]}
-    if strange := [noise["name"] for noise in kept["layer_noise"] if noise["name"] not in effects]:
+    effects = {effect.name: effect for effect in [*kept.layer_effects, *found]}
+    if strange := [noise.name for noise in kept.layer_noise if noise.name not in effects]:
         raise InputError(
             f"run folder: another version called its layers otherwise ({strange[0]}); run `qrobust quantize` again"
         )
-    kept["layer_effects"] = list(effects.values())
-    folder.finish("quantize", stage)
-    return [noise | effects[noise["name"]] for noise in kept["layer_noise"]]
+    folder.finish("quantize", replace(done, quantization=replace(kept, layer_effects=tuple(effects.values()))))
+    return [(noise, effects[noise.name]) for noise in kept.layer_noise]

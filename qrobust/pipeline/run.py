@@ -26,6 +26,7 @@ from qrobust.data.splits import Data
 from qrobust.data.target_images import TargetImages, folder_of, naming_target_images, open_target_images
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
+from qrobust.device import Device, find_device
 from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
@@ -38,12 +39,11 @@ from qrobust.pipeline.run_folder import RunFolder, open_run
 from qrobust.preprocessing import Preprocessing, choose_size, resolve
 from qrobust.progress import Reporter
 from qrobust.quantization.ptq import restore
-from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
+from qrobust.quantization.quantize import SEARCH_IMAGES, FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.record import Duplicates
+from qrobust.record import CompensationResult, Duplicates, QuantizationResult, taken
 from qrobust.record.start import Start
-from qrobust.record.typed_json import from_json
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
 from qrobust.storage import atomic_write
@@ -95,12 +95,16 @@ class Run:
             InputError: the folder is not a run's, or is of another model.
         """
         folder, kept, own = open_run(path, **{name: value for name, value in changes.items() if name != "model"})
-        model, shifts = changes.get("model"), changes.get("shifts") or ()
+        model, shifts = changes.get("model"), (*(changes.get("shifts") or ()), *(changes.get("train_on") or ()))
         if model is not None and not same_code(str(model), kept.model.spec):
             raise InputError(f"model: {path} is a run of {kept.model.spec}, got {model}")
         run = cls(own, folder, reporter)  # a new run's files run as named; these run on terms, set from here on
         govern(
-            {**dict.fromkeys(own.shifts.names, "shifts"), own.model.spec: "model"},
+            {
+                **dict.fromkeys(own.shifts.train_on, "train-on"),
+                **dict.fromkeys(own.shifts.names, "shifts"),
+                own.model.spec: "model",
+            },
             owner=path,
             named=[*named, *shifts, *([own.model.spec] if model is not None else [])],
             anew=shifts,
@@ -113,7 +117,8 @@ class Run:
     @property
     def code_specs(self) -> list[str]:
         """Every `FILE.py:NAME` that the configuration names."""
-        return [spec for spec in (self.config.model.spec, *self.config.shifts.names) if is_code(spec)]
+        shifts = dict.fromkeys((*self.config.shifts.names, *self.config.shifts.train_on))
+        return [spec for spec in (self.config.model.spec, *shifts) if is_code(spec)]
 
     @property
     def config_with_code(self) -> RunConfig:
@@ -148,6 +153,11 @@ class Run:
         return find_target(self.config.quantization.target)
 
     @cached_property
+    def device(self) -> Device:
+        """Where torch trains and attacks."""
+        return find_device(self.config.device)
+
+    @cached_property
     def _opened(self) -> Data:
         """Before it is known how the network reads images."""
         with self._named_by_the_folder():
@@ -175,14 +185,14 @@ class Run:
         Raises:
             InputError: neither the user nor the model says size or normalisation.
         """
-        stage = self.folder.stage("quantize") if self.folder else None
-        if stage and stage.get("preprocessing"):
-            return from_json(Preprocessing, stage["preprocessing"], self.require_folder().path)
+        done = self.folder.result(QuantizationResult, "quantize") if self.folder else None
+        if done and done.preprocessing:
+            return done.preprocessing
         spec, native_size, chosen = self.config.model.spec, self._opened.native_size, self.config.preprocessing
         preset = preset_of(self.model_spec, self._network)
-        if stage:  # of a version that kept the size alone; own code without a normalisation had none
-            preset = replace(preset, image_size=stage["image_size"], normalization=preset.normalization or "none")
-            chosen = replace(chosen, image_size=stage["image_size"])
+        if done:  # of a version that kept the size alone; own code without a normalisation had none
+            preset = replace(preset, image_size=done.image_size, normalization=preset.normalization or "none")
+            chosen = replace(chosen, image_size=done.image_size)
         size = choose_size(chosen, preset, native_size, spec)
         channels = channels_of(self._network, spec, len(self._opened.class_names), size)
         return resolve(chosen, preset, size, native_size=native_size, channels=channels)
@@ -282,6 +292,8 @@ class Run:
         labels = self.data.validation.labels.numpy()
         asked = self.config.evaluation.primary
         found = find_primary(asked, self.data.class_names, labels)
+        for split in (self.data.validation.at_most(SEARCH_IMAGES), self.data.test):  # refused now, not after training
+            found.weights(split.labels.numpy())
         if asked == AUTO and not found.is_accuracy:
             self.reporter.say(
                 "classes are uneven: balanced accuracy decides; --primary accuracy chooses that instead"
@@ -300,8 +312,15 @@ class Run:
             self.config.quantization,
             primary=self.primary,
             seed=self.config.seed,
+            device=self.device,
             reporter=self.reporter,
         )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the folder's fake-quantized model was made by."""
+        done = self.require_folder().need_result(QuantizationResult, "quantize", "quantize")
+        return taken(Recipe, done.quantization.recipe)
 
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
@@ -313,27 +332,26 @@ class Run:
         return self._restored(self.require_folder().integers(remedy), f"compensate --remedy {remedy}")
 
     def _restored(self, path: Path, command: str) -> fx.GraphModule:
-        stage = self.require_folder().need_stage("quantize", "quantize")
         return restore(
             self.model,
             self.target,
             self.data.image_size,
             _integers(path, command),
             channels=self.model.channels,
-            recipe=Recipe.from_json(stage["quantization"]["recipe"]),
+            recipe=self.recipe,
         )
 
     @cached_property
     def calibrator(self) -> nn.Module:
         """The frozen integer calibrator that the folder holds."""
-        stage = self.require_folder().need_stage("compensate", "compensate")
-        if stage.get("calibrator_version") != CALIBRATOR_VERSION:
+        done = self.require_folder().need_result(CompensationResult, "compensate", "compensate")
+        if done.calibrator_version != CALIBRATOR_VERSION:
             raise InputError(
                 f"run folder: the calibrator in {self.require_folder().path} is of another version of qrobust; "
                 "run `qrobust compensate` again"
             )
         size, channels = self.data.image_size, self.model.channels
-        fresh = new_calibrator(size, stage["width"], tuple(stage["branches"]), channels, self.config.seed)
+        fresh = new_calibrator(size, done.width, done.branches, channels, self.config.seed)
         return restore(
             fresh.eval(),
             self.target,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from qrobust.errors import InputError
 from qrobust.pipeline.config import RunConfig
@@ -66,8 +66,11 @@ class RunFolder:
         """The ONNX file of a graph."""
         return self.file(f"{name}.onnx")
 
-    def stage(self, name: str) -> Any | None:
-        """What a finished stage left, or None."""
+    def is_done(self, name: str) -> bool:
+        """Whether a stage is finished."""
+        return self._stage(name) is not None
+
+    def _stage(self, name: str) -> Mapping[str, object] | None:
         path = self.stages / f"{name}.json"
         found = read_json(path) if path.exists() else None
         if found is not None and not {"choices", "duration_s"} <= set(found):
@@ -80,7 +83,7 @@ class RunFolder:
         Raises:
             InputError: the file is damaged; one line names the key.
         """
-        found = self.stage(name)
+        found = self._stage(name)
         return None if found is None else from_json(kind, found, self.stages / f"{name}.json")
 
     def need_result(self, kind: type[R], name: str, command: str) -> R:
@@ -89,7 +92,10 @@ class RunFolder:
         Raises:
             InputError: as for `result`, or it has not run; the message says which command to run.
         """
-        return from_json(kind, self.need_stage(name, command), self.stages / f"{name}.json")
+        result = self.result(kind, name)
+        if result is None:
+            raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
+        return result
 
     def integers(self, remedy: str) -> Path:
         """The integers of the classifier that a remedy trained."""
@@ -101,20 +107,9 @@ class RunFolder:
 
     def graphs(self) -> list[str]:
         """Names of the graphs whose stages are done."""
-        return [name for name in (*GRAPHS, *REMEDIES) if self.stage(MADE_BY.get(name, name))]
+        return [name for name in (*GRAPHS, *REMEDIES) if self.is_done(MADE_BY.get(name, name))]
 
-    def need_stage(self, name: str, command: str) -> Any:
-        """What a finished stage left.
-
-        Raises:
-            InputError: it has not run; the message says which command to run.
-        """
-        result = self.stage(name)
-        if result is None:
-            raise InputError(f"run folder: {self.path} has no finished {name!r} stage; run `qrobust {command}` first")
-        return result
-
-    def finish(self, name: str, result: dict[str, Any]) -> None:
+    def finish(self, name: str, result: StageResult) -> None:
         """Record that a stage is done, last of all it writes."""
         self.stages.mkdir(exist_ok=True)
         write_sealed(self.stages / f"{name}.json", to_json(result))
@@ -142,7 +137,7 @@ class RunFolder:
             (self.stages / f"{name}.json").unlink(missing_ok=True)
 
 
-def is_run(config: dict[str, Any]) -> bool:
+def is_run(config: Mapping[str, object]) -> bool:
     """Whether a folder's `config.json` is a run's."""
     return {"model", "data", "target", "calibration_images"} <= set(config)
 
@@ -152,7 +147,7 @@ def check_folder(
     *,
     overwrite: bool,
     kind: str = "run",
-    made: Callable[[dict[str, Any]], bool] = is_run,
+    made: Callable[[Mapping[str, object]], bool] = is_run,
     resumable: bool = True,
 ) -> None:
     """Whether a new run may have this folder.
@@ -225,7 +220,7 @@ def create_folder(path: Path, config: RunConfig, *, overwrite: bool) -> RunFolde
     return RunFolder(begin_folder(path, config.as_json()))
 
 
-def begin_folder(path: Path, config: dict[str, Any]) -> Path:
+def begin_folder(path: Path, config: Mapping[str, object]) -> Path:
     """A place in the claimed folder with nothing but a configuration; what the folder held stays.
 
     Raises:
@@ -252,5 +247,5 @@ def other_unfinished(place: Path) -> str:
 
 def discard_unfinished(folder: RunFolder) -> None:
     """Remove a run of which not even the first stage is done, nor any training begun; any other is kept."""
-    if not folder.stage("quantize") and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
+    if not folder.is_done("quantize") and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
         discard(folder.path)

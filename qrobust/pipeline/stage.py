@@ -1,4 +1,4 @@
-"""What stages have in common: a stage is done or has left nothing; a graph passes its gates or is not there."""
+"""What stages have in common: a stage is done or has left nothing; a graph passes its checks or is not there."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
-from qrobust.shifts.registry import find_shift
+from qrobust.record import StageResult, to_json
+from qrobust.shifts.registry import find_shift, training_sets
 from qrobust.storage import write_json
 
 # Choices that no training depends on.
 MEASURING = (
+    "shifts",
     "scenarios",
     "threads",
+    "device",
     "test_images",
     "attacks",
     "attack_images",
@@ -34,9 +37,22 @@ STAGES = ("quantize", "compensate", "export", "evaluate")
 COMPARED = ("compensate", *REMEDIES, TORCH_ONLY)
 
 
+@dataclass
+class RunningStage:
+    """A stage while it runs.
+
+    Attributes:
+        result: what it leaves, to be set before it ends.
+        earlier_s: seconds of its training by processes that were killed.
+    """
+
+    result: StageResult = field(default_factory=StageResult)
+    earlier_s: float = 0.0
+
+
 @contextmanager
-def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Time a stage, begun so many seconds ago; on success store what it put into the yielded dict.
+def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[RunningStage]:
+    """Time a stage, begun so many seconds ago; on success store the `result` of what is yielded.
 
     What was done before stays done until it is replaced, however this ends; only quantization, which replaces files
     as it goes, and all that builds on it are undone from its start on.
@@ -47,15 +63,14 @@ def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[dict[str, Any]]
         invalidate(run, name)
     torch.set_num_threads(run.config.threads)
     started = time.perf_counter() - began_s
-    result: dict[str, Any] = {}
-    yield result
-    result["choices"] = choices_key(run, name) if name in COMPARED else None
-    earlier = result.pop("earlier_s", 0.0)  # by processes that were killed
-    result["duration_s"] = round(time.perf_counter() - started + earlier, 3)
+    running = RunningStage()
+    yield running
+    choices = choices_key(run, name) if name in COMPARED else None
+    duration_s = round(time.perf_counter() - started + running.earlier_s, 3)
     invalidate(run, name)
     write_json(folder.config, run.config_with_code.as_json())
-    folder.finish(name, result)
-    run.reporter.detail(f"{name} done in {result['duration_s']:.1f} s")
+    folder.finish(name, replace(running.result, choices=choices, duration_s=duration_s))
+    run.reporter.detail(f"{name} done in {duration_s:.1f} s")
 
 
 def invalidate(run: Run, name: str) -> None:
@@ -66,8 +81,8 @@ def invalidate(run: Run, name: str) -> None:
 
 def is_current(run: Run, name: str) -> bool:
     """Whether a stage is done, and was done with the choices of now."""
-    done = run.require_folder().stage(name)
-    return done is not None and done["choices"] == choices_key(run, name)
+    done = run.require_folder().result(StageResult, name)
+    return done is not None and done.choices == choices_key(run, name)
 
 
 def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
@@ -79,8 +94,9 @@ def choices_key(run: Run, kind: str, without: tuple[str, ...] = ()) -> str:
         without: choices that this does not depend on.
     """
     choices = {k: v for k, v in sorted(run.config.as_json().items()) if k not in (*MEASURING, "code", *without)}
-    own = {name: shift.version for name, _ in run.conditions if (shift := find_shift(name)).is_custom}
+    names = training_sets(run.config.shifts.train_on)[1]
+    own = {name: shift.version for name in names if (shift := find_shift(name)).is_custom}
     if version := run.model_spec.version:
         own["model"] = version
-    found = [part for part in (own, run.target_images and run.target_images.summary()) if part]
+    found = [part for part in (own, run.target_images and to_json(run.target_images.summary())) if part]
     return hashlib.sha256(repr((choices, kind, *found)).encode()).hexdigest()[:12]

@@ -11,7 +11,7 @@ from qrobust.pipeline.baselines import make_baseline
 from qrobust.pipeline.compensate import compensate
 from qrobust.pipeline.evaluate import evaluate
 from qrobust.pipeline.export import export
-from qrobust.pipeline.provenance import check_images, check_unseen, training_data
+from qrobust.pipeline.provenance import check_images, training_data
 from qrobust.pipeline.quantize import quantize, sensitivity
 from qrobust.pipeline.report import write_report
 from qrobust.pipeline.run import Run
@@ -23,9 +23,9 @@ from qrobust.remedies import CALIBRATOR, LADDER, RETRAINED
 __all__ = [
     "compare",
     "compensate",
+    "delete_compensation",
     "evaluate",
     "export",
-    "forget_compensation",
     "make_baseline",
     "quantize",
     "run_all",
@@ -37,7 +37,7 @@ __all__ = [
 def run_all(run: Run, *, resume: bool) -> Record:
     """All stages; with `resume`, those that are not done."""
     for name, stage in zip(STAGES, (quantize, compensate, export, evaluate), strict=True):
-        if resume and run.require_folder().stage(name):
+        if resume and run.require_folder().is_done(name):
             run.reporter.say(f"{name}: done before, kept")
             continue
         stage(run)
@@ -53,30 +53,29 @@ def compare(run: Run, *, baselines: bool = False) -> Record:
     """
     folder, failed = run.require_folder(), set()
     check_images(run)
-    check_unseen(run)
     training_data(run)  # what no remedy could use is refused
     try:
         if not is_current(run, "compensate"):
             compensate(run)
-        if not folder.stage("export"):
+        if not folder.is_done("export"):
             export(run)
     except QRobustError as error:
         failed.add("calibrator")
         run.reporter.warn(f"warning: calibrator left out: {error}")
     wanted = [name for name in LADDER if name != CALIBRATOR]
-    for method in (*wanted, *BASELINES, TORCH_ONLY) if baselines else wanted:
-        if is_current(run, method):
+    for remedy in (*wanted, *BASELINES, TORCH_ONLY) if baselines else wanted:
+        if is_current(run, remedy):
             continue
         try:
-            make_baseline(run, method)
+            make_baseline(run, remedy)
         except QRobustError as error:
-            failed.add(method)
-            run.reporter.warn(f"warning: {method} left out: {error}")
+            failed.add(remedy)
+            run.reporter.warn(f"warning: {remedy} left out: {error}")
     evaluate(run, without=failed)  # what was made with other choices stays
     return write_report(run.require_folder(), run.config)
 
 
-def forget_compensation(run: Run) -> None:
+def delete_compensation(run: Run) -> None:
     """Take every way to compensate out of the run, so that the next evaluation measures the INT8 graph alone."""
     folder = run.require_folder()
     folder.delete_stages("compensate", "export", "evaluate", *REMEDIES, TORCH_ONLY)

@@ -64,7 +64,8 @@ def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
     images = to_unit(data.validation.first(TIMED).read(slice(None)))
     with torch.inference_mode():
         float_s = seconds_of(lambda: run.model(images)) / len(images)
-    gradient_s = seconds_of(lambda: input_gradient(quantized.module, images, lambda z: z.amax(1))) / len(images)
+    attacked = run.device.classifier(quantized.module)
+    gradient_s = seconds_of(lambda: input_gradient(attacked, images, lambda z: z.amax(1))) / len(images)
     found = {"observe": quantized.seconds}
     if config.qat.epochs:
         found["train the classifier"] = config.qat.epochs * len(data.training) * (gradient_s + float_s)
@@ -79,6 +80,7 @@ def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
         len(data.validation),
         config.calibrator,
         seed=config.seed,
+        device=run.device,
     )
     per_image = float_s + 2 * seconds_of(lambda: deployed(images)) / len(images) + calibrator_s
     n, attacks = len(data.test), config.attacks
@@ -87,8 +89,8 @@ def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
     if attacks.level == "quick" and attacks.images:
         budgets = balls(attacks.tried_norms, attacks.epsilons, attacks.l2_epsilons, data.image_size)
         trials = plan("quick", budgets, GRAPHS, steps=attacks.steps, side=data.image_size, seed=config.seed)
-        attacked = sum(trial.kind == "white-box" for trial in trials) * attacks.steps * min(attacks.images, n)
-        found["attack"] = attacked * (gradient_s + calibrator_s)
+        gradients = sum(trial.kind == "white-box" for trial in trials) * attacks.steps * min(attacks.images, n)
+        found["attack"] = gradients * (gradient_s + calibrator_s)
     return found
 
 

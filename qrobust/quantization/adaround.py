@@ -14,9 +14,9 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from qrobust.device import fast_arithmetic
 from qrobust.quantization.integer_layers import IntegerConv2d
 from qrobust.quantization.layerwise import LayerExecution, execute_layerwise
-from qrobust.training_loop import fast_arithmetic
 
 # The paper's rectified sigmoid, regulariser and annealing (section 3.3 and appendix).
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
@@ -72,7 +72,7 @@ def _learn(visit: LayerExecution, steps: int, generator: torch.Generator) -> Non
         chosen = torch.randint(len(wanted), (min(BATCH, len(wanted)),), generator=generator)
         optimizer.zero_grad()
         weight = (floor + up()).clamp(-layer.qmax, layer.qmax) * scale
-        with fast_arithmetic(enabled=not _depthwise(layer)):
+        with fast_arithmetic(weight.device, enabled=not _depthwise(layer)):
             output = layer.apply_weight(visit.input[chosen], weight)
         error = (output.float().clamp(low, high) - wanted[chosen]).square().mean() / spread
         warm = WARM_UP * steps

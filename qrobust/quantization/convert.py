@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
+from qrobust.device import CPU
 from qrobust.errors import InputError, RangeError
 from qrobust.quantization.integer_layers import (
     ActivationQuantizer,
@@ -81,7 +82,8 @@ def _frozen(
     bits: Bits,
     parameters: Callable[[Observer, fx.Node, int, int], tuple[float, int]],
 ) -> fx.GraphModule:
-    fake_quantized = copy.deepcopy(prepared)
+    # On the CPU, so that the same float weights become the same integers on every device.
+    fake_quantized = copy.deepcopy(prepared).to(CPU)
     widths = _activation_bits(fake_quantized, bits)
     made: dict[int, ActivationQuantizer] = {}
     for node, observer in calls(fake_quantized, Observer):

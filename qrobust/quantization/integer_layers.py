@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qrobust.device import on_cpu, strided_depthwise_is_slow
 from qrobust.errors import InputError
 
 LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
@@ -129,7 +130,8 @@ class _IntegerLayer(nn.Module, ABC):
 
     def shift_bias(self, by: torch.Tensor) -> None:
         """Add `by` `(out,)` to the bias, rounded to its integers, in place."""
-        moved = self.bias_int.to(torch.float64) + (by.to(torch.float64) / self.bias_scale).round()
+        by = on_cpu(by).to(torch.float64) / on_cpu(self.bias_scale)  # not every device has float64
+        moved = on_cpu(self.bias_int).to(torch.float64) + by.round()
         self.bias_int.copy_(moved.clamp(-LARGEST_BIAS, LARGEST_BIAS).to(torch.int32))
 
     def amplify(self, by: float) -> None:
@@ -217,8 +219,7 @@ def convolve(
     groups: int,
 ) -> torch.Tensor:
     """`F.conv2d` with zeros at the left, right, top and bottom."""
-    if groups == x.shape[1] > 1 and max(stride) > 1 and x.requires_grad and torch.is_autocast_enabled("cpu"):
-        # On CPUs the gradient of a strided depthwise convolution takes 10 to 80 times a dense one's in bfloat16.
+    if groups == x.shape[1] > 1 and max(stride) > 1 and strided_depthwise_is_slow(x):
         dense = convolve(x, weight, bias, (1, 1), padding, dilation, groups)
         return dense[:, :, :: stride[0], :: stride[1]]
     left, right, top, bottom = padding

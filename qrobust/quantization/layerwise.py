@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from qrobust.device import device_of
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization.rewrites.fx_utils import public_name
 
@@ -78,8 +79,10 @@ def execute_layerwise(
     Args:
         prepared: the observed float graph that the fake-quantized model was made from.
         fake_quantized: frozen.
-        images: one batch `(N, C, S, S)` in [0, 1]; memory is what this batch's activations take, twice.
+        images: one batch `(N, C, S, S)` in [0, 1], moved to where the graphs are; memory is what its activations
+            take, twice.
     """
+    images = images.to(device_of(prepared))
     floating, quantized = _Run(prepared, images), _Run(fake_quantized, images)
     layers = dict(prepared.named_modules(remove_duplicate=False))
     modules = dict(fake_quantized.named_modules(remove_duplicate=False))

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from qrobust.device import on_cpu
+
 BINS = 2048
 # Values of one tensor that the histogram looks at, or up to twice as many: more would not move a range.
 SAMPLED = 2**20
@@ -68,7 +70,7 @@ class Observer(nn.Module):
         step = max(1, x.numel() // SAMPLED)
         while math.gcd(step, x.shape[-1] if x.ndim else 1) != 1:
             step += 1  # else some columns of the image would never be looked at
-        self.counts += torch.histc(x.flatten()[::step], BINS, self.left, self.left + self.width).double()
+        self.counts += on_cpu(torch.histc(x.flatten()[::step], BINS, self.left, self.left + self.width)).double()
 
     def centres(self) -> torch.Tensor:
         """The middle of each bin `(2048,)`, none outside the values seen."""

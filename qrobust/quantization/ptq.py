@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import fx, nn
 
 from qrobust.classifier import Normalization, refuse_quantized
 from qrobust.data.splits import Split
+from qrobust.device import CPU_ONLY, Device, device_of
 from qrobust.errors import InputError
 from qrobust.quantization.adaround import learn_rounding
 from qrobust.quantization.bias_correction import correct_biases
@@ -94,6 +96,7 @@ def observe(
     recipe: Recipe,
     *,
     leaves: tuple[type[nn.Module], ...] = (),
+    device: Device = CPU_ONLY,
 ) -> Observed:
     """Let a float network see the calibration images, once, in bounded memory.
 
@@ -102,25 +105,24 @@ def observe(
         calibration_images: batches `(N, C, S, S)` in [0, 1].
         recipe: decides equalization and which layers stay in float.
         leaves: module classes that stay in float.
+        device: to work on.
 
     Raises:
         InputError: no images, or an activation that is NaN or infinite; the message names its node and the nearest
             layer.
     """
-    graph: fx.GraphModule | None = None
-    layers: list[str] = []
-    kept: list[torch.Tensor] = []
-    for images in calibration_images:
-        if not len(images):
-            continue
-        if graph is None:
-            graph, layers = prepare(model, images[:1], recipe, leaves)
-        see(graph, images.contiguous(memory_format=torch.channels_last))
-        room = min(KEPT_IMAGES, KEPT_BYTES // (4 * images[0].numel())) - sum(map(len, kept))
-        if room > 0:
-            kept.append(images[:room].clone())  # a view would keep the whole batch
-    if graph is None:
+    batches = (images for images in calibration_images if len(images))
+    first = next(batches, None)
+    if first is None:
         raise InputError("calibration_images: expected at least one image, got none")
+    graph, layers = prepare(model, first[:1], recipe, leaves)
+    kept: list[torch.Tensor] = []
+    with device.holding(graph):
+        for images in chain([first], batches):
+            see(graph, images.contiguous(memory_format=torch.channels_last))
+            room = min(KEPT_IMAGES, KEPT_BYTES // (4 * images[0].numel())) - sum(map(len, kept))
+            if room > 0:
+                kept.append(images[:room].clone())  # a view would keep the whole batch
     _enable(graph, False)
     return Observed(graph, layers, torch.cat(kept), recipe)
 
@@ -132,7 +134,7 @@ def see(graph: fx.GraphModule, images: torch.Tensor) -> None:
         InputError: an activation is NaN or infinite; the message names its node and the nearest layer.
     """
     with torch.inference_mode():
-        logits = graph(images)
+        logits = graph(images.to(device_of(graph)))
     for node, observer in calls(graph, Observer):
         assert isinstance(observer, Observer)
         if not observer.finite:
@@ -150,7 +152,9 @@ def _enable(graph: fx.GraphModule, enabled: bool) -> None:
             module.enabled = enabled
 
 
-def build(observed: Observed, target: Target, recipe: Recipe, *, seed: int = 0) -> fx.GraphModule:
+def build(
+    observed: Observed, target: Target, recipe: Recipe, *, seed: int = 0, device: Device = CPU_ONLY
+) -> fx.GraphModule:
     """The fake-quantized model that a recipe makes of an observed network.
 
     Args:
@@ -158,15 +162,17 @@ def build(observed: Observed, target: Target, recipe: Recipe, *, seed: int = 0) 
         target: integer types and ranges.
         recipe: how to quantize.
         seed: of learned rounding.
+        device: to learn on.
 
     Raises:
         InputError: an activation has no usable range.
     """
     fake_quantized = convert(observed.graph, target, recipe, recipe.for_layers(observed.layers))
-    if recipe.rounding == "adaround":
-        learn_rounding(observed.graph, fake_quantized, observed.images, steps=ROUNDING_STEPS, seed=seed)
-    if recipe.correct_bias:
-        correct_biases(observed.graph, fake_quantized, observed.images)
+    with device.holding(observed.graph, fake_quantized):
+        if recipe.rounding == "adaround":
+            learn_rounding(observed.graph, fake_quantized, observed.images, steps=ROUNDING_STEPS, seed=seed)
+        if recipe.correct_bias:
+            correct_biases(observed.graph, fake_quantized, observed.images)
     return fake_quantized
 
 
@@ -233,6 +239,7 @@ def search(
     *,
     weights: torch.Tensor | None = None,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[fx.GraphModule, Recipe, list[Trial], Observed]:
     """Try recipes one choice at a time and keep the best so far (`--ptq auto`).
@@ -249,6 +256,7 @@ def search(
         recipe: bits, edges and exceptions are kept, the rest is where the search starts.
         weights: of the validation images `(n,)`, which sum to 1: what counts. Default: all alike.
         seed: of learned rounding.
+        device: to work on.
         progress: called with a line on each trial, and on what was kept.
 
     Returns:
@@ -260,15 +268,19 @@ def search(
     reference: torch.Tensor | None = None
     best: tuple[float, fx.GraphModule, Recipe] | None = None
 
+    def logits(module: nn.Module) -> torch.Tensor:
+        with device.holding(module):
+            return logits_on(module, validation)
+
     def attempt(candidate: Recipe) -> None:
         nonlocal best, reference
         if candidate.equalize not in observations:
-            observations[candidate.equalize] = observe(model, calibration_images(), candidate)
+            observations[candidate.equalize] = observe(model, calibration_images(), candidate, device=device)
         observed = observations[candidate.equalize]
         if reference is None:
-            reference = logits_on(observed.graph, validation)
-        fake_quantized = build(observed, target, candidate, seed=seed)
-        found = fidelity(reference, logits_on(fake_quantized, validation), validation.labels, weights)
+            reference = logits(observed.graph)
+        fake_quantized = build(observed, target, candidate, seed=seed, device=device)
+        found = fidelity(reference, logits(fake_quantized), validation.labels, weights)
         away = found.divergence
         kept = best is None or away < best[0]
         if kept:
@@ -302,6 +314,7 @@ def keep_worst_in_float(
     recipe: Recipe,
     count: int,
     *,
+    device: Device = CPU_ONLY,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Recipe, list[LayerEffect]]:
     """The recipe with the `count` layers left in float whose quantization alone costs most.
@@ -313,6 +326,7 @@ def keep_worst_in_float(
         validation: images to measure on.
         recipe: whose layers are judged.
         count: how many.
+        device: to work on.
         progress: called with each layer's name once it is measured.
 
     Returns:
@@ -321,7 +335,7 @@ def keep_worst_in_float(
     Raises:
         InputError: `count` is below 1 or not below the number of quantized layers.
     """
-    observed = observe(model, calibration_images(), recipe)
+    observed = observe(model, calibration_images(), recipe, device=device)
     quantized = len({layer_of(n) for n, bits in recipe.for_layers(observed.layers).items() if bits is not None})
     if quantized < 2:
         raise InputError(f"keep_float: auto:{count} would leave no layer to quantize, only {quantized} is quantized")
@@ -330,5 +344,6 @@ def keep_worst_in_float(
             f"keep_float: expected auto:N with N from 1 to {quantized - 1} for the {quantized} layers that are "
             f"quantized, got auto:{count}"
         )
-    effects = layer_effects(observed.graph, build(observed, target, recipe), validation, progress)
+    built = build(observed, target, recipe, device=device)
+    effects = layer_effects(observed.graph, built, validation, progress, device=device)
     return recipe.keeping_float(worst_layers(effects, count)), effects

@@ -1,4 +1,4 @@
-"""Quantization-aware training: thaw a fake-quantized model, train its weights and ranges, freeze it again.
+"""Quantization-aware training: make a fake-quantized model trainable, train its weights and ranges, convert it.
 
 Straight-through gradients (Bengio et al., arXiv 1308.3432); the step sizes of activations and weights may
 learn too (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153).
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from qrobust.classifier import Classifier
 from qrobust.data.splits import Split, TrainingData
+from qrobust.device import ask, device_of, fast_arithmetic
 from qrobust.errors import InputError
 from qrobust.progress import Progress
 from qrobust.quantization.config import QATConfig
@@ -40,7 +41,7 @@ from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import draw
 from qrobust.shifts.registry import selection_conditions
 from qrobust.shifts.rendering import render
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import fit
 
 VALIDATIONS = 8
 WARM_UP = 0.05
@@ -240,7 +241,7 @@ def train(
     the teacher.
 
     Args:
-        trainable: from `prepare_qat`.
+        trainable: from `prepare_qat`; it is trained on the device where it and the teacher are.
         teacher: the float classifier.
         data: what to learn from; where it has conditions or families, half of each batch is shifted.
         validation: images to choose by.
@@ -259,7 +260,7 @@ def train(
         raise InputError(f"batch_size: expected at least {GROUPS}, got {batch_size}")
     parameters = [p for p in trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    reference = torch.cat([teacher(to_unit(images)) for images, _ in validation.batches(BATCH)])
+    reference = torch.cat([ask(teacher, to_unit(images)) for images, _ in validation.batches(BATCH)])
     shifted = _shifted(validation, data, seed)
 
     @torch.no_grad()
@@ -268,21 +269,15 @@ def train(
         accuracy = float((logits.argmax(1) == validation.labels).float().mean())
         away = divergence(reference, logits)
         if shifted:
-            logits = torch.cat([trainable(to_unit(images)) for images in shifted])
+            logits = torch.cat([ask(trainable, to_unit(images)) for images in shifted])
             accuracy = (accuracy + float((logits.argmax(1) == validation.labels).float().mean())) / 2
             away = (away + divergence(reference, logits)) / 2
         return accuracy, away
 
     every = max(1, steps // VALIDATIONS)
 
-    def loss(step: int) -> torch.Tensor:
-        images, clean, labels = _batch(data, batch_size, seed, step)
-        with torch.no_grad(), fast_arithmetic():
-            view = teacher(clean).float()
-        with fast_arithmetic():
-            logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
-        away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
-        return (1 - config.distillation) * F.cross_entropy(logits, labels) + config.distillation * away
+    def loss(step: int, size: int) -> torch.Tensor:
+        return _loss(trainable, teacher, _batch(data, size, seed, step), config.distillation)
 
     done = fit(
         trainable,
@@ -290,6 +285,8 @@ def train(
         steps=steps,
         rates=lambda step: [config.learning_rate * _schedule(step, steps)],
         loss=loss,
+        batch_size=batch_size,
+        least_batch=GROUPS,
         judge=measure,
         score=lambda found: (found[0], -found[1]),
         judge_after=lambda step: step % every == 0,
@@ -301,6 +298,23 @@ def train(
     )
     (start, start_away), (best, best_away) = done.start, done.best
     return QatFit(start, best, start_away, best_away, done.best_step, done.steps, done.diverged, done.earlier_s)
+
+
+def _loss(
+    trainable: nn.Module,
+    teacher: Classifier,
+    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    distillation: float,
+) -> torch.Tensor:
+    """Cross-entropy to the labels, and the divergence from the teacher on the images without shifts."""
+    place = device_of(trainable)
+    images, clean, labels = (part.to(place) for part in batch)
+    with torch.no_grad(), fast_arithmetic(place):
+        view = teacher(clean).float()
+    with fast_arithmetic(place):
+        logits = trainable(images.contiguous(memory_format=torch.channels_last)).float()
+    away = F.kl_div(logits.log_softmax(1), view.log_softmax(1), reduction="batchmean", log_target=True)
+    return (1 - distillation) * F.cross_entropy(logits, labels) + distillation * away
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -316,7 +330,7 @@ def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> b
 
 @torch.no_grad()
 def _shifted(split: Split, data: TrainingData, seed: int) -> list[torch.Tensor]:
-    """The images in order, uint8, batch after batch under one cell after the other; nothing without cells."""
+    """The images in order, uint8, each batch under the next condition; nothing without conditions."""
     conditions = selection_conditions(data.conditions, data.families)
     if not conditions:
         return []

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from qrobust.classifier import Classifier, NormalizedModel
 from qrobust.data.splits import Split, TrainingData
+from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, unknown
 from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
@@ -105,6 +106,7 @@ def quantize_classifier(
     *,
     primary: Primary = ACCURACY,
     seed: int = 0,
+    device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
     """Post-training quantization of a float classifier.
@@ -116,6 +118,7 @@ def quantize_classifier(
         config: how.
         primary: the measure that decides: `ptq="auto"` weighs images as it does.
         seed: of learned rounding.
+        device: to observe and learn on.
         reporter: where progress is told.
 
     Raises:
@@ -135,11 +138,13 @@ def quantize_classifier(
                 chosen,
                 weights=torch.from_numpy(primary.weights(some.labels.numpy())),
                 seed=seed,
+                device=device,
                 progress=lambda trial: reporter.say(f"  {trial}"),
             )
             return FakeQuantizedModel(module, best, observed, target, trials, [])
-        observed = observe(model, calibration_batches(calibration, reporter), chosen)
-        return FakeQuantizedModel(build(observed, target, chosen, seed=seed), chosen, observed, target, [], [])
+        observed = observe(model, calibration_batches(calibration, reporter), chosen, device=device)
+        module = build(observed, target, chosen, seed=seed, device=device)
+        return FakeQuantizedModel(module, chosen, observed, target, [], [])
 
     if config.worst_in_float is None:
         found = made(recipe)
@@ -154,6 +159,7 @@ def quantize_classifier(
                 some,
                 recipe,
                 config.worst_in_float,
+                device=device,
                 progress=lambda name: bar.update(1, name),
             )
         without, kept = made(recipe), made(keeping)
@@ -188,6 +194,7 @@ def finetune(
     seed: int,
     checkpoint: Path,
     reporter: Reporter,
+    device: Device = CPU_ONLY,
     name: str = "qat",
 ) -> QatFit:
     """Train a fake-quantized model in place; a training that was killed goes on from its checkpoint.
@@ -203,6 +210,7 @@ def finetune(
         seed: decides images, moves and shifts of every step.
         checkpoint: file to resume from; whoever owns the folder deletes it.
         reporter: where progress is told.
+        device: to train on.
         name: of the training, in messages.
 
     Returns:
@@ -210,7 +218,8 @@ def finetune(
     """
     channels_last(trainable)
     some = validation.at_most(QAT_IMAGES)
-    with reporter.bar(f"train the fake-quantized model ({name})", steps) as bar:
+    working = device.holding(trainable, teacher)
+    with working, reporter.bar(f"train the fake-quantized model ({name})", steps) as bar:
         fit = train(
             trainable,
             teacher,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.quantization.observers import RANGES
@@ -59,11 +58,6 @@ class Recipe:
             if bits not in BITS and bits != FLOAT:
                 known = ", ".join([*BITS, FLOAT])
                 raise InputError(f"layer_bits: expected one of {known} for {layer!r}, got {bits!r}")
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Recipe:
-        """The inverse of `dataclasses.asdict`, after a trip through JSON."""
-        return cls(**data | {"exceptions": tuple((layer, bits) for layer, bits in data["exceptions"])})
 
     def tricks(self) -> str:
         """How ranges and weights are found, in words."""

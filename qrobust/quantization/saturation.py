@@ -4,7 +4,7 @@ There onnxruntime multiplies with `vpmaddubsw`: two neighbouring products of a u
 not yet subtracted, padding being the zero point) and an int8 weight are added into 16 bits *with saturation*
 before they are widened to 32. Neighbours along the reduction are, for a convolution, first the input channels of
 its group and then the kernel positions, row by row; for a linear layer its inputs. An odd last one stands alone.
-What is exported with a fourth channel of zeros (`integer.WIDENED`) pairs its third with that.
+What is exported with a fourth channel of zeros (`integer_layers.WIDENED`) pairs its third with that.
 Depthwise convolutions add in 32 bits. `benchmarks/saturation.py` checks all this against onnxruntime.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -29,7 +27,7 @@ from qrobust.quantization.integer_layers import (
 )
 from qrobust.quantization.rewrites.fx_utils import public_name
 from qrobust.quantization.tracing import calls
-from qrobust.record import LayerSaturation
+from qrobust.record import LayerSaturation, SaturationRisk
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 # Floats of activations and of pair sums looked at in one go (or one image, or one pair): 4 MiB stay near the core.
@@ -171,11 +169,11 @@ def without_vnni(fake_quantized: nn.Module) -> nn.Module:
     """A copy of a fake-quantized model that computes what onnxruntime would on an x86 CPU with AVX2 and no VNNI.
 
     Where no weights can overflow it is bit-identical to the fake-quantized model. It is slower: its cost grows with
-    the
-    share of weight pairs that could overflow, a few per cent in 8 bits. Memory is bounded by chunks.
+    the share of weight pairs that could overflow, a few per cent in 8 bits. Memory is bounded by chunks.
 
     Args:
-        fake_quantized: a fake-quantized model, or a module of several, such as a compensated pair; it is not changed.
+        fake_quantized: a fake-quantized model, or a module of several, such as a compensated classifier; it is not
+            changed.
 
     Raises:
         InputError: there is no integer layer in it, or activations are signed.
@@ -220,18 +218,13 @@ def layers(simulated: nn.Module) -> list[LayerSaturation]:
 @torch.inference_mode()
 def saturation_risk(
     fake_quantized: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
-) -> dict[str, Any]:
+) -> SaturationRisk:
     """What a CPU without VNNI would make of a fake-quantized model, on these images.
 
     Args:
         fake_quantized: as for `without_vnni`.
         batches: images `(N, C, S, S)` float32 in [0, 1] and labels `(N,)`; best images that nothing was
             chosen on.
-
-    Returns:
-        `proven`: no layer can saturate, whatever the image; `n`; `accuracy` of the fake-quantized model and
-        `accuracy_without_vnni` with its interval at 95 %, as fractions; `agreement` of the two; and
-        `layers`, a `LayerSaturation` each, as dictionaries.
 
     Raises:
         InputError: as for `without_vnni`, images are integers, or there are none.
@@ -249,12 +242,12 @@ def saturation_risk(
     if not n:
         raise InputError("batches: expected at least one image, got none")
     measured = layers(simulated)
-    return {
-        "proven": all(layer.proven for layer in measured),
-        "n": n,
-        "accuracy": right / n,
-        "accuracy_without_vnni": right_without / n,
-        "accuracy_without_vnni_interval": list(wilson_interval(right_without, n)),
-        "agreement": equal / n,
-        "layers": [asdict(layer) for layer in measured],
-    }
+    return SaturationRisk(
+        proven=all(layer.proven for layer in measured),
+        n=n,
+        accuracy=right / n,
+        accuracy_without_vnni=right_without / n,
+        accuracy_without_vnni_interval=wilson_interval(right_without, n),
+        agreement=equal / n,
+        layers=tuple(measured),
+    )

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.data.splits import Split
+from qrobust.device import CPU_ONLY, Device, ask
 from qrobust.quantization.layerwise import INTEGER_LAYERS, execute_layerwise
 from qrobust.quantization.recipe import layer_of
 from qrobust.quantization.rewrites.fx_utils import public_name, set_module
@@ -66,8 +67,8 @@ def divergence(float_logits: torch.Tensor, logits: torch.Tensor, weights: torch.
 
 @torch.no_grad()
 def logits_on(model: nn.Module, split: Split) -> torch.Tensor:
-    """Logits `(N, K)` of a classifier on a split's images."""
-    return torch.cat([model(to_unit(images)) for images, _ in split.batches(BATCH)])
+    """Logits `(N, K)` of a classifier, wherever it is, on a split's images."""
+    return torch.cat([ask(model, to_unit(images)) for images, _ in split.batches(BATCH)])
 
 
 def fidelity(
@@ -87,6 +88,8 @@ def layer_effects(
     fake_quantized: fx.GraphModule,
     validation: Split,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    device: Device = CPU_ONLY,
 ) -> list[LayerEffect]:
     """What each integer layer alone costs, in order of execution.
 
@@ -95,7 +98,15 @@ def layer_effects(
         fake_quantized: frozen.
         validation: images to measure on; the work is one pass over them per layer.
         progress: called with each layer's name once it is measured.
+        device: to work on.
     """
+    with device.holding(prepared, fake_quantized):
+        return _layer_effects(prepared, fake_quantized, validation, progress)
+
+
+def _layer_effects(
+    prepared: fx.GraphModule, fake_quantized: fx.GraphModule, validation: Split, progress: Callable[[str], None]
+) -> list[LayerEffect]:
     quantized = {str(node.target): (node, layer) for node, layer in calls(fake_quantized, INTEGER_LAYERS)}
     quantizers = dict(fake_quantized.named_modules(remove_duplicate=False))
     reference = logits_on(prepared, validation)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from qrobust.record.measurements import Flips, Latency, WorstClass
-from qrobust.record.typed_json import OneOf, to_json
+from qrobust.record.typed_json import JsonFile, OneOf
 from qrobust.record.units import Bytes, Interval, Points, PointsInterval, Positive, PValue, Severity, Share
 
 COMPARISON_SCHEMA = "qrobust.comparison/1"
@@ -106,7 +106,7 @@ class ConfigDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunComparison:
+class RunComparison(JsonFile):
     """The comparison of finished runs and evaluations on the same test images.
 
     Attributes:
@@ -130,8 +130,3 @@ class RunComparison:
     differences: tuple[ConfigDifference, ...]
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data

@@ -29,7 +29,7 @@ class SplitSummary:
     n: Count
     fingerprint: str
     listing: str
-    taken_from: str | None = None
+    taken_from: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class TrainingProvenance:
         steps: optimizer steps; null for what is not trained in steps.
         batch_size: likewise.
         clean_budget: points of clean validation accuracy that a calibrator's gate was to cost at most; else null.
+        generic_share: of the rendered images, those under random operations where there were named shifts, too.
         batch_norm_images: how many images batch norms were re-estimated on, or null.
     """
 
@@ -62,6 +63,7 @@ class TrainingProvenance:
     steps: Positive | None = None
     batch_size: Positive | None = None
     clean_budget: Points | None = None
+    generic_share: Share | None = None
     batch_norm_images: Positive | None = field(default=None, metadata=was("drawn"))
 
 
@@ -99,7 +101,7 @@ class PhaseFit:
     shift_accuracy: Share
     best_step: Count
     diverged: bool
-    earlier_s: Seconds = 0.0
+    earlier_s: Seconds = field(default=0.0, compare=False)
     history: tuple[Score, ...] = ()
 
     @property
@@ -160,20 +162,42 @@ class Measures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CleanCost:
+    """What a remedy costs on clean validation images, in the measure that decides.
+
+    Attributes:
+        n: images.
+        budget_pp: what it was to cost at most (`--clean-budget`).
+        allowed_pp: what it was allowed to cost on these images: the budget, or one image where that is more.
+        cost_pp: the classifier alone minus the remedy.
+        bound_pp: what it costs at most with 95 % confidence, one-sided.
+        images_to_tell: about how many validation images would bring the bound within a point of the budget; null
+            where it is.
+    """
+
+    n: Positive
+    budget_pp: Points
+    allowed_pp: Points
+    cost_pp: Points
+    bound_pp: Points
+    images_to_tell: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """The finished integer calibrator in front of the classifier, on validation images.
 
     Attributes:
         clean_accuracy: on clean images.
         shift_accuracy: under shift.
-        int8_shift_accuracy: of INT8 alone on the same images; null in records of earlier versions.
         measures: what these are, here and in `training`.
+        clean_cost: what it costs on clean images; null in folders of earlier versions.
     """
 
     clean_accuracy: Share
     shift_accuracy: Share
-    int8_shift_accuracy: Share | None = None
     measures: Measures
+    clean_cost: CleanCost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +255,10 @@ class RemedyGain(Gain):
         shift_accuracy: mean over all conditions.
         clean_cost_pp: `int8` minus the remedy, clean images.
         clean_cost_interval_pp: its 95 % interval.
+        unseen_gain_pp: over conditions whose shift neither the classifier nor the remedy was trained on, or null.
+        unseen_gain_interval_pp: its interval.
+        seen_gain_pp: over the other conditions.
+        seen_gain_interval_pp: its interval.
         clean_agreement: share of clean images that it predicts as `int8` does; null in records of earlier versions.
         clean_harmful_flips: share of clean images that `int8` gets right and it gets wrong; likewise.
     """
@@ -241,6 +269,10 @@ class RemedyGain(Gain):
     shift_accuracy: Share
     clean_cost_pp: Points
     clean_cost_interval_pp: PointsInterval
+    unseen_gain_pp: Points | None = None
+    unseen_gain_interval_pp: PointsInterval | None = None
+    seen_gain_pp: Points | None = None
+    seen_gain_interval_pp: PointsInterval | None = None
     clean_agreement: Share | None = None
     clean_harmful_flips: Share | None = None
 

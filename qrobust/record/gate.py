@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from qrobust.record.typed_json import OneOf, to_json
+from qrobust.record.typed_json import JsonFile, OneOf
 from qrobust.record.units import Positive, Share
 
 GATE_SCHEMA = "qrobust.check/1"
@@ -44,7 +44,7 @@ class BoundResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateResult:
+class GateResult(JsonFile):
     """The bounds of one `qrobust check`.
 
     Attributes:
@@ -79,8 +79,3 @@ class GateResult:
         if self.count("breach"):
             return BREACHED
         return UNDECIDED if self.count("undecided") and not self.undecided_passes else PASSED
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data

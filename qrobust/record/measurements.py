@@ -104,14 +104,16 @@ class ConditionResult(Comparison, ConditionAccuracy):
         gain_interval_pp: its 95 % interval, a paired bootstrap over images.
         gain_p: of McNemar's exact test.
         gain_p_adjusted: the same, corrected by Holm's method over all rows.
-        seen_by_calibrator: the calibrator was trained on this shift, at whatever severity.
+        seen_by_classifier: the classifier was quantization-aware trained on this shift, at whatever severity.
+        seen_by_remedy: the calibrator was trained on it. Unseen is what neither was trained on.
     """
 
     gain_pp: Points | None = None
     gain_interval_pp: PointsInterval | None = None
     gain_p: PValue | None = None
     gain_p_adjusted: PValue | None = None
-    seen_by_calibrator: bool = False
+    seen_by_classifier: bool = False
+    seen_by_remedy: bool = field(default=False, metadata=was("seen_by_calibrator"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +240,7 @@ class RunAccuracy(Drops, Overview):
         compensation_gain_interval_pp: its 95 % interval.
         clean_cost_pp: `int8` minus `compensated`, clean images.
         clean_cost_interval_pp: its interval.
-        seen_gain_pp: the gain over conditions whose shift the calibrator was trained on, at whatever severity.
+        seen_gain_pp: the gain over conditions whose shift the classifier or the calibrator was trained on.
         seen_gain_interval_pp: its interval.
         n_seen_conditions: how many these are.
         unseen_gain_pp: the gain over the other conditions.

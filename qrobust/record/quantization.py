@@ -219,12 +219,14 @@ class ValidationAgreement:
         accuracy: of `float` and `int8`.
         interval: of both.
         agreement: share of images on which they predict the same.
+        primary: of both, the measure that decides; null where that is accuracy.
     """
 
     n: Positive
     accuracy: dict[str, Share]
     interval: dict[str, Interval]
     agreement: Share
+    primary: dict[str, Share] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +285,66 @@ class Audit:
     integer_mac_share: Share | None
     unknown_macs: dict[str, Count]
     time_share: dict[str, Share]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What keeps an operator in float.
+
+    Attributes:
+        code: a word for scripts.
+        why: a sentence with node names.
+        remedy: what to do.
+    """
+
+    code: str
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockedOperator:
+    """A convolution or matrix product in float.
+
+    Attributes:
+        node: its name.
+        op_type: its type.
+        macs: multiply-accumulates for one image; null where shapes do not tell.
+        reasons: what keeps it there.
+    """
+
+    node: str
+    op_type: str
+    macs: Count | None
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatIsland:
+    """Operators in float between quantized tensors.
+
+    Attributes:
+        nodes: their types by name.
+        reasons: what keeps them there.
+    """
+
+    nodes: dict[str, str]
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedAudit(Audit):
+    """An audit with what keeps the rest in float.
+
+    Attributes:
+        blocked: convolutions and matrix products in float.
+        float_islands: other operators in float between quantized tensors.
+        misread_sums: per node, why onnxruntime reads its scales otherwise than the file says.
+    """
+
+    blocked: tuple[BlockedOperator, ...]
+    float_islands: tuple[FloatIsland, ...]
+    misread_sums: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
@@ -23,7 +25,7 @@ from qrobust.record.provenance import Hardware, ModelFile, Seeds, StageTime
 from qrobust.record.quantization import Audit, Parity, Quantization
 from qrobust.record.recommendation import Effects, Recommendation
 from qrobust.record.start import Start
-from qrobust.record.typed_json import OneOf, from_json, to_json, was
+from qrobust.record.typed_json import JsonFile, OneOf, from_json, was
 from qrobust.record.units import Positive
 from qrobust.storage import read_json
 
@@ -34,7 +36,7 @@ EARLIER_SCHEMAS = {SCHEMA: "qrobust.run/1", EVALUATION_SCHEMA: "qrobust.evaluati
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(JsonFile):
     """The record of a run, schema `qrobust.run/2`.
 
     Attributes:
@@ -75,6 +77,7 @@ class Record:
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
         recommendation: what to ship; null where not measured.
     """
@@ -116,17 +119,13 @@ class Record:
     start: Start | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
     effects: Effects | None = None
     recommendation: Recommendation | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data
-
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
+class EvaluationRecord(JsonFile):
     """The record of an evaluation of ONNX files, schema `qrobust.evaluation/2`; classifiers are named after files.
 
     Attributes:
@@ -156,6 +155,7 @@ class EvaluationRecord:
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -184,20 +184,17 @@ class EvaluationRecord:
     preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        data: dict[str, Any] = to_json(self)
-        return data
+    confidence: Confidence | None = None
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """The record of a run, of this schema or of `qrobust.run/1`.
 
     Raises:
         InputError: the file is missing or damaged, or a value is missing or wrong; one line names its key.
     """
-    return from_json(Record, _upgraded(read_json(path), SCHEMA, ("model", "weights", "data"), path), path)
+    data = read_json(Path(path))
+    return from_json(Record, _upgraded(data, SCHEMA, ("model", "weights", "data"), path), path)
 
 
 def read_evaluation(path: Path) -> EvaluationRecord:
@@ -209,7 +206,9 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     return from_json(EvaluationRecord, _upgraded(read_json(path), EVALUATION_SCHEMA, ("data",), path), path)
 
 
-def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], path: Path) -> dict[str, Any]:
+def _upgraded(
+    data: Mapping[str, object], schema: str, from_config: tuple[str, ...], path: str | Path
+) -> Mapping[str, object]:
     """Data of the present schema; of what changed since the first, names are the reader's (see `was`)."""
     found, earlier = data.get("schema"), EARLIER_SCHEMAS[schema]
     if found == schema:
@@ -218,4 +217,4 @@ def _upgraded(data: dict[str, Any], schema: str, from_config: tuple[str, ...], p
         raise InputError(f"{path}: schema: expected {schema} or {earlier}, got {found!r}")
     config = data.get("config")
     chosen = {key: config[key] for key in from_config if key in config} if isinstance(config, dict) else {}
-    return chosen | data | {"schema": schema}
+    return {**chosen, **data, "schema": schema}

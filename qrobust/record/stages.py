@@ -17,6 +17,7 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
@@ -34,11 +35,11 @@ class StageResult:
 
     Attributes:
         choices: changes with every choice that the stage depends on; null where that is not compared.
-        duration_s: what it took, with what killed processes had trained before.
+        duration_s: what it took, with what killed processes had trained before; set as it ends, like `choices`.
     """
 
-    choices: str | None
-    duration_s: Seconds
+    choices: str | None = None
+    duration_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +120,8 @@ class ExportResult(StageResult, ExportedGraphs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemedyResult(StageResult, ExportedGraphs):
-    """`stages/REMEDY.json` of a remedy other than a calibrator.
+class RemedyTraining:
+    """How a remedy other than a calibrator was made.
 
     Attributes:
         macs: what it adds.
@@ -133,7 +134,7 @@ class RemedyResult(StageResult, ExportedGraphs):
         kept_share: of the way from INT8 to the end of its training, what `--clean-budget` left; null without one.
     """
 
-    macs: CalibratorMacs
+    macs: CalibratorMacs = CalibratorMacs(calibrator=0)
     trained_on: tuple[str, ...]
     provenance: TrainingProvenance | None = field(metadata=was("lessons"))
     training: CalibratorTraining | QatTraining | None = None
@@ -141,6 +142,11 @@ class RemedyResult(StageResult, ExportedGraphs):
     validation: Validation | None = None
     weight_change: WeightChange | None = None
     kept_share: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyResult(StageResult, RemedyTraining, ExportedGraphs):
+    """`stages/REMEDY.json` of a remedy other than a calibrator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +169,7 @@ class EvaluationResult(StageResult):
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
     """
 
@@ -181,4 +188,5 @@ class EvaluationResult(StageResult):
     versions: dict[str, str] | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
     effects: Effects | None = None

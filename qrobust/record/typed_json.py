@@ -8,7 +8,6 @@ one line that names the key. Of the libraries that do this, pydantic alone is as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -79,6 +78,14 @@ def to_json(value: Any) -> Any:
     return value
 
 
+class JsonFile:
+    """A dataclass that is the whole of a JSON file."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return dict(to_json(self))
+
+
 def from_json(kind: type[T], data: object, source: object) -> T:
     """The inverse of `to_json`. Keys that the dataclass does not know are passed over.
 
@@ -115,14 +122,10 @@ def _shown(value: object) -> str:
 
 
 @cache
-def _types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
-
-
-def typed_fields(kind: type) -> Iterator[tuple[Field[Any], Any]]:
+def typed_fields(kind: type) -> tuple[tuple[Field[Any], Any], ...]:
     """The fields of a dataclass with their types, `Annotated` kept."""
-    for field in fields(kind):
-        yield field, _types(kind)[field.name]
+    types = get_type_hints(kind, include_extras=True)
+    return tuple((field, types[field.name]) for field in fields(kind))
 
 
 def _read(kind: Any, data: Any, path: tuple[str, ...]) -> Any:
@@ -193,10 +196,13 @@ def _read_list(arguments: tuple[Any, ...], data: Any, path: tuple[str, ...]) -> 
 
 
 def _choose(arguments: tuple[Any, ...], data: Any) -> Any:
-    """Of several dataclasses the first that has all its keys there; of one, that one."""
+    """Of several dataclasses the first that has all its keys there, of plain types that of the data; of one, that."""
     kinds = [kind for kind in arguments if kind is not NoneType]
     for kind in kinds[:-1]:
-        if isinstance(data, dict) and all(f.name in data for f in fields(kind) if f.default is MISSING):
+        if not is_dataclass(kind):
+            if type(data) is kind:
+                return kind
+        elif isinstance(data, dict) and all(f.name in data for f in fields(kind) if f.default is MISSING):
             return kind
     return kinds[-1]
 

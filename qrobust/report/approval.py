@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qrobust.record import Record, Remedy
-from qrobust.remedies import CALIBRATOR, MARGIN, least_intrusive
-from qrobust.report.figures import percent, points
+from qrobust.report.figures import percent
 
 
 def approval_table(record: Record, names: Mapping[str, str]) -> list[list[str]]:
@@ -32,30 +31,6 @@ def approval_table(record: Record, names: Mapping[str, str]) -> list[list[str]]:
         "size",
     ]
     return [header, *rows] if rows else []
-
-
-def enough_sentence(record: Record, names: Mapping[str, str]) -> str:
-    """Which remedy that the validation images know is the least intrusive one that is enough; empty where none is.
-
-    Chosen on validation images, so what is measured on test images is no part of the choice. Each kept within the
-    clean budget there.
-    """
-    gains = {
-        CALIBRATOR if row.remedy == "compensated" else row.remedy: 100
-        * (row.validation.shift_accuracy - row.validation.int8_shift_accuracy)
-        for row in record.remedies
-        if row.validation and row.validation.int8_shift_accuracy is not None
-    }
-    enough = least_intrusive(gains)
-    if enough is None or len(gains) < 2:
-        return ""
-    best = max(gains, key=lambda name: gains[name])
-    said = {name: names["compensated" if name == CALIBRATOR else name] for name in (enough, best)}
-    other = "" if best == enough else f"; the best, {said[best]}, gains {points(gains[best])}"
-    return (
-        f"By validation images, the least intrusive remedy within {MARGIN:g} point of the best is {said[enough]}: "
-        f"{points(gains[enough])} under shift{other}."
-    )
 
 
 def approval_sentence(remedy: Remedy) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import Any
+from functools import partial
 
 import markupsafe
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qrobust.record import Record
@@ -48,16 +49,12 @@ def remedies_plot(record: Record, names: dict[str, str]) -> markupsafe.Markup:
     for index, row in enumerate(record.remedies):
         x, y, (low, high) = -row.clean_cost_pp, row.gain_pp, row.gain_interval_pp
         cheap, dear = row.clean_cost_interval_pp
-        style: dict[str, Any] = {
-            "yerr": [[y - low], [high - y]],
-            "fmt": "o",
-            "capsize": 2,
-            "color": f"C{index}",
-        }
-        clean.errorbar(x, y, xerr=[[x + dear], [-cheap - x]], label=names[row.remedy], **style)
+        limits = [[y - low], [high - y]]
+        mark = partial(Axes.errorbar, y=y, yerr=limits, fmt="o", capsize=2, color=f"C{index}")
+        mark(clean, x, xerr=[[x + dear], [-cheap - x]], label=names[row.remedy])
         if row.latency_ratio and row.macs is not None:
-            time.errorbar(row.latency_ratio.batch_1, y, **style)
-            macs.errorbar(100 * row.macs / whole, y, **style)
+            mark(time, row.latency_ratio.batch_1)
+            mark(macs, 100 * row.macs / whole)
     for axes, neutral, label in (
         (clean, 0, "clean accuracy, points against INT8"),
         (time, 1, "times INT8's time at batch 1"),

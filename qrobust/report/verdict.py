@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qrobust.record import Audit, MeanCorruptionError, Record, TargetImages, ValidationAgreement
-from qrobust.report.approval import enough_sentence
 from qrobust.report.attacks import flag_sentences
 from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
 from qrobust.report.figures import bounds, percent, points
@@ -56,9 +55,11 @@ def validation_sentence(measured: ValidationAgreement) -> str:
         f"{NAMES[name]} {percent(measured.accuracy[name])} {bounds(measured.interval[name])}"
         for name in ("float", "int8")
     ]
+    primary = measured.primary or {}
+    decides = ", ".join(f"{NAMES[name]} {percent(primary[name])}" for name in ("float", "int8") if name in primary)
     return (
         f"Validation images (n = {measured.n:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
-        f"does on {percent(measured.agreement)}."
+        f"does on {percent(measured.agreement)}.{f' In the measure that decides: {decides}.' if decides else ''}"
     )
 
 
@@ -107,7 +108,6 @@ def verdict(record: Record) -> list[str]:
     """The verdict, most important sentence first."""
     s, compensated = record.summary, "compensated" in record.summary.shift_accuracy
     sentences = recommendation_sentences(record, NAMES) if record.remedies else []
-    sentences += filter(None, [enough_sentence(record, NAMES)])
     if leading := primary_sentence(record, NAMES):
         sentences.append(leading)
     if record.target_images:
@@ -143,19 +143,22 @@ def class_sentences(record: Record) -> list[str]:
 def _gain_sentences(record: Record) -> list[str]:
     """What the calibrator gains under shift, what it costs on clean images, and its work and time."""
     s, sentences = record.summary, []
+    all_unseen = s.unseen_gain_pp is not None and s.n_unseen_conditions == s.n_conditions
+    if s.unseen_gain_pp is not None and not all_unseen:
+        sentences.append(
+            f"On shifts that neither classifier nor calibrator saw in training: "
+            f"{points(s.unseen_gain_pp, s.unseen_gain_interval_pp)} "
+            f"over {s.n_unseen_conditions} of {s.n_conditions} conditions."
+        )
     if s.compensation_gain_pp is not None:
         under = "Under rendered shift" if learned_target(record) else "Under shift"
+        unseen = ", none of it seen in training by classifier or calibrator," if all_unseen else ""
         sentences.append(
-            f"{under} the INT8 graph goes from {percent(s.shift_accuracy['int8'])} to "
+            f"{under}{unseen} the INT8 graph goes from {percent(s.shift_accuracy['int8'])} to "
             f"{percent(s.shift_accuracy['compensated'])} "
             f"({points(s.compensation_gain_pp, s.compensation_gain_interval_pp)}), clean accuracy "
             f"from {percent(s.clean_accuracy['int8'])} to {percent(s.clean_accuracy['compensated'])} "
             f"(cost {points(s.clean_cost_pp, s.clean_cost_interval_pp)})."
-        )
-    if s.unseen_gain_pp is not None:
-        sentences.append(
-            f"On shifts the calibrator never saw in training: {points(s.unseen_gain_pp, s.unseen_gain_interval_pp)} "
-            f"over {s.n_unseen_conditions} of {s.n_conditions} conditions."
         )
     times = {name: latency.batch_1 for name, latency in s.latency_ms.items()}
     sentences.append(
@@ -208,7 +211,8 @@ def learned_target(record: Record) -> TargetImages | None:
 
 def comparison(record: Record) -> list[list[str]]:
     """The table of remedies: a header, then a row for each, highest gain first."""
-    header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time over INT8, batch 1")
+    gains = ("gain", "on unseen shifts", "on seen shifts")
+    header = ("", "clean", "under shift", *gains, "clean cost", "multiply-accumulates", "time over INT8, batch 1")
     rows, whole = [[*header, "batch 32", "n"]], record.summary.macs.classifier
     for row in record.remedies:
         ratio = row.latency_ratio
@@ -218,6 +222,8 @@ def comparison(record: Record) -> list[list[str]]:
                 percent(row.clean_accuracy),
                 percent(row.shift_accuracy),
                 points(row.gain_pp, row.gain_interval_pp),
+                points(row.unseen_gain_pp, row.unseen_gain_interval_pp) or "-",
+                points(row.seen_gain_pp, row.seen_gain_interval_pp) or "-",
                 points(row.clean_cost_pp, row.clean_cost_interval_pp),
                 "-" if row.macs is None else percent(row.macs / whole),
                 *((f"{ratio.batch_1:.2f}x", f"{ratio.batch_32:.2f}x") if ratio else ("-", "-")),

@@ -67,9 +67,9 @@ class Shift:
     version: str = ""
 
 
-def _versioned(traits: dict[str, Any]) -> dict[str, Any]:
-    """Random shifts with the version of the numbers that they draw."""
-    return traits | ({"version": "counters"} if traits.get("random", True) else {})
+def _version(*, random: bool = True, version: str = "", **_: object) -> str:
+    """Of a shift; of a random one, of the numbers that it draws."""
+    return "counters" if random else version
 
 
 def _arguments(strengths: tuple) -> tuple[tuple, ...]:
@@ -80,7 +80,7 @@ def _corruption(
     function: Callable[..., torch.Tensor], family: str, unit: str, cifar: tuple, imagenet: tuple, **traits: Any
 ) -> Shift:
     tables: dict[str, tuple[tuple | None, ...]] = {"cifar-c": _arguments(cifar), "imagenet-c": _arguments(imagenet)}
-    return Shift(function.__name__, family, function, unit, tables, **_versioned(traits))
+    return Shift(function.__name__, family, function, unit, tables, **traits | {"version": _version(**traits)})
 
 
 def _transformation(
@@ -91,7 +91,8 @@ def _transformation(
     if function is t.jpeg_chain:  # one argument, which is a tuple
         arguments = tuple((s,) for s in strengths)
     traits = {"keeps_pixels": family != "geometry", "random": False} | traits
-    return Shift(function.__name__, family, function, unit, dict.fromkeys(TABLES, arguments), **_versioned(traits))
+    tables: dict[str, tuple[tuple | None, ...]] = dict.fromkeys(TABLES, arguments)
+    return Shift(function.__name__, family, function, unit, tables, **traits | {"version": _version(**traits)})
 
 
 # The published ImageNet-C code takes its elastic constants from a side of 244 px and applies them to 224 px.
@@ -494,6 +495,31 @@ def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
             near = nearest(name, (*SCENARIOS, *SHIFTS, *SUITES))
             raise unknown("scenario", name, SCENARIOS, "or what shifts take", near=near)
     return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
+
+
+def training_sets(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What names of things to learn from mean.
+
+    A name that is a shift and a scenario, too, means the shift.
+
+    Returns:
+        Families of random operations, and shifts.
+
+    Raises:
+        InputError: a name is unknown, cannot be rendered, or is for measuring alone.
+    """
+    parts: list[str] = []
+    for name in names:
+        if name.startswith(STORED):
+            raise InputError(f"train_on: expected what can be rendered, got {name}; it can be measured by --shifts")
+        known = name in SHIFTS or name in SUITES or is_code(name)
+        if not known and name not in SCENARIOS:
+            near = nearest(name, (*SUITES, *SHIFTS, *SCENARIOS))
+            raise unknown("train_on", name, SUITES, "a shift, a scenario or FILE.py:FUNCTION", near=near)
+        parts += expand((name,)) if known else SCENARIOS[name]
+    families = [part.removeprefix("generic_") for part in parts if part in SUITES["generic"]]
+    every = g.FAMILIES if "mixture" in families else tuple(dict.fromkeys(families))
+    return every, tuple(dict.fromkeys(part for part in parts if part not in SUITES["generic"]))
 
 
 def generic_conditions(families: Sequence[str]) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -246,21 +247,26 @@ def test_values_that_cannot_be_read_are_said(words: tuple[str, ...], message: st
     assert message in one_line(*RUN, *words)
 
 
-def test_holding_out_can_be_taken_back() -> None:
-    for given, names in (("none", ()), ("fog, contrast", ("fog", "contrast"))):
-        params = COMMANDS["compensate"].make_context("compensate", ["x", "--hold-out", given]).params
-        assert choices({"hold_out": params["hold_out"]}) == {"hold_out": names}
-
-
-def test_target_images_stand_beside_shifts_and_scenarios() -> None:
-    both = choices({"target_images": "x", "shifts": ("fog",)})
-    assert (both["target_images"], both["target_images_alone"], both["shifts"]) == ("imagefolder:x", False, ("fog",))
-    night = choices({"target_images": "imagefolder:x", "scenario": ("night",)})
-    assert (night["target_images"], night["target_images_alone"]) == ("imagefolder:x", False)
+def test_what_is_learned_from_and_what_is_measured_are_two_choices() -> None:
+    for given, names in (("none", ()), ("generic, contrast", ("generic", "contrast"))):
+        params = COMMANDS["compensate"].make_context("compensate", ["x", "--train-on", given]).params
+        assert choices({"train_on": params["train_on"]})["train_on"] == names
+    assert choices({"shifts": ("fog",), "train_on": None}) == {"shifts": ("fog",)}
+    night = choices({"scenario": ("night",), "train_on": None, "shifts": None})
+    assert night["train_on"] == ("generic", *night["shifts"])
     assert "low_light" in night["shifts"]
-    assert choices({"target_images": "x"})["target_images_alone"]
-    with pytest.raises(InputError, match="either --scenario or --shifts"):
-        choices({"scenario": ("night",), "shifts": ("fog",)})
+    assert "train_on" not in choices({"scenario": ("night",)})  # a command that only measures
+    for other in ("shifts", "train_on"):
+        with pytest.raises(InputError, match=f"either --scenario or --{other.replace('_', '-')}"):
+            choices({"scenario": ("night",), other: ("fog",)})
+
+
+def test_target_images_are_added() -> None:
+    assert choices({"target_images": "x"}) == {"target_images": "imagefolder:x"}
+    night = choices({"target_images": "imagefolder:x", "scenario": ("night",), "train_on": None})
+    assert (night["target_images"], night["train_on"][0]) == ("imagefolder:x", "generic")
+    # What is chosen to learn from takes the place of the target images that a run had.
+    assert choices({"train_on": ("fog",)})["target_images"] is None
 
 
 # Resuming, and the end of a run
@@ -446,3 +452,10 @@ def test_every_option_for_files_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 def test_compensate_attacks_only_to_compare(finished_run: Path) -> None:
     error = one_line("compensate", finished_run, "--epsilons", "0.1")
     assert error.startswith("Error: --epsilons: expected with --compare only")
+
+
+def test_a_device_that_is_not_here_is_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = qrobust("quantize", "--model", "resnet8", "--data", "digits", "--device", "tpu", "--out", out)
+    assert (result.exit_code, result.stdout, out.exists()) == (2, "", False)
+    assert re.fullmatch(r"Error: --device: expected auto or one that is here, .*cpu, got 'tpu'\n", result.stderr)

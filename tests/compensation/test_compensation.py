@@ -27,7 +27,7 @@ from qrobust.compensation.calibrator import (
     within_budget,
 )
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.evolution import Evolution, evolve
+from qrobust.compensation.evolution import evolve
 from qrobust.compensation.fit import candidates, new_calibrator
 from qrobust.compensation.gate import (
     GAINS,
@@ -44,6 +44,7 @@ from qrobust.data.splits import TrainingData
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
+from qrobust.device import CPU, fast_arithmetic
 from qrobust.errors import InputError
 from qrobust.evaluation.primary import ACCURACY
 from qrobust.pipeline.provenance import training_data
@@ -52,8 +53,9 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
+from qrobust.record import EvolutionStrategy, read_record
 from qrobust.storage import read_json, write_sealed
-from qrobust.training_loop import fast_arithmetic, fit
+from qrobust.training_loop import fit
 
 
 @pytest.mark.parametrize("ball", [LinfBall(8 / 255), L2Ball(1.0)])
@@ -262,7 +264,7 @@ def test_quantized_calibrator_exports_with_every_convolution_integer(
     pair = Compensated(frozen, fake_quantized)
     export(pair, tmp_path / "pair.onnx", size, channels=channels)
     counted = audit(tmp_path / "pair.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 23
+    assert counted.integer_ops == counted.quantizable_ops == 23
     session = OnnxClassifier(tmp_path / "pair.onnx", 1)
     wanted = pair(images)
     assert (wanted - session(images)).abs().mean() < 0.05 * wanted.std()
@@ -529,7 +531,7 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     for budget in (0.0, 100.0):
         told = Told()
         opened_run = Run.open(
-            run, told, threads=1, steps=60, shifts=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
+            run, told, threads=1, steps=60, train_on=("contrast",), few_shot=32, use_labels=False, clean_budget=budget
         )
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         given_up = fit.int8_phase.shift_accuracy - fit.shift_accuracy
@@ -542,6 +544,20 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     assert strict.int8_phase == free.int8_phase
 
 
+def test_the_cost_on_clean_images_is_told_with_its_bound(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    assert record.compensation is not None
+    cost = record.compensation.validation.clean_cost
+    assert cost is not None
+    assert cost.n == record.splits["validation"].n
+    assert (cost.budget_pp, cost.allowed_pp) == (0.3, pytest.approx(max(0.3, 100 / cost.n)))
+    assert cost.cost_pp <= cost.allowed_pp + 1e-6
+    assert cost.bound_pp > cost.cost_pp
+    assert (cost.images_to_tell is not None) == (cost.bound_pp > 1.3)
+    card = (finished_run / "compensated.card.md").read_text()
+    assert f"On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most" in card
+
+
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
 def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tmp_path: Path) -> None:
     from qrobust.pipeline.baselines import MAKERS
@@ -550,7 +566,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
     def made(name: str, *, mixed_up: bool, use_labels: bool) -> tuple[str, Any]:
         run = shutil.copytree(finished_run, tmp_path / name)
         config = json.loads((run / "config.json").read_text())
-        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "shifts": ["contrast"]}
+        chosen = {"use_labels": use_labels, "steps": 20, "batch_size": 16, "train_on": ["contrast"]}
         (run / "config.json").write_text(json.dumps(config | chosen))
         (run / "checkpoints").mkdir(exist_ok=True)
         opened_run = Run.open(run, Reporter(), threads=1)
@@ -559,7 +575,7 @@ def test_without_labels_no_label_has_an_effect(make: str, finished_run: Path, tm
             labels.copy_((labels + 1) % 10)
         if make == "finetune":
             made = MAKERS[make](opened_run)
-            return state_hash(made.model), {k: v for k, v in made.result["training"].items() if k != "earlier_s"}
+            return state_hash(made.model), made.training.training
         fit = fit_in_run(opened_run, opened_run.fake_quantized, calibrator_data(opened_run))
         return state_hash(fit.calibrator), (fit.float_phase, fit.int8_phase, fit.clean_accuracy, fit.shift_accuracy)
 
@@ -575,7 +591,7 @@ def test_evolution_keeps_the_best_that_onnxruntime_measured(finished_run: Path) 
     before = state_hash(opened_run.calibrator)
     deployed = opened_run.onnx_classifier("int8")
 
-    def evolved(least_clean: float) -> tuple[torch.nn.Module, Evolution]:
+    def evolved(least_clean: float) -> tuple[torch.nn.Module, EvolutionStrategy]:
         return evolve(
             opened_run.calibrator,
             deployed,
@@ -608,11 +624,11 @@ def test_validation_shares_its_limit() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_arithmetic_is_bfloat16_only_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qrobust.training_loop.native_bfloat16", lambda: native)
+    monkeypatch.setattr("qrobust.device.bfloat16_kernels", lambda place: native)
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    with fast_arithmetic():
+    with fast_arithmetic(CPU):
         assert layer(x).dtype == (torch.bfloat16 if native else torch.float32)
-    with fast_arithmetic(enabled=False):
+    with fast_arithmetic(CPU, enabled=False):
         assert layer(x).dtype == torch.float32
 
 
@@ -621,7 +637,7 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
     module = torch.nn.Linear(1, 1)
     before = state_hash(module)
 
-    def loss(step: int) -> torch.Tensor:
+    def loss(step: int, size: int) -> torch.Tensor:
         return module.weight.sum() + (0 * module.weight.sum()).abs().sqrt()  # the root's slope at 0 is infinite
 
     done = fit(
@@ -630,6 +646,8 @@ def test_divergence_is_noticed_before_it_reaches_the_weights(tmp_path: Path) -> 
         steps=3,
         rates=lambda _: [0.1],
         loss=loss,
+        batch_size=1,
+        least_batch=1,
         judge=lambda: (0.0,),
         score=lambda found: found,
         judge_after=lambda _: True,
@@ -755,3 +773,15 @@ def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(image
     changed = (0.5 * images).requires_grad_()
     statistics_distance(adapted, changed).backward()
     assert changed.grad.abs().sum() > 0
+
+
+def test_a_correction_does_not_depend_on_how_images_lie_in_memory() -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 4)
+    for parameter in calibrator.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    images = torch.rand(2, 3, 32, 32)
+    interleaved = calibrator(images.contiguous(memory_format=torch.channels_last))
+    # Convolutions may sum in another order.
+    assert (interleaved - calibrator(images)).abs().max() < 1e-4
+    assert interleaved.is_contiguous()

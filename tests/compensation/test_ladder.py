@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +26,8 @@ from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import QatFit, convert_qat, train
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import X86_VNNI
-from qrobust.record import Measures, Validation, WeightChange, read_record
+from qrobust.record import WeightChange
 from qrobust.remedies import least_intrusive
-from qrobust.report.approval import enough_sentence
-from qrobust.report.verdict import NAMES
 from qrobust.shifts.filters import to_unit
 
 STAGE = ["network.conv1", "network.blocks.0.conv1", "network.blocks.0.conv2"]
@@ -223,30 +220,3 @@ def test_the_clean_budget_goes_back_towards_the_start(least: float, share: float
 )
 def test_the_least_intrusive_rung_that_is_enough(gains: dict[str, float], wanted: str | None) -> None:
     assert least_intrusive(gains, margin=1.0) == wanted
-
-
-def test_the_report_names_the_rung_that_is_enough_by_validation_images() -> None:
-    record = read_record(Path(__file__).parents[1] / "schema_1" / "record.json")
-    row = record.remedies[0]
-    measures = Measures(clean="accuracy", shift="accuracy")
-
-    def told(**shifted: float) -> str:
-        rows = [
-            replace(
-                row,
-                remedy=name,
-                validation=Validation(
-                    clean_accuracy=0.9, shift_accuracy=accuracy, int8_shift_accuracy=0.4, measures=measures
-                ),
-            )
-            for name, accuracy in shifted.items()
-        ]
-        return enough_sentence(replace(record, remedies=(*rows, replace(row, remedy="denoise"))), NAMES)
-
-    assert told(compensated=0.5, scales=0.6, finetune=0.605) == (
-        "By validation images, the least intrusive remedy within 1 point of the best is scales and biases learned: "
-        "+20.0 points under shift; the best, fine-tuned, gains +20.5 points."
-    )
-    assert told(compensated=0.6, scales=0.5).endswith("is INT8 + calibrator: +20.0 points under shift.")
-    assert told(compensated=0.6) == ""  # nothing to choose from
-    assert told(compensated=0.4, scales=0.3) == ""

@@ -33,7 +33,7 @@ from qrobust.pipeline.stage import choices_key
 from qrobust.preprocessing import Preprocessing
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization import qat
-from qrobust.record import TargetImages, read_record
+from qrobust.record import TargetImages, TrainingProvenance, read_record, to_json
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import verdict
 from qrobust.shifts.registry import _own_shift
@@ -66,8 +66,8 @@ def test_images_that_come_and_go_change_the_listing_and_not_only_the_count(tmp_p
     (tmp_path / "0" / "a0.png").rename(tmp_path / "0" / "z0.png")  # as many as before, every index another image
     after = open_data(f"imagefolder:{tmp_path}", seed=0, calibration_images=4).summary()
     for name, split in before.items():
-        assert after[name]["fingerprint"] == split["fingerprint"]
-        assert after[name]["listing"] != split["listing"]
+        assert after[name].fingerprint == split.fingerprint
+        assert after[name].listing != split.listing
 
 
 def test_images_other_than_those_quantized_with_are_refused(finished_run: Path, tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
     target_images = open_target_images(
         folder, preprocessing=Preprocessing(size=32), class_names=[str(i) for i in range(10)], seed=0
     )
-    training_images = json.loads((run / "stages" / "compensate.json").read_text())["lessons"]
+    training_images = json.loads((run / "stages" / "compensate.json").read_text())["provenance"]
     spec = f"imagefolder:{folder}"
     edit_stage(
         run,
         "compensate",
-        lessons=training_images | {"scene_images": spec, "scene_splits": target_images.summary()},
+        provenance=training_images | {"target_images": spec, "target_splits": to_json(target_images.summary())},
     )
     measure = ("evaluate", run, "--target-images", folder, "-q", "--attacks", "none", "--threads", 1)
     assert qrobust(*measure).exit_code == 0
@@ -117,45 +117,64 @@ def test_a_scene_whose_images_changed_is_refused(finished_run: Path, tmp_path: P
     assert qrobust(*measure).exit_code == 0
 
 
-def test_only_methods_with_the_same_lessons_are_compared() -> None:
-    def compared(**stages: dict[str, Any]) -> dict[str, str]:
-        found = {name.replace("_", "-"): {"trained_on": ["fog"]} | stage for name, stage in stages.items()}
-        opened_run: Any = SimpleNamespace(require_folder=lambda: SimpleNamespace(stage=found.get))
-        return trained_differently(opened_run)
+def made(provenance: TrainingProvenance | None, *trained_on: str) -> Any:
+    """What a stage left, as far as a comparison asks."""
+    return SimpleNamespace(provenance=provenance, trained_on=trained_on or ("fog",))
 
-    usual = {"images": 100, "labels": True, "severities": [5], "scene_images": None}
-    usual |= {"steps": 9, "severity_table": "cifar-c"}
-    assert compared(compensate={"lessons": usual}, finetune={"lessons": usual}, denoise={"lessons": None}) == {}
-    # Of use to one of the two alone.
-    assert compared(compensate={"lessons": usual}, bn_reestimate={"lessons": usual | {"labels": False}}) == {}
-    target_images = usual | {"scene_images": "imagefolder:a"}
-    both = {"lessons": target_images, "trained_on": ["fog", "imagefolder:a"]}
-    assert compared(compensate=both, finetune={"lessons": usual}) == {}
-    for changed in (
-        {"images": 7},
-        {"severities": [1]},
-        {"labels": False},
-        {"scene_images": "imagefolder:b"},
-        {"steps": 7},
-        {"severity_table": "imagenet-c"},
-    ):
-        name = "bn_reestimate" if "scene_images" in changed else "finetune"
-        ((method, why),) = compared(
-            compensate={"lessons": target_images}, **{name: {"lessons": target_images | changed}}
-        ).items()
-        ((key, value),) = changed.items()
-        assert method == name.replace("_", "-")
-        assert f"{key.replace('_', ' ')}: {value} instead of {target_images[key]}" in why
-    # Without a calibrator the first method says what the others are compared with.
-    found = compared(bn_reestimate={"lessons": usual}, finetune={"lessons": usual, "trained_on": ["contrast"]})
-    assert list(found) == ["finetune"]
-    assert "different settings than bn-reestimate (shifts: ['contrast'] instead of ['fog'])" in found["finetune"]
+
+USUAL = TrainingProvenance(images=100, labels=True, severities=(5,), severity_table="cifar-c", steps=9)
+WITH_TARGET = replace(USUAL, target_images="imagefolder:a")
+
+
+def compared(**stages: Any) -> dict[str, str]:
+    found = {name.replace("_", "-"): stage for name, stage in stages.items()}
+    folder = SimpleNamespace(result=lambda kind, name: found.get(name))
+    opened_run: Any = SimpleNamespace(require_folder=lambda: folder)
+    return trained_differently(opened_run)
+
+
+def test_remedies_that_learned_from_the_same_are_compared() -> None:
+    assert compared(compensate=made(USUAL), finetune=made(USUAL), denoise=made(None)) == {}
+
+
+def test_what_is_of_use_to_one_remedy_alone_may_differ() -> None:
+    assert compared(compensate=made(USUAL), bn_reestimate=made(replace(USUAL, labels=False))) == {}
+    assert compared(compensate=made(WITH_TARGET, "fog", "imagefolder:a"), finetune=made(USUAL)) == {}
+
+
+def test_what_one_of_two_remedies_does_not_know_may_differ() -> None:
+    assert compared(compensate=made(USUAL), finetune=made(replace(USUAL, steps=None, severities=()))) == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "why"),
+    [
+        ({"images": 7}, "finetune", "images: 7 instead of 100"),
+        ({"severities": (1, 3)}, "finetune", "severities: 1, 3 instead of 5"),
+        ({"labels": False}, "finetune", "labels: False instead of True"),
+        ({"target_images": "b"}, "bn_reestimate", "target images: b instead of imagefolder:a"),
+        ({"target_images": None}, "bn_reestimate", "target images: None instead of imagefolder:a"),
+        ({"steps": 7}, "finetune", "steps: 7 instead of 9"),
+        ({"severity_table": "imagenet-c"}, "finetune", "severity table: imagenet-c instead of cifar-c"),
+    ],
+)
+def test_remedies_that_learned_from_other_things_are_not_compared(
+    changed: dict[str, Any], name: str, why: str
+) -> None:
+    found = compared(compensate=made(WITH_TARGET), **{name: made(replace(WITH_TARGET, **changed))})
+    assert found == {name.replace("_", "-"): f"trained with different settings than calibrator ({why})"}
+
+
+def test_without_a_calibrator_the_first_remedy_says_what_others_are_compared_with() -> None:
+    assert compared(bn_reestimate=made(USUAL), finetune=made(USUAL, "contrast")) == {
+        "bn-reestimate": "trained with different settings than finetune (shifts: fog instead of contrast)"
+    }
 
 
 def test_a_figure_without_labels_is_not_called_accuracy() -> None:
     def measures(labels: bool, target_images: bool | None, conditions: bool = True) -> tuple[str, str]:
         found = validation_measures(labels=labels, target_labelled=target_images, shifted=conditions)
-        return found["clean"], found["shift"]
+        return found.clean, found.shift
 
     assert measures(True, None) == measures(True, True) == ("accuracy", "accuracy")
     assert measures(False, None) == ("agreement with float", "agreement with float")
@@ -204,7 +223,7 @@ def test_what_is_chosen_after_training_asks_for_no_other_training(
         patch.setattr(training, "step_loss", refuse)
         assert "only what comes after training is done" in compensate("--clean-budget", 0)
         stage = json.loads((run / "stages" / "compensate.json").read_text())
-        assert stage["lessons"]["clean_budget"] == 0
+        assert stage["provenance"]["clean_budget"] == 0
         compensate("--clean-budget", 0.3)
     assert (run / "calibrator.safetensors").read_bytes() == first
     assert "only what comes after" not in compensate("--steps", 10)
@@ -343,7 +362,7 @@ def test_trainings_go_on_only_with_the_images_and_the_code_that_they_began_with(
         return choices_key(Run.open(finished_run, Reporter(), **choices), "float")
 
     def keys() -> tuple[str, str, str]:
-        return key(), key(target_images=f"imagefolder:{target_images}"), key(shifts=(f"{own}:dim",))
+        return key(), key(target_images=f"imagefolder:{target_images}"), key(train_on=(f"{own}:dim",))
 
     before = keys()
     assert keys() == before
@@ -367,7 +386,7 @@ def test_a_comparison_keeps_what_it_leaves_out(
     record = read_json(run / "record.json")
     assert record["compensation"] is None
     assert record["summary"]["macs"]["calibrator"] is None
-    assert {row["seen_by_calibrator"] for row in record["rows"]} == {False}
+    assert {row["seen_by_remedy"] for row in record["rows"]} == {False}
     assert {row["remedy"] for row in read_json(run / "record.json")["remedies"]} == {"auto-contrast", TORCH_ONLY}
     assert (run / "stages" / "compensate.json").read_bytes() == before[run / "stages" / "compensate.json"]
     assert qrobust("evaluate", run, "-q", "--attacks", "none", "--threads", 1).exit_code == 0
@@ -409,11 +428,13 @@ def test_damaged_integers_are_one_line(name: str, command: str, finished_run: Pa
 
 def test_what_learns_nothing_needs_nothing_to_learn_from(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    unseen = ("--shifts", "contrast", "--hold-out", "contrast")
-    assert "to train on" in qrobust("compensate", run, "--remedy", "bn-reestimate", *unseen, "-q").output
-    assert qrobust("compensate", run, "--remedy", "auto-contrast", *unseen, "-q").exit_code == 0
+    undefined = ("--train-on", "inversion", "--severities", "3")
+    assert (
+        "expected one defined for" in qrobust("compensate", run, "--remedy", "bn-reestimate", *undefined, "-q").output
+    )
+    assert qrobust("compensate", run, "--remedy", "auto-contrast", *undefined, "-q").exit_code == 0
     stage = json.loads((run / "stages" / "auto-contrast.json").read_text())
-    assert (stage["trained_on"], stage["lessons"]) == ([], None)
+    assert (stage["trained_on"], stage["provenance"]) == ([], None)
 
 
 def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:

@@ -62,7 +62,7 @@ def test_folders_of_splits_by_any_of_their_names(
         "validation": validation,
         "test": test,
     }
-    assert data.summary()["test"]["taken_from"] == test
+    assert data.summary()["test"].taken_from == test
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import torch
 from conftest import qrobust
 from onnx_graphs import GraphBuilder, conv_graph, gemm_graph, s8
 
-from qrobust.deployment.audit import audit, check_share
+from qrobust.deployment.audit import audit, check_share, explained_audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.session import open_session
 from qrobust.errors import ExportCheckError, InputError
+from qrobust.record import Audit
 
 
 def floats(g: GraphBuilder, *shape: int) -> str:
@@ -74,12 +75,12 @@ def test_macs_of_one_image(name: str, batch: str | int, tmp_path: Path) -> None:
     build, macs, kind = MACS[name]
     g = GraphBuilder((batch, 3, 8, 8))
     audited = audit(g.save(tmp_path / "g.onnx", build(g)))
-    assert audited["total_macs"] == macs
-    assert audited["integer_macs"] == (0 if kind else macs)
-    assert audited["float_compute"] == ({kind: 1} if kind else {})
-    assert audited["quantizable_ops"] == 1
+    assert audited.total_macs == macs
+    assert audited.integer_macs == (0 if kind else macs)
+    assert audited.float_compute == ({kind: 1} if kind else {})
+    assert audited.quantizable_ops == 1
     # Shares are rounded to four places, each by at most half of the last one.
-    assert sum(audited["time_share"].values()) == pytest.approx(1, abs=5e-5 * len(audited["time_share"]))
+    assert sum(audited.time_share.values()) == pytest.approx(1, abs=5e-5 * len(audited.time_share))
 
 
 def test_layouts_with_the_channels_last(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_layouts_with_the_channels_last(tmp_path: Path) -> None:
     path = g.save(
         tmp_path / "g.onnx", g.op("Conv", g.op("Transpose", "images", perm=[0, 3, 1, 2]), floats(g, 2, 3, 3, 3))
     )
-    assert audit(path, 10)["total_macs"] == 64 * 2 * 27
+    assert audit(path, 10).total_macs == 64 * 2 * 27
 
 
 def test_names_may_be_missing(tmp_path: Path) -> None:
@@ -95,9 +96,9 @@ def test_names_may_be_missing(tmp_path: Path) -> None:
     g.op("Conv", g.op("Conv", "images", floats(g, 4, 3, 1, 1)), floats(g, 5, 4, 1, 1))
     for node in g.nodes:
         node.name = ""
-    audited = audit(g.save(tmp_path / "none.onnx", "Conv1_out"), explain=True)
-    assert audited["total_macs"] == 64 * (12 + 20)
-    assert [b["node"] for b in audited["blocked"]] == ["(Conv of images)", "(Conv of Conv0_out)"]
+    audited = explained_audit(g.save(tmp_path / "none.onnx", "Conv1_out"))
+    assert audited.total_macs == 64 * (12 + 20)
+    assert [b.node for b in audited.blocked] == ["(Conv of images)", "(Conv of Conv0_out)"]
 
 
 def test_old_files_whose_constants_are_inputs(tmp_path: Path) -> None:
@@ -112,14 +113,14 @@ def test_old_files_whose_constants_are_inputs(tmp_path: Path) -> None:
         onnx.helper.make_tensor_value_info(c.name, c.data_type, c.dims) for c in proto.graph.initializer
     )
     onnx.save(proto, tmp_path / "old.onnx")
-    assert audit(tmp_path / "old.onnx", explain=True)["total_macs"] == 2 * 64 * 9
+    assert explained_audit(tmp_path / "old.onnx").total_macs == 2 * 64 * 9
 
 
 def test_a_file_that_was_already_optimised(tmp_path: Path) -> None:
     for path, share in ((conv_graph(tmp_path / "int8.onnx"), 1), (gemm_graph(tmp_path / "float.onnx", alpha=2.0), 0)):
         done = path.with_suffix(".done.onnx")
         open_session(path, 1, done)
-        assert audit(done, explain=True)["integer_mac_share"] == audit(path)["integer_mac_share"] == share
+        assert explained_audit(done).integer_mac_share == audit(path).integer_mac_share == share
 
 
 def test_work_that_is_not_known_is_named_and_gates(tmp_path: Path) -> None:
@@ -127,9 +128,9 @@ def test_work_that_is_not_known_is_named_and_gates(tmp_path: Path) -> None:
     rows = g.op("Squeeze", g.op("Conv", "images", floats(g, 1, 8, 1, 1)), g.const([1], np.int64))
     path = g.save(tmp_path / "g.onnx", g.op("LSTM", rows, floats(g, 1, 16, 3), floats(g, 1, 16, 4), hidden_size=4))
     audited = audit(path)
-    assert audited["unknown_macs"] == {"LSTM": 1}
-    assert audited["float_compute"] == {"Conv": 1, "LSTM": 1}
-    assert audited["total_macs"] == 8 * 3 * 8
+    assert audited.unknown_macs == {"LSTM": 1}
+    assert audited.float_compute == {"Conv": 1, "LSTM": 1}
+    assert audited.total_macs == 8 * 3 * 8
     with pytest.raises(ExportCheckError, match="of LSTM are not known"):
         check_share(audited, 0.5, None)
     assert "not counted, their work is not known: 1 LSTM" in qrobust("audit", path).output
@@ -171,7 +172,18 @@ def test_what_onnxruntime_says_comes_without_its_sources(tmp_path: Path) -> None
 
 
 def test_shares_gate() -> None:
-    audited = {"unknown_macs": {}, "integer_mac_share": 0.9, "integer_ops": 1, "quantizable_ops": 4}
+    audited = Audit(
+        integer_ops=1,
+        quantizable_ops=4,
+        integer_compute={"QLinearConv": 1},
+        float_compute={"Conv": 3},
+        other_ops={},
+        integer_macs=90,
+        total_macs=100,
+        integer_mac_share=0.9,
+        unknown_macs={},
+        time_share={},
+    )
     check_share(audited, 0.9, 0.25)
     with pytest.raises(ExportCheckError, match=r"90\.0% of the multiply-accumulates"):
         check_share(audited, 0.95, None)
@@ -265,7 +277,7 @@ def test_external_data(tmp_path: Path) -> None:
     whole = onnx.load(g.save(tmp_path / "g.onnx", g.op("Gemm", flat(g), floats(g, 192, 10))))
     path = folder / "g.onnx"
     onnx.save(whole, path, save_as_external_data=True, location="w.bin")
-    assert audit(path)["total_macs"] == 1920
+    assert audit(path).total_macs == 1920
     (folder / "w.bin").rename(tmp_path / "w.bin")
     refused(path, "external data 'w.bin' is missing")
     proto = onnx.load(path, load_external_data=False)
@@ -290,8 +302,8 @@ def test_inputs_that_are_not_one_image(tmp_path: Path) -> None:
     refused(conv_of([1, 3, 8, 8], tmp_path, "mask"), r"one image input, has 2: \['images', 'mask'\]")
     refused(conv_of([1, 192], tmp_path), "must have an image input")
     refused(conv_of(["n", 3, "h", "w"], tmp_path), "leaves the size of 'images' .* open: --image-size is needed")
-    assert audit(conv_of(["n", "c", 8, 8], tmp_path))["quantizable_ops"] == 1
-    assert audit(conv_of(["n", "c", "h", "w"], tmp_path), 8)["total_macs"] == 36 * 8 * 27
+    assert audit(conv_of(["n", "c", 8, 8], tmp_path)).quantizable_ops == 1
+    assert audit(conv_of(["n", "c", "h", "w"], tmp_path), 8).total_macs == 36 * 8 * 27
     refused(conv_of([1, 3, 8, 8], tmp_path), r"takes images \[1, 3, 8, 8\], got --image-size 9", 9)
     refused(conv_of(["n", 3, "h", "w"], tmp_path), "cannot run .*Conv", 1)
     g = GraphBuilder()
@@ -303,7 +315,7 @@ def test_bytes_as_image(tmp_path: Path) -> None:
     g = GraphBuilder()
     g.inputs = [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [1, 3, 8, 8])]
     path = g.save(tmp_path / "g.onnx", g.op("Conv", g.op("Cast", "images", to=1), floats(g, 8, 3, 3, 3)))
-    assert audit(path)["total_macs"] == 36 * 8 * 27
+    assert audit(path).total_macs == 36 * 8 * 27
 
 
 def test_nothing_to_audit(tmp_path: Path) -> None:
@@ -314,7 +326,7 @@ def test_nothing_to_audit(tmp_path: Path) -> None:
 def test_two_results_matter_to_a_classifier_only(tmp_path: Path) -> None:
     g = GraphBuilder()
     path = g.save(tmp_path / "g.onnx", g.op("Conv", "images", floats(g, 8, 3, 3, 3)), g.op("Relu", "images"))
-    assert audit(path)["quantizable_ops"] == 1
+    assert audit(path).quantizable_ops == 1
     with pytest.raises(InputError, match="one output"):
         OnnxClassifier(path, 1)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from qrobust.quantization.target import (
     X86_VNNI,
     Target,
 )
+from qrobust.record import Audit, Parity
 
 
 @pytest.fixture
@@ -45,10 +48,10 @@ def test_exported_twin_is_integer_dynamic_and_says_the_same(
         # Fused kernels may differ from unfused ones by a step of the last activation here and there.
         assert (wanted - got).abs().mean() < 0.02 * fake_quantized(images).std()
     counted = audit(path)
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 10
+    assert counted.integer_ops == counted.quantizable_ops == 10
     zeros = 32 * 32 * 9 * 8  # of the fourth channel of the first convolution's 8 filters
-    assert counted["integer_macs"] == counted["total_macs"] == count_macs(fake_quantized, 32) + zeros
-    assert counted["float_compute"] == {}
+    assert counted.integer_macs == counted.total_macs == count_macs(fake_quantized, 32) + zeros
+    assert counted.float_compute == {}
     proto = load(path)
     assert len(proto.graph.input) == len(proto.graph.output) == 1
     stored = {i.name: i.data_type for i in proto.graph.initializer if int(np.prod(i.dims)) > 64}
@@ -75,7 +78,7 @@ def test_narrow_bits_are_integer_and_exact(
     path = tmp_path / "narrow.onnx"
     export(fake_quantized, path, 32, storage=storage)
     counted = audit(path)
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 10
+    assert counted.integer_ops == counted.quantizable_ops == 10
     stored = [i.data_type for i in load(path).graph.initializer if int(np.prod(i.dims)) > 64]
     assert (onnx.TensorProto.INT4 in stored) == (storage == "int4" and bits.startswith("w4"))
     wanted, got = fake_quantized(images), OnnxClassifier(path, 1)(images)
@@ -89,7 +92,7 @@ def test_layers_kept_in_float_stay_there(small_model: NormalizedModel, images: t
     fake_quantized = quantize(small_model, X86_VNNI, [images], recipe=recipe)
     export(fake_quantized, tmp_path / "mixed.onnx", 32)
     counted = audit(tmp_path / "mixed.onnx")
-    assert counted["quantizable_ops"] - counted["integer_ops"] == 1 + 3
+    assert counted.quantizable_ops - counted.integer_ops == 1 + 3
     wanted, got = fake_quantized(images), OnnxClassifier(tmp_path / "mixed.onnx", 1)(images)
     # A step of a 4-bit activation here and there.
     assert (wanted - got).abs().mean() < 0.1 * wanted.std()
@@ -115,7 +118,7 @@ def test_a_fourth_channel_of_zeros_changes_no_bit(
     wide, plain = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("wide", "plain"))
     assert torch.equal(wide(images), plain(images))
     counted = audit(tmp_path / "wide.onnx", signed_activations=target.signed)
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 2
+    assert counted.integer_ops == counted.quantizable_ops == 2
 
 
 class ReadTwice(nn.Module):
@@ -132,10 +135,10 @@ def test_float_export_equals_torch(small_model: NormalizedModel, images: torch.T
     session = OnnxClassifier(tmp_path / "float.onnx", 1)
     assert torch.allclose(session(images), small_model(images), atol=1e-4)
     counted = audit(tmp_path / "float.onnx")
-    assert counted["integer_ops"] == counted["integer_macs"] == 0
-    assert counted["total_macs"] == count_macs(small_model, 32)
+    assert counted.integer_ops == counted.integer_macs == 0
+    assert counted.total_macs == count_macs(small_model, 32)
     measured = parity(small_model, session, images, small_model(images).argmax(1))
-    assert measured["agreement"] == measured["torch_accuracy"] == measured["session_accuracy"] == 1
+    assert measured.agreement == measured.torch_accuracy == measured.session_accuracy == 1
 
 
 def constant(logits: list[list[float]]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -148,40 +151,66 @@ def test_parity_tells_ties_from_disagreement() -> None:
     ours = constant([[5.0, 0.0], [1.0, 0.99], [5.0, 0.0]])
     theirs = constant([[5.0, 0.0], [0.99, 1.0], [0.0, 5.0]])
     measured = parity(ours, theirs, images, labels)
-    assert measured["agreement"] == pytest.approx(1 / 3)
-    assert measured["agreement_beyond_ties"] == pytest.approx(2 / 3)
+    assert measured.agreement == pytest.approx(1 / 3)
+    assert measured.agreement_beyond_ties == pytest.approx(2 / 3)
     with pytest.raises(ExportCheckError, match=r"agree on 66\.7 %"):
-        check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, measured, 1)
-    same = {"agreement": 0.0, "torch_accuracy": 0.5, "session_accuracy": 0.5}
-    for n, wrong, passes in ((143, 4, True), (143, 5, False), (1000, 22, True), (1000, 23, False)):
-        found = same | {"n": n, "agreement_beyond_ties": 1 - wrong / n}
-        if passes:  # Wilson's interval reaches 98.5 %
-            check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, found, 1)
-        else:
-            with pytest.raises(ExportCheckError, match="parity"):
-                check_export("int8", {"integer_ops": 1, "quantizable_ops": 1, "float_compute": {}}, found, 1)
+        check_export("int8", audit_of(1, 1), measured, 1)
 
 
-def test_gate_refuses_float_compute() -> None:
-    measured = {
-        "n": 1000,
-        "agreement": 1.0,
-        "agreement_beyond_ties": 1.0,
-        "torch_accuracy": 0.9,
-        "session_accuracy": 0.9,
-    }
-    audited = {"integer_ops": 3, "quantizable_ops": 5, "float_compute": {"Conv": 2}}
+def audit_of(integer: int, compute: int) -> Audit:
+    left = {"Conv": compute - integer} if compute > integer else {}
+    return Audit(
+        integer_ops=integer,
+        quantizable_ops=compute,
+        integer_compute={"QLinearConv": integer},
+        float_compute=left,
+        other_ops={},
+        integer_macs=integer,
+        total_macs=compute,
+        integer_mac_share=integer / compute,
+        unknown_macs={},
+        time_share={},
+    )
+
+
+ALIKE = Parity(
+    n=1000,
+    agreement=1.0,
+    agreement_beyond_ties=1.0,
+    max_logit_difference=0.0,
+    mean_logit_difference=0.0,
+    torch_accuracy=0.9,
+    session_accuracy=0.9,
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "passes"), [(143, 4, True), (143, 5, False), (1000, 22, True), (1000, 23, False)]
+)
+def test_agreement_passes_where_its_interval_reaches_the_least(n: int, wrong: int, passes: bool) -> None:
+    measured = replace(
+        ALIKE, n=n, agreement=0.0, agreement_beyond_ties=1 - wrong / n, torch_accuracy=0.5, session_accuracy=0.5
+    )
+    with nullcontext() if passes else pytest.raises(ExportCheckError, match="parity"):
+        check_export("int8", audit_of(1, 1), measured, 1)
+
+
+def test_float_compute_is_refused_where_integers_were_claimed() -> None:
     with pytest.raises(ExportCheckError, match=r"runs 3 .* expected its 4 quantized layers; in float: 2 Conv"):
-        check_export("int8", audited, measured, 4)
-    check_export("int8", audited, measured, 3)  # what is in float was never claimed to be integer
-    check_export("float", audited, measured)
+        check_export("int8", audit_of(3, 5), ALIKE, 4)
+    check_export("int8", audit_of(3, 5), ALIKE, 3)  # what is in float was never claimed to be integer
+    check_export("float", audit_of(3, 5), ALIKE)
+
+
+def test_an_accuracy_that_ties_do_not_explain_is_refused() -> None:
+    audited = audit_of(3, 5)
     with pytest.raises(ExportCheckError, match="accuracy"):
-        check_export("float", audited, measured | {"session_accuracy": 0.85})
+        check_export("float", audited, replace(ALIKE, session_accuracy=0.85))
     # Four ties of a thousand fell the other way, all for the better: six in that many could by chance.
-    tied = measured | {"agreement": 0.996}
-    check_export("float", audited, tied | {"session_accuracy": 0.904})
+    tied = replace(ALIKE, agreement=0.996)
+    check_export("float", audited, replace(tied, session_accuracy=0.904))
     with pytest.raises(ExportCheckError, match=r"differs by 0\.70 points in float, expected at most 0\.60"):
-        check_export("float", audited, tied | {"session_accuracy": 0.907})
+        check_export("float", audited, replace(tied, session_accuracy=0.907))
 
 
 class NotExportable(nn.Module):
@@ -245,5 +274,5 @@ def test_torchvision_networks_come_out_integer(name: str, convolutions: int, tmp
     pixels = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     export(quantize(model, X86_VNNI, [pixels]), tmp_path / "int8.onnx", 64)
     counted = audit(tmp_path / "int8.onnx")
-    assert counted["float_compute"] == {}
-    assert counted["integer_ops"] == counted["quantizable_ops"] == convolutions + (3 if name == "vgg16_bn" else 1)
+    assert counted.float_compute == {}
+    assert counted.integer_ops == counted.quantizable_ops == convolutions + (3 if name == "vgg16_bn" else 1)

@@ -13,8 +13,9 @@ import pytest
 from conftest import qrobust
 from onnx_graphs import GraphBuilder, Part, conv_graph, gemm_graph, s8
 
-from qrobust.deployment.audit import audit
+from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.diagnosis import REMEDIES
+from qrobust.record import ExplainedAudit
 
 Values = Any
 
@@ -207,10 +208,10 @@ CASES = [(conv_graph, name, *case) for name, case in CONV.items()]
 CASES += [(gemm_graph, name, *case) for name, case in GEMM.items()]
 
 
-def explained(path: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
-    audited = audit(path, 8, explain=True, **options)
-    assert {b["node"] for b in audited["blocked"]} <= {"compute"}
-    return audited, [f"{r['code']}: {r['why']}" for b in audited["blocked"] for r in b["reasons"]]
+def explained(path: Path, **options: Any) -> tuple[ExplainedAudit, list[str]]:
+    audited = explained_audit(path, 8, **options)
+    assert {b.node for b in audited.blocked} <= {"compute"}
+    return audited, [f"{r.code}: {r.why}" for b in audited.blocked for r in b.reasons]
 
 
 @pytest.mark.parametrize(("build", "name", "reason", "broken", "repaired"), CASES, ids=[c[1] for c in CASES])
@@ -218,13 +219,13 @@ def test_named_reason_is_the_one(
     build: Callable[..., Path], name: str, reason: str, broken: dict, repaired: dict, tmp_path: Path
 ) -> None:
     audited, reasons = explained(build(tmp_path / "broken.onnx", **broken))
-    assert audited["integer_ops"] == audited["integer_macs"] == 0 < audited["total_macs"]
+    assert audited.integer_ops == audited.integer_macs == 0 < audited.total_macs
     assert len(reasons) == 1, reasons
     assert reasons[0].startswith(reason)
     audited, reasons = explained(build(tmp_path / "repaired.onnx", **repaired))
-    assert audited["integer_ops"] == audited["quantizable_ops"] == 1, reasons
-    assert audited["integer_mac_share"] == 1
-    assert audited["misread_sums"] == {}
+    assert audited.integer_ops == audited.quantizable_ops == 1, reasons
+    assert audited.integer_mac_share == 1
+    assert audited.misread_sums == {}
 
 
 def test_signed_activations_fuse_on_arm_only(tmp_path: Path) -> None:
@@ -233,15 +234,15 @@ def test_signed_activations_fuse_on_arm_only(tmp_path: Path) -> None:
     first = s8(g, g.op("Conv", s8(g, "images"), g.int8((3, 3, 1, 1)), name="first"))
     second = s8(g, g.op("Conv", first, g.int8((3, 3, 1, 1)), name="second"))
     path = g.save(tmp_path / "s8.onnx", s8(g, g.op("Add", first, second, name="add")))
-    audited = audit(path, 8, signed_activations=False, explain=True)
-    assert [(b["node"], [r["code"] for r in b["reasons"]]) for b in audited["blocked"]] == [
+    audited = explained_audit(path, 8, signed_activations=False)
+    assert [(b.node, [r.code for r in b.reasons]) for b in audited.blocked] == [
         ("first", ["signed-activations"]),
         ("second", ["signed-activations"]),
     ]
-    assert [i["nodes"] for i in audited["float_islands"]] == [{"add": "Add"}]
-    audited = audit(path, 8, signed_activations=True, explain=True)
-    assert (audited["integer_ops"], audited["blocked"], audited["float_islands"]) == (2, [], [])
-    assert audited["other_ops"]["QLinearAdd"] == 1
+    assert [i.nodes for i in audited.float_islands] == [{"add": "Add"}]
+    audited = explained_audit(path, 8, signed_activations=True)
+    assert (audited.integer_ops, audited.blocked, audited.float_islands) == (2, (), ())
+    assert audited.other_ops["QLinearAdd"] == 1
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_types_that_arm_does_not_mix(reason: str, parts: dict, tmp_path: Path) -
     assert len(reasons) == 1
     assert reasons[0].startswith(reason)
     repaired = conv_graph(tmp_path / "s8.onnx", before=s8, after=s8)
-    assert explained(repaired, signed_activations=True)[0]["integer_ops"] == 1
+    assert explained(repaired, signed_activations=True)[0].integer_ops == 1
 
 
 def test_two_faults_are_both_named(tmp_path: Path) -> None:
@@ -275,9 +276,9 @@ def test_constants_that_are_inputs_too(tmp_path: Path) -> None:
     proto.graph.input.extend(value_info(c.name, c.data_type, c.dims) for c in proto.graph.initializer)
     onnx.save(proto, tmp_path / "open.onnx")
     audited, reasons = explained(tmp_path / "open.onnx")
-    assert audited["integer_ops"] == 0
+    assert audited.integer_ops == 0
     assert [r.partition(":")[0] for r in reasons] == ["constants-are-inputs"]
-    assert explained(path)[0]["integer_ops"] == 1
+    assert explained(path)[0].integer_ops == 1
 
 
 ISLANDS: dict[str, tuple[str, Part, Part]] = {
@@ -309,11 +310,11 @@ def test_float_islands(name: str, tmp_path: Path) -> None:
     reason, broken, repaired = ISLANDS[name]
     after = lambda part: lambda g, y: part(g, g.qdq(y))  # noqa: E731 - a part behind a quantized convolution
     audited, _ = explained(conv_graph(tmp_path / "broken.onnx", after=after(broken)))
-    (island,) = audited["float_islands"]
-    assert "island" in island["nodes"]
-    assert f"{island['reasons'][0]['code']}: {island['reasons'][0]['why']}".startswith(reason)
+    (island,) = audited.float_islands
+    assert "island" in island.nodes
+    assert f"{island.reasons[0].code}: {island.reasons[0].why}".startswith(reason)
     audited, _ = explained(conv_graph(tmp_path / "repaired.onnx", after=after(repaired)))
-    assert audited["float_islands"] == []
+    assert audited.float_islands == ()
 
 
 def test_island_that_onnxruntime_made_of_one_operator_and_moved(tmp_path: Path) -> None:
@@ -324,10 +325,10 @@ def test_island_that_onnxruntime_made_of_one_operator_and_moved(tmp_path: Path) 
         return g.qdq(g.op("Conv", inner, g.int8((4, 8, 3, 3)), name="second"))
 
     audited, _ = explained(conv_graph(tmp_path / "g.onnx", after=between_convolutions))
-    assert audited["integer_ops"] == 2
-    (island,) = audited["float_islands"]
-    assert sorted(island["nodes"].values()) == ["HardSigmoid", "Mul"]
-    assert [r["why"] for r in island["reasons"]] == ["onnxruntime has no integer form of HardSigmoid on CPUs"]
+    assert audited.integer_ops == 2
+    (island,) = audited.float_islands
+    assert sorted(island.nodes.values()) == ["HardSigmoid", "Mul"]
+    assert [r.why for r in island.reasons] == ["onnxruntime has no integer form of HardSigmoid on CPUs"]
 
 
 @pytest.mark.parametrize(
@@ -348,8 +349,8 @@ def test_misread_bias_gives_wrong_sums(build: Callable[..., Path], scales: dict,
     """onnxruntime takes the bias for input scale times weight scale: unoptimised, the file says something else."""
     path = build(tmp_path / "g.onnx", **scales)
     audited, _ = explained(path)
-    assert list(audited["misread_sums"]) == ["compute"]
-    assert audited["integer_ops"] == 1
+    assert list(audited.misread_sums) == ["compute"]
+    assert audited.integer_ops == 1
     results = results_of(path)
     # The largest bias is 7 or 9 integers; read at a fifth of its scale (or 4.5 times less) it loses most of itself.
     factor = 0.001 - 0.0002 if build is gemm_graph else 9e-7 - 2e-7
@@ -375,10 +376,10 @@ def test_scales_along_another_axis_give_wrong_sums(axis: int, tmp_path: Path) ->
 
     path = conv_graph(tmp_path / "g.onnx", weight=weight, bias=None, after=lambda g, y: g.qdq(y, 0.5))
     audited, _ = explained(path)
-    assert audited["integer_ops"] == 1
+    assert audited.integer_ops == 1
     said, done = results_of(path)
     # Accumulators are exact, so results differ by a step of the output's grid at most, or by a wrong sum.
-    assert (np.abs(said - done).max() > 1) == (list(audited["misread_sums"]) == ["compute"]) == (axis == 1)
+    assert (np.abs(said - done).max() > 1) == (list(audited.misread_sums) == ["compute"]) == (axis == 1)
 
 
 def test_faults_together_are_told_of_without_a_traceback(tmp_path: Path) -> None:

@@ -112,12 +112,10 @@ def check(model: nn.Module, pixels: torch.Tensor, folder: Path) -> tuple[nn.Modu
     ]
     assert len(own) == len(set(own)) == 3 * len(read) > 0  # `session.x64quantprecision` refuses what is shared
     counted = audit(folder / "int8.onnx")
-    others = Counter(
-        {k: n for k, n in counted["other_ops"].items() if k not in MOVING and not k.startswith("QLinear")}
-    )
+    others = Counter({k: n for k, n in counted.other_ops.items() if k not in MOVING and not k.startswith("QLinear")})
     # That of a first convolution's fourth channel.
     others -= Counter(n.op_type for n in graph.node if n.name.endswith("_wide_pad"))
-    return fake_quantized, counted["float_compute"], dict(others)
+    return fake_quantized, counted.float_compute, dict(others)
 
 
 def count(fake_quantized: nn.Module, kind: type[nn.Module]) -> int:

@@ -104,7 +104,7 @@ def test_epsilon_zero_is_clean_accuracy_for_every_attack(
     rows = found(tried(tmp_path / "a.npz", graphs, split, level)).rows
     images = split.read(slice(None)).float() / 255
     for name, graph in graphs.items():
-        clean = int((graph.session(images).argmax(1) == split.labels).sum()) / N
+        clean = int((graph.deployed(images).argmax(1) == split.labels).sum()) / N
         zero = [r for r in rows if r.classifier == name and r.epsilon == 0]
         assert {r.kind for r in zero} >= {"clean", "white-box", "transfer", "noise"}
         assert {r.robust_accuracy for r in zero} == {clean}
@@ -205,9 +205,9 @@ def test_a_killed_suite_goes_on_where_it_stopped(tmp_path: Path, graphs: dict[st
     resumed = kept_or_tried(path, graphs, split, spied, about=("test",))
     assert len(retried) == len(planned) - 6
     assert found(resumed) == found(whole) == found(read_outcomes(path))
-    asked = graphs["int8"].session.asked  # type: ignore[attr-defined]  # a Counted
+    asked = graphs["int8"].deployed.asked  # type: ignore[attr-defined]  # a Counted
     tried(path, graphs, split)
-    assert graphs["int8"].session.asked == asked  # type: ignore[attr-defined]  # nothing was asked again
+    assert graphs["int8"].deployed.asked == asked  # type: ignore[attr-defined]  # nothing was asked again
     # Another graph, another seed, other images: nothing of it fits.
     retried.clear()
     other = {"float": graphs["float"], "int8": replace(graphs["int8"], digest="j")}

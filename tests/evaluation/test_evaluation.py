@@ -29,6 +29,7 @@ from qrobust.evaluation.summary import (
     comparison_rows,
     drops,
     overview,
+    remedy_gains,
     run_rows,
     summarise,
 )
@@ -37,7 +38,7 @@ from qrobust.report.robustbench import unaggregated_csv
 
 N = 200
 LABELS = np.arange(N) % 4
-CELLS = [CLEAN, ("fog", 3), ("fog", 5), ("rotation", 5)]
+CONDITIONS = [CLEAN, ("fog", 3), ("fog", 5), ("rotation", 5)]
 
 
 def said(right: np.ndarray, confidence: float = 0.75) -> Predictions:
@@ -49,7 +50,7 @@ def said(right: np.ndarray, confidence: float = 0.75) -> Predictions:
 def predictions() -> ConditionPredictions:
     rng = np.random.default_rng(0)
     found: ConditionPredictions = {}
-    for index, condition in enumerate(CELLS):
+    for index, condition in enumerate(CONDITIONS):
         floating = rng.random(N) < 0.95 - 0.2 * index
         int8 = floating & (rng.random(N) < 0.97 - 0.1 * index)
         found[condition] = {
@@ -62,7 +63,7 @@ def predictions() -> ConditionPredictions:
 
 def test_rows_carry_counts_tests_and_confidence(predictions: ConditionPredictions) -> None:
     rows = run_rows(predictions, LABELS, seed=0, of=1000)
-    assert [(r.shift, r.severity) for r in rows] == CELLS
+    assert [(r.shift, r.severity) for r in rows] == CONDITIONS
     assert {(r.n, r.of) for r in rows} == {(N, 1000)}
     assert [r.drop_p_adjusted for r in rows] == holm([r.drop_p for r in rows])
     # The calibrator here restores what quantization lost, so both tests see the same images.
@@ -141,7 +142,7 @@ def split() -> Split:
 def kept(
     folder: Path, conditions: list[Condition], split: Split, digest: str = "1", **asked: Brightest
 ) -> ConditionPredictions:
-    """Predictions on the images and under the cells, in a folder; of the second classifier of another digest."""
+    """Predictions on the images and under the conditions, in a folder; of the second classifier of another digest."""
     cache = Cache(folder, folder / "attacks.npz", dict.fromkeys(asked, digest))
     return kept_or_predicted(
         asked, [Task(condition, split, "cifar-c") for condition in conditions], cache=cache, seed=0
@@ -185,12 +186,12 @@ def test_csv_has_robustbench_form(predictions: ConditionPredictions) -> None:
 
 
 def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6, also: int = 0) -> Split:
-    """With a clock that moves `step` seconds between looks at it: that much for 30 images in one cell."""
+    """With a clock that moves `step` seconds between looks at it: that much for 30 images in one condition."""
     times, path = iter(np.arange(100) * step), folder / "kept.json"
     chosen, kept = within_budget(
         json.loads(path.read_text()) if path.exists() else {},
         split,
-        CELLS,
+        CONDITIONS,
         {"a": Brightest()},
         seconds=seconds,
         table="cifar-c",
@@ -203,7 +204,7 @@ def budgeted(split: Split, folder: Path, seconds: float, step: float = 1.6, also
 
 
 def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Path) -> None:
-    # 1.6 s for 30 images in one cell, more than a tenth of the budget, are 0.2133 s per image in four. With a look
+    # 1.6 s for 30 images in one condition, over a tenth of the budget, are 0.2133 s per image in four. With a look
     # before the first, slow answer and one at the end 4.8 s are spent: of 12, what is left would buy 33.
     assert len(budgeted(split, tmp_path, 12)) == 30
     # 8.2 - 4.8 s buy 15 of them, a third of each class.
@@ -213,11 +214,30 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
     # Kept: a slower clock does not change it, another budget does.
     assert torch.equal(budgeted(split, tmp_path, 8.2, step=100).indices, chosen.indices)
     assert len(budgeted(split, tmp_path, 7.7)) == 13
-    # Four more cells, of a stored set, halve what 11.3 - 4.8 s buy.
+    # Four more conditions, of a corruption data set, halve what 11.3 - 4.8 s buy.
     assert len(budgeted(split, tmp_path, 11.3)) == 30
     assert len(budgeted(split, tmp_path, 11.3, also=4)) == 15
 
 
 def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="2 s are too short for 10 images in 4 cells, expected at least 7 s"):
+    with pytest.raises(InputError, match="2 s are too short for 10 images in 4 conditions, expected at least 7 s"):
         budgeted(split, tmp_path, 2)
+
+
+def test_the_gain_of_a_remedy_is_told_apart_by_what_was_seen() -> None:
+    labels = np.arange(4) % 2
+
+    def said(*right: int) -> Predictions:
+        hit = np.isin(np.arange(4), right)
+        return Predictions(np.where(hit, labels, 1 - labels), np.ones(4), np.ones(4))
+
+    predictions = {
+        CLEAN: {"int8": said(0, 1, 2), "scales": said(0, 1, 3)},
+        ("fog", 5): {"int8": said(), "scales": said(0, 1)},  # half of them gained
+        ("contrast", 5): {"int8": said(0), "scales": said(0, 1, 2, 3)},  # three quarters
+    }
+    (found,) = remedy_gains(predictions, labels, seed=0, seen={"scales": ("contrast",)})
+    assert (found.unseen_gain_pp, found.seen_gain_pp, found.gain_pp) == (50, 75, 62.5)
+    assert (found.clean_agreement, found.clean_harmful_flips, found.clean_cost_pp) == (0.5, 0.25, 0)
+    (unseen,) = remedy_gains(predictions, labels, seed=0)
+    assert (unseen.unseen_gain_pp, unseen.seen_gain_pp) == (62.5, None)

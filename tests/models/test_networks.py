@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
-from qrobust.deployment.parity import check_export, check_meaning
+from qrobust.deployment.parity import check_export, check_meaning, parity
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.quantization.integer_layers import ActivationQuantizer
 from qrobust.quantization.ptq import quantize
@@ -87,16 +87,16 @@ def test_a_stem_that_reads_two_views_is_widened_once_for_each(
     wide, plain = (OnnxClassifier(tmp_path / f"{name}.onnx", 1) for name in ("wide", "plain"))
     assert torch.equal(wide(pixels), plain(pixels))  # zeros change no sum
     counted = audit(tmp_path / "wide.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 3
+    assert counted.integer_ops == counted.quantizable_ops == 3
 
 
 def test_layers_that_compute_the_same_may_become_one(pixels: torch.Tensor, tmp_path: Path) -> None:
     fake_quantized = quantize(Views(lambda x: x).eval(), X86_VNNI, [pixels])
     export(fake_quantized, tmp_path / "once.onnx", SIZE)
     counted = audit(tmp_path / "once.onnx")
-    assert counted["integer_ops"] == counted["quantizable_ops"] == 2  # onnxruntime runs the stem once
-    measured = dict.fromkeys(("agreement", "agreement_beyond_ties", "torch_accuracy", "session_accuracy"), 1.0)
-    check_export("int8", counted, measured | {"n": 16}, 3)
+    assert counted.integer_ops == counted.quantizable_ops == 2  # onnxruntime runs the stem once
+    labels = fake_quantized(pixels).argmax(1)
+    check_export("int8", counted, parity(fake_quantized, fake_quantized, pixels, labels), 3)
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
@@ -215,6 +215,15 @@ def test_what_int8_loses_is_told(tmp_path: Path) -> None:
     assert f"INT8 predicts what float does on {100 * measured['agreement']:.1f} %." in output
     assert "parity with its fake-quantized model in torch 100.00 %" in output
     assert "agreement with torch" not in output
+
+
+def test_the_loss_is_told_in_the_measure_that_decides(tmp_path: Path) -> None:
+    code, output, stage = run("loud", tmp_path, "--primary", "balanced")
+    assert code == 0, output
+    measured = stage["quantization"]["validation"]
+    lost = 100 * (1 - measured["primary"]["int8"])
+    assert f"warning: INT8 loses {lost:.1f} points of balanced accuracy on {measured['n']} validation" in output
+    assert "In the measure that decides: Float 100.0 %, INT8 " in output
 
 
 def test_nothing_lost_is_no_warning(tmp_path: Path) -> None:

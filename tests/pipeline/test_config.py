@@ -47,6 +47,11 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"use_labels": "no"}, "use_labels: expected true or false, got 'no'"),
         ({"shifts": "fog"}, "shifts: expected a list, each text, got 'fog'"),
         ({"branches": ("residual", "hue")}, "branches: expected one of residual, photometric, geometric, got 'hue'"),
+        (
+            {"train_on": ()},
+            "train_on: expected something to learn from, got none; without any, --target-images DIR is needed",
+        ),
+        ({"scenario_share": 1.5}, "scenario_share: expected at most 1, got 1.5"),
         ({"severities": ()}, "severities: expected at least one of 1 to 5, got none"),
         ({"severities": (3, 9)}, "severities: expected at most 5, got 9"),
         ({"latency_budget": 0.5}, "latency_budget: expected a factor above 1, or 0 for none, got 0.5"),

@@ -1,4 +1,4 @@
-"""`--shifts stored:DIR`: cells with images and labels of their own."""
+"""`--shifts stored:DIR`: conditions with images and labels of their own."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_budget_bounds_the_images_of_a_stored_set(
     monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", four)
     options = ("--shifts", f"contrast,stored:{root}", "--severities", "2,5", "--budget", "1m")
     record = evaluate_files([graph(tmp_path / "a.onnx")], data, tmp_path / "out", *options)
-    assert asked == [4]  # cells of the set, beside those that are rendered
+    assert asked == [4]  # conditions of the set, beside those that are rendered
     assert {(r["n"], r["of"]) for r in record["corruption_sets"][0]["rows"]} == {(4, N)}
     assert {r["n"] for r in record["rows"]} == {4}
 
@@ -144,7 +144,7 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
             1,
         ).output
     )
-    # A later cell that holds other images is refused before anything is measured.
+    # A later condition that holds other images is refused before anything is measured.
     shutil.copytree(root / "snow" / "3", root / "snow" / "4")
     (root / "snow" / "4" / "a" / "0.png").unlink()
     result = qrobust(
@@ -188,8 +188,8 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
     [
         ("labels", "labels out of range: they must lie in 0..2, one for each of 3 classes"),
         ("severity", "severities: expected some of those that stored:"),
-        ("missing", "stored set: no folder"),
-        ("empty", "stored set: expected labels.npy or folders"),
+        ("missing", "corruption data set: no folder"),
+        ("empty", "corruption data set: expected labels.npy or folders"),
     ],
 )
 def test_sets_that_do_not_fit_are_refused_before_anything_is_written(

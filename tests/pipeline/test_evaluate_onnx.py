@@ -318,7 +318,7 @@ def test_what_fails_leaves_an_earlier_evaluation_alone(
     assert qrobust(*base, "--out", out).exit_code == 2
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert not list(tmp_path.glob(".out*"))
-    # Of a new one, the cells that were measured are kept to go on with.
+    # Of a new one, the conditions that were measured are kept to go on with.
     assert qrobust(*base, "--out", new).exit_code == 2
     assert len(list(new.glob("predictions/*.npz"))) == 4
     monkeypatch.undo()
@@ -403,7 +403,7 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
         ], "takes uint8 pixels"
     if kind == "test images":
         return [graph(model), "--test-images", 61], "--test-images: expected 1 to the 60"
-    if kind == "cells":
+    if kind == "conditions":
         return [graph(model), "--shifts", "inversion", "--severities", 3], "severities: expected one defined"
     if kind == "attacks":
         return [graph(model), "--attacks", "quick", "--epsilons", "2"], "--epsilons: expected at most 1, got 2.0"
@@ -424,7 +424,7 @@ KINDS = (
     "range",
     "range of bytes",
     "test images",
-    "cells",
+    "conditions",
     "attacks",
     "threads",
 )

@@ -33,7 +33,7 @@ SIDE, COUNT = 16, 120
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Coloured images, bright on the left or on top; a network that tells them apart by luma; a stored set."""
+    """Images, bright on the left or on top; a network that tells them apart by luma; a corruption data set."""
     root = tmp_path_factory.mktemp("grey")
     (root / "mine.py").write_text(NETWORK)
     labels = np.arange(COUNT) % 2
@@ -108,9 +108,10 @@ def test_every_stage(folder: Path) -> None:
     code, output = quantize(folder, "--weights", folder / "weights.pt", "--normalization", "0.4/0.25")
     assert code == 0, output
     measured = ("--shifts", f"contrast,gaussian_noise,stored:{folder / 'set'}", "--severities", 5)
+    learned = (*measured, "--train-on", "generic,contrast")
     named = f"{folder / 'mine.py'}:net"
     for command in (
-        ("compensate", run, *measured, "--steps", 10, "--batch-size", 16, "--mac-budget", 1),
+        ("compensate", run, *learned, "--steps", 10, "--batch-size", 16, "--mac-budget", 1),
         ("export", run),
         *(("compensate", run, "--remedy", method) for method in ("bn-reestimate", "auto-contrast", "anti-adversary")),
         ("evaluate", run, "--attack-images", 4),

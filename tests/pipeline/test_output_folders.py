@@ -31,8 +31,8 @@ from qrobust.pipeline.output_folder import (
 )
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder
-from qrobust.record import EVALUATION_SCHEMA
-from qrobust.storage import atomic_write, read_json, scratch, write_json
+from qrobust.record import EVALUATION_SCHEMA, QuantizationResult
+from qrobust.storage import atomic_write, scratch, write_json
 
 RUN = json.dumps({"model": "resnet8", "data": "digits", "target": "x86-vnni", "calibration_images": 8})
 EVALUATION = json.dumps({"schema": EVALUATION_SCHEMA})
@@ -87,7 +87,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def quantize(opened_run: Run) -> None:
         for name in ("float", "int8"):
             opened_run.require_folder().graph(name).write_text(str(opened_run.config.seed))
-        opened_run.require_folder().finish("quantize", read_json(SCHEMA_1 / "run" / "stages" / "quantize.json"))
+        opened_run.require_folder().finish(
+            "quantize", RunFolder(SCHEMA_1 / "run").need_result(QuantizationResult, "quantize", "quantize")
+        )
 
     monkeypatch.setattr("qrobust.pipeline.inputs.prepare_inputs", lambda *_, **__: None)
     monkeypatch.setattr("qrobust.pipeline.quantize._quantize", quantize)

@@ -122,7 +122,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
     run, folder = tmp_path / "run", save_scene(tmp_path / "scene", labelled=labelled, count=200)
     shutil.copytree(finished_run, run)
     for command in (
-        ("compensate", run, "--target-images", folder, "--steps", "300", *SMALLER, "-q"),
+        ("compensate", run, "--target-images", folder, "--train-on", "none", "--steps", "300", *SMALLER, "-q"),
         ("export", run, "-q"),
         ("evaluate", run, "--attack-images", "0", "-q"),
         ("report", run),
@@ -169,20 +169,22 @@ def test_files_take_no_folder_of_a_scene(tmp_path: Path) -> None:
     assert (result.exit_code, "--target-images DIR" in result.output) == (2, True)
 
 
-def test_shifts_take_the_place_of_a_scene(finished_run: Path, tmp_path: Path) -> None:
-    real = choices({"target_images": "x", "shifts": None})
-    assert (real["target_images"], real["target_images_alone"]) == ("imagefolder:x", True)
-    for options in ({"shifts": ("fog",)}, {"scenario": ("night",)}):
-        assert (choices(options)["target_images"], choices(options)["target_images_alone"]) == (None, True)
-    assert "target_images" not in choices({"shifts": None, "severities": (3,)})
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
+def test_runs_of_earlier_versions_learn_from_what_they_did(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"scene_images": "imagefolder:x", "scene_alone": True}))
-    kept = Run.open(run, Reporter())
-    assert (kept.config.shifts.target_images, training_conditions(kept)) == ("imagefolder:x", [])
-    changed = Run.open(run, Reporter(), **choices({"shifts": ("fog",), "severities": (5,)}))
-    assert (changed.config.shifts.target_images, training_conditions(changed)) == (None, [("fog", 5)])
+    old = {key: value for key, value in config.items() if key not in ("train_on", "scenario_share")}
+
+    def kept(**entries: object) -> Run:
+        (run / "config.json").write_text(json.dumps(old | entries))
+        return Run.open(run, Reporter())
+
+    assert training_conditions(kept(shifts=["fog", "contrast"], hold_out=["fog"])) == [("contrast", 5)]
+    alone = kept(shifts=[], scene_images="imagefolder:x", scene_alone=True)
+    assert (alone.config.shifts.target_images, training_conditions(alone)) == ("imagefolder:x", [])
+    both = kept(shifts=["fog"], target_images="imagefolder:x", target_images_alone=False)
+    assert (both.config.shifts.target_images, training_conditions(both)) == ("imagefolder:x", [("fog", 5)])
+    changed = Run.open(run, Reporter(), **choices({"train_on": ("contrast",)}))
+    assert (changed.config.shifts.target_images, training_conditions(changed)) == (None, [("contrast", 5)])
 
 
 def test_bad_options_leave_the_calibrator_that_is_there(finished_run: Path, tmp_path: Path) -> None:

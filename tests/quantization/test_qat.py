@@ -140,7 +140,9 @@ def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
     options = {
         "steps": 4,
         "rates": lambda _: [0.1],
-        "loss": lambda _: module.weight.sum(),
+        "loss": lambda *_: module.weight.sum(),
+        "batch_size": 1,
+        "least_batch": 1,
         "judge": lambda: next(deployed),
         "score": lambda found: (found[0], -found[1]),
         "judge_after": lambda _: True,

@@ -203,8 +203,8 @@ def test_seven_bit_weights_are_proven_and_bit_identical(small_model: NormalizedM
     before = state_hash(fake_quantized)
     labels = fake_quantized(images).argmax(1)
     risk = saturation_risk(fake_quantized, [(images, labels)])
-    assert risk["proven"]
-    assert (risk["accuracy"], risk["accuracy_without_vnni"], risk["agreement"], risk["n"]) == (1, 1, 1, 24)
+    assert risk.proven
+    assert (risk.accuracy, risk.accuracy_without_vnni, risk.agreement, risk.n) == (1, 1, 1, 24)
     assert torch.equal(without_vnni(fake_quantized)(images), fake_quantized(images))
     assert state_hash(fake_quantized) == before
 
@@ -213,22 +213,21 @@ def test_eight_bit_weights_err_and_say_where(small_model: NormalizedModel, image
     fake_quantized = quantize(small_model, X86_VNNI, [images])
     labels = fake_quantized(images).argmax(1)
     risk = saturation_risk(fake_quantized, [(images[:16], labels[:16]), (images[16:], labels[16:])])
-    assert not risk["proven"]
-    found: Any = risk["layers"]
+    assert not risk.proven
     layers_of_twin = [
         n.removeprefix("network.") for n, m in fake_quantized.named_modules() if hasattr(m, "weight_int")
     ]
-    assert [layer["name"] for layer in found] == layers_of_twin
-    touched = [layer for layer in found if layer["saturated_sums"]]
+    assert [layer.name for layer in risk.layers] == layers_of_twin
+    touched = [layer for layer in risk.layers if layer.saturated_sums]
     assert touched
     for layer in touched:
-        assert not layer["proven"]
-        assert layer["saturated_sums"] < layer["risky_pairs"]
-        assert 0 < layer["mean_error"] < layer["largest_error"]
-    assert risk["accuracy"] == 1
-    assert risk["accuracy_without_vnni"] == risk["agreement"]
-    low, high = risk["accuracy_without_vnni_interval"]  # type: ignore[misc]  # a pair
-    assert low <= risk["agreement"] <= high
+        assert not layer.proven
+        assert layer.saturated_sums < layer.risky_pairs
+        assert 0 < layer.mean_error < layer.largest_error
+    assert risk.accuracy == 1
+    assert risk.accuracy_without_vnni == risk.agreement
+    low, high = risk.accuracy_without_vnni_interval
+    assert low <= risk.agreement <= high
 
 
 def test_chunks_change_nothing(

@@ -81,7 +81,7 @@ def explicit_average(node: fx.Node) -> nn.Module:
     if average == [1, 1]:
         return repeat
     pool = nn.Sequential(repeat, nn.AvgPool2d((average[0], average[1])))
-    conditions = torch.arange(float(size[0] * size[1])).square().view(1, 1, *size)
-    if torch.allclose(pool(conditions), F.adaptive_avg_pool2d(conditions, (want[0], want[1]))):
+    cells = torch.arange(float(size[0] * size[1])).square().view(1, 1, *size)
+    if torch.allclose(pool(cells), F.adaptive_avg_pool2d(cells, (want[0], want[1]))):
         return pool
     raise _unequal("pool", size, want)

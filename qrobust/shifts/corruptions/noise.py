@@ -64,9 +64,9 @@ def poisson(images: torch.Tensor, photons: float, *, generators: Generators) -> 
     """Poisson counts of mean `photons * x` for each of the 256 levels that x is rounded to; at most 700 photons."""
     column_bits, table = _alias_tables(photons)
     draws = generators.words(*images.shape[1:])
-    conditions = (images * 255).round_().to(torch.int32).bitwise_left_shift_(column_bits)
-    conditions.add_(draws.bitwise_and(2**column_bits - 1))
-    entries = table.index_select(0, conditions.flatten()).view(images.shape)
+    columns = (images * 255).round_().to(torch.int32).bitwise_left_shift_(column_bits)
+    columns.add_(draws.bitwise_and(2**column_bits - 1))
+    entries = table.index_select(0, columns.flatten()).view(images.shape)
     # All bits are set where a draw is below its threshold: arithmetic is faster than comparisons.
     below = draws.bitwise_right_shift_(column_bits).sub_(entries >> 2 * COUNT_BITS).bitwise_right_shift_(31)
     # The count above, or with the bits of both exchanged the one below.
