@@ -142,7 +142,7 @@ def main(
     opened = open_data(data, seed=seed)
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
     images, labels = train.read(slice(None)).to(place), train.labels.to(place)
-    model = BUILT_IN[name](len(opened.class_names)).to(place, memory_format=torch.channels_last)
+    model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last).to(place)
     if place == CPU and bfloat16_kernels(place):
         without_strided_depthwise(model)
     if init:

@@ -13,6 +13,7 @@ ROWS = {
     "errors": 0,
     "text": 0,
     "device": 1,
+    "stopwatch": 1,
     "choices": 1,
     "paths": 1,
     "user_code": 2,
@@ -51,6 +52,7 @@ ADAPTERS = {
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
     "click": {
         "cli/command.py",
+        "cli/configuration_commands.py",
         "cli/console.py",
         "cli/file_commands.py",
         "cli/finished_commands.py",

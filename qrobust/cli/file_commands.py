@@ -13,6 +13,7 @@ from qrobust.cli.options import ATTACK_OPTIONS, FITTING_OPTIONS, FORMER, RENDERE
 from qrobust.cli.parsing import choices, cores
 from qrobust.cli.run_commands import say_corruption_sets
 from qrobust.cli.types import FRACTION, INTEGER
+from qrobust.text import printable
 
 
 @click.command(
@@ -138,7 +139,7 @@ def predict(graph: Path, images: tuple[Path, ...], threads: int | None) -> None:
         raise InputError(f"threads: expected at least 1, got {threads}")
     found = classify(graph, images, threads=threads or 1)
     for image, (name, confidence) in zip(images, found, strict=True):
-        echo(f"{image}\t{name}\t{confidence:.4f}")
+        click.echo("\t".join((printable(str(image)), printable(name), f"{confidence:.4f}")))
 
 
 @click.command(cls=Command)

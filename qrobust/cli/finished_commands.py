@@ -100,7 +100,7 @@ CONFIDENCE = click.option(
 def compare(
     run_folders: tuple[Path, ...], graph: str | None, confidence: float, html_file: str | None, json_file: str | None
 ) -> None:
-    """Compare finished runs and evaluations with the first, on the same images.
+    """Compare finished runs with the first, on the same images.
 
     Differences are paired over test images, which must be the same in all: each RUN is a folder of `qrobust run` or
     `qrobust evaluate-onnx`. Shows figures, changes with intervals, and what differs in configuration.

@@ -10,6 +10,7 @@ import click
 
 from qrobust import __version__
 from qrobust.cli.command import Command
+from qrobust.cli.configuration_commands import init
 from qrobust.cli.console import echo
 from qrobust.cli.file_commands import audit, evaluate_onnx, predict
 from qrobust.cli.finished_commands import check, compare, deploy
@@ -102,6 +103,7 @@ def main() -> None:
 
 for _command in (
     demo,
+    init,
     run,
     quantize,
     sensitivity,

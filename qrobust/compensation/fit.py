@@ -32,6 +32,7 @@ from qrobust.record import CleanCost, EvolutionStrategy, PhaseFit
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
+from qrobust.stopwatch import timing
 from qrobust.storage import read_json, write_sealed
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
@@ -194,7 +195,7 @@ def fit_calibrator(
     def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
         working = device.holding(module, classifier.fake_quantized, classifier.teacher)
-        with working, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
+        with working, timing() as watch, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
                 classifier.fake_quantized,
@@ -206,7 +207,7 @@ def fit_calibrator(
                 deployed=deployed,
                 progress=progress_callback(bar),
             )
-        _say_fit(done, phase, config, reporter)
+        _say_fit(done, phase, config, reporter, f"{watch} on {device.description}")
         return done
 
     images = mixed_images(data.calibration, data.training, seed)
@@ -249,11 +250,16 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
         selection_conditions(data.training.conditions, data.training.families),
         table=data.training.table,
         seed=seed,
-        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
+        limit=validation_limit(data.image_size, data.channels),
         target_images=data.target_validation,
         teacher=teacher,
         primary=data.primary,
     )
+
+
+def validation_limit(image_size: int, channels: int) -> int:
+    """Validation images to choose by, clean and shifted ones each."""
+    return min(VALIDATION_IMAGES, VALIDATION_BYTES // (channels * image_size**2))
 
 
 def _train_both(
@@ -283,7 +289,8 @@ def _train_both(
     return convert_qat(trainable), first, second
 
 
-def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
+def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Reporter, pace: str) -> None:
+    reporter.detail(f"train calibrator ({phase.name}): {pace}")
     if fit.diverged:
         reporter.warn(f"warning: training ({phase.name}) diverged; the best state before that is kept")
     elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:

@@ -40,6 +40,7 @@ COMMANDS = (
     "compensate",
     "export",
     "report",
+    "init",
     "compare",
     "check",
     "deploy",
