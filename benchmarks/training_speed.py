@@ -56,7 +56,7 @@ def timed(run: str, batch_size: int, threads: int) -> None:
     from qrobust.cli.main import main as qrobust
     from qrobust.compensation import training
 
-    step_loss, adam_step, began, taken = training._step_loss, torch.optim.Adam.step, [(0.0, 0.0)], []
+    step_loss, adam_step, began, taken = training.step_loss, torch.optim.Adam.step, [(0.0, 0.0)], []
 
     def begin(*arguments: Any, **options: Any) -> Any:
         began[0] = time.perf_counter(), time.process_time()
@@ -70,7 +70,7 @@ def timed(run: str, batch_size: int, threads: int) -> None:
             raise Done
         return found
 
-    training._step_loss, torch.optim.Adam.step = begin, end  # type: ignore[assignment]  # to time it
+    training.step_loss, torch.optim.Adam.step = begin, end  # type: ignore[assignment]  # to time it
     command = ["compensate", run, "--steps", str(STEPS), "--batch-size", str(batch_size), "--shifts", SHIFTS]
     try:
         qrobust([*command, "--severities", "3", "--threads", str(threads), "-q"])

@@ -18,7 +18,7 @@ from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import Calibrator
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.teacher import _outputs_of, teacher_outputs
-from qrobust.compensation.training import Phase, _step_loss, train_calibrator
+from qrobust.compensation.training import Phase, step_loss, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Data, TrainingData
@@ -208,7 +208,7 @@ def _calibrator_step(
     config = CalibratorConfig(batch_size=32, reverse_weight=1.0)
     with device.holding(calibrator, fake_quantized, teacher):
         known = teacher_outputs(teacher, data.images, 10**6)
-        loss = _step_loss(
+        loss = step_loss(
             calibrator, fake_quantized, teacher, known, data, sampling(CONDITIONS), config, step=step, phase=phase
         )
         loss.backward()

@@ -250,11 +250,16 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
         selection_conditions(data.training.conditions, data.training.families),
         table=data.training.table,
         seed=seed,
-        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
+        limit=validation_limit(data.image_size, data.channels),
         target_images=data.target_validation,
         teacher=teacher,
         primary=data.primary,
     )
+
+
+def validation_limit(image_size: int, channels: int) -> int:
+    """Validation images to choose by, clean and shifted ones each."""
+    return min(VALIDATION_IMAGES, VALIDATION_BYTES // (channels * image_size**2))
 
 
 def _train_both(

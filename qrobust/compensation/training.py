@@ -137,7 +137,7 @@ def train_calibrator(
 
     def loss(step: int, size: int) -> torch.Tensor:
         sized = replace(config, batch_size=size)
-        return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
+        return step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
@@ -241,7 +241,7 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
         handle.remove()
 
 
-def _step_loss(
+def step_loss(
     calibrator: nn.Module,
     fake_quantized: nn.Module,
     teacher: Classifier,

@@ -350,8 +350,8 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     assert fit_again == fit
     assert fit.earlier_s == 0 < fit_again.earlier_s
 
-    losses = itertools.chain([training._step_loss] * 45, itertools.repeat(lambda *_, **__: torch.tensor(torch.nan)))
-    monkeypatch.setattr(training, "_step_loss", lambda *a, **k: next(losses)(*a, **k))
+    losses = itertools.chain([training.step_loss] * 45, itertools.repeat(lambda *_, **__: torch.tensor(torch.nan)))
+    monkeypatch.setattr(training, "step_loss", lambda *a, **k: next(losses)(*a, **k))
     diverged, report = train("diverged.pt")
     monkeypatch.undo()
     assert report.diverged
@@ -382,7 +382,7 @@ def test_training_that_diverges_at_once_keeps_the_calibrator_that_was_there(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    monkeypatch.setattr(training, "_step_loss", lambda *_, **__: torch.tensor(torch.nan))
+    monkeypatch.setattr(training, "step_loss", lambda *_, **__: torch.tensor(torch.nan))
     result = qrobust("compensate", run, "--steps", 20, "-q", "--threads", 1)
     assert result.exit_code == 2, result.output
     assert "--learning-rate: training diverged at step 0, before anything was learned" in result.output
