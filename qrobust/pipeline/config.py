@@ -185,11 +185,11 @@ class RunConfig(Section):
 
 def _with_training_shifts(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries with `train_on`: earlier versions learned from what they measured, less what was held out."""
-    from qrobust.shifts.registry import expand
-
     rest = {key: value for key, value in data.items() if key not in HELD_OUT}
     if "train_on" in rest or "shifts" not in rest:
         return rest
+    from qrobust.shifts.registry import expand  # needs torch, without which reports are written
+
     real, alone = (data.get(f"scene_{key}", data.get(f"target_images{suffix}")) for key, suffix in REAL)
     held_out = tuple(data.get("hold_out", ()))
     names = expand(tuple(rest["shifts"]))
