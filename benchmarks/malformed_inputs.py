@@ -204,7 +204,7 @@ def quantize(base: Base, folder: Path, *more: str, data: str | None = None) -> l
     ]
 
 
-# ----- data folders, npz files, stored sets
+# ----- data folders, npz files, corruption data sets
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:

@@ -1,6 +1,7 @@
 """Train a reference network on an image folder: the recipe behind the figures in `results/`.
 
     python benchmarks/train_baselines.py --data imagefolder:~/data/cifar10 --model resnet20 --out ~/runs/resnet20
+    python benchmarks/train_baselines.py ... --device cuda    # on a GPU, whose name is recorded
 
 SGD with Nesterov momentum, one-cycle learning rate, random crops (4 px of padding) and mirror images,
 bfloat16 autocast over channels-last tensors where that is faster. Where the recipe says so, the first epochs see
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Split
-from qrobust.device import CPU, bfloat16_kernels, fast_arithmetic
+from qrobust.device import CPU, ask, bfloat16_kernels, fast_arithmetic, find_device, on_cpu
 from qrobust.models.registry import BUILT_IN
 from qrobust.record import to_json
 
@@ -46,23 +47,24 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    mean = torch.tensor(CIFAR_MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(CIFAR_STD).view(1, 3, 1, 1)
+    mean = torch.tensor(CIFAR_MEAN).view(1, 3, 1, 1).to(images.device)
+    std = torch.tensor(CIFAR_STD).view(1, 3, 1, 1).to(images.device)
     return (images.float() / 255 - mean) / std
 
 
 def augment(images: torch.Tensor, side: int, padding: int, generator: torch.Generator) -> torch.Tensor:
     """Random crops `side` px wide of the square, zero-padded images and mirror images, one draw per image."""
     padded = F.pad(images, [padding] * 4)
-    n, places = len(images), padded.shape[-1] - side + 1
-    offsets = torch.randint(places, (n, 2), generator=generator)
+    n, offsets_there_are = len(images), padded.shape[-1] - side + 1
+    offsets = torch.randint(offsets_there_are, (n, 2), generator=generator)
     mirrored = torch.rand(n, generator=generator) < 0.5
     rows = offsets[:, :1] + torch.arange(side)
     columns = offsets[:, 1:] + torch.arange(side)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = torch.arange(n)[:, None, None, None]
     channel = torch.arange(3)[None, :, None, None]
-    return padded[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    places = (index, channel, rows[:, None, :, None], columns[:, None, None, :])
+    return padded[tuple(place.to(images.device) for place in places)]
 
 
 def without_strided_depthwise(model: nn.Module) -> None:
@@ -83,7 +85,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
     model.eval()
     correct = 0
     for images, labels in split.batches(500):
-        correct += int((model(normalise(images)).argmax(1) == labels).sum())
+        correct += int((ask(model, normalise(images)).argmax(1) == labels).sum())
     return correct / len(split)
 
 
@@ -104,6 +106,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option(
     "--compile",
     "compiled",
@@ -123,6 +126,7 @@ def main(
     init: Path | None,
     seed: int,
     threads: int,
+    device_name: str,
     compiled: bool,
 ) -> None:
     """Train NAME on DATA and leave weights.pt and training.json in OUT."""
@@ -131,16 +135,18 @@ def main(
     small_epochs = int(recipe["small_epochs"]) if small_epochs is None else small_epochs
     max_lr = recipe["max_lr"] if max_lr is None else max_lr
     smoothing = recipe["label_smoothing"] if label_smoothing is None else label_smoothing
+    device = find_device(device_name)
+    place = device.place
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     opened = open_data(data, seed=seed)
     train = replace(opened.training, indices=torch.cat([opened.training.indices, opened.calibration.indices]))
-    images, labels = train.read(slice(None)), train.labels
-    model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last)
-    if bfloat16_kernels(CPU):
+    images, labels = train.read(slice(None)).to(place), train.labels.to(place)
+    model = BUILT_IN[name](len(opened.class_names)).to(memory_format=torch.channels_last).to(place)
+    if place == CPU and bfloat16_kernels(place):
         without_strided_depthwise(model)
     if init:
-        model.load_state_dict(torch.load(init / "weights.pt", weights_only=True))
+        model.load_state_dict(torch.load(init / "weights.pt", weights_only=True, map_location=CPU))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -157,7 +163,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, first_epoch, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=CPU)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -170,31 +176,31 @@ def main(
         side = round(SMALL * whole) if epoch < small_epochs else whole
         padding = 4 if side == whole else 0
         model.train()
-        total = 0.0
+        total = torch.zeros((), device=place)
         with click.progressbar(range(steps), label=f"epoch {epoch + 1}/{epochs}", file=sys.stderr) as progress:
             for step in progress:
                 chosen = order[step * batch_size : (step + 1) * batch_size]
                 batch = augment(normalise(images[chosen]), side, padding, generator)
                 batch = batch.contiguous(memory_format=torch.channels_last)
-                with fast_arithmetic(CPU):
+                with fast_arithmetic(place):
                     logits = forward(batch)
                 loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                total += float(loss.detach())
+                total += loss.detach()  # without waiting for the device
         seconds += time.monotonic() - started
         state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "model": on_cpu(model.state_dict()),
+            "optimizer": on_cpu(optimizer.state_dict()),
             "schedule": schedule.state_dict(),
             "epoch": epoch + 1,
             "seconds": seconds,
         }
         torch.save(state, checkpoint.with_suffix(".part"))
         os.replace(checkpoint.with_suffix(".part"), checkpoint)
-        click.echo(f"epoch {epoch + 1}: training loss {total / steps:.4f}, {seconds:.0f} s so far")
+        click.echo(f"epoch {epoch + 1}: training loss {float(total) / steps:.4f}, {seconds:.0f} s so far")
     result = {
         "model": name,
         "data": data,
@@ -208,7 +214,7 @@ def main(
             "weight_decay": weight_decay,
             "schedule": "one-cycle, 20 % warm-up",
             "augmentation": "crop with 4 px padding (small epochs: 3/4 as wide, no padding), mirror",
-            "precision": "bfloat16 autocast" if bfloat16_kernels(CPU) else "float32",
+            "precision": "bfloat16 autocast" if bfloat16_kernels(place) else "float32",
             "compiled": compiled,
             "seed": seed,
         },
@@ -218,12 +224,13 @@ def main(
         "test_accuracy": accuracy(model, opened.test),
         "training_seconds": round(seconds),
         "threads": threads,
+        "device": device.description,
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
         "commit": git_commit(),
         "command": " ".join(["python", *sys.argv]),
     }
-    torch.save(model.state_dict(), out / "weights.pt")
+    torch.save(on_cpu(model.state_dict()), out / "weights.pt")
     (out / "training.json").write_text(json.dumps(result, indent=2) + "\n")
     click.echo(json.dumps({k: result[k] for k in ("validation_accuracy", "test_accuracy")}))
 

@@ -21,6 +21,9 @@ from torch.nn import functional as F
 from qrobust.errors import InputError
 
 CPU = torch.device("cpu")
+# Values of images that a CPU takes at once. What layers make of them then stays in its caches, and in memory that is
+# used again: the C library gives tensors of over 32 MiB back to the system, which clears them page by page each time.
+PART_VALUES = 2**20
 # What torch says of memory that is used up, where it has no exception of its own for it.
 _USED_UP = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -104,6 +107,13 @@ def fast_arithmetic(place: torch.device, *, enabled: bool = True) -> AbstractCon
     if bfloat16_kernels(place):
         return torch.autocast(place.type, torch.bfloat16, enabled=enabled)
     return nullcontext()
+
+
+def part_size(images: torch.Tensor) -> int:
+    """How many images `(N, C, H, W)` a network takes fastest at once: on a CPU few, on other devices all."""
+    return (
+        max(1, PART_VALUES // images[:1].numel()) if images.device.type == "cpu" and len(images) else len(images) or 1
+    )
 
 
 def strided_depthwise_is_slow(x: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qrobust.choices import Section, choice
 from qrobust.errors import InputError, unknown
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+# What is done to an image, under `do`, and its numbers.
+Step: TypeAlias = dict[str, str | int | bool]
 RESIZES = ("crop", "stretch", "letterbox", "none")
 # Pillow's filters by their names there.
 FILTERS = ("nearest", "box", "bilinear", "bicubic", "lanczos")
@@ -235,11 +237,11 @@ class Preprocessing:
             return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         return _interpolated(image, width, height)
 
-    def steps(self) -> list[dict[str, object]]:
+    def steps(self) -> list[Step]:
         """What is done to an image file, in order, in words that need no qrobust; see docs/preprocessing.md."""
-        resize: dict[str, object] = {"do": "resize", "filter": self.interpolation, "antialias": self.antialias}
+        resize: Step = {"do": "resize", "filter": self.interpolation, "antialias": self.antialias}
         mode = "L" if self.channels == 1 else "RGB"
-        found: list[dict[str, object]] = [{"do": "decode", "mode": mode}]
+        found: list[Step] = [{"do": "decode", "mode": mode}]
         if self.resize == "crop":
             found += [
                 {"do": "limit_aspect", "at_most": MOST_ASPECT},

@@ -15,6 +15,7 @@ from qrobust.device import is_out_of_memory, largest_that_fits, on_cpu
 from qrobust.errors import InputError
 from qrobust.paths import check_file
 from qrobust.progress import Progress
+from qrobust.stopwatch import BACKWARD, FORWARD, part
 from qrobust.storage import atomic_write
 
 
@@ -79,9 +80,12 @@ def _gradients(
 
     def attempt(size: int) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        value = loss(step, size)
-        if torch.isfinite(value):
-            value.backward()
+        with part(FORWARD):
+            value = loss(step, size)
+            finite = bool(torch.isfinite(value))
+        if finite:
+            with part(BACKWARD):
+                value.backward()
         return value.detach()
 
     try:
@@ -157,10 +161,11 @@ def fit(
         if not torch.isfinite(value):
             diverged = True
             break
-        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0)):
-            diverged = True
-            break
-        optimizer.step()
+        with part(BACKWARD):
+            diverged = not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0))
+            if diverged:
+                break
+            optimizer.step()
         step += 1
         deployed = step == steps or judge_after(step)
         if deployed:
@@ -182,8 +187,8 @@ def fit(
                 "history": list(map(list, history)),
                 "seconds": earlier + time.perf_counter() - began,
             }
-            with atomic_write(checkpoint) as part:
-                torch.save(state, part)
+            with atomic_write(checkpoint) as file:
+                torch.save(state, file)
         progress(step, steps, note)
     module.load_state_dict(kept)
     return Outcome(start, best, best_step, step, diverged, earlier, tuple(history))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from other_device import OTHER, PLACE, OtherDevice
 from torch import fx, nn
 
 from qrobust import device as devices
@@ -16,8 +17,9 @@ from qrobust.compensation.baselines import reestimate_batch_norm
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import Calibrator
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.teacher import teacher_outputs
-from qrobust.compensation.training import Phase, _step_loss, train_calibrator
+from qrobust.compensation.scales import prepare_scales
+from qrobust.compensation.teacher import _outputs_of, teacher_outputs
+from qrobust.compensation.training import Phase, step_loss, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Data, TrainingData
@@ -34,7 +36,7 @@ from qrobust.quantization.sensitivity import layer_effects
 from qrobust.quantization.target import X86_VNNI
 from qrobust.quantization.tracing import folded
 from qrobust.shifts.filters import to_unit
-from tests.other_device import OTHER, PLACE, OtherDevice
+from qrobust.storage import read_json
 
 # What torch says of its own meta device, which holds no values; this one does.
 pytestmark = pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
@@ -160,15 +162,17 @@ def test_batch_norms_are_reestimated_there(small_model: NormalizedModel, images:
         assert state_hash(reestimate_batch_norm(small_model, images.split(8), device=OTHER)) == wanted
 
 
+@pytest.mark.parametrize("remedy", ["finetune", "scales"])
 def test_training_the_classifier_follows_the_device_and_goes_on_elsewhere(
-    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+    remedy: str, small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
     fake_quantized = build(observed, X86_VNNI, Recipe("w4a4"))
 
     def trained(device: Device, folder: str) -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
 
-        trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
+        every = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
+        trainable = prepare_scales(fake_quantized) if remedy == "scales" else every
         finetune(
             trainable,
             folded(small_model, observed.images[:1]),
@@ -207,7 +211,7 @@ def _calibrator_step(
     config = CalibratorConfig(batch_size=32, reverse_weight=1.0)
     with device.holding(calibrator, fake_quantized, teacher):
         known = teacher_outputs(teacher, data.images, 10**6)
-        loss = _step_loss(
+        loss = step_loss(
             calibrator, fake_quantized, teacher, known, data, sampling(CONDITIONS), config, step=step, phase=phase
         )
         loss.backward()
@@ -316,3 +320,66 @@ def test_other_errors_are_not_taken_for_it() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_that_fits(8, attempt)
+
+
+# Speed.
+
+
+def test_a_cpu_takes_few_large_images_at_once_and_other_devices_all() -> None:
+    assert devices.part_size(torch.zeros(128, 3, 32, 32)) >= 128
+    assert devices.part_size(torch.zeros(128, 3, 224, 224)) == 6
+    assert devices.part_size(torch.zeros(2, 3, 2048, 2048)) == 1
+    assert devices.part_size(torch.zeros(128, 3, 224, 224, device="meta")) == 128
+
+
+def test_parts_give_the_outputs_and_the_gradient_of_the_whole(
+    small_model: NormalizedModel, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> list[torch.Tensor]:
+        moving = images.clone().requires_grad_()
+        seen = _outputs_of(small_model, moving)
+        assert seen.features is not None
+        seen.logits.square().sum().backward()
+        assert moving.grad is not None
+        return [seen.logits, seen.features, moving.grad]
+
+    whole = asked()
+    monkeypatch.setattr(devices, "PART_VALUES", 5 * images[0].numel())
+    for found, wanted in zip(asked(), whole, strict=True):
+        # Convolutions may sum in another order for another number of images.
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_reference_networks_train_on_any_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("sys.argv", ["train_baselines.py"])
+    import train_baselines
+
+    def trained(device: Device, name: str) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(train_baselines, "find_device", lambda _: device)
+        monkeypatch.setattr(
+            train_baselines, "open_data", lambda *_, **__: open_data("digits", seed=0, train_images=64)
+        )
+        train_baselines.main(
+            [
+                "--data",
+                "digits",
+                "--model",
+                "resnet8",
+                "--epochs",
+                "1",
+                "--threads",
+                "1",
+                "--out",
+                str(tmp_path / name),
+            ],
+            standalone_mode=False,
+        )
+        assert read_json(tmp_path / name / "training.json")["device"] == device.description
+        return torch.load(tmp_path / name / "weights.pt", weights_only=True)
+
+    wanted = trained(CPU_ONLY, "here")
+    with OtherDevice():
+        found = trained(OTHER, "there")
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value)

@@ -130,7 +130,9 @@ def test_a_fifo_is_one_line_wherever_a_file_is_read(what: str, tmp_path: Path) -
     result = qrobust(*command, *(word for pair in options.items() for word in pair), "-q")
     assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
     # A folder with a labels.npy that is no file is no set of arrays.
-    assert ("stored set: " if what == "stored" else f"expected a regular file, {fifo} is a FIFO") in result.output
+    assert (
+        "corruption data set: " if what == "stored" else f"expected a regular file, {fifo} is a FIFO"
+    ) in result.output
 
 
 def test_paths_that_can_be_none_are_refused() -> None:

@@ -1,10 +1,11 @@
-"""Preprocessing: rules against Pillow, torchvision and torch; rebuilt from a file by the code of the docs alone."""
+"""Preprocessing: rules against Pillow, torchvision and torch; rebuilt from a file by the code for devices."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import evaluate_files, make_folder, qrobust
+from onnx_graphs import classifier_graph
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
@@ -20,8 +22,11 @@ from torchvision.transforms._presets import ImageClassification
 from qrobust.classifier import Normalization
 from qrobust.data.folders import flat_images
 from qrobust.data.loading import open_data
+from qrobust.deployment.infer import prepare
 from qrobust.errors import InputError
+from qrobust.evaluation.kept import CLEAN, read_kept
 from qrobust.models.registry import ModelSpec, find_model, preset_of
+from qrobust.pipeline.deploy import deploy
 from qrobust.pipeline.run import Run
 from qrobust.preprocessing import (
     FILTERS,
@@ -35,19 +40,9 @@ from qrobust.progress import Reporter
 from qrobust.record.typed_json import from_json
 from qrobust.storage import read_json, write_json
 
-DOCS = Path(__file__).parent.parent / "docs" / "preprocessing.md"
 SIZE = 24
 # Odd, not square, longer than eight times the shorter side, smaller and larger than SIZE, SIZE itself.
 SIDES = ((31, 47), (64, 33), (20, 20), (9, 120), (200, 3), (1, 1), (61, 61), (SIZE, SIZE), (SIZE, 50))
-
-
-def without_qrobust() -> dict[str, Callable[..., Any]]:
-    """The functions of the docs' page, which import json, numpy, onnxruntime and Pillow."""
-    (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert "qrobust" not in block
-    names: dict[str, Any] = {}
-    exec(compile(block, str(DOCS), "exec"), names)
-    return names
 
 
 def pictures(folder: Path, sides: tuple[tuple[int, int], ...]) -> Path:
@@ -70,7 +65,7 @@ def pictures(folder: Path, sides: tuple[tuple[int, int], ...]) -> Path:
 @pytest.mark.parametrize("resize", RESIZES)
 def test_every_image_is_rebuilt_from_metadata_alone(resize: str, channels: int, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures", SIDES if resize != "none" else ((SIZE, SIZE),))
-    prepare, source = without_qrobust()["prepare"], flat_images(folder)
+    source = flat_images(folder)
     ways = [(name, True) for name in FILTERS] + [("bilinear", False)]
     for interpolation, antialias in ways:
         declared = Preprocessing(
@@ -283,15 +278,57 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("graph", ["float", "int8"])
-def test_the_file_alone_gives_the_record_s_accuracy(graph: str, run: Path) -> None:
-    paths = sorted((run / "data" / "test").glob("*/*.png"))
-    labels = [sorted(p.name for p in (run / "data" / "test").iterdir()).index(path.parent.name) for path in paths]
-    right = without_qrobust()["classify"](str(run / "run" / f"{graph}.onnx"), paths) == labels
-    record = read_json(run / "run" / "record.json")
-    assert int(right.sum()) == round(record["summary"]["clean_accuracy"][graph] * len(paths))
-    assert 0.6 < right.mean() < 1  # neither chance nor certain, so that a wrong pixel would show
+def test_a_deployed_folder_predicts_what_was_measured(graph: str, run: Path, tmp_path: Path) -> None:
+    """In a process that finds neither qrobust nor torch nor onnx."""
+    kept, record = read_kept(run / "run" / "predictions", [CLEAN]), read_json(run / "run" / "record.json")
+    paths = np.array(sorted((run / "data" / "test").glob("*/*.png")))[kept.indices]
+    deploy(run / "run", tmp_path / "deployed", graph=graph)
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("qrobust", "torch", "onnx"):
+        (blocked / f"{name}.py").write_text("raise ImportError('there is none')")
+    command = [sys.executable, tmp_path / "deployed" / "infer.py", *paths]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(blocked)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    prediction = kept.predictions[CLEAN][graph].prediction
+    assert found == [record["class_names"][index] for index in prediction]
+    assert (
+        0.6 < (prediction == kept.labels).mean() < 1
+    )  # neither chance nor certain, so that a wrong pixel would show
     declared = record["preprocessing"]
     assert (declared["resize"], declared["fill"], declared["channel_order"]) == ("letterbox", 90, "bgr")
+
+
+def test_predict_prints_class_and_confidence(run: Path) -> None:
+    path = next((run / "data" / "test").glob("*/*.png"))
+    result = qrobust("predict", run / "run" / "int8.onnx", path)
+    assert result.exit_code == 0, result.output
+    shown, name, confidence = result.output.strip().split("\t")
+    assert (shown, name in read_json(run / "run" / "record.json")["class_names"]) == (str(path), True)
+    assert 0.5 < float(confidence) <= 1
+
+
+def test_what_predict_cannot_read_is_one_line(run: Path, tmp_path: Path) -> None:
+    text = tmp_path / "a.png"
+    text.write_text("no image")
+    for arguments, message in (
+        ([run / "run" / "int8.onnx", text], f"image: cannot read image {text}"),
+        ([run / "run" / "int8.onnx", tmp_path / "b.png"], f"image: no file {tmp_path / 'b.png'}"),
+        ([tmp_path / "c.onnx", text], f"onnx: no file {tmp_path / 'c.onnx'}"),
+        ([text, text], "onnx: "),
+        ([classifier_graph(tmp_path / "d.onnx"), text], "onnx: expected a graph whose metadata has preprocessing"),
+    ):
+        result = qrobust("predict", *arguments)
+        assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+        assert message in result.output
 
 
 def test_evaluate_onnx_prepares_images_as_a_run_s_graph_says(run: Path, tmp_path: Path) -> None:

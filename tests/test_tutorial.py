@@ -31,5 +31,5 @@ def test_every_block_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.Mo
     record = read_record("runs/digits/record.json")
     shifts = {row.shift for row in record.rows}
     assert shifts == {"clean", "contrast", "gaussian_noise", "rotation", "smudge.py:smudge"}
-    assert record.summary.compensation_gain_pp is not None
-    assert record.summary.compensation_gain_pp > 5
+    gained = {row.shift: row.accuracy["compensated"] - row.accuracy["int8"] for row in record.rows}
+    assert gained["contrast"] > 0.1  # of severity 5, which the calibrator learned from and INT8 is lost in

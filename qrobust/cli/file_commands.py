@@ -1,4 +1,4 @@
-"""Commands that work on ONNX files: evaluate-onnx, audit."""
+"""Commands that work on ONNX files: evaluate-onnx, predict, audit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qrobust.cli.options import ATTACK_OPTIONS, FITTING_OPTIONS, FORMER, RENDERE
 from qrobust.cli.parsing import choices, cores
 from qrobust.cli.run_commands import say_corruption_sets
 from qrobust.cli.types import FRACTION, INTEGER
+from qrobust.text import printable
 
 
 @click.command(
@@ -115,6 +116,30 @@ def evaluate_onnx(
         echo(evenness(record.classes, record.class_names))
     say_corruption_sets(record.corruption_sets)
     echo(f"Record: {out / 'record.json'}")
+
+
+@click.command(cls=Command)
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@with_options("threads", threads={"unset": "1", "help": "Threads of onnxruntime."})
+def predict(graph: Path, images: tuple[Path, ...], threads: int | None) -> None:
+    """Classify image files with a graph of a run.
+
+    Prints path, class and confidence. GRAPH was exported by qrobust: its metadata says how an image becomes its
+    input. The file that `qrobust deploy` puts beside a graph does the same without qrobust.
+
+    \b
+    qrobust predict runs/one/compensated.onnx photo.jpg
+    qrobust predict deployed/int8.onnx images/*.png
+    """
+    from qrobust.deployment.predict import predict as classify
+    from qrobust.errors import InputError
+
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: expected at least 1, got {threads}")
+    found = classify(graph, images, threads=threads or 1)
+    for image, (name, confidence) in zip(images, found, strict=True):
+        click.echo("\t".join((printable(str(image)), printable(name), f"{confidence:.4f}")))
 
 
 @click.command(cls=Command)

@@ -1,4 +1,4 @@
-"""Commands that work on what finished runs and evaluations left: compare, check. None needs torch."""
+"""Commands that work on what finished runs and evaluations left: compare, check, deploy. None needs torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from qrobust.cli.command import GATE, Command, Option
 from qrobust.cli.console import echo
+from qrobust.cli.options import with_options
 from qrobust.cli.types import CLASS_SHARE, FRACTION, NUMBER, FolderType, word
 
 # Option, type, argument, help. Names are those of `qrobust.comparison.bounds`.
@@ -44,6 +45,35 @@ def limit_options(command: Any) -> Any:
     return command
 
 
+@click.command(cls=Command)
+@click.argument("run_folder", metavar="RUN", type=FolderType())
+@with_options("out", out={"help": "Folder for the device. It must be new or empty, unless --overwrite is given."})
+@click.option(
+    "--graph",
+    cls=Option,
+    metavar="NAME",
+    unset="the calibrator's if there is one, else int8",
+    help="Graph of RUN that is deployed.",
+)
+@with_options("overwrite", overwrite={"help": "Replace what an earlier `deploy` made in --out."})
+def deploy(run_folder: Path, out: Path, graph: str | None, overwrite: bool) -> None:
+    """Write a folder that goes to a device.
+
+    It holds the graph, manifest.json (input, preprocessing, classes, target, versions, hashes), a model card, a
+    README with calls from C++ and JavaScript, and infer.py, which classifies image files with numpy, Pillow and
+    onnxruntime alone, as the run did.
+
+    \b
+    qrobust deploy runs/one --out deployed
+    python deployed/infer.py photo.jpg
+    """
+    from qrobust.pipeline.deploy import deploy as write
+
+    manifest = write(run_folder, out, graph=graph, overwrite=overwrite)
+    echo(f"{out / manifest.graph}: for {manifest.target}, onnxruntime {manifest.onnxruntime.at_least} or newer")
+    echo(f"python {out / 'infer.py'} IMAGE...")
+
+
 CONFIDENCE = click.option(
     "--confidence",
     cls=Option,
@@ -70,7 +100,7 @@ CONFIDENCE = click.option(
 def compare(
     run_folders: tuple[Path, ...], graph: str | None, confidence: float, html_file: str | None, json_file: str | None
 ) -> None:
-    """Compare finished runs and evaluations with the first, on the same images.
+    """Compare finished runs with the first, on the same images.
 
     Differences are paired over test images, which must be the same in all: each RUN is a folder of `qrobust run` or
     `qrobust evaluate-onnx`. Shows figures, changes with intervals, and what differs in configuration.

@@ -10,9 +10,10 @@ import click
 
 from qrobust import __version__
 from qrobust.cli.command import Command
+from qrobust.cli.configuration_commands import init
 from qrobust.cli.console import echo
-from qrobust.cli.file_commands import audit, evaluate_onnx
-from qrobust.cli.finished_commands import check, compare
+from qrobust.cli.file_commands import audit, evaluate_onnx, predict
+from qrobust.cli.finished_commands import check, compare, deploy
 from qrobust.cli.interrupts import end, remember_arguments, signals_raise
 from qrobust.cli.run_commands import compensate, demo, evaluate, export, quantize, report, run, sensitivity
 from qrobust.errors import InputError, QRobustError, unknown
@@ -92,6 +93,7 @@ def main() -> None:
     qrobust evaluate-onnx float.onnx int8.onnx --data D --out evaluations/one
     qrobust compare runs/one runs/two               # the same images, paired
     qrobust check runs/two --against runs/one --max-drop 0.5    # for CI: exit code 1 if it is breached
+    qrobust deploy runs/two --out deployed          # graph, manifest and code for the device
     qrobust audit int8.onnx
 
     The stages of `run` are commands, too, for the same folder: quantize, compensate, export, evaluate, report.
@@ -101,6 +103,7 @@ def main() -> None:
 
 for _command in (
     demo,
+    init,
     run,
     quantize,
     sensitivity,
@@ -111,6 +114,8 @@ for _command in (
     evaluate_onnx,
     compare,
     check,
+    deploy,
+    predict,
     audit,
 ):
     main.add_command(_command)

@@ -168,6 +168,7 @@ _declare(
     advanced=True,
     type=INTEGER,
     metavar="N",
+    unset="an eighth of the training images, 32 to 512",
     help="Images on which quantization ranges are observed.",
 )
 _declare(
@@ -514,6 +515,23 @@ _declare(
     is_flag=True,
     help="Go on though the float network is no better than chance on validation images.",
 )
+_declare(
+    "--config",
+    group=RUN,
+    type=str,
+    metavar="FILE",
+    help="TOML file with choices; `qrobust init` writes one with all of them. Options go before it.",
+)
+_declare(
+    "--set",
+    "settings",
+    group=RUN,
+    advanced=True,
+    type=str,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One choice by its key in such a file, e.g. quantization.bits=w4a8; repeat it for several.",
+)
 _declare("--resume", group=RUN, is_flag=True, help="Continue what was interrupted in --out. Needs no other option.")
 _declare("--overwrite", group=RUN, is_flag=True, help="Replace what an earlier command made in --out.")
 _declare(
@@ -612,6 +630,7 @@ CALIBRATOR_OPTIONS = (
 ATTACK_OPTIONS = ("attacks", "norms", "epsilons", "l2_epsilons", "attack_images")
 DECIDING_OPTIONS = ("primary", "accept_undecided")
 NEW_RUN_OPTIONS = ("out", "resume", "overwrite", "allow_code", "seed", "threads", "device", "verbose", "quiet")
+CONFIG_OPTIONS = ("config", "settings")
 STAGE_OPTIONS = ("model", "allow_code", "threads", "device", "verbose", "quiet")
 # Of a command for a run that is there.
 OF_RUN: dict[str, Mapping[str, object]] = {

@@ -12,6 +12,7 @@ from qrobust.cli.console import console, echo
 from qrobust.cli.options import (
     ATTACK_OPTIONS,
     CALIBRATOR_OPTIONS,
+    CONFIG_OPTIONS,
     DECIDING_OPTIONS,
     FORMER,
     MODEL_OPTIONS,
@@ -81,6 +82,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *ATTACK_OPTIONS,
     "anyway",
     *DECIDING_OPTIONS,
+    *CONFIG_OPTIONS,
     *NEW_RUN_OPTIONS,
 )
 def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
@@ -89,6 +91,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     \b
     qrobust run --model resnet20 --weights w.pt --data imagefolder:~/data/cifar10 --out runs/one
     qrobust run --model torchvision:mobilenet_v2 --pretrained --data imagefolder:DIR --out runs/two
+    qrobust run --config qrobust.toml --set quantization.bits=w4a8 --out runs/three
     qrobust run --resume --out runs/one       # after an interruption
     """
     from qrobust.pipeline import stages
@@ -98,7 +101,7 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", "primary", *NEW_RUN_OPTIONS)
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", "primary", *CONFIG_OPTIONS, *NEW_RUN_OPTIONS)
 def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,6 +51,7 @@ def begin(
     compensating: bool = True,
     anyway: bool = False,
     allow_code: tuple[str, ...] = (),
+    configured: Mapping[str, object] = MappingProxyType({}),
     **options: Any,
 ) -> Run:
     """A new run in a claimed folder; everything is read and checked before it is touched."""
@@ -60,10 +63,11 @@ def begin(
     from qrobust.user_code import hashes
 
     for name in ("model", "data"):
-        if options.get(name) is None:
+        if options.get(name) is None and name not in configured:
             raise InputError(f"{name}: expected one for a new run, got none; --resume continues one that --out holds")
     hashes(allow_code)  # a new run needs none: its command names every file
-    config = RunConfig.from_options({"threads": cores() if threads is None else threads} | choices(options))
+    given = choices(options) | ({} if threads is None else {"threads": threads})
+    config = RunConfig.from_options({"threads": cores(), **configured, **given})
     run = Run(config, None, console(verbose, quiet))
     work_on(run)
     prepare_inputs(run, compensating=compensating, anyway=anyway)
@@ -78,6 +82,8 @@ def begin_or_resume(
     *,
     compensating: bool = True,
     anyway: bool = False,
+    config: str | None = None,
+    settings: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
     """A new run, or one that was interrupted."""
@@ -86,10 +92,26 @@ def begin_or_resume(
 
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
+    configured = _configured(config, settings, options)
     if resume and configuration(out):
-        return resumed(out, **options)
+        return resumed(out, configured=configured, **options)
     claim(out, overwrite=overwrite)
-    return begin(out, overwrite, compensating=compensating, anyway=anyway, **options)
+    return begin(out, overwrite, compensating=compensating, anyway=anyway, configured=configured, **options)
+
+
+def _configured(config: str | None, settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, object]:
+    """Choices of a configuration file and of `--set`; none without them."""
+    if config is None and not settings:
+        return {}
+    from qrobust.pipeline.config_file import check_named, read_choices
+
+    found = read_choices(config, settings)
+    typed = [value if isinstance(value, tuple) else (value,) for value in options.values()]
+    check_named(found, [*settings, *(str(text) for value in typed for text in value)])
+    names = found.get("scenarios")
+    if names and not {"shifts", "train_on"} & set(found):
+        found |= choices({"scenario": names, "train_on": None})
+    return found
 
 
 def resumed(
@@ -98,6 +120,7 @@ def resumed(
     quiet: bool,
     threads: int | None,
     allow_code: tuple[str, ...] = (),
+    configured: Mapping[str, object] = MappingProxyType({}),
     **options: Any,
 ) -> Run:
     """A run that was interrupted; options that are given must be those that it was begun with."""
@@ -108,7 +131,8 @@ def resumed(
     from qrobust.pipeline.run_folder import other_unfinished
 
     click.get_current_context().with_resource(claimed(out))
-    place, chosen = begun(out) or out, choices(options)
+    place, chosen = begun(out) or out, {**configured, **choices(options)}
+    chosen.pop("threads", None)  # may change
     named = [
         spec
         for spec in (chosen.get("model"), *chosen.get("shifts", ()), *chosen.get("train_on", ()))

@@ -89,6 +89,8 @@ class Correction(nn.Module):
             gate: `(N, 1)`, before the sigmoid.
         """
         gate = torch.sigmoid(gate)
+        # Plane by plane: operators on some of the channels take up to five times as long on interleaved ones.
+        images = images.contiguous()
         if maps is not None:
             change, attention = self.residual(maps, images)
             images = images + change * (attention * gate[:, :, None, None])
@@ -99,7 +101,7 @@ class Correction(nn.Module):
 
     def residual(self, maps: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The signed change of each pixel in [-1, 1], and how much of it is wanted there, up to `RESIDUAL_BOUND`."""
-        maps = F.pixel_shuffle(maps, self.stride)
+        maps = F.pixel_shuffle(maps.contiguous(), self.stride)
         if maps.shape[2] != images.shape[2]:
             maps = maps[:, :, : images.shape[2], : images.shape[3]]
         return torch.tanh(maps[:, : self.channels]), torch.sigmoid(maps[:, self.channels :]) * RESIDUAL_BOUND

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qrobust.classifier import Compensated, NormalizedModel, count_macs, state_hash
+from qrobust.classifier import Classifier, Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.evolution import evolve
@@ -28,10 +28,11 @@ from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.record import EvolutionStrategy, PhaseFit
+from qrobust.record import CleanCost, EvolutionStrategy, PhaseFit
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import generic_conditions, selection_conditions
 from qrobust.shifts.rendering import render
+from qrobust.stopwatch import timing
 from qrobust.storage import read_json, write_sealed
 
 # Shares of the training steps: restoring pixels; behind the classifier, in float; on its own 8-bit grid.
@@ -127,6 +128,7 @@ class CalibratorFit:
         gate: how its gate was set.
         evolution: what evolution-strategy fine-tuning did, if it was wanted.
         clean_accuracy, shift_accuracy: of the deployed compensated classifier on validation images, as fractions.
+        clean_cost: what it costs on clean validation images, with its bound.
         float_phase, int8_phase: what the two trainings did.
         hash_before, hash_after: of the classifier's parameters and buffers.
     """
@@ -140,6 +142,7 @@ class CalibratorFit:
     evolution: EvolutionStrategy | None
     clean_accuracy: float
     shift_accuracy: float
+    clean_cost: CleanCost
     float_phase: PhaseFit
     int8_phase: PhaseFit
     hash_before: str
@@ -182,10 +185,8 @@ def fit_calibrator(
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, seed + 1)
-    clean = validation.clean(deployed)
-    if classifier.made_from is not None:
-        clean = max(clean, validation.clean(classifier.deploy(classifier.made_from)))
-    least_clean = clean - config.clean_budget / 100
+    scores = _scores_to_keep(classifier, deployed, validation)
+    least_clean = validation.least_clean(validation.clean_value(scores), config.clean_budget)
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
@@ -194,7 +195,7 @@ def fit_calibrator(
     def trained(module: nn.Module, phase: Phase) -> PhaseFit:
         module.train()
         working = device.holding(module, classifier.fake_quantized, classifier.teacher)
-        with working, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
+        with working, timing() as watch, reporter.bar(f"train calibrator ({phase.name})", phase.steps) as bar:
             done = train_calibrator(
                 module,
                 classifier.fake_quantized,
@@ -206,7 +207,7 @@ def fit_calibrator(
                 deployed=deployed,
                 progress=progress_callback(bar),
             )
-        _say_fit(done, phase, config, reporter)
+        _say_fit(done, phase, config, reporter, f"{watch} on {device.description}")
         return done
 
     images = mixed_images(data.calibration, data.training, seed)
@@ -225,9 +226,21 @@ def fit_calibrator(
             seed=seed,
             reporter=reporter,
         )
-    measured, hashes = validation.measure(deployed, frozen), (before, state_hash(classifier.fake_quantized))
-    _say_gate(gate, second, clean, measured[1], config, reporter)
-    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, first, second, *hashes)
+    hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
+    measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
+    cost = validation.clean_cost(scores, kept, config.clean_budget)
+    _say_gate(gate, second, validation.clean_value(scores), measured[1], config, reporter)
+    say_clean_cost(cost, reporter)
+    return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
+
+
+def _scores_to_keep(classifier: FrozenClassifier, deployed: Classifier, validation: Validation) -> torch.Tensor:
+    """Scores on clean images that the budget counts from: the classifier's, or of what it was made from if higher."""
+    scores = validation.clean_scores(deployed)
+    if classifier.made_from is None:
+        return scores
+    others = validation.clean_scores(classifier.deploy(classifier.made_from))
+    return max(scores, others, key=validation.clean_value)
 
 
 def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
@@ -237,11 +250,16 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
         selection_conditions(data.training.conditions, data.training.families),
         table=data.training.table,
         seed=seed,
-        limit=min(VALIDATION_IMAGES, VALIDATION_BYTES // (data.channels * data.image_size**2)),
+        limit=validation_limit(data.image_size, data.channels),
         target_images=data.target_validation,
         teacher=teacher,
         primary=data.primary,
     )
+
+
+def validation_limit(image_size: int, channels: int) -> int:
+    """Validation images to choose by, clean and shifted ones each."""
+    return min(VALIDATION_IMAGES, VALIDATION_BYTES // (channels * image_size**2))
 
 
 def _train_both(
@@ -271,7 +289,8 @@ def _train_both(
     return convert_qat(trainable), first, second
 
 
-def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Reporter) -> None:
+def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Reporter, pace: str) -> None:
+    reporter.detail(f"train calibrator ({phase.name}): {pace}")
     if fit.diverged:
         reporter.warn(f"warning: training ({phase.name}) diverged; the best state before that is kept")
     elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:
@@ -301,6 +320,20 @@ def _say_gate(
             f"  to stay within --clean-budget {config.clean_budget:g}, {100 * given_up:.1f} points of the gain under "
             f"shift were given up on validation images (without the limit: {100 * cost:.1f} points of clean accuracy)"
         )
+
+
+def say_clean_cost(cost: CleanCost, reporter: Reporter) -> None:
+    """Tell what a remedy costs on clean images, and what it may cost in truth."""
+    if cost.allowed_pp > cost.budget_pp:
+        reporter.say(
+            f"  --clean-budget {cost.budget_pp:g} is less than one of {cost.n:,} validation images: one may be lost "
+            f"({cost.allowed_pp:.2f} points)"
+        )
+    more = f"; about {cost.images_to_tell:,} validation images would tell" if cost.images_to_tell else ""
+    reporter.say(
+        f"  on {cost.n:,} clean validation images it costs {cost.cost_pp:.1f} points, with 95 % confidence at most "
+        f"{cost.bound_pp:.1f}{more}"
+    )
 
 
 def _frozen(

@@ -10,7 +10,14 @@ from torch import fx, nn
 
 from qrobust.compensation.clean_budget import Averaged, within_clean_budget
 from qrobust.compensation.config import CalibratorConfig
-from qrobust.compensation.fit import QAT_RATE, RESTORE_SHARE, CalibratorData, FrozenClassifier, validation_of
+from qrobust.compensation.fit import (
+    QAT_RATE,
+    RESTORE_SHARE,
+    CalibratorData,
+    FrozenClassifier,
+    say_clean_cost,
+    validation_of,
+)
 from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError
 from qrobust.progress import Reporter
@@ -19,7 +26,7 @@ from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
 from qrobust.quantization.qat import convert_qat
 from qrobust.quantization.quantize import finetune
 from qrobust.quantization.tracing import folded
-from qrobust.record import QatFit, WeightChange
+from qrobust.record import CleanCost, QatFit, WeightChange
 
 # Scales and biases learn at so many times the rate of weights: there are few of them, and they move little.
 SCALES_RATE = 3.0
@@ -33,11 +40,13 @@ class Retrained:
         averaged: what is kept of it, frozen to its integers.
         training: what training did, on validation images.
         change: how far its weights are from those that it started at.
+        clean_cost: what it costs on clean validation images, with its bound.
     """
 
     averaged: Averaged
     training: QatFit
     change: WeightChange
+    clean_cost: CleanCost
 
 
 def retrain(
@@ -98,22 +107,39 @@ def retrain(
             f"learning_rate: training ({name}) diverged at step {training.steps}, before anything was learned; "
             f"expected a rate smaller than {config.learning_rate:g}"
         )
+    return _held_to_budget(trainable, start, training, classifier, data, config, seed, reporter)
+
+
+def _held_to_budget(
+    trainable: fx.GraphModule,
+    start: dict[str, torch.Tensor],
+    training: QatFit,
+    classifier: FrozenClassifier,
+    data: CalibratorData,
+    config: CalibratorConfig,
+    seed: int,
+    reporter: Reporter,
+) -> Retrained:
+    """What of a training costs no more than allowed on clean validation images, and what that costs."""
     validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
-    clean = validation.clean(classifier.deploy(classifier.fake_quantized))
+    before = validation.clean_scores(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,
         start,
         lambda: convert_qat(trainable),
         classifier.deploy,
         validation,
-        least_clean=clean - config.clean_budget / 100,
+        least_clean=validation.least_clean(validation.clean_value(before), config.clean_budget),
     )
     if averaged.share < 1:
         reporter.say(
             f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
-    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model))
+    after = validation.clean_scores(classifier.deploy(averaged.model))
+    cost = validation.clean_cost(before, after, config.clean_budget)
+    say_clean_cost(cost, reporter)
+    return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), cost)
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from qrobust.classifier import Classifier
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.data.splits import Split
-from qrobust.device import device_of, fast_arithmetic
+from qrobust.device import device_of, fast_arithmetic, part_size
 from qrobust.shifts.filters import to_unit
 
 # What the float model's view of the training images may take.
@@ -67,6 +67,13 @@ def _teacher_output(teacher: Classifier, images: torch.Tensor) -> TeacherOutput:
 
 
 def _outputs_of(classifier: Classifier, images: torch.Tensor) -> TeacherOutput:
+    """A classifier's outputs, asked part by part; differentiable. Images do not depend on each other in eval mode."""
+    parts = [_outputs_of_part(classifier, part) for part in images.split(part_size(images))]
+    features = [part.features for part in parts if part.features is not None]
+    return TeacherOutput(torch.cat([part.logits for part in parts]), torch.cat(features) if features else None)
+
+
+def _outputs_of_part(classifier: Classifier, images: torch.Tensor) -> TeacherOutput:
     with fast_arithmetic(images.device):
         logits, features = logits_and_features(classifier, images.contiguous(memory_format=torch.channels_last))
     return TeacherOutput(logits.float(), None if features is None else features.float())

@@ -29,6 +29,7 @@ from qrobust.errors import InputError
 from qrobust.progress import Progress
 from qrobust.record import PhaseFit
 from qrobust.shifts.filters import to_unit
+from qrobust.stopwatch import RENDERING, part
 from qrobust.training_loop import Outcome, fit
 
 # The heads that act on the whole image learn at a part of the rate, restoring pixels and behind the
@@ -136,7 +137,7 @@ def train_calibrator(
 
     def loss(step: int, size: int) -> torch.Tensor:
         sized = replace(config, batch_size=size)
-        return _step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
+        return step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
 
     def judge() -> tuple[float, ...]:
         calibrator.eval()
@@ -240,7 +241,7 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
         handle.remove()
 
 
-def _step_loss(
+def step_loss(
     calibrator: nn.Module,
     fake_quantized: nn.Module,
     teacher: Classifier,
@@ -253,7 +254,8 @@ def _step_loss(
     phase: Phase,
 ) -> torch.Tensor:
     """The loss of one batch, a function of the weights, the seed and the step alone."""
-    batch = mixed_batch(data, weights, batch_size=config.batch_size, step=step, seed=phase.seed)
+    with part(RENDERING):
+        batch = mixed_batch(data, weights, batch_size=config.batch_size, step=step, seed=phase.seed)
     batch = batch.to(device_of(calibrator))
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, (*proposals, gate) = _with_proposals(calibrator, images)

@@ -13,10 +13,14 @@ from qrobust.compensation.alignment import norms, statistics_distance
 from qrobust.compensation.batches import Condition
 from qrobust.data.splits import Split
 from qrobust.device import ask, device_of
+from qrobust.evaluation.clean_cost import clean_cost
 from qrobust.evaluation.primary import ACCURACY, Primary
+from qrobust.record import CleanCost
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 
+# Sums of shares are exact but for the last bits.
+ROUNDING = 1e-9
 # Images, and their labels; -1 where there is none.
 Part = tuple[torch.Tensor, torch.Tensor]
 BATCH = 250
@@ -69,9 +73,29 @@ class Validation:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
         return [self._scores(part, classifier, calibrator).mean().item() for part in self.parts]
 
+    def allowed_cost(self, budget: float) -> float:
+        """What may be lost on clean images, a fraction: a budget in percentage points, or one image if that is more.
+
+        Of a budget of 0 nothing.
+        """
+        return max(budget / 100, 1 / len(self.parts[0][1])) if budget else 0.0
+
+    def least_clean(self, clean: float, budget: float) -> float:
+        """What is to be kept of an accuracy on clean images, both fractions; see `allowed_cost`."""
+        return clean - self.allowed_cost(budget) - ROUNDING
+
+    def clean_cost(self, before: torch.Tensor, after: torch.Tensor, budget: float) -> CleanCost:
+        """What is lost on clean images between scores before and after `(n,)`, with its bound."""
+        right, labels = (before.bool().numpy(), after.bool().numpy()), self.parts[0][1].numpy()
+        return clean_cost(*right, labels, self.primary, budget_pp=budget, allowed_pp=100 * self.allowed_cost(budget))
+
+    def clean_scores(self, classifier: Classifier, calibrator: Classifier | None = None) -> torch.Tensor:
+        """Scores on the clean images, see `scores`."""
+        return self._scores(self.parts[0], classifier, calibrator)
+
     def clean(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The primary measure on clean images."""
-        return self.clean_value(self._scores(self.parts[0], classifier, calibrator))
+        return self.clean_value(self.clean_scores(classifier, calibrator))
 
     def shifted(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
         """The mean over the conditions; target images weigh as one."""

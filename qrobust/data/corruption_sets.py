@@ -42,14 +42,16 @@ class CorruptionSet:
         """
         if (corruption, severity) not in self.conditions:
             names = ", ".join(dict.fromkeys(name for name, _ in self.conditions))
-            raise InputError(f"stored set: expected a severity from 1 to 5 of {names}, got {corruption} {severity}")
+            raise InputError(
+                f"corruption data set: expected a severity from 1 to 5 of {names}, got {corruption} {severity}"
+            )
         return self.open(corruption, severity)
 
 
 def open_corruption_set(
     root: Path, *, preprocessing: Preprocessing, class_names: Sequence[str] | None = None
 ) -> CorruptionSet:
-    """Open a stored set; images are read when they are asked for.
+    """Open a corruption data set; images are read when they are asked for.
 
     Args:
         root: a folder with `labels.npy` beside one `.npy` per corruption (CIFAR-10-C: uint8 `(5 n, S, S, 3)`, or
@@ -62,7 +64,7 @@ def open_corruption_set(
         InputError: neither layout, a wrong count, a wrong type, or a label outside the classes.
     """
     if not root.is_dir():
-        raise InputError(f"stored set: no folder {root}")
+        raise InputError(f"corruption data set: no folder {root}")
     open_cells = _open_arrays if (root / "labels.npy").is_file() else _open_folders
     stored = open_cells(root, class_names)
 
@@ -75,31 +77,33 @@ def open_corruption_set(
 
 
 def _load(path: Path) -> np.ndarray:
-    check_file(path, "stored set")
+    check_file(path, "corruption data set")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"stored set: cannot read {path} as npy without pickles ({error})") from error
+        raise InputError(f"corruption data set: cannot read {path} as npy without pickles ({error})") from error
 
 
 def _open_arrays(root: Path, class_names: Sequence[str] | None) -> CorruptionSet:
     labels = np.asarray(_load(root / "labels.npy"))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or len(labels) % 5:
         raise InputError(
-            f"stored set: labels.npy must be 5 times as many integers as there are images, "
+            f"corruption data set: labels.npy must be 5 times as many integers as there are images, "
             f"got {labels.dtype} {labels.shape}"
         )
     count = len(labels) // 5
     if (labels.reshape(5, count) != labels[:count]).any():
-        raise InputError("stored set: labels.npy must repeat the same labels for the five severities, got others")
+        raise InputError(
+            "corruption data set: labels.npy must repeat the same labels for the five severities, got others"
+        )
     paths = {p.stem: p for p in sorted(root.glob("*.npy")) if p.stem != "labels"}
     if not paths:
-        raise InputError(f"stored set: expected one .npy per corruption in {root}, found none")
+        raise InputError(f"corruption data set: expected one .npy per corruption in {root}, found none")
     arrays = {name: _load(path) for name, path in paths.items()}
     for name, array in arrays.items():
         if not are_images(array) or len(array) != len(labels):
             raise InputError(
-                f"stored set: {name}.npy must be uint8 ({len(labels)}, S, S, 3) or ({len(labels)}, S, S), "
+                f"corruption data set: {name}.npy must be uint8 ({len(labels)}, S, S, 3) or ({len(labels)}, S, S), "
                 f"got {array.dtype} {array.shape}"
             )
 
@@ -121,7 +125,7 @@ def _open_folders(root: Path, class_names: Sequence[str] | None) -> CorruptionSe
     )
     if not conditions:
         raise InputError(
-            f"stored set: expected labels.npy or folders CORRUPTION/SEVERITY/CLASS in {root}, found none"
+            f"corruption data set: expected labels.npy or folders CORRUPTION/SEVERITY/CLASS in {root}, found none"
         )
 
     def read(corruption: str, severity: int) -> Images:
@@ -133,9 +137,9 @@ def _open_folders(root: Path, class_names: Sequence[str] | None) -> CorruptionSe
         found = read(corruption, severity)
         if found.class_names != first.class_names or found.labels.tolist() != first.labels.tolist():
             raise InputError(
-                f"stored set: {corruption}/{severity} must hold the {len(first)} images in {len(first.class_names)} "
-                f"classes that {conditions[0][0]}/{conditions[0][1]} holds, got {len(found)} in "
-                f"{len(found.class_names)}"
+                f"corruption data set: {corruption}/{severity} must hold the {len(first)} images in "
+                f"{len(first.class_names)} classes that {conditions[0][0]}/{conditions[0][1]} holds, "
+                f"got {len(found)} in {len(found.class_names)}"
             )
         return found
 

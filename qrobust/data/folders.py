@@ -180,7 +180,12 @@ def folder_images(
     paths: list[Path] = []
     labels: list[int] = []
     skipped: list[str] = []
+    known = {name.partition("/")[0] for name in names} | set(names)
     for folder in folders:
+        if folder.name not in known:
+            raise InputError(
+                f"data: class folder {folder.name!r} in {root} is not one of the {len(names)} class names"
+            )
         files = image_files(folder, log)
         if skip_bad:
             files, bad = readable(files)
@@ -202,7 +207,7 @@ def _class_of(path: Path, root: Path, index: dict[str, int]) -> int:
         found = index.get("/".join(parts[:depth]))
         if found is not None:
             return found
-    raise InputError(f"data: class folder {parts[0]!r} in {root} is not one of the {len(index)} class names")
+    raise InputError(f"data: class folder {'/'.join(parts)!r} in {root} is not one of the {len(index)} class names")
 
 
 def flat_images(root: Path, *, skip_bad: bool = False) -> Images:

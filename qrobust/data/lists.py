@@ -100,11 +100,9 @@ def _row(file: Path, line: int, cells: list[str], places: dict[str, int], *, div
         InputError: a column is empty or has no meaning, or there is no such file.
     """
     path, label = cells[places["path"]], cells[places["label"]]
-    if not path or not label or "\0" in path:
+    if not path or not label or set(path + label) & {"\0", "\n", "\r"}:
         raise InputError(f"data: line {line} of {file}: expected a path and a label, got {path!r} and {label!r}")
-    full = file.parent / path
-    if not full.exists():
-        raise InputError(f"data: line {line} of {file}: no file {full}")
+    full = check_file(file.parent / path, f"data: line {line} of {file}")
     kind = split_kind(cells[places["split"]]) if divided else None
     if divided and kind is None:
         raise InputError(

@@ -32,13 +32,18 @@ SCHEMES = {
     "digits": "digits",
 }
 
+# Images to choose by: at most, and how many a fifth of a small set may be.
+MOST_VALIDATION, FEW_VALIDATION = 5000, 500
+# Images on which ranges are observed, where nobody says how many: more change little, and are missing in training.
+MOST_CALIBRATION, LEAST_CALIBRATION = 512, 32
+
 
 def open_data(
     spec: str,
     *,
     seed: int,
     image_size: int | None = None,
-    calibration_images: int = 512,
+    calibration_images: int | None = None,
     train_images: int | None = None,
     test_images: int | None = None,
     class_names_file: str | Path | None = None,
@@ -50,15 +55,15 @@ def open_data(
     A folder with folders of splits (`qrobust.data.folders.SPLIT_FOLDERS`) keeps them apart: test images come from
     `test` (from `val` where there is no `test`), validation from `val` where both exist, everything else from
     `train` (from `val` where there is no `train`). Any other source, and a folder of one split, is one pool, of
-    which a seeded fifth is the test split. A tenth of the training pool, at most 5,000 images, is the validation
-    split.
+    which a seeded fifth is the test split. Of the training pool a tenth is the validation split; more of a small one,
+    see `validation_count`.
 
     Args:
         spec: `imagefolder:DIR`, `list:FILE`, `npz:FILE`, `torchvision:NAME` or `digits`.
         seed: decides every split.
         image_size: side in pixels to which images are brought, see `preprocessing_for`; `Data.prepared` says it
             all. Default: the images' own side where all are square, alike and at most 128 px.
-        calibration_images: images on which quantization ranges are observed.
+        calibration_images: images on which quantization ranges are observed. Default: see `calibration_count`.
         train_images: keep only so many training images (default all).
         test_images: keep only so many test images (default all).
         class_names_file: one class name per line, in index order, for data of some of the classes.
@@ -85,10 +90,12 @@ def open_data(
     else:
         test = _shuffled(len(test_pool), seed)
     if val_pool is None:
-        count = min(5000, len(rest) // 10)
+        count = validation_count(len(rest))
         val_pool, validation, rest = train_pool, rest[:count], rest[count:]
     else:
         validation = _shuffled(len(val_pool), seed)
+    if calibration_images is None:
+        calibration_images = calibration_count(len(rest))
     if len(rest) < calibration_images + 1:
         raise InputError(
             f"calibration_images: expected fewer than the {len(rest)} images that {spec} leaves for "
@@ -158,6 +165,16 @@ def open_test(
     if test_images is not None and not 1 <= test_images <= len(pool):
         raise InputError(f"test_images: expected 1 to the {len(pool)} of {spec}, got {test_images}")
     return pools.split(pool, _shuffled(len(pool), seed)[:test_images])
+
+
+def validation_count(images: int) -> int:
+    """How many of so many images to choose by: a tenth, but a fifth as long as that is below `FEW_VALIDATION`."""
+    return min(MOST_VALIDATION, max(images // 10, min(images // 5, FEW_VALIDATION)))
+
+
+def calibration_count(images: int) -> int:
+    """How many of so many images to observe ranges on: an eighth, `LEAST_CALIBRATION` to `MOST_CALIBRATION`."""
+    return min(MOST_CALIBRATION, max(images // 8, min(images // 2, LEAST_CALIBRATION)))
 
 
 def _shuffled(count: int, seed: int) -> torch.Tensor:

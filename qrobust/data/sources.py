@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -13,13 +14,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qrobust.data.files import FORMATS
+from qrobust.data.pixel_cache import PixelCache
 from qrobust.errors import InputError, unknown
 from qrobust.paths import check_file
 from qrobust.preprocessing import Preprocessing, SizeError, unknown_size
 from qrobust.record.data import LeftOut
 
-# Decoded images are kept only while a source fits in this; larger sources decode on every read.
-CACHE_BYTES = 256 * 2**20
 # Images whose sizes are looked at.
 SAMPLE = 16
 # A label above this is taken for a mistake where classes have no names.
@@ -72,8 +72,7 @@ class Images:
         self.left_out: tuple[LeftOut, ...] = ()
         self.contents: tuple[Callable[[int], Hashable], ...] = (lambda i: _digest(load(i)),)
         self._load = load
-        self._cache: dict[int, torch.Tensor] = {}
-        self._cached_bytes = 0
+        self._cache = PixelCache()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,7 +80,7 @@ class Images:
     def prepare(self, preprocessing: Preprocessing) -> None:
         """Read images so from now on."""
         self.preprocessing = preprocessing
-        self._cache, self._cached_bytes = {}, 0
+        self._cache = PixelCache()
 
     @property
     def prepared(self) -> Preprocessing:
@@ -115,6 +114,10 @@ class Images:
         (height, width), *others = set(self.sizes)
         return height if height == width and not others else None
 
+    def decode(self, index: int) -> np.ndarray:
+        """An image as it is, RGB uint8 `(H, W, 3)`."""
+        return self._load(index)
+
     def read(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Decode images to uint8 `(n, C, S, S)`.
 
@@ -132,9 +135,7 @@ class Images:
         except SizeError as error:
             raise InputError(f"data: {self.name_of(index)}: {error}") from error
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        if self._cached_bytes + image.numel() <= CACHE_BYTES:
-            self._cache[index] = image
-            self._cached_bytes += image.numel()
+        self._cache.put(index, image)
         return image
 
 
@@ -253,6 +254,14 @@ def digits_images() -> Images:
     small = np.round(digits.images * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(d).resize((32, 32), Image.Resampling.BICUBIC)) for d in small]
     return array_images(np.stack(large), digits.target, [str(n) for n in digits.target_names], "digits")
+
+
+@functools.cache
+def photographs() -> tuple[np.ndarray, ...]:
+    """Two photographs that scikit-learn ships, uint8 `(H, W, 3)`: a Chinese temple and a flower."""
+    from sklearn.datasets import load_sample_images
+
+    return tuple(load_sample_images().images)
 
 
 def torchvision_images(name: str, root: Path, train: bool, class_names: Sequence[str] | None = None) -> Images:

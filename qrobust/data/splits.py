@@ -14,6 +14,7 @@ from qrobust.data.sources import Images
 from qrobust.preprocessing import Preprocessing
 from qrobust.record import SplitSummary
 from qrobust.record.data import LeftOut
+from qrobust.stopwatch import DECODING, part
 
 SPLIT_NAMES = ("calibration", "training", "validation", "test")
 # Where images are large, fewer of them are chosen by: pixels of all of them, and the fewest images that say anything.
@@ -43,7 +44,8 @@ class Split:
 
     def read(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Images at these positions of the split, uint8 `(n, C, S, S)`."""
-        return self.source.read(self.indices[positions])
+        with part(DECODING):
+            return self.source.read(self.indices[positions])
 
     def first(self, count: int) -> Split:
         """The first so many images of the seeded order, or all there are."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from qrobust.deployment.onnx_graph import CORRECTION
-from qrobust.deployment.session import PIXELS, Session, _plainly, check_batch, open_session
+from qrobust.deployment.session import PIXELS, Session, check_batch, open_session, plainly
 from qrobust.errors import InputError
 from qrobust.preprocessing import Preprocessing, parse_normalization
 from qrobust.record.typed_json import from_json
@@ -244,7 +244,7 @@ class OnnxClassifier:
             return torch.from_numpy(logits)
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             shape = tuple(images.shape)
-            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({_plainly(error)})") from error
+            raise InputError(f"onnx: onnxruntime cannot run {self.path} on {shape} ({plainly(error)})") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened_once, (self.path, self.signed_activations, self.exact_sums)

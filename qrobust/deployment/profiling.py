@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qrobust.deployment.classifiers import OnnxClassifier
-from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, _plainly, check_batch, open_session
+from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, check_batch, open_session, plainly
 from qrobust.errors import InputError
 
 # Calls before times count, and seconds of one classifier's turn.
@@ -127,7 +127,7 @@ def run_profiled(
         for _ in range(rounds):
             session.run(None, feed)
     except Exception as error:  # as in open_session
-        line = _plainly(error)
+        line = plainly(error)
         found = re.search(r"Name:'(.*?)' Status Message: (?:.* was false\. )?(.*)", line)
         reason = f"{f'node {found[1]}: ' if found[1] else ''}{found[2]}" if found else line
         raise InputError(f"onnx: onnxruntime cannot run {path} ({reason})") from error

@@ -97,7 +97,7 @@ def open_session(
     except Exception as error:  # onnxruntime raises a type per cause, none of them public
         from qrobust.deployment.onnx_graph import complaint
 
-        reason = complaint(path) or _plainly(error)
+        reason = complaint(path) or plainly(error)
         raise InputError(f"onnx: onnxruntime refuses {path} ({reason})") from error
 
 
@@ -108,7 +108,7 @@ CODES = re.compile(
 )
 
 
-def _plainly(error: Exception) -> str:
+def plainly(error: Exception) -> str:
     """The first line of what onnxruntime says, without codes and places in its sources."""
     return CODES.sub("", str(error).splitlines()[0])
 

@@ -28,7 +28,7 @@ from qrobust.shifts.registry import stored_folders
 
 @dataclass(frozen=True)
 class SelectedConditions:
-    """What of a stored set is measured: some severities, and in each the same images.
+    """What of a corruption data set is measured: some severities, and in each the same images.
 
     Attributes:
         name: `stored:DIR`, as it was given.
@@ -89,7 +89,7 @@ def open_sets(
         seed: of that choice.
 
     Raises:
-        InputError: a folder is no stored set, has none of the severities, or its labels do not fit the classes.
+        InputError: a folder is no corruption data set, has none of the severities, or has labels of other classes.
     """
     found = []
     for name, root in stored_folders(tuple(names)).items():

@@ -35,6 +35,11 @@ class Primary:
         """Whether every image weighs the same."""
         return self.name == config.ACCURACY
 
+    @property
+    def told(self) -> str:
+        """The measure in words."""
+        return "balanced accuracy" if self.name == config.BALANCED else self.name
+
     def weights(self, labels: np.ndarray) -> np.ndarray:
         """What each image counts `(n,)`; sums to 1.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qrobust.record import Candidate, Effects, GraphEffect, Recommendation, Remedy
+from qrobust.record import Candidate, Confidence, Effects, GraphEffect, Recommendation, Remedy
 from qrobust.record.recommendation import (
     CLEAN_COST,
+    CONFIDENCE,
     CONTRADICTED,
     DIVERGED,
     FEW_STEPS,
@@ -25,12 +26,19 @@ MOST_CLEAN_COST = 0.5
 LEAST_SPEEDUP = 1.05
 # Optimizer steps below which the last phase of a training, a fifth of it, ends before its rate has risen to the peak.
 LEAST_STEPS = 250
-# What was chosen on validation images, and not on test images: such a remedy may be the one of the highest gain.
-BY_VALIDATION = (NO_GAIN, CLEAN_COST, SLOW, FEW_STEPS, RISING, DIVERGED)
+# Precision under shift, or AUROC on foreign images, that a remedy may lose against INT8, as a fraction.
+MOST_LOST_CONFIDENCE = 0.01
+# Reasons for which a remedy is not chosen, whatever test images say.
+UNCHOSEN = frozenset({NO_GAIN, CLEAN_COST, SLOW, FEW_STEPS, RISING, DIVERGED})
 
 
 def recommend(
-    effects: Effects, remedies: Sequence[Remedy], *, accept_undecided: bool, timed: bool = True
+    effects: Effects,
+    remedies: Sequence[Remedy],
+    *,
+    accept_undecided: bool,
+    confidence: Confidence | None = None,
+    timed: bool = True,
 ) -> Recommendation:
     """Choose on validation images, confirm on test images.
 
@@ -42,6 +50,7 @@ def recommend(
         effects: of every graph.
         remedies: what each costs and how it was trained.
         accept_undecided: whether classes of which images are too few to tell may be risked.
+        confidence: what each graph's confidence is worth; None where that was not measured.
         timed: whether times are those of the device; else none is too slow.
     """
     known = {row.remedy: row for row in remedies}
@@ -50,14 +59,22 @@ def recommend(
             *(_unfit(known[found.graph], timed=timed) if found.graph in known else ()),
             *(_not_chosen(found) if found.graph != "int8" else ()),
             *_not_confirmed(found, effects.chance, accept_undecided=accept_undecided),
+            *([CONFIDENCE] if confidence and lowered(confidence, found.graph) else []),
         ]
         for found in effects.graphs
+    }
+    # What was not chosen, test images neither contradict nor leave undecided.
+    refusals = {
+        name: [reason for reason in found if reason not in (CONTRADICTED, UNDECIDED)]
+        if {*found} & UNCHOSEN
+        else found
+        for name, found in refusals.items()
     }
     # Of what validation images allow.
     gains = {
         CALIBRATOR if found.graph == "compensated" else found.graph: found.validation.gain_pp
         for found in effects.graphs
-        if found.graph != "int8" and not set(refusals[found.graph]) & {*BY_VALIDATION}
+        if found.graph != "int8" and not {*refusals[found.graph]} & UNCHOSEN
     }
     best = least_intrusive(gains)
     chosen = "compensated" if best == CALIBRATOR else best
@@ -68,6 +85,20 @@ def recommend(
         accept_undecided=accept_undecided,
         candidates=tuple(Candidate(graph=name, refused=tuple(found)) for name, found in refusals.items()),
     )
+
+
+def lowered(confidence: Confidence, graph: str) -> tuple[str, ...]:
+    """What of a graph's confidence is worth a point less than INT8's: `precision`, sets of foreign images.
+
+    Args:
+        confidence: of a record.
+        graph: by name.
+    """
+    own, before = confidence.classifiers[graph], confidence.classifiers["int8"]
+    lost = {kind: before.foreign[kind].auroc - one.auroc for kind, one in own.foreign.items()}
+    if before.shift_precision is not None:
+        lost["precision"] = before.shift_precision - (own.shift_precision or 0.0)
+    return tuple(kind for kind, value in lost.items() if value > MOST_LOST_CONFIDENCE)
 
 
 def _unfit(remedy: Remedy, *, timed: bool) -> list[str]:

@@ -15,6 +15,8 @@ CONFIDENCE = 0.95
 FEW_VALUES = 500
 # Standard errors to either side of an interval at 95 %.
 Z = NormalDist().inv_cdf(0.975)
+# Standard errors above an estimate of a one-sided bound at 95 %.
+Z_ONE_SIDED = NormalDist().inv_cdf(0.95)
 # What either end of such an interval leaves out.
 ONE_SIDED = 0.025
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -269,6 +269,16 @@ def drops(predictions: ConditionPredictions, a: str, b: str, labels: np.ndarray,
     )
 
 
+def gain_over(
+    predictions: ConditionPredictions, name: str, conditions: list[Condition], labels: np.ndarray, seed: int
+) -> Difference | tuple[None, None]:
+    """What a classifier gains over `int8` on the mean of conditions, in points, with its interval; None for none."""
+    if not conditions:
+        return NO_DIFFERENCE
+    after, before = (_mean_correct(predictions, one, conditions, labels) for one in (name, "int8"))
+    return difference(after, before, seed)
+
+
 def summarise(
     predictions: ConditionPredictions,
     labels: np.ndarray,
@@ -299,15 +309,12 @@ def summarise(
     if "compensated" not in predictions[CLEAN]:
         return result
 
-    def gain(conditions: list[Condition]) -> Difference | tuple[None, None]:
-        if not conditions:
-            return NO_DIFFERENCE
-        after, before = (_mean_correct(predictions, name, conditions, labels) for name in ("compensated", "int8"))
-        return difference(after, before, seed)
-
     of_seen = [c for c in shifted if c[0] in seen]
     of_unseen = [c for c in shifted if c[0] not in seen]
-    every, known, unknown = gain(shifted), gain(of_seen), gain(of_unseen)
+    every, known, unknown = (
+        gain_over(predictions, "compensated", conditions, labels, seed)
+        for conditions in (shifted, of_seen, of_unseen)
+    )
     before, after = (_mean_correct(predictions, name, [CLEAN], labels) for name in ("int8", "compensated"))
     cost = difference(before, after, seed)
     return replace(
@@ -325,13 +332,20 @@ def summarise(
     )
 
 
-def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed: int) -> list[RemedyGain]:
+def remedy_gains(
+    predictions: ConditionPredictions,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    seen: Mapping[str, Collection[str]] | None = None,
+) -> list[RemedyGain]:
     """What every classifier but `float` and `int8` gains over `int8`, and costs on clean images.
 
     Args:
         predictions: per condition, of `int8` and of each remedy; `CLEAN` among them.
         labels: `(n,)`.
         seed: of the bootstrap.
+        seen: remedy to the shifts that it or the classifier was trained on; none by default.
 
     Returns:
         One per remedy, highest gain first. None where nothing but clean images was measured.
@@ -342,6 +356,11 @@ def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed:
     found = []
     for name in (n for n in predictions[CLEAN] if n not in ("float", "int8")):
         before, after = (predictions[CLEAN][n].prediction for n in ("int8", name))
+        known = (seen or {}).get(name, ())
+        of_unseen, of_seen = ([c for c in shifted if (c[0] in known) == is_seen] for is_seen in (False, True))
+        unseen_gain, seen_gain = (
+            gain_over(predictions, name, conditions, labels, seed) for conditions in (of_unseen, of_seen)
+        )
         (clean, clean_before), (shift, shift_before) = (
             [are_correct(predictions, n, conditions, labels).mean(0) for n in (name, "int8")]
             for conditions in ([CLEAN], shifted)
@@ -360,6 +379,10 @@ def remedy_gains(predictions: ConditionPredictions, labels: np.ndarray, *, seed:
                 gain_interval_pp=gain_interval,
                 clean_cost_pp=cost,
                 clean_cost_interval_pp=cost_interval,
+                unseen_gain_pp=unseen_gain[0],
+                unseen_gain_interval_pp=unseen_gain[1],
+                seen_gain_pp=seen_gain[0],
+                seen_gain_interval_pp=seen_gain[1],
                 clean_agreement=agreement(before, after),
                 clean_harmful_flips=flips(before, after, labels).harmful,
             )

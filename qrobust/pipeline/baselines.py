@@ -193,7 +193,9 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             training=taken(QatTraining, done.training),
             trained_on=trained_shifts(run),
             provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
-            validation=validation_result(run, done.averaged.clean_accuracy, done.averaged.shift_accuracy),
+            validation=validation_result(
+                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
+            ),
             weight_change=done.change,
             kept_share=done.averaged.share,
         )

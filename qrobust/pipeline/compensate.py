@@ -30,7 +30,14 @@ from qrobust.pipeline.provenance import (
 )
 from qrobust.pipeline.run import BATCH, Run
 from qrobust.pipeline.stage import choices_key, invalidate, stage
-from qrobust.record import CalibratorMacs, CalibratorTraining, ClassifierHash, CompensationResult, Validation
+from qrobust.record import (
+    CalibratorMacs,
+    CalibratorTraining,
+    ClassifierHash,
+    CleanCost,
+    CompensationResult,
+    Validation,
+)
 from qrobust.shifts.filters import to_unit
 
 # What is chosen by these is chosen after training.
@@ -115,6 +122,7 @@ def validation_result(
     run: Run,
     clean_accuracy: float,
     shift_accuracy: float,
+    clean_cost: CleanCost,
     target_labelled: bool | None = None,
 ) -> Validation:
     """What a stage keeps of the validation of a remedy; see `validation_measures` for the last argument."""
@@ -123,7 +131,9 @@ def validation_result(
         target_labelled=target_labelled,
         shifted=training_data(run).renders,
     )
-    return Validation(clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures)
+    return Validation(
+        clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures, clean_cost=clean_cost
+    )
 
 
 def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
@@ -141,6 +151,7 @@ def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
             run,
             fit.clean_accuracy,
             fit.shift_accuracy,
+            fit.clean_cost,
             run.target_images.labelled if run.target_images else None,
         ),
         training=CalibratorTraining(float=fit.float_phase, int8=fit.int8_phase),

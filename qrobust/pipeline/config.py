@@ -57,7 +57,7 @@ class DataConfig(Section):
         root: where torchvision data sets lie.
         class_names: file with one class name per line, in index order.
         skip_bad_images: leave out files that cannot be decoded.
-        calibration_images: images that quantization ranges are observed on.
+        calibration_images: images that quantization ranges are observed on; None: as many as suit the data.
         train_images: keep only so many training images; None: all.
         test_images: keep only so many test images; None: all.
     """
@@ -66,7 +66,7 @@ class DataConfig(Section):
     root: str | None = choice(None, option="data_root")
     class_names: str | None = None
     skip_bad_images: bool = False
-    calibration_images: int = choice(512, at_least=1, at_most=MOST_IMAGES)
+    calibration_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     train_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
     test_images: int | None = choice(None, at_least=1, at_most=MOST_IMAGES)
 
@@ -188,6 +188,8 @@ def _with_training_shifts(data: Mapping[str, Any]) -> Mapping[str, Any]:
     rest = {key: value for key, value in data.items() if key not in HELD_OUT}
     if "train_on" in rest or "shifts" not in rest:
         return rest
+    from qrobust.shifts.registry import expand  # needs torch, without which reports are written
+
     real, alone = (data.get(f"scene_{key}", data.get(f"target_images{suffix}")) for key, suffix in REAL)
     if real and alone:
         return {**rest, "train_on": ()}

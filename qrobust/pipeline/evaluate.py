@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
 import torch
 
-from qrobust.classifier import state_hash
+from qrobust.classifier import Classifier, state_hash
 from qrobust.compensation.baselines import AntiAdversary
+from qrobust.data.foreign import foreign_splits
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
+from qrobust.deployment.footprint import footprints
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.evaluation.classes import class_results
+from qrobust.evaluation.confidence import confidence_results
 from qrobust.evaluation.effects import Right, chance, graph_effects, spread
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
@@ -35,6 +38,7 @@ from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY, RunFolder
 from qrobust.pipeline.stage import stage
 from qrobust.record import (
     CompensationResult,
+    Confidence,
     CorruptionSet,
     Effects,
     EvaluationResult,
@@ -49,6 +53,8 @@ from qrobust.record import (
 
 # Test images for a remedy that exists in torch only.
 TORCH_IMAGES = 200
+# Foreign images of each set, on which confidence should be low.
+FOREIGN_IMAGES = 500
 # Validation images, and conditions, by which a remedy is chosen; at most as many images as are tested on.
 SELECTION_IMAGES, SELECTION_CONDITIONS = 1000, 12
 
@@ -119,11 +125,15 @@ def _result(
 ) -> EvaluationResult:
     """What the stage keeps: figures of what was measured, target images, times and sizes."""
     folder, figures = run.require_folder(), (found.predictions, found.labels)
-    trained_on = _trained_on(folder, "compensate") if "compensated" in classifiers else ()
+    stages = {"compensated": "compensate"} | {name: name for name in REMEDIES}
+    learned = {name: _trained_on(folder, stages[name]) for name in classifiers if name in stages}
+    trained_on = learned.get("compensated", ())
     qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
     by_classifier = qat.shifts if qat else ()
-    gains = remedy_gains(*figures, seed=found.seed) + (_in_torch(run, found) if in_torch else [])
-    target_images = _target_images(run, classifiers, workers)
+    seen = {name: (*shifts, *by_classifier) for name, shifts in learned.items()}
+    gains = remedy_gains(*figures, seed=found.seed, seen=seen)
+    gains += _in_torch(run, found, by_classifier) if in_torch else []
+    target_images, cache = _target_images(run, classifiers, workers), _cache(run, classifiers)
     ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in (1, 32)}
     return EvaluationResult(
         rows=tuple(
@@ -144,9 +154,18 @@ def _result(
         splits=run.data.summary(),
         primary=run.primary.name,
         effects=_effects(run, found, classifiers, workers),
+        confidence=confidence_of(
+            found, run.data.test, classifiers, cache, workers=workers, progress=run.reporter.bar
+        ),
         classes=class_results(*figures, len(found.class_names)),
         severity_table=found.severity_table,
         latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
+        footprint=footprints(
+            {name: folder.graph(name) for name in classifiers},
+            (1, run.model.channels, run.data.image_size, run.data.image_size),
+            threads=run.config.threads,
+            signed_activations=run.target.signed or None,
+        ),
         size_bytes={name: folder.graph(name).stat().st_size for name in classifiers},
         graph_sha256=_digests(run, classifiers),
         hardware=hardware(run.config.threads, sums(**session_options(run.target))),
@@ -169,6 +188,33 @@ def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:
         )
         for one in found.corruption_sets
     ]
+
+
+def confidence_of(
+    found: Evaluation,
+    split: Split,
+    classifiers: Mapping[str, Classifier],
+    cache: Cache,
+    *,
+    workers: int,
+    progress: MakeBar,
+) -> Confidence:
+    """What confidence is worth, above a threshold and on foreign images, which are asked about here.
+
+    Args:
+        found: of the classifiers on the split's images.
+        split: images that they know.
+        classifiers: by name.
+        cache: of `found`; answers about foreign images are kept beside it.
+        workers: as for `evaluate`.
+        progress: makes a progress bar.
+    """
+    foreign = {}
+    for kind, images in foreign_splits(split, FOREIGN_IMAGES, seed=found.seed).items():
+        kept = replace(cache, predictions=cache.predictions / f"foreign-{kind}")
+        told = measure(classifiers, images, (), cache=kept, workers=workers, seed=found.seed, progress=progress)
+        foreign[kind] = told.predictions[CLEAN]
+    return confidence_results(found.predictions, found.labels, foreign)
 
 
 def _cache(run: Run, names: Collection[str]) -> Cache:
@@ -211,7 +257,8 @@ def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier]
     made = [
         name for name in ("compensate", *REMEDIES) if {"compensate": "compensated"}.get(name, name) in classifiers
     ]
-    learned = {shift for name in made for shift in _trained_on(folder, name)}
+    qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
+    learned = {*(qat.shifts if qat else ()), *(shift for name in made for shift in _trained_on(folder, name))}
     withheld = [condition for condition in rendered if condition[0] not in learned]
     conditions = [] if target else spread(withheld or rendered, SELECTION_CONDITIONS)
     cache = _cache(run, classifiers)
@@ -260,7 +307,7 @@ def _right(name: str, own: Evaluation, target: Evaluation | None = None) -> Righ
     )
 
 
-def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
+def _in_torch(run: Run, known: Evaluation, by_classifier: Sequence[str]) -> list[RemedyGain]:
     """The row of a remedy that has no graph, on the first images, against the INT8 graph on the same ones."""
     kept = run.require_folder().predictions / TORCH_ONLY
     found = measure(
@@ -279,7 +326,7 @@ def _in_torch(run: Run, known: Evaluation) -> list[RemedyGain]:
         condition: {"int8": known.predictions[condition]["int8"].first(n)} | own
         for condition, own in found.predictions.items()
     }
-    return remedy_gains(both, found.labels, seed=known.seed)
+    return remedy_gains(both, found.labels, seed=known.seed, seen={TORCH_ONLY: by_classifier})
 
 
 def _called(run: Run, label: str) -> MakeBar:

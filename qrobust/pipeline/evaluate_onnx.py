@@ -34,7 +34,7 @@ from qrobust.evaluation.summary import (
 )
 from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
-from qrobust.pipeline.evaluate import corruption_set_entries
+from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
 from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
 from qrobust.preprocessing import Preprocessing, PreprocessingConfig, choose_size, resolve
@@ -186,25 +186,29 @@ def _evaluate(
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
     with _place_for(out, config, earlier) as place:
+        cache = Cache(
+            place / "predictions",
+            place / "attacks.npz",
+            {name: _digest(path) for name, path in opened.paths.items()},
+            (choices.data, choices.input_range, choices.channel_order, opened.sums),
+        )
         found = evaluate(
             opened.classifiers,
             opened.split,
             opened.conditions,
             attacks=choices.attack_choices,
             corruption_sets=opened.stored,
-            cache=Cache(
-                place / "predictions",
-                place / "attacks.npz",
-                {name: _digest(path) for name, path in opened.paths.items()},
-                (choices.data, choices.input_range, choices.channel_order, opened.sums),
-            ),
+            cache=cache,
             workers=workers,
             budget=choices.budget,
             seed=choices.seed,
             severity_table=opened.table,
             progress=reporter.bar,
         )
-    record = _record(choices, config, opened, found, threads)
+        confidence = confidence_of(
+            found, opened.split, opened.classifiers, cache, workers=workers, progress=reporter.bar
+        )
+    record = replace(_record(choices, config, opened, found, threads), confidence=confidence)
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))

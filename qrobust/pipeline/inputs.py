@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -12,10 +13,10 @@ from qrobust.data.splits import SPLIT_NAMES, Split
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_measured, training_conditions, training_data
 from qrobust.pipeline.run import Run
-from qrobust.pipeline.start import check_above_chance, look
+from qrobust.pipeline.start import check_above_chance, expected_seconds, look
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
-from qrobust.report.start import start_lines
+from qrobust.report.start import start_lines, time_lines
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, find_shift
 from qrobust.shifts.rendering import render
@@ -36,10 +37,11 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
         InputError: any of it is not usable.
     """
     torch.set_num_threads(run.config.threads)
+    _ = run.device
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.device, run.target, run.model_spec, run.model
+    _ = run.target, run.model_spec, run.model
     _ = run.conditions, run.target_images, run.stored, run.primary
     check_measured(run)
     _read_images(run)
@@ -56,6 +58,10 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     _ = run.quantized
     if compensating:
         candidates(run.model, training_data(run), run.config.calibrator)
+    if compensating or run.config.qat.epochs:
+        run.start = replace(run.start, expected_s=expected_seconds(run, compensating=compensating))
+        for line in time_lines(run.start.expected_s or {}):
+            run.reporter.say(line)
 
 
 def _read_images(run: Run) -> None:

@@ -150,8 +150,10 @@ def _validated(run: Run, logits: dict[str, torch.Tensor]) -> ValidationAgreement
     labels = run.data.validation.at_most(PARITY_IMAGES).labels
     predicted = {name: values.argmax(1) for name, values in logits.items()}
     right = {name: int((prediction == labels).sum()) for name, prediction in predicted.items()}
-    n, lost = len(labels), right["float"] - right["int8"]
-    if lost >= MATERIAL * n:
+    n, primary = len(labels), run.primary
+    values = {name: primary.value((found == labels).numpy(), labels.numpy()) for name, found in predicted.items()}
+    before, after = values["float"], values["int8"]
+    if before - after >= MATERIAL:
         config = run.config.quantization
         remedies = {
             "--ptq auto": config.ptq != "auto",
@@ -161,14 +163,15 @@ def _validated(run: Run, logits: dict[str, torch.Tensor]) -> ValidationAgreement
         }
         untried = [remedy for remedy, missing in remedies.items() if missing]
         run.reporter.warn(
-            f"warning: INT8 loses {100 * lost / n:.1f} points of accuracy on {n:,} validation images "
-            f"({100 * right['float'] / n:.1f} -> {100 * right['int8'] / n:.1f} %); try {', '.join(untried)}"
+            f"warning: INT8 loses {100 * (before - after):.1f} points of {primary.told} on {n:,} validation images "
+            f"({100 * before:.1f} -> {100 * after:.1f} %); try {', '.join(untried)}"
         )
     return ValidationAgreement(
         n=n,
         accuracy={name: count / n for name, count in right.items()},
         interval={name: wilson_interval(count, n) for name, count in right.items()},
         agreement=float((predicted["float"] == predicted["int8"]).double().mean()),
+        primary=None if primary.is_accuracy else values,
     )
 
 

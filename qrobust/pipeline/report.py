@@ -71,7 +71,10 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
     if compensated:
         added = compensated.macs.calibrator
         macs = Macs(classifier=macs.classifier, calibrator=added, calibrator_share=added / macs.classifier)
-    return Record(
+    return taken(
+        Record,
+        quantized,
+        evaluated,
         qrobust=qrobust.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -85,35 +88,19 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
             evaluated.summary,
             latency_ms=evaluated.latency_ms,
             size_bytes=evaluated.size_bytes,
+            footprint=evaluated.footprint,
             macs=macs,
         ),
-        rows=evaluated.rows,
         remedies=remedies,
-        target_images=evaluated.target_images,
         statistics=STATISTICS,
-        severity_table=evaluated.severity_table,
-        corruption_sets=evaluated.corruption_sets,
-        attacks=evaluated.attacks,
-        quantization=quantized.quantization,
         audit={name: audit for made in graphs for name, audit in made.audit.items()},
         parity={name: parity for made in graphs for name, parity in made.parity.items()},
         compensation=taken(Compensation, compensated) if compensated else None,
         splits=evaluated.splits or quantized.splits,
-        skipped_images=quantized.skipped_images,
-        left_out=quantized.left_out,
-        duplicates=quantized.duplicates,
-        class_names=quantized.class_names,
-        image_size=quantized.image_size,
         channels=quantized.channels or _channels(folder),
-        graph_sha256=evaluated.graph_sha256,
-        preprocessing=quantized.preprocessing,
-        start=quantized.start,
         seeds=Seeds(run=config.seed),
         versions=evaluated.versions or versions(),
-        hardware=evaluated.hardware,
         stages={name: StageTime(duration_s=stage.duration_s) for name, stage in stages.items() if stage},
-        primary=evaluated.primary,
-        effects=evaluated.effects,
         recommendation=_recommended(evaluated, remedies, config),
         classes=evaluated.classes or _classes(folder, evaluated, len(quantized.class_names)),
     )
@@ -129,6 +116,7 @@ def _recommended(
         evaluated.effects,
         remedies,
         accept_undecided=config.evaluation.accept_undecided,
+        confidence=evaluated.confidence,
         timed=evaluated.hardware.sums != "exact-by-request",
     )
 

@@ -39,7 +39,7 @@ from qrobust.pipeline.run_folder import RunFolder, open_run
 from qrobust.preprocessing import Preprocessing, choose_size, resolve
 from qrobust.progress import Reporter
 from qrobust.quantization.ptq import restore
-from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
+from qrobust.quantization.quantize import SEARCH_IMAGES, FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
 from qrobust.record import CompensationResult, Duplicates, QuantizationResult, taken
@@ -292,6 +292,8 @@ class Run:
         labels = self.data.validation.labels.numpy()
         asked = self.config.evaluation.primary
         found = find_primary(asked, self.data.class_names, labels)
+        for split in (self.data.validation.at_most(SEARCH_IMAGES), self.data.test):  # refused now, not after training
+            found.weights(split.labels.numpy())
         if asked == AUTO and not found.is_accuracy:
             self.reporter.say(
                 "classes are uneven: balanced accuracy decides; --primary accuracy chooses that instead"

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from qrobust.pipeline.config_file import as_toml
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.record import StageResult, to_json
 from qrobust.shifts.registry import find_shift, training_sets
-from qrobust.storage import write_json
+from qrobust.storage import write_json, write_text
 
 # Choices that no training depends on.
 MEASURING = (
@@ -68,6 +69,7 @@ def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[RunningStage]:
     choices = choices_key(run, name) if name in COMPARED else None
     duration_s = round(time.perf_counter() - started + running.earlier_s, 3)
     invalidate(run, name)
+    write_text(folder.toml, as_toml(run.config))
     write_json(folder.config, run.config_with_code.as_json())
     folder.finish(name, replace(running.result, choices=choices, duration_s=duration_s))
     run.reporter.detail(f"{name} done in {duration_s:.1f} s")

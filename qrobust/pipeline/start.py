@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from qrobust.classifier import input_gradient
+from qrobust.compensation.pace import TIMED, seconds_of
+from qrobust.compensation.pace import expected_seconds as compensation_seconds
 from qrobust.data.splits import SPLIT_NAMES
 from qrobust.deployment.parity import logits_of
 from qrobust.errors import InputError
+from qrobust.evaluation.attack_plan import balls, plan
 from qrobust.evaluation.statistics import chance_agreement, wilson_interval
 from qrobust.pipeline.export import PARITY_IMAGES
+from qrobust.pipeline.provenance import training_data
 from qrobust.pipeline.run import Run
+from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.record.start import FloatOnValidation, Start
 from qrobust.report.start import float_sentence
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.rendering import render
+
+# Images that each shift is timed on.
+RENDERED = 2
 
 
 def look(run: Run) -> Start:
@@ -41,6 +51,58 @@ def _float_on_validation(run: Run) -> FloatOnValidation:
         interval=wilson_interval(right, n),
         chance=chance_agreement(predicted.numpy(), split.labels.numpy()),
     )
+
+
+def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
+    """What the parts of a run take, each from a few steps or images of it; attacks of level `full` are left out.
+
+    Args:
+        run: its classifier is quantized, which is measured whole.
+        compensating: whether a calibrator is trained, and everything evaluated.
+    """
+    config, data, quantized = run.config, run.data, run.quantized
+    images = to_unit(data.validation.first(TIMED).read(slice(None)))
+    with torch.inference_mode():
+        float_s = seconds_of(lambda: run.model(images)) / len(images)
+    attacked = run.device.classifier(quantized.module)
+    gradient_s = seconds_of(lambda: input_gradient(attacked, images, lambda z: z.amax(1))) / len(images)
+    found = {"observe": quantized.seconds}
+    if config.qat.epochs:
+        found["train the classifier"] = config.qat.epochs * len(data.training) * (gradient_s + float_s)
+    if not compensating:
+        return found
+    deployed = run.deploy(quantized.module)
+    fitting, calibrator_s = compensation_seconds(
+        quantized.module,
+        run.model,
+        deployed,
+        training_data(run),
+        len(data.validation),
+        config.calibrator,
+        seed=config.seed,
+        device=run.device,
+    )
+    per_image = float_s + 2 * seconds_of(lambda: deployed(images)) / len(images) + calibrator_s
+    n, attacks = len(data.test), config.attacks
+    stored = sum(len(found.conditions) * len(found.indices) for found in run.stored)
+    found |= fitting | {"evaluate": n * _rendering(run) + ((1 + len(run.conditions)) * n + stored) * per_image}
+    if attacks.level == "quick" and attacks.images:
+        budgets = balls(attacks.tried_norms, attacks.epsilons, attacks.l2_epsilons, data.image_size)
+        trials = plan("quick", budgets, GRAPHS, steps=attacks.steps, side=data.image_size, seed=config.seed)
+        gradients = sum(trial.kind == "white-box" for trial in trials) * attacks.steps * min(attacks.images, n)
+        found["attack"] = gradients * (gradient_s + calibrator_s)
+    return found
+
+
+def _rendering(run: Run) -> float:
+    """Seconds that one image takes to be rendered under every condition, each shift timed at one severity."""
+    images = run.data.validation.first(RENDERED).read(slice(None))
+    severities = dict(run.conditions)
+    taken = {
+        name: seconds_of(lambda name=name: render(images, name, severities[name], table=run.table, seed=0))  # type: ignore[misc]  # bound now
+        for name in severities
+    }
+    return sum(taken[name] for name, _ in run.conditions) / len(images)
 
 
 def check_above_chance(run: Run, start: Start, *, anyway: bool) -> None:

@@ -41,6 +41,7 @@ from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import draw
 from qrobust.shifts.registry import selection_conditions
 from qrobust.shifts.rendering import render
+from qrobust.stopwatch import RENDERING, part
 from qrobust.training_loop import fit
 
 VALIDATIONS = 8
@@ -277,7 +278,9 @@ def train(
     every = max(1, steps // VALIDATIONS)
 
     def loss(step: int, size: int) -> torch.Tensor:
-        return _loss(trainable, teacher, _batch(data, size, seed, step), config.distillation)
+        with part(RENDERING):
+            batch = _batch(data, size, seed, step)
+        return _loss(trainable, teacher, batch, config.distillation)
 
     done = fit(
         trainable,

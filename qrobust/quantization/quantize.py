@@ -24,6 +24,7 @@ from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, lo
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.quantization.tracing import channels_last
 from qrobust.shifts.filters import to_unit
+from qrobust.stopwatch import timing
 
 BATCH = 64
 # Validation images that `ptq="auto"` chooses by, that the effect of single layers is measured on, and that training
@@ -219,7 +220,7 @@ def finetune(
     channels_last(trainable)
     some = validation.at_most(QAT_IMAGES)
     working = device.holding(trainable, teacher)
-    with working, reporter.bar(f"train the fake-quantized model ({name})", steps) as bar:
+    with working, timing() as watch, reporter.bar(f"train the fake-quantized model ({name})", steps) as bar:
         fit = train(
             trainable,
             teacher,
@@ -232,6 +233,7 @@ def finetune(
             checkpoint=checkpoint,
             progress=progress_callback(bar),
         )
+    reporter.detail(f"train the fake-quantized model ({name}): {watch} on {device.description}")
     if fit.diverged:
         reporter.warn(f"warning: training the fake-quantized model ({name}) diverged; the best state before is kept")
     reporter.detail(

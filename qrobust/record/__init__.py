@@ -18,6 +18,7 @@ from qrobust.record.comparison import (
 from qrobust.record.compensation import (
     CalibratorTraining,
     ClassifierHash,
+    CleanCost,
     Compensation,
     EvolutionStrategy,
     Measures,
@@ -29,7 +30,15 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.confidence import ClassifierConfidence, Confidence, Foreign
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.deployment import (
+    DEPLOYMENT_SCHEMA,
+    GraphInput,
+    Manifest,
+    MeasuredAccuracy,
+    RuntimeVersions,
+)
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -40,6 +49,7 @@ from qrobust.record.measurements import (
     Drops,
     EvaluationSummary,
     Flips,
+    Footprint,
     Latency,
     LatencyRatio,
     LostImage,
@@ -105,6 +115,7 @@ from qrobust.record.typed_json import from_json, taken, to_json
 
 __all__ = [
     "COMPARISON_SCHEMA",
+    "DEPLOYMENT_SCHEMA",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
     "GATE_SCHEMA",
@@ -125,7 +136,9 @@ __all__ = [
     "ClassRecall",
     "Classes",
     "ClassifierClasses",
+    "ClassifierConfidence",
     "ClassifierHash",
+    "CleanCost",
     "ComparedCondition",
     "ComparedRun",
     "Comparison",
@@ -135,6 +148,7 @@ __all__ = [
     "ConditionClasses",
     "ConditionComparison",
     "ConditionResult",
+    "Confidence",
     "ConfigDifference",
     "Confusion",
     "CorruptionSet",
@@ -153,9 +167,12 @@ __all__ = [
     "Fidelity",
     "Flips",
     "FloatIsland",
+    "Footprint",
+    "Foreign",
     "Gain",
     "GateResult",
     "GraphEffect",
+    "GraphInput",
     "Hardware",
     "KeptFloat",
     "Latency",
@@ -166,7 +183,9 @@ __all__ = [
     "LeftOut",
     "LostImage",
     "Macs",
+    "Manifest",
     "MeanCorruptionError",
+    "MeasuredAccuracy",
     "Measures",
     "ModelFile",
     "Overview",
@@ -187,6 +206,7 @@ __all__ = [
     "RunAccuracy",
     "RunChange",
     "RunComparison",
+    "RuntimeVersions",
     "SaturationRisk",
     "Seeds",
     "SplitEffect",
@@ -220,6 +240,7 @@ TIMING_KEYS = frozenset(
         "duration_s",
         "training_s",
         "latency_ms",
+        "footprint",
         "latency_ratio",
         "float_latency_ratio",
         "time_share",

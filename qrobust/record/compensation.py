@@ -162,6 +162,28 @@ class Measures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CleanCost:
+    """What a remedy costs on clean validation images, in the measure that decides.
+
+    Attributes:
+        n: images.
+        budget_pp: what it was to cost at most (`--clean-budget`).
+        allowed_pp: what it was allowed to cost on these images: the budget, or one image where that is more.
+        cost_pp: the classifier alone minus the remedy.
+        bound_pp: what it costs at most with 95 % confidence, one-sided.
+        images_to_tell: about how many validation images would bring the bound within a point of the budget; null
+            where it is.
+    """
+
+    n: Positive
+    budget_pp: Points
+    allowed_pp: Points
+    cost_pp: Points
+    bound_pp: Points
+    images_to_tell: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """The finished integer calibrator in front of the classifier, on validation images.
 
@@ -169,11 +191,13 @@ class Validation:
         clean_accuracy: on clean images.
         shift_accuracy: under shift.
         measures: what these are, here and in `training`.
+        clean_cost: what it costs on clean images; null in folders of earlier versions.
     """
 
     clean_accuracy: Share
     shift_accuracy: Share
     measures: Measures
+    clean_cost: CleanCost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +255,10 @@ class RemedyGain(Gain):
         shift_accuracy: mean over all conditions.
         clean_cost_pp: `int8` minus the remedy, clean images.
         clean_cost_interval_pp: its 95 % interval.
+        unseen_gain_pp: over conditions whose shift neither the classifier nor the remedy was trained on, or null.
+        unseen_gain_interval_pp: its interval.
+        seen_gain_pp: over the other conditions.
+        seen_gain_interval_pp: its interval.
         clean_agreement: share of clean images that it predicts as `int8` does; null in records of earlier versions.
         clean_harmful_flips: share of clean images that `int8` gets right and it gets wrong; likewise.
     """
@@ -241,6 +269,10 @@ class RemedyGain(Gain):
     shift_accuracy: Share
     clean_cost_pp: Points
     clean_cost_interval_pp: PointsInterval
+    unseen_gain_pp: Points | None = None
+    unseen_gain_interval_pp: PointsInterval | None = None
+    seen_gain_pp: Points | None = None
+    seen_gain_interval_pp: PointsInterval | None = None
     clean_agreement: Share | None = None
     clean_harmful_flips: Share | None = None
 

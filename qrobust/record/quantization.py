@@ -219,12 +219,14 @@ class ValidationAgreement:
         accuracy: of `float` and `int8`.
         interval: of both.
         agreement: share of images on which they predict the same.
+        primary: of both, the measure that decides; null where that is accuracy.
     """
 
     n: Positive
     accuracy: dict[str, Share]
     interval: dict[str, Interval]
     agreement: Share
+    primary: dict[str, Share] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from qrobust.record.units import Count, Interval, Points, Positive, PValue, Shar
 # Why a graph is not recommended; see `Candidate`.
 HARM, UNDECIDED, NO_GAIN, CLEAN_COST, CONTRADICTED = "harm", "undecided", "no-gain", "clean-cost", "contradicted"
 MAJORITY, SLOW, FEW_STEPS, RISING, DIVERGED = "majority", "slow", "few-steps", "rising", "diverged"
-REASONS = (HARM, UNDECIDED, NO_GAIN, CLEAN_COST, CONTRADICTED, MAJORITY, SLOW, FEW_STEPS, RISING, DIVERGED)
+CONFIDENCE = "confidence"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,8 @@ class Candidate:
         graph: its name.
         refused: why it is not: `harm` and `undecided` (a class, on test images), `no-gain` and `clean-cost` (on
             validation images), `contradicted` (by test images), `majority` (under shift no better than always
-            answering the largest class), `slow` (takes as long as float), `few-steps`, `rising` and `diverged` (its
-            training).
+            answering the largest class), `confidence` (is worth a point less than INT8's), `slow` (takes as long as
+            float), `few-steps`, `rising` and `diverged` (its training).
     """
 
     graph: str

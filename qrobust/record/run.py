@@ -12,6 +12,7 @@ from qrobust.preprocessing import Preprocessing
 from qrobust.record.attacks import Attacks
 from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
+from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
 from qrobust.record.measurements import (
     ConditionComparison,
@@ -76,6 +77,7 @@ class Record(JsonFile):
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
         recommendation: what to ship; null where not measured.
     """
@@ -117,6 +119,7 @@ class Record(JsonFile):
     start: Start | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
     effects: Effects | None = None
     recommendation: Recommendation | None = None
 
@@ -152,6 +155,7 @@ class EvaluationRecord(JsonFile):
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -180,6 +184,7 @@ class EvaluationRecord(JsonFile):
     preprocessing: Preprocessing | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
 
 
 def read_record(path: str | Path) -> Record:

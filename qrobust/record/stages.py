@@ -17,8 +17,9 @@ from qrobust.record.compensation import (
     Validation,
     WeightChange,
 )
+from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
-from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
+from qrobust.record.measurements import ConditionResult, Footprint, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
@@ -163,11 +164,13 @@ class EvaluationResult(StageResult):
         severity_table: `cifar-c` or `imagenet-c`.
         latency_ms: per graph.
         size_bytes: per graph, of its file.
+        footprint: per graph, memory and load time; null where an earlier version left it out.
         graph_sha256: per graph, of its file; null where an earlier version left it out.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
+        confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
     """
 
@@ -186,4 +189,6 @@ class EvaluationResult(StageResult):
     versions: dict[str, str] | None = None
     classes: Classes | None = None
     primary: str = "accuracy"
+    confidence: Confidence | None = None
+    footprint: dict[str, Footprint] | None = None
     effects: Effects | None = None

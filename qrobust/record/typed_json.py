@@ -196,10 +196,13 @@ def _read_list(arguments: tuple[Any, ...], data: Any, path: tuple[str, ...]) -> 
 
 
 def _choose(arguments: tuple[Any, ...], data: Any) -> Any:
-    """Of several dataclasses the first that has all its keys there; of one, that one."""
+    """Of several dataclasses the first that has all its keys there, of plain types that of the data; of one, that."""
     kinds = [kind for kind in arguments if kind is not NoneType]
     for kind in kinds[:-1]:
-        if isinstance(data, dict) and all(f.name in data for f in fields(kind) if f.default is MISSING):
+        if not is_dataclass(kind):
+            if type(data) is kind:
+                return kind
+        elif isinstance(data, dict) and all(f.name in data for f in fields(kind) if f.default is MISSING):
             return kind
     return kinds[-1]
 

@@ -12,14 +12,14 @@ NOTE = (
     "A risk figure, not a defence claim. Accuracy left by the strongest attack of each kind; the worst case counts "
     "the images that withstand all of them, at this budget or less. Gradients pass through calibrator and "
     "straight-through quantizers; transferred images were made for another graph; adversarial images are rounded to "
-    "uint8 inside the budget and scored on the onnxruntime session. The last column is the largest share of images "
+    "uint8 inside the budget and scored on the exported graph. The last column is the largest share of images "
     "that, under the same adversarial pixels, the float graph gets right and this one wrong. At 128/255 any image "
     "can be made grey: what is left there beyond chance would be an error of the evaluation."
 )
 
 NO_GRADIENT = (
     "A risk figure, not a defence claim, and an upper bound: a file has no gradient, so only attacks that ask the "
-    "session were tried, and whoever has the model does better. Adversarial images are rounded to uint8 inside the "
+    "graph were tried, and whoever has the model does better. Adversarial images are rounded to uint8 inside the "
     "budget; the worst case counts the images that withstand all attacks, at this budget or less. The last column is "
     "the largest share of images that, under the same adversarial pixels, the first graph gets right and this one "
     "wrong."

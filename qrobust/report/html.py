@@ -16,6 +16,7 @@ from qrobust.record import Record, to_json
 from qrobust.report.approval import approval_table
 from qrobust.report.attacks import NOTE, attack_table, pose_table
 from qrobust.report.classes import confusion_tables, recall_note, recall_table
+from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.figures import percent, points
@@ -85,6 +86,8 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
         recalls=recall_table(classes, record.class_names, shown) if classes else [],
         recall_note=recall_note(classes) if classes else "",
         confusions=confusion_tables(classes, record.class_names, shown) if classes else [],
+        confidences=confidence_table(record.confidence, NAMES),
+        confidence_note=confidence_note(record.confidence) if record.confidence else "",
         stored_tables=stored_tables(record, NAMES),
         attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
         attack_note=NOTE,

@@ -20,6 +20,7 @@ from qrobust.report.classes import (
     recall_note,
     recall_table,
 )
+from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.figures import percent, points
@@ -72,6 +73,7 @@ def markdown_report(record: Record) -> str:
             *table(rows),
             "",
             *_classes(record, {g: NAMES[g] for g in graphs}),
+            *_confidence(record, NAMES),
             *_stored(record, NAMES),
             *_attacks(record.attacks, NAMES, NOTE),
         ]
@@ -87,6 +89,14 @@ def _classes(record: Record | EvaluationRecord, names: dict[str, str]) -> list[s
     for title, rows in confusion_tables(record.classes, record.class_names, names):
         lines += [f"{markdown(title)}:", "", *table(rows), ""]
     return lines
+
+
+def _confidence(record: Record | EvaluationRecord, names: dict[str, str]) -> list[str]:
+    """A section on confidence; nothing where it was not measured."""
+    if record.confidence is None:
+        return []
+    rows = table(confidence_table(record.confidence, names))
+    return ["## Confidence", "", *rows, "", confidence_note(record.confidence), ""]
 
 
 def _stored(record: Record | EvaluationRecord, names: dict[str, str]) -> list[str]:
@@ -199,6 +209,7 @@ def evaluation_report(record: EvaluationRecord) -> str:
             *table(rows),
             "",
             *_classes(record, {n: n for n in names}),
+            *_confidence(record, {n: n for n in names}),
             *stored,
             *attacks,
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from qrobust.record import Record, Remedy
 from qrobust.report.approval import approval_sentence
 from qrobust.report.classes import evenness, recall_note, recall_table
+from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.figures import bounds, percent, points
 from qrobust.report.markdown import table
 from qrobust.report.verdict import (
@@ -58,11 +59,11 @@ def model_card(record: Record, graph: str) -> str:
     lines += _on_target(record, graph)
     if remedy:
         lines.append(
-            f"- against INT8: {points(remedy.gain_pp, remedy.gain_interval_pp)} under shift, clean cost "
-            f"{points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
+            f"- against INT8: {points(remedy.gain_pp, remedy.gain_interval_pp)} under shift{_parts(remedy)}, "
+            f"clean cost {points(remedy.clean_cost_pp, remedy.clean_cost_interval_pp)}"
         )
         lines += [f"- {sentence}" for sentence in [approval_sentence(remedy)] if sentence]
-    lines += _worst(record, graph) + _by_class(record, graph)
+    lines += _worst(record, graph) + _by_class(record, graph) + _confidence(record, graph)
     return "\n".join([*lines, "", "## Limits", "", *_limits(record, graph, remedy), ""])
 
 
@@ -82,6 +83,22 @@ def _by_class(record: Record, graph: str) -> list[str]:
         return []
     recalls = recall_table(record.classes, record.class_names, {graph: NAMES[graph]})
     return ["", "By class:", "", *table(recalls), "", recall_note(record.classes)]
+
+
+def _confidence(record: Record, graph: str) -> list[str]:
+    """What its confidence is worth."""
+    rows = confidence_table(record.confidence, {graph: NAMES[graph]})
+    if record.confidence is None or not rows[1:]:
+        return []
+    return ["", "Its confidence:", "", *table(rows), "", confidence_note(record.confidence)]
+
+
+def _parts(remedy: Remedy) -> str:
+    """The gain on unseen shifts and on seen ones, where both were measured."""
+    if remedy.unseen_gain_pp is None or remedy.seen_gain_pp is None:
+        return ""
+    unseen = points(remedy.unseen_gain_pp, remedy.unseen_gain_interval_pp)
+    return f" ({unseen} on unseen shifts, {points(remedy.seen_gain_pp, remedy.seen_gain_interval_pp)} on seen ones)"
 
 
 def unmeasured_card(graph: str) -> str:
@@ -120,6 +137,11 @@ def _provenance(remedy: Remedy, data: str) -> str:
     severities = f" at severity {', '.join(map(str, known.severities))}" if known.severities else ""
     budget = known.clean_budget
     gate = "" if budget is None else f" It was to cost at most {budget:g} points of clean validation accuracy."
+    if cost := remedy.validation and remedy.validation.clean_cost:
+        gate += (
+            f" On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most "
+            f"{cost.bound_pp:.1f} points."
+        )
     drawn = f"{known.batch_norm_images} images drawn from " if known.batch_norm_images else ""
     shifts = markdown(named + ", ".join(remedy.trained_on))
     return (

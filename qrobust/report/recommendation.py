@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qrobust.record import ClassEffect, Effects, GraphEffect, Record, Remedy
 from qrobust.record.recommendation import (
     CLEAN_COST,
+    CONFIDENCE,
     CONTRADICTED,
     DIVERGED,
     FEW_STEPS,
@@ -119,12 +120,28 @@ def _why(record: Record, effects: Effects, graph: str, reason: str) -> str:
             f"under shift its {percent(test.shift)} {bounds(found.shift_interval)} are no better than always "
             f"answering the largest class ({percent(effects.chance)})"
         ),
+        CONFIDENCE: _lowered(record, graph),
         SLOW: "takes as long as float: INT8's speed is used up",
         FEW_STEPS: f"was trained for {steps} steps, too few to have learned; more --steps",
         RISING: f"was still learning when its {steps} steps ended; more --steps",
         DIVERGED: "its training diverged; a smaller --learning-rate",
     }
     return told[reason]
+
+
+def _lowered(record: Record, graph: str) -> str:
+    """What of its confidence is worth less than INT8's."""
+    if record.confidence is None:
+        return ""
+    own, before = (record.confidence.classifiers[name] for name in (graph, "int8"))
+    areas = ", ".join(
+        f"AUROC against {kind} {before.foreign[kind].auroc:.3f} -> {one.auroc:.3f}"
+        for kind, one in own.foreign.items()
+    )
+    return (
+        f"its confidence is worth less than INT8's: precision under shift {percent(before.shift_precision)} -> "
+        f"{percent(own.shift_precision) or 'none'} at the threshold of 95 % on clean images, {areas}"
+    )
 
 
 def _undecided(record: Record, found: GraphEffect) -> str:

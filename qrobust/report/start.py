@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qrobust.record.start import FloatOnValidation, Start
 from qrobust.report.verdict import bounds, percent
+
+# Above this, what makes a run shorter is said of the parts that take such a share of it.
+LONG_S, MATERIAL = 3600, 0.1
+SHORTER = {
+    "observe": "fewer --calibration-images",
+    "train the classifier": "fewer --qat-epochs or --train-images",
+    "train the calibrator": "fewer --steps or a smaller --batch-size",
+    "choose the calibrator": "fewer --shifts or --severities",
+    "evaluate": "fewer --test-images, --shifts or --severities",
+    "attack": "fewer --attack-images, or --attacks none",
+}
 
 
 def start_lines(start: Start, class_names: Sequence[str]) -> list[str]:
@@ -24,6 +35,28 @@ def start_lines(start: Start, class_names: Sequence[str]) -> list[str]:
         f"sizes of {start.looked_at} of the images: {sides} px",
         float_sentence(start.float_validation),
     ]
+
+
+def time_lines(expected_s: Mapping[str, float]) -> list[str]:
+    """How long a run will take, by its parts, and what makes it shorter where that is above an hour.
+
+    Args:
+        expected_s: seconds per part of the work.
+    """
+    whole = sum(expected_s.values())
+    parts = sorted(expected_s, key=lambda part: -expected_s[part])
+    told = ", ".join(f"{part} {_duration(expected_s[part])}" for part in parts)
+    lines = [f"time: about {_duration(whole)} ({told}), from a few steps and images of each"]
+    if whole > LONG_S:
+        shorter = ", ".join(SHORTER[part] for part in parts if expected_s[part] >= MATERIAL * whole)
+        lines.append(f"shorter: {shorter}; also --threads")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def float_sentence(found: FloatOnValidation) -> str:

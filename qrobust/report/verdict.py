@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qrobust.record import Audit, MeanCorruptionError, Record, TargetImages, ValidationAgreement
+from qrobust.record import Audit, Footprint, MeanCorruptionError, Record, TargetImages, ValidationAgreement
 from qrobust.report.attacks import flag_sentences
 from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
 from qrobust.report.figures import bounds, percent, points
@@ -55,9 +55,11 @@ def validation_sentence(measured: ValidationAgreement) -> str:
         f"{NAMES[name]} {percent(measured.accuracy[name])} {bounds(measured.interval[name])}"
         for name in ("float", "int8")
     ]
+    primary = measured.primary or {}
+    decides = ", ".join(f"{NAMES[name]} {percent(primary[name])}" for name in ("float", "int8") if name in primary)
     return (
         f"Validation images (n = {measured.n:,}, onnxruntime): {', '.join(figures)}; INT8 predicts what float "
-        f"does on {percent(measured.agreement)}."
+        f"does on {percent(measured.agreement)}.{f' In the measure that decides: {decides}.' if decides else ''}"
     )
 
 
@@ -209,7 +211,8 @@ def learned_target(record: Record) -> TargetImages | None:
 
 def comparison(record: Record) -> list[list[str]]:
     """The table of remedies: a header, then a row for each, highest gain first."""
-    header = ("", "clean", "under shift", "gain", "clean cost", "multiply-accumulates", "time over INT8, batch 1")
+    gains = ("gain", "on unseen shifts", "on seen shifts")
+    header = ("", "clean", "under shift", *gains, "clean cost", "multiply-accumulates", "time over INT8, batch 1")
     rows, whole = [[*header, "batch 32", "n"]], record.summary.macs.classifier
     for row in record.remedies:
         ratio = row.latency_ratio
@@ -219,6 +222,8 @@ def comparison(record: Record) -> list[list[str]]:
                 percent(row.clean_accuracy),
                 percent(row.shift_accuracy),
                 points(row.gain_pp, row.gain_interval_pp),
+                points(row.unseen_gain_pp, row.unseen_gain_interval_pp) or "-",
+                points(row.seen_gain_pp, row.seen_gain_interval_pp) or "-",
                 points(row.clean_cost_pp, row.clean_cost_interval_pp),
                 "-" if row.macs is None else percent(row.macs / whole),
                 *((f"{ratio.batch_1:.2f}x", f"{ratio.batch_32:.2f}x") if ratio else ("-", "-")),
@@ -241,12 +246,21 @@ def target_sentence(target: TargetImages) -> str:
     return f"{where}: {right}{gains}."
 
 
+def _footprint(found: dict[str, Footprint] | None, graph: str) -> list[str]:
+    """Memory at its peak and time to load."""
+    if not found:
+        return []
+    memory = found[graph].peak_memory_bytes
+    return ["" if memory is None else f"{memory / 2**20:.1f} MiB", f"{found[graph].load_ms:.0f} ms"]
+
+
 def headline(record: Record) -> list[list[str]]:
     """The table of a run: a header, then a row per graph."""
     s, by_class = record.summary, record.classes.classifiers if record.classes else {}
     accuracy, balanced = ["clean", "under shift"], ["balanced, clean", "balanced, under shift"] if by_class else []
     leads = record.primary != "accuracy"
     rows = [["", *(balanced + accuracy if leads else accuracy + balanced), "batch 1", "batch 32", "size"]]
+    rows[0] += ["memory", "load"] if s.footprint else []
     for key, name in NAMES.items():
         if key in s.clean_accuracy:
             plain = [percent(s.clean_accuracy[key]), percent(s.shift_accuracy[key])]
@@ -258,6 +272,7 @@ def headline(record: Record) -> list[list[str]]:
                     f"{s.latency_ms[key].batch_1:.2f} ms",
                     f"{s.latency_ms[key].batch_32:.1f} ms",
                     f"{s.size_bytes[key] / 1024:.0f} KiB",
+                    *_footprint(s.footprint, key),
                 ]
             )
     return rows

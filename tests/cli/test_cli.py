@@ -40,8 +40,11 @@ COMMANDS = (
     "compensate",
     "export",
     "report",
+    "init",
     "compare",
     "check",
+    "deploy",
+    "predict",
     "audit",
     "demo",
 )

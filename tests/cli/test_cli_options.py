@@ -20,7 +20,9 @@ from onnx_graphs import classifier_graph as graph
 
 from qrobust.choices import option_of
 from qrobust.cli.command import Command, Option
+from qrobust.cli.finished_commands import LIMITS
 from qrobust.cli.main import main
+from qrobust.cli.options import CONFIG_OPTIONS
 from qrobust.cli.parsing import FIELDS, choices, field_of
 from qrobust.cli.run_folders import VERDICT_LINES, beginning
 from qrobust.compensation.calibrator import BRANCHES
@@ -34,6 +36,7 @@ from qrobust.shifts.registry import TABLES
 
 ORDER = [
     "demo",
+    "init",
     "run",
     "quantize",
     "sensitivity",
@@ -42,6 +45,10 @@ ORDER = [
     "evaluate",
     "report",
     "evaluate-onnx",
+    "compare",
+    "check",
+    "deploy",
+    "predict",
     "audit",
 ]
 COMMANDS: dict[str, Any] = main.commands  # type: ignore[attr-defined]  # a group, which the decorator hides
@@ -85,7 +92,7 @@ def test_help_has_an_example_and_options_in_groups(command: str) -> None:
 
 def test_plain_help_is_short() -> None:
     for command in ORDER:
-        assert sum(not option.advanced for option in options_of(command)) <= 21, command
+        assert sum(not option.advanced for option in options_of(command)) <= 23, command
 
 
 @pytest.mark.parametrize("command", ORDER)
@@ -363,6 +370,10 @@ def test_every_parameter_of_a_command_is_used(command: str) -> None:
         "allow_code",
         "input_range",
         "budget",
+        "anyway",
+        *CONFIG_OPTIONS,
+        *(flag.lstrip("-").replace("-", "_") for flag, *_ in LIMITS),
+        *(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)),
     }
     assert not others
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import make_folder, qrobust
 from finished_folders import evaluation_folder
+from onnx_graphs import classifier_graph
 
 from qrobust.evaluation.kept import CLEAN
 from qrobust.record import GateResult, from_json
@@ -207,6 +208,9 @@ def test_commands_of_the_page_run(finished_run: Path, tmp_path: Path, monkeypatc
     labels = np.arange(200) % 2
     evaluation_folder(Path("evaluations/new"), {CLEAN: {"float": labels, "int8": labels}}, labels)
     make_folder(tmp_path / "images")
+    Path("models").mkdir()
+    for name in ("float", "int8"):
+        classifier_graph(Path("models") / f"{name}.onnx", classes=2)
     blocks = re.findall(r"^```toml\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "qrobust.toml").write_text("\n".join(blocks))
     found = commands(PAGE.read_text())

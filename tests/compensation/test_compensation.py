@@ -53,7 +53,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
-from qrobust.record import EvolutionStrategy
+from qrobust.record import EvolutionStrategy, read_record
 from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fit
 
@@ -350,8 +350,8 @@ def test_training_helps_resumes_and_leaves_the_classifier_alone(
     assert fit_again == fit
     assert fit.earlier_s == 0 < fit_again.earlier_s
 
-    losses = itertools.chain([training._step_loss] * 45, itertools.repeat(lambda *_, **__: torch.tensor(torch.nan)))
-    monkeypatch.setattr(training, "_step_loss", lambda *a, **k: next(losses)(*a, **k))
+    losses = itertools.chain([training.step_loss] * 45, itertools.repeat(lambda *_, **__: torch.tensor(torch.nan)))
+    monkeypatch.setattr(training, "step_loss", lambda *a, **k: next(losses)(*a, **k))
     diverged, report = train("diverged.pt")
     monkeypatch.undo()
     assert report.diverged
@@ -382,7 +382,7 @@ def test_training_that_diverges_at_once_keeps_the_calibrator_that_was_there(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    monkeypatch.setattr(training, "_step_loss", lambda *_, **__: torch.tensor(torch.nan))
+    monkeypatch.setattr(training, "step_loss", lambda *_, **__: torch.tensor(torch.nan))
     result = qrobust("compensate", run, "--steps", 20, "-q", "--threads", 1)
     assert result.exit_code == 2, result.output
     assert "--learning-rate: training diverged at step 0, before anything was learned" in result.output
@@ -542,6 +542,20 @@ def test_the_clean_budget_decides_what_the_gate_gives_up(finished_run: Path, tmp
     assert strict.shift_accuracy < free.shift_accuracy
     assert strict.earlier_s == 0 < free.earlier_s
     assert strict.int8_phase == free.int8_phase
+
+
+def test_the_cost_on_clean_images_is_told_with_its_bound(finished_run: Path) -> None:
+    record = read_record(finished_run / "record.json")
+    assert record.compensation is not None
+    cost = record.compensation.validation.clean_cost
+    assert cost is not None
+    assert cost.n == record.splits["validation"].n
+    assert (cost.budget_pp, cost.allowed_pp) == (0.3, pytest.approx(max(0.3, 100 / cost.n)))
+    assert cost.cost_pp <= cost.allowed_pp + 1e-6
+    assert cost.bound_pp > cost.cost_pp
+    assert (cost.images_to_tell is not None) == (cost.bound_pp > 1.3)
+    card = (finished_run / "compensated.card.md").read_text()
+    assert f"On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most" in card
 
 
 @pytest.mark.parametrize("make", ["calibrator", "finetune"])
@@ -759,3 +773,15 @@ def test_statistics_distance_is_nothing_on_the_images_they_were_taken_from(image
     changed = (0.5 * images).requires_grad_()
     statistics_distance(adapted, changed).backward()
     assert changed.grad.abs().sum() > 0
+
+
+def test_a_correction_does_not_depend_on_how_images_lie_in_memory() -> None:
+    torch.manual_seed(0)
+    calibrator = Calibrator(32, 4)
+    for parameter in calibrator.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    images = torch.rand(2, 3, 32, 32)
+    interleaved = calibrator(images.contiguous(memory_format=torch.channels_last))
+    # Convolutions may sum in another order.
+    assert (interleaved - calibrator(images)).abs().max() < 1e-4
+    assert interleaved.is_contiguous()

@@ -167,7 +167,7 @@ def test_remedies_that_learned_from_other_things_are_not_compared(
 
 def test_without_a_calibrator_the_first_remedy_says_what_others_are_compared_with() -> None:
     assert compared(bn_reestimate=made(USUAL), finetune=made(USUAL, "contrast")) == {
-        "finetune": "trained with different settings than bn-reestimate (shifts: contrast instead of fog)"
+        "bn-reestimate": "trained with different settings than finetune (shifts: fog instead of contrast)"
     }
 
 
@@ -196,7 +196,7 @@ def test_a_training_that_is_killed_leaves_what_was_there(
     def killed(*_: object, **__: object) -> torch.Tensor:
         raise Kill
 
-    monkeypatch.setattr(training, "_step_loss", killed)
+    monkeypatch.setattr(training, "step_loss", killed)
     with pytest.raises(Kill):
         qrobust("compensate", run, "--steps", 20, "-q", "--threads", 1)
     assert contents(run) == before
@@ -220,7 +220,7 @@ def test_what_is_chosen_after_training_asks_for_no_other_training(
     finished = run / "checkpoints" / "finished"
     first, kept = (run / "calibrator.safetensors").read_bytes(), sorted(finished.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step_loss", refuse)
+        patch.setattr(training, "step_loss", refuse)
         assert "only what comes after training is done" in compensate("--clean-budget", 0)
         stage = json.loads((run / "stages" / "compensate.json").read_text())
         assert stage["provenance"]["clean_budget"] == 0

@@ -9,7 +9,7 @@ import torch
 from conftest import make_folder, save_npz
 from PIL import Image
 
-from qrobust.data.loading import open_data, open_test
+from qrobust.data.loading import calibration_count, open_data, open_test, validation_count
 from qrobust.data.sources import decode_file
 from qrobust.data.splits import SPLIT_NAMES
 from qrobust.errors import InputError
@@ -22,6 +22,30 @@ def test_splits_are_disjoint_seeded_and_recorded() -> None:
     assert sum(map(len, sets)) == len(set.union(*sets)) == 1797
     assert data.summary() == again.summary()
     assert data.summary()["test"] != other.summary()["test"]
+
+
+@pytest.mark.parametrize(
+    ("images", "validation", "calibration"),
+    [
+        (50_000, 5000, 512),
+        (100_000, 5000, 512),
+        (5000, 500, 512),
+        (2500, 500, 250),
+        (1423, 284, 142),
+        (200, 40, 32),
+        (40, 8, 16),
+        (5, 1, 2),
+    ],
+)
+def test_few_images_are_shared_sensibly(images: int, validation: int, calibration: int) -> None:
+    assert validation_count(images) == validation
+    assert calibration_count(images - validation) == calibration
+
+
+def test_splits_scale_with_the_data(tmp_path: Path) -> None:
+    data = open_data(f"npz:{save_npz(tmp_path / 'd.npz', n=500)}", seed=0)
+    sizes = {name: len(getattr(data, name)) for name in SPLIT_NAMES}
+    assert sizes == {"test": 100, "validation": 80, "calibration": 40, "training": 280}
 
 
 def test_folder_keeps_train_and_test_apart(tmp_path: Path) -> None:

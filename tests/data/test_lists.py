@@ -90,6 +90,9 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
         ("my images/0.png,cat\nmy images/0.png,dog\n", "line 2 of .* is listed with another label on line 1"),
         ("my images/0.png,cat\nmy images/1.png,dog\nmy images/0.png,cat\n", "line 3 .* is listed already on line 1"),
         ("my images/0.png,0\nmy images/1.png,9999999\n", "line 2 of .*: expected a label of at most 100000"),
+        ("my images/0.png,cat\n" + "a" * 300 + ",dog\n", "line 2 of .*: cannot read"),
+        ("my images/0.png,cat\nmy images,dog\n", "line 2 of .*: expected a regular file, .* is a folder"),
+        ('my images/0.png,cat\n"my\nimages",dog\n', "line 3 of .*: expected a path and a label"),
         ("\x00,cat\n", "line 1 of"),
     ],
 )

@@ -29,6 +29,7 @@ from qrobust.evaluation.summary import (
     comparison_rows,
     drops,
     overview,
+    remedy_gains,
     run_rows,
     summarise,
 )
@@ -213,7 +214,7 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
     # Kept: a slower clock does not change it, another budget does.
     assert torch.equal(budgeted(split, tmp_path, 8.2, step=100).indices, chosen.indices)
     assert len(budgeted(split, tmp_path, 7.7)) == 13
-    # Four more conditions, of a stored set, halve what 11.3 - 4.8 s buy.
+    # Four more conditions, of a corruption data set, halve what 11.3 - 4.8 s buy.
     assert len(budgeted(split, tmp_path, 11.3)) == 30
     assert len(budgeted(split, tmp_path, 11.3, also=4)) == 15
 
@@ -221,3 +222,22 @@ def test_budget_buys_as_many_images_as_the_clock_says(split: Split, tmp_path: Pa
 def test_budget_that_is_too_short_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 s are too short for 10 images in 4 conditions, expected at least 7 s"):
         budgeted(split, tmp_path, 2)
+
+
+def test_the_gain_of_a_remedy_is_told_apart_by_what_was_seen() -> None:
+    labels = np.arange(4) % 2
+
+    def said(*right: int) -> Predictions:
+        hit = np.isin(np.arange(4), right)
+        return Predictions(np.where(hit, labels, 1 - labels), np.ones(4), np.ones(4))
+
+    predictions = {
+        CLEAN: {"int8": said(0, 1, 2), "scales": said(0, 1, 3)},
+        ("fog", 5): {"int8": said(), "scales": said(0, 1)},  # half of them gained
+        ("contrast", 5): {"int8": said(0), "scales": said(0, 1, 2, 3)},  # three quarters
+    }
+    (found,) = remedy_gains(predictions, labels, seed=0, seen={"scales": ("contrast",)})
+    assert (found.unseen_gain_pp, found.seen_gain_pp, found.gain_pp) == (50, 75, 62.5)
+    assert (found.clean_agreement, found.clean_harmful_flips, found.clean_cost_pp) == (0.5, 0.25, 0)
+    (unseen,) = remedy_gains(predictions, labels, seed=0)
+    assert (unseen.unseen_gain_pp, unseen.seen_gain_pp) == (62.5, None)

@@ -217,6 +217,15 @@ def test_what_int8_loses_is_told(tmp_path: Path) -> None:
     assert "agreement with torch" not in output
 
 
+def test_the_loss_is_told_in_the_measure_that_decides(tmp_path: Path) -> None:
+    code, output, stage = run("loud", tmp_path, "--primary", "balanced")
+    assert code == 0, output
+    measured = stage["quantization"]["validation"]
+    lost = 100 * (1 - measured["primary"]["int8"])
+    assert f"warning: INT8 loses {lost:.1f} points of balanced accuracy on {measured['n']} validation" in output
+    assert "In the measure that decides: Float 100.0 %, INT8 " in output
+
+
 def test_nothing_lost_is_no_warning(tmp_path: Path) -> None:
     code, output, stage = run("quiet", tmp_path)
     assert (code, "INT8 loses" in output) == (0, False), output

@@ -188,8 +188,8 @@ def test_folders_are_measured_too(tmp_path: Path) -> None:
     [
         ("labels", "labels out of range: they must lie in 0..2, one for each of 3 classes"),
         ("severity", "severities: expected some of those that stored:"),
-        ("missing", "stored set: no folder"),
-        ("empty", "stored set: expected labels.npy or folders"),
+        ("missing", "corruption data set: no folder"),
+        ("empty", "corruption data set: expected labels.npy or folders"),
     ],
 )
 def test_sets_that_do_not_fit_are_refused_before_anything_is_written(

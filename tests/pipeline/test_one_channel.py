@@ -33,7 +33,7 @@ SIDE, COUNT = 16, 120
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Coloured images, bright on the left or on top; a network that tells them apart by luma; a stored set."""
+    """Images, bright on the left or on top; a network that tells them apart by luma; a corruption data set."""
     root = tmp_path_factory.mktemp("grey")
     (root / "mine.py").write_text(NETWORK)
     labels = np.arange(COUNT) % 2

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrobust.evaluation.statistics import chance_agreement
 from qrobust.record.start import FloatOnValidation, Start
-from qrobust.report.start import start_lines
+from qrobust.report.start import start_lines, time_lines
 from qrobust.storage import read_json
 
 NET = """
@@ -115,3 +115,22 @@ def test_lines_name_the_classes_that_have_fewest_and_most_images() -> None:
         "sizes of 32 of the images: 256 to 400 x 256 px",
         "float accuracy on 200 validation images: 83.5 % [78.0, 88.0]; by chance 56.0 %",
     ]
+
+
+def test_a_short_run_is_told_by_its_parts_and_a_long_one_how_to_shorten_it() -> None:
+    assert time_lines({"observe": 4, "evaluate": 80, "train the calibrator": 516}) == [
+        "time: about 10 min (train the calibrator 9 min, evaluate 80 s, observe 4 s), from a few steps and images of "
+        "each"
+    ]
+    told, shorter = time_lines({"observe": 40, "evaluate": 3600, "train the calibrator": 7200})
+    assert told.startswith("time: about 3.0 h (train the calibrator 2.0 h, evaluate 60 min, observe 40 s)")
+    assert shorter == (
+        "shorter: fewer --steps or a smaller --batch-size, fewer --test-images, --shifts or --severities; also "
+        "--threads"
+    )
+
+
+def test_every_part_of_a_run_was_estimated(finished_run: Path) -> None:
+    expected = read_json(finished_run / "record.json")["start"]["expected_s"]
+    assert set(expected) == {"observe", "train the calibrator", "choose the calibrator", "evaluate", "attack"}
+    assert min(expected.values()) > 0

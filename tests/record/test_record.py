@@ -276,10 +276,14 @@ def test_reports_are_written_without_torch(finished_run: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "command", [["compare", "RUN", "RUN"], ["check", "RUN", "--max-drop", "100"]], ids=lambda c: c[0]
+    "command",
+    [["compare", "RUN", "RUN"], ["check", "RUN", "--max-drop", "100"], ["deploy", "RUN", "--out", "OUT"]],
+    ids=["compare", "check", "deploy"],
 )
-def test_runs_are_compared_and_checked_without_torch(finished_run: Path, command: list[str]) -> None:
-    code = "import sys; sys.modules['torch'] = None; from qrobust.cli.main import main; main()"
-    arguments = [str(finished_run) if word == "RUN" else word for word in command]
+def test_finished_runs_are_worked_on_without_torch(finished_run: Path, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('there is none')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from qrobust.cli.main import main; main()"
+    paths = {"RUN": str(finished_run), "OUT": str(tmp_path / "out")}
+    arguments = [paths.get(word, word) for word in command]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

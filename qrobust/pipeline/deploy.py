@@ -1,0 +1,130 @@
+"""From a finished run to a folder that goes to a device: graph, manifest, card, and code without qrobust."""
+
+from __future__ import annotations
+
+import secrets
+from hashlib import sha256
+from pathlib import Path
+
+import qrobust
+from qrobust.comparison.measured import Measured
+from qrobust.deployment.onnx_graph import load
+from qrobust.errors import ExportCheckError, InputError
+from qrobust.pipeline.finished import failed_checks, open_finished
+from qrobust.pipeline.run_folder import RunFolder
+from qrobust.record import (
+    DEPLOYMENT_SCHEMA,
+    GraphInput,
+    Manifest,
+    MeasuredAccuracy,
+    Record,
+    RuntimeVersions,
+)
+from qrobust.report.deployment import deployment_readme
+from qrobust.report.model_card import model_card
+from qrobust.storage import read_json, remove, write_json, write_text
+
+MANIFEST, README, CARD, CODE = "manifest.json", "README.md", "model-card.md", "infer.py"
+# Oldest onnxruntime that qrobust supports, as its package requires.
+LEAST_ONNXRUNTIME = "1.20"
+
+
+def deploy(run_folder: Path, out: Path, *, graph: str | None = None, overwrite: bool = False) -> Manifest:
+    """Write a folder for a device; it appears whole or not at all.
+
+    Args:
+        run_folder: of a finished run.
+        out: new, empty, or with `overwrite` a folder that this made.
+        graph: its name. Default: the one with the calibrator, else `int8`.
+        overwrite: whether to replace such a folder.
+
+    Raises:
+        InputError: the run is not finished or does not say how images become its input, or `out` holds something.
+        ExportCheckError: the graph's file is not the one that was measured.
+    """
+    _check_out(out, overwrite=overwrite)
+    measured = open_finished(run_folder, "run folder")
+    if not isinstance(measured.record, Record):
+        raise InputError(f"run folder: expected a run, {run_folder} is an evaluation of ONNX files")
+    name = measured.graph(graph)
+    if failed := failed_checks(run_folder, measured, name):
+        raise ExportCheckError(f"deploy: {'; '.join(failed)}")
+    file = RunFolder(run_folder).graph(name)
+    texts = {CARD: model_card(measured.record, name), CODE: _code()}
+    manifest = _manifest(measured, measured.record, name, file, texts)
+    part = out.with_name(f".{out.name}.{secrets.token_hex(8)}.part")
+    part.mkdir(parents=True)
+    try:
+        (part / file.name).write_bytes(file.read_bytes())
+        for title, text in (texts | {README: deployment_readme(manifest)}).items():
+            write_text(part / title, text)
+        write_json(part / MANIFEST, manifest.to_json())
+        if out.exists():
+            remove(out)
+        part.rename(out)
+    finally:
+        if part.exists():
+            remove(part)
+    return manifest
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"out: expected a folder, {out} is none")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    try:
+        ours = read_json(out / MANIFEST).get("schema") == DEPLOYMENT_SCHEMA
+    except InputError:
+        ours = False
+    if not ours:
+        raise InputError(f"out: {out} holds files that `qrobust deploy` did not make, which nothing will remove")
+    if not overwrite:
+        raise InputError(f"out: {out} is not empty; --overwrite replaces it")
+
+
+def _code() -> str:
+    """`infer.py` as it lies in this package."""
+    return (Path(qrobust.__file__).parent / "deployment" / CODE).read_text(encoding="utf-8")
+
+
+def _manifest(measured: Measured, record: Record, name: str, file: Path, texts: dict[str, str]) -> Manifest:
+    preprocessing, summary = record.preprocessing, record.summary
+    if preprocessing is None:
+        raise InputError(
+            f"run folder: {measured.name} is of a version that did not keep how images become the input; run it again"
+        )
+    model = load(file)
+    hashes = {file.name: sha256(file.read_bytes()).hexdigest()}
+    hashes |= {title: sha256(text.encode()).hexdigest() for title, text in texts.items()}
+    return Manifest(
+        qrobust=qrobust.__version__,
+        graph=file.name,
+        name=name,
+        target=record.quantization.target,
+        input=GraphInput(
+            name=model.graph.input[0].name,
+            type="float32",
+            layout="NCHW",
+            channels=record.channels,
+            side=record.image_size,
+        ),
+        output=model.graph.output[0].name,
+        class_names=record.class_names,
+        steps=tuple(preprocessing.steps()),
+        preprocessing=preprocessing,
+        onnxruntime=RuntimeVersions(
+            measured_with=record.versions["onnxruntime"],
+            at_least=LEAST_ONNXRUNTIME,
+            opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+            ir_version=model.ir_version,
+        ),
+        accuracy=MeasuredAccuracy(
+            n=record.n_test,
+            clean=summary.clean_accuracy[name],
+            clean_interval=summary.clean_interval[name],
+            shift=summary.shift_accuracy[name],
+            shift_interval=summary.shift_interval[name],
+        ),
+        sha256=hashes,
+    )

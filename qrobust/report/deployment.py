@@ -1,0 +1,126 @@
+"""The README of a deployed folder: how to call the graph from Python, C++ and JavaScript."""
+
+from __future__ import annotations
+
+from qrobust.preprocessing import Step
+from qrobust.record import Manifest
+from qrobust.report.figures import bounds, percent
+from qrobust.text import code, markdown
+
+# What each CPU family needs of a session elsewhere, so that it adds as there; see docs/targets.md.
+ELSEWHERE = {
+    "x86-vnni": "On an x86 CPU without VNNI set the session entry `session.x64quantprecision` to `1`: its own "
+    "kernels saturate, and accuracy may fall.",
+    "x86-avx2": "It runs alike on every x86 CPU.",
+    "arm64": "On an x86 CPU set the session entry `session.qdqisint8allowed` to `1`, so that activations stay "
+    "signed.",
+}
+
+README = """\
+# {title}
+
+An INT8 image classifier for onnxruntime, made by qrobust {qrobust} for {target}.
+
+| file | is |
+|---|---|
+| {graph} | the graph: images to logits, normalisation inside |
+| `manifest.json` | input, preprocessing, classes, versions, accuracy and hashes, for programs |
+| `infer.py` | classifies image files with numpy, Pillow and onnxruntime alone |
+| `model-card.md` | what it is, what it learned from, how it was measured, where it ends |
+
+Measured on {n} test images by onnxruntime {measured_with}: {accuracy}. It runs on onnxruntime {at_least} or newer
+(opset {opset}). {elsewhere}
+
+## Python
+
+```
+pip install numpy pillow onnxruntime
+python infer.py photo.jpg
+```
+
+## Input
+
+`{input}`: float32 `(N, {channels}, {side}, {side})`, {order} in [0, 1]. The output `{output}` holds a logit per
+class, in the order of `class_names` in `manifest.json`. An image file becomes the input by these steps, all of which
+`infer.py` executes:
+
+{steps}
+
+## C++
+
+```cpp
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <vector>
+
+// pixels: {channels} x {side} x {side} floats in [0, 1], channel by channel, {order}.
+int classify(Ort::Session& session, std::vector<float>& pixels) {{
+  const int64_t shape[] = {{1, {channels}, {side}, {side}}};
+  auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  auto input = Ort::Value::CreateTensor<float>(memory, pixels.data(), pixels.size(), shape, 4);
+  const char* inputs[] = {{"{input}"}};
+  const char* outputs[] = {{"{output}"}};
+  auto found = session.Run(Ort::RunOptions{{nullptr}}, inputs, &input, 1, outputs, 1);
+  const float* logits = found[0].GetTensorData<float>();
+  return static_cast<int>(std::max_element(logits, logits + {classes}) - logits);
+}}
+
+// Ort::Env env;
+// Ort::SessionOptions options;
+// Ort::Session session(env, "{file}", options);
+```
+
+## JavaScript
+
+```js
+import * as ort from "onnxruntime-web"; // in Node: onnxruntime-node
+
+const session = await ort.InferenceSession.create("{file}");
+
+// pixels: Float32Array of {channels} x {side} x {side} in [0, 1], channel by channel, {order}.
+async function classify(pixels) {{
+  const input = new ort.Tensor("float32", pixels, [1, {channels}, {side}, {side}]);
+  const {{ {output} }} = await session.run({{ {input}: input }});
+  return {output}.data.indexOf(Math.max(...{output}.data));
+}}
+```
+"""
+
+
+def deployment_readme(manifest: Manifest) -> str:
+    """Markdown beside the graph."""
+    accuracy, given = manifest.accuracy, manifest.input
+    told = f"{percent(accuracy.clean)} {bounds(accuracy.clean_interval)} right on clean ones"
+    if accuracy.shift is not None and accuracy.shift_interval is not None:
+        told += f", {percent(accuracy.shift)} {bounds(accuracy.shift_interval)} under shift"
+    return README.format(
+        title=markdown(manifest.graph),
+        qrobust=manifest.qrobust,
+        target=manifest.target,
+        graph=code(manifest.graph),
+        file=manifest.graph,
+        n=f"{accuracy.n:,}",
+        measured_with=manifest.onnxruntime.measured_with,
+        accuracy=told,
+        at_least=manifest.onnxruntime.at_least,
+        opset=manifest.onnxruntime.opset,
+        elsewhere=ELSEWHERE[manifest.target],
+        input=given.name,
+        output=manifest.output,
+        channels=given.channels,
+        side=given.side,
+        order="RGB" if given.channels == 3 else "luma",
+        classes=len(manifest.class_names),
+        steps="\n".join(f"{i}. {_step(step)}" for i, step in enumerate(manifest.steps, 1)),
+    )
+
+
+def _step(step: Step) -> str:
+    """A step in words: what is done, and its numbers."""
+    rest = ", ".join(
+        f"{key.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in step.items()
+        if key != "do"
+    )
+    return f"{str(step['do']).replace('_', ' ')}{f': {rest}' if rest else ''}"

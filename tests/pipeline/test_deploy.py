@@ -1,0 +1,151 @@
+"""`qrobust deploy`: a folder for a device, whole or not at all. What it predicts: tests/test_preprocessing.py."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import make_folder, qrobust
+from finished_folders import evaluation_folder
+
+from qrobust.data.files import FORMATS
+from qrobust.deployment import infer
+from qrobust.deployment.onnx_graph import one_product
+from qrobust.errors import InputError
+from qrobust.evaluation.kept import CLEAN
+from qrobust.pipeline import deploy as stage
+from qrobust.pipeline.deploy import LEAST_ONNXRUNTIME, deploy
+from qrobust.quantization.target import TARGETS
+from qrobust.record import Manifest, from_json
+from qrobust.storage import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_manifest_tells_what_the_graph_takes(finished_run: Path, tmp_path: Path) -> None:
+    deploy(finished_run, tmp_path / "out", graph="int8")
+    found = from_json(Manifest, read_json(tmp_path / "out" / "manifest.json"), "manifest.json")
+    graph = onnx.load(tmp_path / "out" / found.graph).graph
+    shape = graph.input[0].type.tensor_type.shape.dim
+    assert (found.input.name, found.output) == (graph.input[0].name, graph.output[0].name)
+    assert [d.dim_value for d in shape[1:]] == [found.input.channels, found.input.side, found.input.side]
+    assert (found.target, found.class_names) == ("x86-vnni", tuple("0123456789"))
+
+
+def test_hashes_are_of_the_files(finished_run: Path, tmp_path: Path) -> None:
+    found = deploy(finished_run, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"compensated.onnx", "infer.py", "model-card.md", "README.md", "manifest.json"}
+    for name, expected in found.sha256.items():
+        assert sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == expected, name
+    assert set(found.sha256) == files - {"manifest.json", "README.md"}
+
+
+def test_the_readme_s_calls_name_input_and_output(finished_run: Path, tmp_path: Path) -> None:
+    deploy(finished_run, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert 'const char* inputs[] = {"images"};' in text
+    assert 'new ort.Tensor("float32", pixels, [1, 3, 32, 32])' in text
+    assert re.findall(r"\{\{|\}\}", text) == []
+
+
+def test_only_what_deploy_made_is_replaced(finished_run: Path, tmp_path: Path) -> None:
+    out, own = tmp_path / "out", tmp_path / "own"
+    own.mkdir()
+    (own / "thesis.txt").write_text("mine")
+    for folder, options, message in (
+        (own, ("--overwrite",), "holds files that `qrobust deploy` did not make"),
+        (out, (), ""),
+        (out, (), "is not empty; --overwrite replaces it"),
+        (out, ("--overwrite", "--graph", "int8"), ""),
+    ):
+        result = qrobust("deploy", finished_run, "--out", folder, *options)
+        assert (result.exit_code == 0) == (message == ""), result.output
+        assert message in result.output
+    assert (own / "thesis.txt").read_text() == "mine"
+    assert not (out / "compensated.onnx").exists()
+
+
+def test_nothing_is_left_of_what_fails(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device", "manifest.json")
+
+    monkeypatch.setattr(stage, "write_json", fail)
+    result = qrobust("deploy", finished_run, "--out", tmp_path / "out")
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_other_than_was_measured_is_not_deployed(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    with (run / "int8.onnx").open("ab") as file:
+        file.write(b"more")
+    result = qrobust("deploy", run, "--graph", "int8", "--out", tmp_path / "out")
+    assert (result.exit_code, (tmp_path / "out").exists()) == (3, False)
+    assert "int8.onnx is not the file that was measured" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--graph", "int9"], "--graph: expected one of int8"),
+        (["--out", "file"], "--out: expected a folder, file is none"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    result = qrobust("deploy", finished_run, *(("--out", "out") if "--out" not in options else ()), *options)
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
+    assert message in result.output
+
+
+def test_an_evaluation_has_nothing_to_deploy(tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "e", {CLEAN: {"int8": [0, 1]}}, [0, 1])
+    with pytest.raises(InputError, match=r"run folder: expected a run, .* is an evaluation of ONNX files"):
+        deploy(folder, tmp_path / "out")
+
+
+def test_the_code_for_devices_knows_what_qrobust_knows() -> None:
+    exact = {name for name, target in TARGETS.items() if target.exact_sums and not target.signed}
+    signed = {name for name, target in TARGETS.items() if target.signed}
+    assert (set(infer.EXACT), set(infer.SIGNED)) == (exact, signed)
+    assert infer.FORMATS == FORMATS
+    assert one_product() == infer.ONE_PRODUCT
+
+
+def test_the_oldest_onnxruntime_is_that_of_the_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"onnxruntime>={LEAST_ONNXRUNTIME}" in setup["options"]["install_requires"].split()
+
+
+def test_commands_of_the_page_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, "runs/one")
+    make_folder(tmp_path / "images", parts=("",))
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    lines = [
+        line
+        for block in re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+    assert len(lines) >= 3
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        if program == "qrobust":
+            result = qrobust(*arguments)
+            assert result.exit_code == 0, result.output
+        else:
+            done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+            assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
