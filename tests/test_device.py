@@ -17,6 +17,7 @@ from qrobust.compensation.baselines import reestimate_batch_norm
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import Calibrator
 from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.scales import prepare_scales
 from qrobust.compensation.teacher import _outputs_of, teacher_outputs
 from qrobust.compensation.training import Phase, step_loss, train_calibrator
 from qrobust.compensation.validation import Validation
@@ -161,15 +162,17 @@ def test_batch_norms_are_reestimated_there(small_model: NormalizedModel, images:
         assert state_hash(reestimate_batch_norm(small_model, images.split(8), device=OTHER)) == wanted
 
 
+@pytest.mark.parametrize("remedy", ["finetune", "scales"])
 def test_training_the_classifier_follows_the_device_and_goes_on_elsewhere(
-    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+    remedy: str, small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
     fake_quantized = build(observed, X86_VNNI, Recipe("w4a4"))
 
     def trained(device: Device, folder: str) -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
 
-        trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
+        every = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
+        trainable = prepare_scales(fake_quantized) if remedy == "scales" else every
         finetune(
             trainable,
             folded(small_model, observed.images[:1]),

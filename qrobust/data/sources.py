@@ -14,13 +14,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qrobust.data.files import FORMATS
+from qrobust.data.pixel_cache import PixelCache
 from qrobust.errors import InputError, unknown
 from qrobust.paths import check_file
 from qrobust.preprocessing import Preprocessing, SizeError, unknown_size
 from qrobust.record.data import LeftOut
 
-# Decoded images are kept only while a source fits in this; larger sources decode on every read.
-CACHE_BYTES = 256 * 2**20
 # Images whose sizes are looked at.
 SAMPLE = 16
 # A label above this is taken for a mistake where classes have no names.
@@ -73,8 +72,7 @@ class Images:
         self.left_out: tuple[LeftOut, ...] = ()
         self.contents: tuple[Callable[[int], Hashable], ...] = (lambda i: _digest(load(i)),)
         self._load = load
-        self._cache: dict[int, torch.Tensor] = {}
-        self._cached_bytes = 0
+        self._cache = PixelCache()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,7 +80,7 @@ class Images:
     def prepare(self, preprocessing: Preprocessing) -> None:
         """Read images so from now on."""
         self.preprocessing = preprocessing
-        self._cache, self._cached_bytes = {}, 0
+        self._cache = PixelCache()
 
     @property
     def prepared(self) -> Preprocessing:
@@ -137,9 +135,7 @@ class Images:
         except SizeError as error:
             raise InputError(f"data: {self.name_of(index)}: {error}") from error
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        if self._cached_bytes + image.numel() <= CACHE_BYTES:
-            self._cache[index] = image
-            self._cached_bytes += image.numel()
+        self._cache.put(index, image)
         return image
 
 
