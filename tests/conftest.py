@@ -93,7 +93,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(path: Path) -> None:
         patch = pytest.MonkeyPatch()
-        patch.setattr(demo, "EPOCHS", 4)
+        patch.setattr(demo, "EPOCHS", 6)
         with demo.weights_file(0, Reporter(), 1) as made:
             patch.undo()
             made.rename(path)
