@@ -56,7 +56,8 @@ def timed(run: str, batch_size: int, threads: int) -> None:
     from qrobust.cli.main import main as qrobust
     from qrobust.compensation import training
 
-    step_loss, adam_step, began, taken = training.step_loss, torch.optim.Adam.step, [(0.0, 0.0)], []
+    name = "step_loss" if hasattr(training, "step_loss") else "_step_loss"  # in earlier versions
+    step_loss, adam_step, began, taken = getattr(training, name), torch.optim.Adam.step, [(0.0, 0.0)], []
 
     def begin(*arguments: Any, **options: Any) -> Any:
         began[0] = time.perf_counter(), time.process_time()
@@ -70,7 +71,8 @@ def timed(run: str, batch_size: int, threads: int) -> None:
             raise Done
         return found
 
-    training.step_loss, torch.optim.Adam.step = begin, end  # type: ignore[assignment]  # to time it
+    setattr(training, name, begin)
+    torch.optim.Adam.step = end  # type: ignore[assignment, method-assign]  # to time it
     command = ["compensate", run, "--steps", str(STEPS), "--batch-size", str(batch_size), "--shifts", SHIFTS]
     try:
         qrobust([*command, "--severities", "3", "--threads", str(threads), "-q"])

@@ -132,35 +132,39 @@ def devices() -> dict[str, str]:
 
 
 def find_device(name: str = "auto") -> Device:
-    """A device by name: `auto` (the fastest there is), `cpu`, `cuda`, `cuda:N` or `mps`.
+    """A device by name: `auto` (the fastest that can train), `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
-        InputError: there is none of that name, with a list of those that are; or this build of torch has no float32
-            kernels for it.
+        InputError: there is none of that name, with a list of those that are; or torch lacks kernels for it.
     """
     there = devices()
-    chosen = next(iter(there)) if name == "auto" else "cuda:0" if name == "cuda" else name
-    if chosen not in there:
+    wanted = list(there) if name == "auto" else ["cuda:0" if name == "cuda" else name]
+    if wanted[0] not in there:
         known = ", ".join(f"{key} ({value})" if key != value else key for key, value in there.items())
         raise InputError(f"device: expected auto or one that is here, {known}, got {name!r}")
-    place = torch.device(chosen)
+    lacking = ""
+    for chosen in wanted:
+        place = torch.device(chosen)
+        lacking = _lacking(place)
+        if not lacking:
+            if place.type == "cuda":
+                # Products of 10 bits would move a quantized activation to another step: float32 means float32.
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            return Device(place, chosen if place == CPU else f"{chosen} ({there[chosen]})")
+    raise InputError(f"device: {name} has not all float32 kernels in this build of torch ({lacking}); try cpu")
+
+
+def _lacking(place: torch.device) -> str:
+    """What torch says where a device has no kernel for what training needs; nothing where it has them all."""
     try:
-        _try(place)
+        images = torch.ones(1, 1, 4, 4).to(place).requires_grad_()
+        seen = F.conv2d(images, torch.ones(1, 1, 3, 3).to(place), padding=1)
+        warped = F.grid_sample(seen, torch.zeros(1, 4, 4, 2).to(place), align_corners=False)
+        F.hardtanh(warped.round()).sum().backward()
+        torch.histc(seen.detach(), 4)
     except (RuntimeError, NotImplementedError) as error:
-        raise InputError(
-            f"device: {name} ({there[chosen]}) has no float32 kernels in this build of torch "
-            f"({str(error).splitlines()[0]}); try cpu"
-        ) from error
-    if place.type == "cuda":
-        # Products of 10 bits would move a quantized activation to another step: float32 means float32.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return Device(place, there[chosen] if chosen == "cpu" else f"{chosen} ({there[chosen]})")
-
-
-def _try(place: torch.device) -> None:
-    """What every training needs: a convolution and its gradient."""
-    images = torch.ones(1, 1, 4, 4).to(place).requires_grad_()
-    F.conv2d(images, torch.ones(1, 1, 3, 3).to(place)).sum().backward()
+        return str(error).splitlines()[0]
+    return ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

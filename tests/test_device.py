@@ -17,6 +17,7 @@ from qrobust.compensation.baselines import reestimate_batch_norm
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.calibrator import Calibrator
 from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.scales import prepare_scales
 from qrobust.compensation.teacher import _outputs_of, teacher_outputs
 from qrobust.compensation.training import Phase, step_loss, train_calibrator
 from qrobust.compensation.validation import Validation
@@ -78,12 +79,18 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_a_device_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(place: torch.device) -> None:
-        raise RuntimeError("no kernel image\nis available")
+    def lack(*_: object, **__: object) -> torch.Tensor:
+        raise NotImplementedError("no kernel image\nis available")
 
-    monkeypatch.setattr(devices, "_try", refuse)
-    with pytest.raises(InputError, match=r"^device: cpu \(cpu\) has no float32 kernels .*\(no kernel image\)"):
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", lack)
+    with pytest.raises(InputError, match=r"^device: cpu has not all float32 kernels .*\(no kernel image\); try cpu"):
         find_device("cpu")
+
+
+def test_auto_passes_over_a_device_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "devices", lambda: {"mps": "A Card", "cpu": "cpu"})
+    monkeypatch.setattr(devices, "_lacking", lambda place: "" if place == devices.CPU else "no kernel")
+    assert find_device("auto") == CPU_ONLY
 
 
 # Modules that borrow a device.
@@ -131,7 +138,7 @@ def test_observing_building_and_measuring_follow_the_device(
         batches = (to_unit(i) for i, _ in digits.calibration.batches(16))
         seen = observe(small_model, batches, recipe, device=device)
         made = build(seen, X86_VNNI, recipe, device=device)
-        return state_hash(made), layer_effects(seen.graph, made, digits.validation.first(20), device=device)
+        return state_hash(made), layer_effects(seen.graph, made, digits.validation.first(10), device=device)
 
     wanted = quantized(CPU_ONLY)
     with OtherDevice():
@@ -146,7 +153,7 @@ def test_a_search_follows_the_device(
 
     def found(device: Device) -> tuple[str, list]:
         made = quantize_classifier(
-            small_model, digits.calibration.first(16), digits.validation.first(20), config, device=device
+            small_model, digits.calibration.first(16), digits.validation.first(10), config, device=device
         )
         return state_hash(made.module), made.trials
 
@@ -161,20 +168,22 @@ def test_batch_norms_are_reestimated_there(small_model: NormalizedModel, images:
         assert state_hash(reestimate_batch_norm(small_model, images.split(8), device=OTHER)) == wanted
 
 
+@pytest.mark.parametrize("remedy", ["finetune", "scales"])
 def test_training_the_classifier_follows_the_device_and_goes_on_elsewhere(
-    small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
+    remedy: str, small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
     fake_quantized = build(observed, X86_VNNI, Recipe("w4a4"))
 
     def trained(device: Device, folder: str) -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
 
-        trainable = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
+        every = prepare_qat(observed.graph, fake_quantized, learn_ranges=True)
+        trainable = prepare_scales(fake_quantized) if remedy == "scales" else every
         finetune(
             trainable,
             folded(small_model, observed.images[:1]),
             TrainingData(digits.training, CONDITIONS, "cifar-c"),
-            digits.validation.first(20),
+            digits.validation.first(10),
             QATConfig(epochs=1, learning_rate=1e-3),
             steps=3,
             batch_size=16,

@@ -171,7 +171,7 @@ def test_an_exit_ends_a_command_with_code_2_and_names_the_file(tmp_path: Path) -
     later += "        Late.asked += 1\n        if Late.asked > 1: sys.exit(0)\n        return x.mean((2, 3))\n"
     for name, text in (("now", "raise SystemExit(0)\n"), ("late", later)):
         path = write(tmp_path / f"{name}.py", text)
-        result = qrobust(*base, "--model", f"{path}:Late")
+        result = qrobust(*base, "--model", f"{path}:Late", "--normalization", "none")
         assert result.exit_code == 2, result.output
         last = result.output.strip().splitlines()[-1]
         assert last.startswith("Error: ")

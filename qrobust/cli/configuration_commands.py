@@ -20,12 +20,12 @@ def init(file: Path, model: str | None, data: str | None, overwrite: bool) -> No
 
     FILE is qrobust.toml by default. Each key stands there with what it means and its default.
     `qrobust run` and `qrobust quantize` take it by --config, and single choices by --set; options go before both. A
-    run keeps what it was made with as qrobust.toml in its folder. `qrobust check` reads bounds from [check].
+    run keeps what it was made with as config.toml in its folder. `qrobust check` reads bounds from [check].
 
     \b
     qrobust init
     qrobust run --config qrobust.toml --out runs/one
-    qrobust run --config runs/one/qrobust.toml --set quantization.bits=w4a8 --out runs/two
+    qrobust run --config runs/one/config.toml --set quantization.bits=w4a8 --out runs/two
     """
     from qrobust.errors import InputError
     from qrobust.pipeline.config_file import template

@@ -20,7 +20,13 @@ class RescaledLayer(Thawed):
     def __init__(self, layer: IntegerConv2d | IntegerLinear) -> None:
         super().__init__()
         self.layer = [layer]  # in a list: not a submodule, its buffers are no state of this one
-        self.fixed = [layer.weight(), torch.zeros_like(layer.bias())]
+        self.fixed_weight: torch.Tensor
+        self.no_bias: torch.Tensor
+        self.start: torch.Tensor
+        # No state, but they go along to another device.
+        self.register_buffer("fixed_weight", layer.weight(), persistent=False)
+        self.register_buffer("no_bias", torch.zeros_like(layer.bias()), persistent=False)
+        self.register_buffer("start", layer.weight_scale.log(), persistent=False)
         self.log_scale = nn.Parameter(layer.weight_scale.log())
         self.bias = nn.Parameter(layer.bias().clone())
 
@@ -28,8 +34,8 @@ class RescaledLayer(Thawed):
         # Scaling what comes out instead of the weights is the same, and takes no gradient of the weights.
         layer = self.layer[0]
         channels = (-1, *[1] * (layer.weight_int.ndim - 2)) if isinstance(layer, IntegerConv2d) else (-1,)
-        growth = (self.log_scale - layer.weight_scale.log()).exp().view(channels)
-        return layer.compute(x, *self.fixed) * growth + self.bias.view(channels)
+        growth = (self.log_scale - self.start).exp().view(channels)
+        return layer.compute(x, self.fixed_weight, self.no_bias) * growth + self.bias.view(channels)
 
     def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
         """The same integers with the scales and the bias that they have now; the int32 bias follows its input's."""

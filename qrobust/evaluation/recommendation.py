@@ -28,8 +28,8 @@ LEAST_SPEEDUP = 1.05
 LEAST_STEPS = 250
 # Precision under shift, or AUROC on foreign images, that a remedy may lose against INT8, as a fraction.
 MOST_LOST_CONFIDENCE = 0.01
-# What was chosen on validation images, and not on test images: such a remedy may be the one of the highest gain.
-BY_VALIDATION = (NO_GAIN, CLEAN_COST, SLOW, FEW_STEPS, RISING, DIVERGED)
+# Reasons for which a remedy is not chosen, whatever test images say.
+UNCHOSEN = frozenset({NO_GAIN, CLEAN_COST, SLOW, FEW_STEPS, RISING, DIVERGED})
 
 
 def recommend(
@@ -63,11 +63,18 @@ def recommend(
         ]
         for found in effects.graphs
     }
+    # What was not chosen, test images neither contradict nor leave undecided.
+    refusals = {
+        name: [reason for reason in found if reason not in (CONTRADICTED, UNDECIDED)]
+        if {*found} & UNCHOSEN
+        else found
+        for name, found in refusals.items()
+    }
     # Of what validation images allow.
     gains = {
         CALIBRATOR if found.graph == "compensated" else found.graph: found.validation.gain_pp
         for found in effects.graphs
-        if found.graph != "int8" and not set(refusals[found.graph]) & {*BY_VALIDATION}
+        if found.graph != "int8" and not {*refusals[found.graph]} & UNCHOSEN
     }
     best = least_intrusive(gains)
     chosen = "compensated" if best == CALIBRATOR else best

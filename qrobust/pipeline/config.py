@@ -185,16 +185,19 @@ class RunConfig(Section):
 
 def _with_training_shifts(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries with `train_on`: earlier versions learned from what they measured, less what was held out."""
-    from qrobust.shifts.registry import expand
-
     rest = {key: value for key, value in data.items() if key not in HELD_OUT}
     if "train_on" in rest or "shifts" not in rest:
         return rest
+    from qrobust.shifts.registry import expand  # needs torch, without which reports are written
+
     real, alone = (data.get(f"scene_{key}", data.get(f"target_images{suffix}")) for key, suffix in REAL)
-    held_out = tuple(data.get("hold_out", ()))
-    names = expand(tuple(rest["shifts"]))
-    left_out = expand(held_out) if held_out else ()
-    train_on = () if real and alone else tuple(name for name in names if name not in left_out)
+    if real and alone:
+        return {**rest, "train_on": ()}
+    train_on = tuple(name for name in rest["shifts"] if not name.startswith("stored:")) or ("default",)
+    if held_out := tuple(data.get("hold_out", ())):
+        from qrobust.shifts.registry import expand  # only here, for it imports torch, which reports do without
+
+        train_on = tuple(name for name in expand(train_on) if name not in expand(held_out))
     return {**rest, "train_on": train_on}
 
 

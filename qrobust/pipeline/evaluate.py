@@ -15,6 +15,7 @@ from qrobust.data.foreign import foreign_splits
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
+from qrobust.deployment.footprint import footprints
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.evaluation.classes import class_results
@@ -159,6 +160,12 @@ def _result(
         classes=class_results(*figures, len(found.class_names)),
         severity_table=found.severity_table,
         latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
+        footprint=footprints(
+            {name: folder.graph(name) for name in classifiers},
+            (1, run.model.channels, run.data.image_size, run.data.image_size),
+            threads=run.config.threads,
+            signed_activations=run.target.signed or None,
+        ),
         size_bytes={name: folder.graph(name).stat().st_size for name in classifiers},
         graph_sha256=_digests(run, classifiers),
         hardware=hardware(run.config.threads, sums(**session_options(run.target))),

@@ -26,6 +26,7 @@ LOCK = ".qrobust.lock"
 # What commands make in such a folder; anything else in it is the user's, and stays.
 MADE = (
     "config.json",
+    "config.toml",
     "record.json",
     "report.html",
     "report.md",

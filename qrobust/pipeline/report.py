@@ -88,6 +88,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
             evaluated.summary,
             latency_ms=evaluated.latency_ms,
             size_bytes=evaluated.size_bytes,
+            footprint=evaluated.footprint,
             macs=macs,
         ),
         remedies=remedies,

@@ -185,11 +185,12 @@ class Run:
         Raises:
             InputError: neither the user nor the model says size or normalisation.
         """
+        found = self.model_spec  # where its code may not run, nothing is opened
         done = self.folder.result(QuantizationResult, "quantize") if self.folder else None
         if done and done.preprocessing:
             return done.preprocessing
         spec, native_size, chosen = self.config.model.spec, self._opened.native_size, self.config.preprocessing
-        preset = preset_of(self.model_spec, self._network)
+        preset = preset_of(found, self._network)
         if done:  # of a version that kept the size alone; own code without a normalisation had none
             preset = replace(preset, image_size=done.image_size, normalization=preset.normalization or "none")
             chosen = replace(chosen, image_size=done.image_size)

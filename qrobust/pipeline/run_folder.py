@@ -39,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.json"
-        self.toml = path / "qrobust.toml"
+        self.toml = path / "config.toml"
         self.weights = path / "float.safetensors"
         self.fake_quantized = path / "twin.safetensors"
         self.calibrator = path / "calibrator.safetensors"

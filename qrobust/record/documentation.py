@@ -36,9 +36,10 @@ A p-value is of McNemar's exact test: how likely it is that two equally accurate
 images that only one of them gets right. With many rows some are small by chance; the adjusted ones are corrected by
 Holm's method over all rows, so that below 0.05 not even one false finding is likely.
 
-Two runs with the same seed on the same machine give the same record, apart from `created`, `command` and times
-(`duration_s`, `earlier_s`, `expected_s`, `training_s`, `latency_ms`, `latency_ratio`, `float_latency_ratio`,
-`time_share`). A latency budget makes the calibrator's width depend on times, and `--budget` the number of images.
+Two runs with the same seed on the same machine give the same record, apart from `created`, `command`, times and
+memory (`duration_s`, `earlier_s`, `expected_s`, `training_s`, `latency_ms`, `footprint`, `latency_ratio`,
+`float_latency_ratio`, `time_share`). A latency budget makes the calibrator's width depend on times, and `--budget`
+the number of images.
 
 ## The record of a run
 """

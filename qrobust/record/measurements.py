@@ -291,6 +291,20 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a graph takes beside time per image, in a process of its own.
+
+    Attributes:
+        load_ms: to open it, median of three.
+        peak_memory_bytes: at most, while it was opened and classified one image, without what Python and onnxruntime
+            take without a graph; null where the system does not tell.
+    """
+
+    load_ms: Milliseconds
+    peak_memory_bytes: Bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Macs:
     """Multiply-accumulates for one image.
 
@@ -313,11 +327,13 @@ class Summary(RunAccuracy):
         latency_ms: per graph.
         size_bytes: per graph, of its file.
         macs: multiply-accumulates.
+        footprint: per graph, memory and load time; null in records of earlier versions.
     """
 
     latency_ms: dict[str, Latency]
     size_bytes: dict[str, Bytes]
     macs: Macs
+    footprint: dict[str, Footprint] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from qrobust.record.compensation import (
 )
 from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
-from qrobust.record.measurements import ConditionResult, Latency, Macs, RunAccuracy
+from qrobust.record.measurements import ConditionResult, Footprint, Latency, Macs, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
@@ -164,6 +164,7 @@ class EvaluationResult(StageResult):
         severity_table: `cifar-c` or `imagenet-c`.
         latency_ms: per graph.
         size_bytes: per graph, of its file.
+        footprint: per graph, memory and load time; null where an earlier version left it out.
         graph_sha256: per graph, of its file; null where an earlier version left it out.
         hardware: where it was measured.
         versions: of Python and packages; null where an earlier version left it out.
@@ -189,4 +190,5 @@ class EvaluationResult(StageResult):
     classes: Classes | None = None
     primary: str = "accuracy"
     confidence: Confidence | None = None
+    footprint: dict[str, Footprint] | None = None
     effects: Effects | None = None

@@ -134,14 +134,15 @@ def _lowered(record: Record, graph: str) -> str:
     if record.confidence is None:
         return ""
     own, before = (record.confidence.classifiers[name] for name in (graph, "int8"))
-    areas = ", ".join(
+    lost = [
         f"AUROC against {kind} {before.foreign[kind].auroc:.3f} -> {one.auroc:.3f}"
         for kind, one in own.foreign.items()
-    )
-    return (
-        f"its confidence is worth less than INT8's: precision under shift {percent(before.shift_precision)} -> "
-        f"{percent(own.shift_precision) or 'none'} at the threshold of 95 % on clean images, {areas}"
-    )
+        if one.auroc < before.foreign[kind].auroc
+    ]
+    if (own.shift_precision or 0.0) < (before.shift_precision or 0.0):
+        now = percent(own.shift_precision) or "no image"
+        lost.insert(0, f"precision under shift {percent(before.shift_precision)} -> {now}, at 95 % on clean images")
+    return f"its confidence is worth less than INT8's ({'; '.join(lost)})"
 
 
 def _undecided(record: Record, found: GraphEffect) -> str:

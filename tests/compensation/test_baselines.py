@@ -149,7 +149,7 @@ def test_methods_are_compared_and_taken_back(
     shutil.copytree(finished_run, run)
     result = qrobust("compensate", run, "--compare", "all", "--attack-images", "0", "-q")
     assert result.exit_code == 0, result.output
-    assert "recommended" in result.output
+    assert any(first in result.output for first in ("Ship ", "Undecided: ", "Nothing is recommended"))
     record = json.loads((run / "record.json").read_text())
     rows = {row["remedy"]: row for row in record["remedies"]}
     assert set(rows) == {

@@ -94,7 +94,9 @@ def test_what_gains_on_both_is_shipped() -> None:
     [
         ({"validation": 0.5}, ("no-gain",)),
         ({"validation": 0.5, "test": 9.0}, ("no-gain",)),
-        ({"cost": 0.6}, ("clean-cost", "contradicted")),
+        ({"cost": 0.6}, ("clean-cost",)),
+        ({"validation": 0.5, "classes": OPEN}, ("no-gain",)),
+        ({"validation": 0.5, "classes": HARMFUL}, ("no-gain", "harm")),
     ],
 )
 def test_what_validation_images_refuse_leaves_int8(given: dict[str, float], reasons: tuple[str, ...]) -> None:

@@ -52,7 +52,7 @@ def test_a_configuration_is_fed_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_run_keeps_its_configuration_as_a_file(finished_run: Path) -> None:
     _, config, _ = open_run(finished_run)
-    assert RunConfig.from_options(read_choices(finished_run / "qrobust.toml")) == replace(config, code={})
+    assert RunConfig.from_options(read_choices(finished_run / "config.toml")) == replace(config, code={})
 
 
 def test_settings_go_before_the_file(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from qrobust.record import (
     Candidate,
     ClassEffect,
     ClassEffects,
+    ClassifierConfidence,
+    Confidence,
     Effects,
+    Foreign,
     GraphEffect,
     Recommendation,
     Record,
@@ -117,6 +120,17 @@ def test_what_was_not_chosen_is_said_after_the_graph_that_is_shipped(reason: str
     assert first == "Ship the INT8 graph as it is: no remedy is better."
     assert second.startswith("INT8 + calibrator is not recommended: ")
     assert said in second
+
+
+def test_only_what_confidence_lost_is_said() -> None:
+    def worth(precision: float, area: float) -> ClassifierConfidence:
+        foreign = {"noise": Foreign(auroc=area, interval=(area, area))}
+        return ClassifierConfidence(threshold=0.5, shift_precision=precision, foreign=foreign)
+
+    measured = {"int8": worth(0.8, 0.9), "compensated": worth(0.85, 0.7)}
+    confidence = Confidence(precision=0.95, foreign={"noise": 500}, classifiers=measured)
+    _, second, *_ = verdict(replace(record("int8", "confidence", chosen=None), confidence=confidence))
+    assert second.endswith("its confidence is worth less than INT8's (AUROC against noise 0.900 -> 0.700).")
 
 
 def test_a_run_of_an_earlier_version_recommends_nothing() -> None:
