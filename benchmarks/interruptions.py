@@ -28,11 +28,10 @@ from qrobust.pipeline.output_folder import claimed, content
 from qrobust.progress import Reporter
 from qrobust.record import (
     hardware,
-    read_record,
     versions,
     without_timings,
 )
-from qrobust.storage import write_json
+from qrobust.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 # Of a run that is quantized: what the first stage leaves.
@@ -93,7 +92,7 @@ def killed(job: Job, folder: Path, whole: Path, after_s: float) -> dict[str, Any
     code, _ = job.stop(signal.SIGKILL, after_s, out)
     done = sorted(path.stem for path in (out / "stages").glob("*.json"))
     job.finish("run", out, "--resume")
-    first, second = (without_timings(read_record(path / "record.json")) for path in (whole, out))
+    first, second = (without_timings(read_json(path / "record.json")) for path in (whole, out))
     shutil.rmtree(out)
     return {"after_s": round(after_s, 2), "exit_code": code, "stages_done": done, "same_record": first == second}
 

@@ -238,6 +238,7 @@ TIMING_KEYS = frozenset(
         "created",
         "command",
         "duration_s",
+        "expected_s",
         "training_s",
         "latency_ms",
         "footprint",
