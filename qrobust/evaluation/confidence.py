@@ -102,8 +102,9 @@ def _classifier(
     threshold = threshold_for(clean.confidence, clean.prediction == labels)
     if threshold is None:
         return ClassifierConfidence(threshold=None, foreign=told)
-    accepted = np.array([found.confidence >= threshold for found in shifted]).reshape(len(shifted), len(labels))
-    right = np.array([found.prediction == labels for found in shifted]).reshape(accepted.shape)
+    shape = len(shifted), len(labels)  # where nothing is measured under shift, too
+    accepted = np.array([found.confidence >= threshold for found in shifted], bool).reshape(shape)
+    right = np.array([found.prediction == labels for found in shifted], bool).reshape(shape)
     hits, tries = (right & accepted).sum(0), accepted.sum(0)
     known = tries.any()
     return ClassifierConfidence(

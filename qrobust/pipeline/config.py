@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from qrobust.choices import Section, choice, option_of
 from qrobust.compensation.config import CalibratorConfig
@@ -183,13 +183,15 @@ class RunConfig(Section):
         return cls.from_options({k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
 
 
+def _are_names(value: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
 def _with_training_shifts(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries with `train_on`: earlier versions learned from what they measured, less what was held out."""
     rest = {key: value for key, value in data.items() if key not in HELD_OUT}
-    if "train_on" in rest or "shifts" not in rest:
-        return rest
-    from qrobust.shifts.registry import expand  # needs torch, without which reports are written
-
+    if "train_on" in rest or not _are_names(rest.get("shifts")) or not _are_names(data.get("hold_out", ())):
+        return rest  # of today, or refused by what checks their types
     real, alone = (data.get(f"scene_{key}", data.get(f"target_images{suffix}")) for key, suffix in REAL)
     if real and alone:
         return {**rest, "train_on": ()}

@@ -125,7 +125,8 @@ def check_above_chance(run: Run, start: Start, *, anyway: bool) -> None:
         f"classes (--class-names; class 0 is {run.data.class_names[0]!r} now), or how images are resized (--resize, "
         "--image-size)"
     )
-    if anyway or not (run.config.model.weights or run.config.model.pretrained):
+    given = "weights" if run.config.model.weights else "pretrained" if run.config.model.pretrained else None
+    if anyway or given is None:
         run.reporter.warn(f"warning: {said}")
     else:
-        raise InputError(f"model: {said}; --anyway goes on")
+        raise InputError(f"{given}: {said}; --anyway goes on")

@@ -280,7 +280,7 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
         base["--weights"], match = weights, "not a readable"
     elif kind == "pickle":
         torch.save({"net": torch.nn.Linear(2, 2)}, weights)
-        base["--weights"], match = weights, "not a readable"
+        base["--weights"], match = weights, "does not fit the model"
     elif kind == "shapes":
         from qrobust.models.resnet import resnet8
 
@@ -326,7 +326,7 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
     elif kind == "shift":
         base["--shifts"], match = "smog", "smog"
     elif kind == "train-on":
-        base["--train-on"], match = "smog", "did you mean 'fog'?"
+        base["--train-on"], match = "foog", "did you mean 'fog'?"
     elif kind == "nothing to learn from":
         base["--train-on"], match = "none", "--train-on: expected something to learn from, got none"
     elif kind == "severity":
