@@ -160,7 +160,7 @@ class RunConfig(Section):
             except InputError as error:
                 mistakes.append(str(error))
         if left:
-            mistakes.insert(0, f"config: unknown entries {sorted(left)}")
+            mistakes.insert(0, f"config.json: unknown entries {sorted(left)}")
         try:
             config = cls(**given)
         except InputError as error:
@@ -179,7 +179,7 @@ class RunConfig(Section):
         named = {RENAMED.get(key, key): value for key, value in _with_training_shifts(data).items()}
         code = data.get("code", {})
         if not isinstance(code, dict) or not all(isinstance(found, dict) for found in code.values()):
-            raise InputError(f"config: code: expected hashes by file, got {code!r}")
+            raise InputError(f"config.json: code: expected hashes by file, got {code!r}")
         return cls.from_options({k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
 
 

@@ -18,7 +18,7 @@ from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_s
 from qrobust.report.markdown import skipped_sentence
 from qrobust.report.start import start_lines, time_lines
 from qrobust.shifts.filters import to_unit
-from qrobust.shifts.registry import TRIED_IMAGES, find_shift
+from qrobust.shifts.registry import TRIED_IMAGES, expand, find_shift
 from qrobust.shifts.rendering import render
 
 # Rows of probabilities sum to 1 but for float32 rounding, which a thousand classes bring to 1e-4.
@@ -38,6 +38,7 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     """
     torch.set_num_threads(run.config.threads)
     _ = run.device
+    expand(run.config.shifts.names)  # for a name that is unknown, no network is built
     trained_on = training_conditions(run)
     if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")

@@ -564,7 +564,7 @@ WHOLE = '{"model": "tiny", "data": "digits", "target": "x86-vnni", "calibration_
         (WHOLE + ', "shifts": "fog"}', "shifts: expected a list, each text, got 'fog'"),
         (WHOLE.replace('"tiny"', "3") + "}", "model: expected text, got 3"),
         (WHOLE + ', "shifts": [3]}', "shifts: expected a list, each text, got [3]"),
-        (WHOLE + ', "code": []}', "config: code: expected hashes by file, got []"),
+        (WHOLE + ', "code": []}', "config.json: code: expected hashes by file, got []"),
         ("[]", "expected a JSON object"),
         ('{"model"', "cannot read"),
     ],

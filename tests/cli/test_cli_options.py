@@ -206,7 +206,7 @@ def test_errors_name_options_as_they_are_typed() -> None:
         ("severity: expected 1 to 5", "--severities: expected 1 to 5"),
         ("use_labels: no", "--labels: no"),
         # What is no option, or was written by somebody else, stays.
-        ("config: use_labels: expected true or false", "config: use_labels: expected true or false"),
+        ("config.json: use_labels: expected true", "config.json: use_labels: expected true"),
         ("onnx: expected steps", "onnx: expected steps"),
         ("data: no folder /x/test_images", "--data: no folder /x/test_images"),
         ("data: no class 'test_images'", "--data: no class 'test_images'"),

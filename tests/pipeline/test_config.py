@@ -28,7 +28,7 @@ def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(InputError) as caught:
         RunConfig.from_options(options)
     assert str(caught.value).split("; ") == [
-        "config: unknown entries ['stpes']",
+        "config.json: unknown entries ['stpes']",
         "bits: expected one of w8a8, w6a8, w4a8, w4a4, got 'w2a2'",
         "steps: expected at least 5, got 1",
         "epsilons: expected at most 1, got 2.0",
