@@ -91,9 +91,10 @@ def set_gate(
         layer.shift_bias(torch.full_like(layer.bias(), gate.offset))
         layer.amplify(gate.gain)
 
-    optimism = 0.0  # of what was read off, over what was measured
+    shut = Gate(GAINS[0], OFFSETS[-1])
+    least_expected = least_clean
     for _ in range(MOST_MEASURED):
-        keeping = [gate for gate in promised if expected[gate] - optimism >= least_clean]
+        keeping = [gate for gate in promised if expected[gate] >= least_expected]
         if not keeping:
             break
         best = max(keeping, key=lambda gate: promised[gate])
@@ -102,9 +103,9 @@ def set_gate(
         progress()
         if measured >= least_clean:
             return best
-        optimism = max(optimism, expected[best] - measured)
+        # What was read off promised too much, the less the more shut: look half as far from there to shut.
+        least_expected = max(least_expected, (expected[best] + expected[shut]) / 2)
         del promised[best]
-    shut = Gate(GAINS[0], OFFSETS[-1])
     put(shut)
     return shut._replace(kept=validation.clean(classifier, calibrator) >= least_clean)
 

@@ -307,7 +307,7 @@ def test_methods_that_learned_from_other_shifts_are_left_out_and_said(finished_r
     write_sealed(stage, read_json(stage) | {"trained_on": ["fog"]})
     output, names = measured()
     assert (
-        "bn-reestimate is left out: trained with different settings than calibrator (shifts: ['fog'] instead of ["
+        "bn-reestimate is left out: trained with different settings than calibrator (shifts: fog instead of contrast"
         in output
     )
     assert names == graphs - {"bn-reestimate"}  # denoise learned nothing

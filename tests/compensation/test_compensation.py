@@ -710,13 +710,13 @@ def test_latency_budget_narrows_the_calibrator(
 
     def latencies(sessions: dict[str, object], size: int, batch: int) -> dict[str, float]:
         assert (size, batch) == (32, 1)
-        timed.append({"alone": 1.0, "pair": 2.0 - 0.3 * len(timed)})
+        timed.append({"alone": 1.0, "compensated": 2.0 - 0.3 * len(timed)})
         return timed[-1]
 
     monkeypatch.setattr(fitting, "latencies_ms", latencies)
     assert chosen_by(1.75) == (rest[0], pytest.approx(1.7))
     timed.clear()
-    monkeypatch.setattr(fitting, "latencies_ms", lambda *_: {"alone": 1.0, "pair": 3.0})
+    monkeypatch.setattr(fitting, "latencies_ms", lambda *_: {"alone": 1.0, "compensated": 3.0})
     # A training that goes on keeps what was chosen, though times differ now.
     assert chosen_by(1.75) == (rest[0], pytest.approx(1.7))
     with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):

@@ -75,7 +75,7 @@ def test_stored_cells_have_their_own_images_labels_and_rows(data: str, tmp_path:
         for key in keys:
             assert f"`{key}`" in text, key
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "predictions").rglob("*.npz")}
-    assert len(kept) == 3 + 4  # clean and contrast; the set
+    assert len(kept) == 3 + 4 + 2  # clean and contrast; the set; foreign images
     again = evaluate_files([good, bad], data, tmp_path / "out", *options, "--resume")
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert again["corruption_sets"] == record["corruption_sets"]

@@ -435,7 +435,7 @@ def test_bad_input_is_one_line_and_writes_nothing(kind: str, data: str, tmp_path
     words, match = bad(kind, tmp_path, data)
     models = [m for m in words if isinstance(m, Path)]
     rest = [w for w in words if not isinstance(w, Path)]
-    result = qrobust("evaluate-onnx", *models, "--data", data, "--out", tmp_path / "out", *rest)
+    result = qrobust("evaluate-onnx", *models, "--data", data, "--out", tmp_path / "out", "-q", *rest)
     assert result.exit_code == 2, result.output
     assert len(result.output.strip().splitlines()) == 1, result.output
     assert match in result.output

@@ -227,7 +227,12 @@ def test_names_from_files_stay_in_the_folder(tmp_path: Path, monkeypatch: pytest
             folder.file(name)
     sets = [SimpleNamespace(name="stored:a", predictions=p, rows=[]) for p in ("x", "x/../../escaped")]
     record = SimpleNamespace(
-        summary=SimpleNamespace(clean_accuracy={}), rows=[], corruption_sets=sets, compensation=None
+        summary=SimpleNamespace(clean_accuracy={}),
+        rows=[],
+        corruption_sets=sets,
+        compensation=None,
+        classes=None,
+        class_names=(),
     )
     monkeypatch.setattr(reporting, "build_record", lambda *_: record)
     for name in ("html_report", "markdown_report"):
