@@ -46,9 +46,13 @@ class Opened:
     logits: torch.Tensor
     scores: torch.Tensor
 
+    def by(self, gate: Gate) -> torch.Tensor:
+        """How far a gate opens `(N,)`, from 0 to 1."""
+        return torch.sigmoid(gate.gain * (self.logits + gate.offset))
+
     def of(self, gate: Gate) -> torch.Tensor:
         """What is expected of a gate `(N,)`, from 0 to 1."""
-        place = torch.sigmoid(gate.gain * (self.logits + gate.offset)) * (len(OPENINGS) - 1)
+        place = self.by(gate) * (len(OPENINGS) - 1)
         below = place.long().clamp(max=len(OPENINGS) - 2)
         images = torch.arange(len(place))
         return torch.lerp(self.scores[below, images], self.scores[below + 1, images], (place - below).double())
@@ -92,9 +96,10 @@ def set_gate(
         layer.amplify(gate.gain)
 
     shut = Gate(GAINS[0], OFFSETS[-1])
-    least_expected = least_clean
+    opening = {gate: float(clean.by(gate).mean()) for gate in promised}
+    most_open = 1.0
     for _ in range(MOST_MEASURED):
-        keeping = [gate for gate in promised if expected[gate] >= least_expected]
+        keeping = [gate for gate in promised if expected[gate] >= least_clean and opening[gate] <= most_open]
         if not keeping:
             break
         best = max(keeping, key=lambda gate: promised[gate])
@@ -103,9 +108,8 @@ def set_gate(
         progress()
         if measured >= least_clean:
             return best
-        # What was read off promised too much, the less the more shut: look half as far from there to shut.
-        least_expected = max(least_expected, (expected[best] + expected[shut]) / 2)
-        del promised[best]
+        # What was read off promised too much; it does less so of gates that open less.
+        most_open = opening[best] / 2
     put(shut)
     return shut._replace(kept=validation.clean(classifier, calibrator) >= least_clean)
 

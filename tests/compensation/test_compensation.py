@@ -473,17 +473,42 @@ class _Gated(torch.nn.Module):
         return self.correction(images, self.gate(logit))  # type: ignore[no-any-return]  # a module gives a tensor
 
 
+GATES = [
+    (-9.0, 9.0, 1.0, Gate(1.0, 1.0)),  # told apart by far: as open as can be
+    (-0.2, 0.2, 1.0, Gate(8.0, 0.0)),  # by little: a gain has to decide
+    (3.0, 3.0, 1.0, Gate(1.0, -4.25)),  # not at all: shut until clean images are right
+    (3.0, 3.0, 0.0, Gate(1.0, 1.0)),  # nor do they matter
+    (3.0, 3.0, 2.0, Gate(1.0, OFFSETS[-1], kept=False)),  # more than all of them
+    (25.0, 35.0, 1.0, Gate(1.0, -27.0)),  # sure that all are shifted, of some more so: shut far down
+    (1.6, 2.0, 1.0, Gate(8.0, -1.75)),  # only between two steps: open at 2 - 1.75, shut at 1.6 - 1.75
+]
+
+
+def test_gate_opens_half_as_far_where_measuring_finds_less_than_was_promised() -> None:
+    black, white = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
+    validation = Validation.__new__(Validation)
+    validation.parts = [(black, torch.zeros(4, dtype=torch.long)), (white, torch.ones(4, dtype=torch.long))]
+    validation.primary, validation.conditions = ACCURACY, 1
+    calibrator = _Gated(-3.0, 9.0)
+
+    def classifier(images: torch.Tensor) -> torch.Tensor:
+        opened = images[:, 0, 0, 0]
+        return torch.stack([opened < 0.3, opened > 0.7], 1).float()
+
+    def measured(*_: object) -> float:  # clean images mind a gate that opens to a twentieth
+        return float(torch.sigmoid(calibrator.gate(torch.tensor([[-300.0]]))) < 0.05)
+
+    validation.clean = measured  # type: ignore[method-assign]
+    chosen = set_gate(calibrator, classifier, validation, least_clean=0.9)
+    opened = torch.sigmoid(chosen.gain * (torch.tensor([-3.0, 9.0]) + chosen.offset))
+    assert chosen.kept
+    assert opened[0] < 0.05
+    assert opened[1] > 0.7
+
+
 @pytest.mark.parametrize(
     ("clean", "shifted", "least", "found"),
-    [
-        (-9.0, 9.0, 1.0, Gate(1.0, 1.0)),  # told apart by far: as open as can be
-        (-0.2, 0.2, 1.0, Gate(8.0, 0.0)),  # by little: a gain has to decide
-        (3.0, 3.0, 1.0, Gate(1.0, -4.25)),  # not at all: shut until clean images are right
-        (3.0, 3.0, 0.0, Gate(1.0, 1.0)),  # nor do they matter
-        (3.0, 3.0, 2.0, Gate(1.0, OFFSETS[-1], kept=False)),  # more than all of them
-        (25.0, 35.0, 1.0, Gate(1.0, -27.0)),  # sure that all are shifted, of some more so: shut far down
-        (1.6, 2.0, 1.0, Gate(8.0, -1.75)),  # only between two steps: open at 2 - 1.75, shut at 1.6 - 1.75
-    ],
+    GATES,
 )
 def test_gate_is_as_open_and_as_sharp_as_clean_images_allow(
     clean: float, shifted: float, least: float, found: Gate
