@@ -82,7 +82,8 @@ def open_target_images(
         images = folder_images(folder, class_names, skip_bad=skip_bad) if labelled else loose
     if len(images) < LEAST:
         raise InputError(f"target_images: expected at least {LEAST} images in {folder}, got {len(images)}")
-    images.prepare(preprocessing.for_images_of(images.native_size()))
+    with naming_target_images():
+        images.prepare(preprocessing.for_images_of(images.native_size()))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, second = round(TRAINING * len(images)), round((TRAINING + VALIDATION) * len(images))
     parts = order[:first], order[first:second], order[second:]

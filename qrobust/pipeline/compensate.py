@@ -48,6 +48,7 @@ def compensate(run: Run) -> None:
     """Stage 2: train the calibrator in front of the INT8 classifier and freeze it."""
     folder = run.require_folder()
     check_images(run)
+    _ = run.conditions  # an unknown shift is refused before anything is trained
     checkpoints, data = checkpoints_of(run, run.fake_quantized), calibrator_data(run)
     # Refused before the calibrator that is there is deleted.
     choose_calibrator(

@@ -94,7 +94,7 @@ def test_a_run_tells_of_duplicates_and_of_what_it_does_not_use(weights: Path, tm
     (tmp_path / "names.txt").write_text("cat\ndog\n" + "".join(f"{i}\n" for i in range(8)))
     result = qrobust(
         *("quantize", "--model", "resnet8", "--weights", weights, "--data", f"imagefolder:{root}"),
-        *("--class-names", tmp_path / "names.txt", "--calibration-images", 8, "--out", tmp_path / "out"),
+        *("--class-names", tmp_path / "names.txt", "--calibration-images", 8, "--out", tmp_path / "out", "--anyway"),
     )
     assert result.exit_code == 0, result.output
     assert (
