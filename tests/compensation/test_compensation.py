@@ -53,7 +53,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.integer_layers import IntegerLinear
 from qrobust.quantization.ptq import quantize
 from qrobust.quantization.target import X86_VNNI
-from qrobust.record import EvolutionStrategy, read_record
+from qrobust.record import EvolutionStrategy, PhaseFit, read_record
 from qrobust.storage import read_json, write_sealed
 from qrobust.training_loop import fit
 
@@ -310,7 +310,7 @@ def trained(
     checkpoint: Path,
     steps: tuple[int, int],
     **options: Any,
-) -> training.Fit:
+) -> PhaseFit:
     """Train a calibrator in place, `steps` in all and restoring pixels."""
     progress = {"progress": options.pop("progress")} if "progress" in options else {}
     config = CalibratorConfig(**{"batch_size": 16, "use_labels": False} | options)

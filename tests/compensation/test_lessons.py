@@ -33,7 +33,7 @@ from qrobust.pipeline.stage import choices_key
 from qrobust.preprocessing import Preprocessing
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization import qat
-from qrobust.record import TargetImages, TrainingProvenance, read_record, to_json
+from qrobust.record import PhaseFit, TargetImages, TrainingProvenance, read_record, to_json
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import verdict
 from qrobust.shifts.registry import _own_shift
@@ -256,7 +256,7 @@ def test_a_training_that_ends_below_its_start_is_told(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    worse = training.Fit(0.6, 0.55, 0.9, 0.5, 5, diverged=False, earlier_s=0.0)
+    worse = PhaseFit(0.9, 0.5, 0.6, 0.55, 5, diverged=False)
     monkeypatch.setattr(fitting, "train_calibrator", lambda *_, **__: worse)
     result = qrobust("compensate", run, "--steps", 5, "-q", "--threads", 1)
     assert "warning: training (float) ended below where it began on validation images" in result.output
