@@ -256,7 +256,13 @@ def test_a_training_that_ends_below_its_start_is_told(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    worse = PhaseFit(0.9, 0.5, 0.6, 0.55, 5, diverged=False)
+    accuracies = {
+        "start_clean_accuracy": 0.9,
+        "start_shift_accuracy": 0.5,
+        "clean_accuracy": 0.6,
+        "shift_accuracy": 0.55,
+    }
+    worse = PhaseFit(**accuracies, best_step=5, diverged=False)
     monkeypatch.setattr(fitting, "train_calibrator", lambda *_, **__: worse)
     result = qrobust("compensate", run, "--steps", 5, "-q", "--threads", 1)
     assert "warning: training (float) ended below where it began on validation images" in result.output
