@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from qrobust.evaluation.predictions import Condition
 from qrobust.evaluation.primary import Primary
 from qrobust.evaluation.statistics import (
     ONE_SIDED,
@@ -186,11 +185,6 @@ def graph_effects(
             )
         )
     return tuple(found)
-
-
-def spread(conditions: Sequence[Condition], most: int) -> list[Condition]:
-    """At most so many conditions, evenly spread over their order."""
-    return list(conditions[:: -(-len(conditions) // most)])
 
 
 def chance(labels: np.ndarray, primary: Primary) -> float:

@@ -20,7 +20,7 @@ from qrobust.deployment.profiling import latencies_ms
 from qrobust.deployment.session import sums
 from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.confidence import confidence_results
-from qrobust.evaluation.effects import Right, chance, graph_effects, spread
+from qrobust.evaluation.effects import Right, chance, graph_effects
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
 from qrobust.evaluation.other_images import corruption_set, target_row
@@ -50,13 +50,14 @@ from qrobust.record import (
     hardware,
     versions,
 )
+from qrobust.shifts.registry import recommendation_conditions
 
 # Test images for a remedy that exists in torch only.
 TORCH_IMAGES = 200
 # Foreign images of each set, on which confidence should be low.
 FOREIGN_IMAGES = 500
-# Validation images, and conditions, by which a remedy is chosen; at most as many images as are tested on.
-SELECTION_IMAGES, SELECTION_CONDITIONS = 1000, 12
+# Validation images by which a remedy is chosen; at most as many as are tested on.
+SELECTION_IMAGES = 1000
 
 
 def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
@@ -245,8 +246,9 @@ def _on_target(run: Run, classifiers: dict[str, OnnxClassifier], split: Split, k
 
 
 def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], workers: int) -> Effects | None:
-    """What each graph does, measured on validation images, too, under conditions that no remedy was trained on.
+    """What each graph does, measured on validation images, too, under random operations.
 
+    They are of families that no remedy learned from, or where there are none, other draws; never what is measured.
     None where nothing but clean images was measured, or target images that remedies learn from have no labels.
     """
     shifts, folder = run.config.shifts, run.require_folder()
@@ -259,8 +261,8 @@ def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier]
     ]
     qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
     learned = {*(qat.shifts if qat else ()), *(shift for name in made for shift in _trained_on(folder, name))}
-    withheld = [condition for condition in rendered if condition[0] not in learned]
-    conditions = [] if target else spread(withheld or rendered, SELECTION_CONDITIONS)
+    generic, withheld = recommendation_conditions(learned)
+    conditions = [] if target else generic
     cache = _cache(run, classifiers)
     chosen = measure(
         classifiers,
@@ -281,7 +283,7 @@ def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier]
         for own, *shifted in zip((chosen, found), *([of_target] if target else ()), strict=True)
     )
     return Effects(
-        withheld=bool(withheld) or target is not None,
+        withheld=withheld or target is not None,
         conditions=len(conditions),
         target_images=target is not None,
         chance=chance(test["int8"].shift_labels, run.primary),

@@ -107,8 +107,9 @@ class Effects:
     """What every graph but `float` does.
 
     Attributes:
-        withheld: no shift of validation is one that a remedy was trained on; else none was left to be withheld.
-        conditions: how many conditions validation images are measured under.
+        withheld: no remedy learned from the shifts that validation images are measured under; else remedies learned
+            from other draws of these.
+        conditions: how many conditions validation images are measured under, of random operations.
         target_images: shift is target images, for remedies learned from these alone.
         chance: what always answering the largest class comes to: accuracy where that is the primary measure, else
             balanced accuracy.

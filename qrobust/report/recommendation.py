@@ -80,7 +80,7 @@ def _chosen(effects: Effects, found: GraphEffect) -> str:
     if effects.target_images:
         where = "target images"
     else:
-        kind = "withheld from training" if effects.withheld else "that training saw, none was withheld"
+        kind = "withheld from training" if effects.withheld else "of which training saw other draws"
         where = f"images under {effects.conditions} conditions {kind}"
     gain = points(found.validation.gain_pp, found.validation.gain_interval_pp)
     return f"chosen on {found.validation.n} validation {where} ({gain})"

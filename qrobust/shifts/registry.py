@@ -8,7 +8,7 @@ their own, in physical units, whatever the table.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -542,6 +542,22 @@ def selection_conditions(conditions: Sequence[tuple[str, int]], families: Sequen
     """
     withheld = [family for family in g.FAMILIES if family not in families]
     return [*conditions, *(generic_conditions(withheld or families) if families else ())]
+
+
+def recommendation_conditions(learned: Collection[str]) -> tuple[list[tuple[str, int]], bool]:
+    """What a recommendation is chosen by: random operations of the families that no remedy learned from.
+
+    Where remedies learned from all families, it is all of them, whose operations are other draws than those learned
+    from. What is measured never chooses.
+
+    Args:
+        learned: names of the shifts that any of the remedies learned from, see `SHIFTS`.
+
+    Returns:
+        (shift, severity), and whether no remedy learned from any of these families.
+    """
+    withheld = [family for family in g.FAMILIES if f"generic_{family}" not in learned]
+    return generic_conditions(withheld or g.FAMILIES), bool(withheld)
 
 
 def defined_conditions(names: tuple[str, ...], severities: tuple[int, ...], table: str) -> list[tuple[str, int]]:

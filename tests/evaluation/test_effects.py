@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from qrobust.evaluation.effects import Moments, Right, chance, class_effects, graph_effects, needed, spread
+from qrobust.evaluation.effects import Moments, Right, chance, class_effects, graph_effects, needed
 from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.evaluation.statistics import ONE_SIDED
 
@@ -104,9 +104,3 @@ def test_the_primary_measure_is_what_gains_are_of() -> None:
 def test_chance_is_the_largest_class_in_the_primary_measure() -> None:
     labels = np.array([0] * 9 + [1])
     assert (chance(labels, ACCURACY), chance(labels, Primary("balanced"))) == (0.9, 0.5)
-
-
-def test_conditions_are_spread_over_their_order() -> None:
-    every = [("fog", severity) for severity in range(10)]
-    assert spread(every, 4) == [("fog", 0), ("fog", 3), ("fog", 6), ("fog", 9)]
-    assert spread(every, 12) == every

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from conftest import qrobust
 
+from qrobust.record import read_record
+from qrobust.shifts.registry import SUITES
 from qrobust.storage import read_json
 
 
@@ -42,3 +44,11 @@ def test_an_unknown_suite_is_refused(finished_run: Path) -> None:
     result = qrobust("evaluate", finished_run, "-q", "--shifts", "corruptions-16")
     assert result.exit_code == 2
     assert "corruptions-15" in result.output
+
+
+def test_what_is_measured_chooses_no_recommendation(finished_run: Path) -> None:
+    asked = {path.stem.rpartition("-")[0] for path in (finished_run / "predictions" / "validation").glob("*.npz")}
+    assert asked == {"clean", *SUITES["generic"]}
+    effects = read_record(finished_run / "record.json").effects
+    assert effects is not None
+    assert (effects.withheld, effects.conditions) == (True, 2 * len(SUITES["generic"]))

@@ -15,7 +15,12 @@ from qrobust.quantization.qat import _batch
 from qrobust.shifts import generic
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import DEPTHS, FAMILIES, OPERATIONS, operations
-from qrobust.shifts.registry import SUITES, generic_conditions, selection_conditions
+from qrobust.shifts.registry import (
+    SUITES,
+    generic_conditions,
+    recommendation_conditions,
+    selection_conditions,
+)
 from qrobust.shifts.rendering import render
 from qrobust.shifts.rng import Generators
 
@@ -230,6 +235,17 @@ def test_what_chooses_are_the_families_left_out() -> None:
     assert selection_conditions([("fog", 5)], ()) == [("fog", 5)]
     with pytest.raises(InputError, match="'filters'"):
         generic_conditions(["filter"])
+
+
+def test_a_recommendation_is_chosen_by_families_that_nothing_learned_from() -> None:
+    every = {(name, severity) for name in SUITES["generic"] for severity in (3, 5)}
+    for learned in ((), ("fog", "gaussian_noise", "imagefolder:night")):
+        conditions, withheld = recommendation_conditions(learned)
+        assert (set(conditions), withheld) == (every, True)
+    most = [f"generic_{family}" for family in FAMILIES if family != "light"]
+    assert recommendation_conditions(most) == ([("generic_light", 3), ("generic_light", 5)], True)
+    conditions, withheld = recommendation_conditions([*most, "generic_light"])
+    assert (set(conditions), withheld) == (every, False)
 
 
 @pytest.mark.parametrize(
