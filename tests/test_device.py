@@ -54,6 +54,12 @@ def observed(small_model: NormalizedModel, digits: Data) -> Observed:
     return observe(small_model, (to_unit(i) for i, _ in digits.calibration.batches(16)), Recipe("w4a4"))
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bfloat16: a CPU may have kernels for it, the other device never has, and numbers are compared to the bit."""
+    monkeypatch.setattr(devices, "bfloat16_kernels", lambda place: False)
+
+
 def test_no_other_module_names_an_accelerator() -> None:
     naming = re.compile(r"""["'](cuda|mps)|torch\.(cuda|mps)|backends\.(cuda|cudnn|mps)""")
     named = [path.name for path in (ROOT / "qrobust").rglob("*.py") if naming.search(path.read_text())]
@@ -127,6 +133,7 @@ def test_a_lent_classifier_has_the_same_gradient(small_model: NormalizedModel, i
 # The same numbers, and nothing left on the CPU: the other device refuses it.
 
 
+@pytest.mark.usefixtures("float32")
 def test_observing_building_and_measuring_follow_the_device(
     small_model: NormalizedModel, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +152,7 @@ def test_observing_building_and_measuring_follow_the_device(
         assert quantized(OTHER) == wanted
 
 
+@pytest.mark.usefixtures("float32")
 def test_a_search_follows_the_device(
     small_model: NormalizedModel, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +176,7 @@ def test_batch_norms_are_reestimated_there(small_model: NormalizedModel, images:
         assert state_hash(reestimate_batch_norm(small_model, images.split(8), device=OTHER)) == wanted
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("remedy", ["finetune", "scales"])
 def test_training_the_classifier_follows_the_device_and_goes_on_elsewhere(
     remedy: str, small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
@@ -225,6 +234,7 @@ def _calibrator_step(
     return float(loss.detach()), gradient
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("step", [0, 2])  # restoring pixels, and behind the classifier
 def test_a_step_of_calibrator_training_follows_the_device(
     step: int, small_model: NormalizedModel, observed: Observed, digits: Data
@@ -237,6 +247,7 @@ def test_a_step_of_calibrator_training_follows_the_device(
     assert torch.equal(gradient_there, gradient)
 
 
+@pytest.mark.usefixtures("float32")
 def test_a_whole_calibrator_training_follows_the_device(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
@@ -356,10 +367,13 @@ def test_parts_give_the_outputs_and_the_gradient_of_the_whole(
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("float32")
 def test_reference_networks_train_on_any_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr("sys.argv", ["train_baselines.py"])
     import train_baselines
+
+    monkeypatch.setattr(train_baselines, "bfloat16_kernels", devices.bfloat16_kernels)
 
     def trained(device: Device, name: str) -> dict[str, torch.Tensor]:
         monkeypatch.setattr(train_baselines, "find_device", lambda _: device)
