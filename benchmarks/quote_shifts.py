@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from figures import percent, record
 
+from qrobust.shifts import c_bar as c_bar_corruptions
+
 
 def corruption_fidelity() -> str:
     """How far each corruption is from the reference implementation."""
@@ -69,7 +71,31 @@ def corruption_processes() -> str:
     )
 
 
+def c_bar() -> str:
+    """Strengths of c-bar per table, and how often the reference networks err."""
+    found = record("c_bar")
+    lines = [
+        "| corruption | strength | " + " | ".join(f"`{table}`, severity 1 to 5" for table in found) + " |",
+        "|---|---|" + "---|" * len(found),
+    ]
+    for name in c_bar_corruptions.CORRUPTIONS:
+        unit = c_bar_corruptions.UNITS[c_bar_corruptions.CORRUPTIONS[name]]
+        figures = (", ".join(f"{x:.2g}" for x in one["corruptions"][name]["strengths"]) for one in found.values())
+        lines.append(f"| {name} | {unit} | {' | '.join(figures)} |")
+    said = []
+    for table, one in found.items():
+        errors = [corruption["errors"] for corruption in one["corruptions"].values()]
+        means = [sum(at) / len(at) for at in zip(*errors, strict=True)]
+        said.append(
+            f"- `{table}`: {one['network']} errs on {percent(one['clean_error'])} of {one['n']:,} validation images, "
+            f"at severity 1 to 5 on {', '.join(percent(e) for e in one['suite_errors'])} under the 19, on "
+            f"{', '.join(percent(e) for e in means)} under these."
+        )
+    return "\n".join([*lines, "", *said])
+
+
 SHIFTS = (
+    c_bar,
     corruption_fidelity,
     corruption_speed,
     corruption_processes,

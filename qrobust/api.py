@@ -40,7 +40,7 @@ from qrobust.quantization.tracing import folded
 from qrobust.record import ExplainedAudit, Parity
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import FAMILIES
-from qrobust.shifts.registry import table_for
+from qrobust.shifts.registry import refuse_measured_alone, table_for
 from qrobust.storage import scratch
 
 
@@ -218,8 +218,10 @@ def fit_calibrator(
         reporter: where progress is told.
 
     Raises:
-        InputError: no calibrator fits the budgets, or there is nothing to learn from.
+        InputError: no calibrator fits the budgets, there is nothing to learn from, or a condition is for measuring
+            alone.
     """
+    refuse_measured_alone("conditions", [name for name, _ in conditions])
     size, channels = data.image_size, teacher.channels
 
     def deployed(module: nn.Module) -> OnnxClassifier:

@@ -38,7 +38,7 @@ def choices(options: Mapping[str, Any]) -> dict[str, Any]:
         InputError: options that exclude each other.
     """
     from qrobust.errors import InputError
-    from qrobust.shifts.registry import scenarios
+    from qrobust.shifts.registry import refuse_measured_alone, scenarios
 
     given = {k: v for k, v in options.items() if v is not None}
     names, folder = given.pop("scenario", None), given.pop("target_images", None)
@@ -52,6 +52,8 @@ def choices(options: Mapping[str, Any]) -> dict[str, Any]:
     images = None if folder is None else f"imagefolder:{folder.removeprefix('imagefolder:')}"
     if names is not None:
         shifts = scenarios(names)
+        if "train_on" in options:
+            refuse_measured_alone("scenario", names)
         given |= {"scenarios": names, "shifts": shifts}
         if "train_on" in options:  # a command that only measures leaves alone what is learned from
             given |= {"train_on": ("generic", *shifts)}

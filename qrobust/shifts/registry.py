@@ -17,9 +17,11 @@ import torch
 
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.paths import user_path
+from qrobust.shifts import c_bar
 from qrobust.shifts import corruptions as c
 from qrobust.shifts import generic as g
 from qrobust.shifts import transformations as t
+from qrobust.shifts.c_bar.strengths import STRENGTHS
 from qrobust.user_code import (
     UserFile,
     file_of,
@@ -33,6 +35,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 GENERIC_SEVERITIES = (3, 5)
 # Images on which a user's own shift is tried before anything is written.
 TRIED_IMAGES = 8
+C_BAR = "c-bar"  # the suite that nothing learns from, nor is chosen by
 STORED = "stored:"  # begins the name of a set of shifted images that lies on disk
 # From this side on the ImageNet constants are the meaningful ones.
 IMAGENET_TABLE_SIZE = 64
@@ -44,7 +47,8 @@ class Shift:
 
     Attributes:
         name: as in reports and options.
-        family: `noise`, `blur`, `weather`, `digital`, `geometry`, `colour`, `sensor`, `generic` or `own`.
+        family: `noise`, `blur`, `weather`, `digital`, `geometry`, `colour`, `sensor`, `c-bar`, `generic` or
+            `own`.
         function: images, strengths and generators to images.
         unit: what the strength means.
         strengths: table name to the arguments for severities 1 to 5 (None: not defined there).
@@ -320,7 +324,19 @@ _GENERIC = tuple(
     )
     for family, function in (*g.OPERATIONS.items(), ("mixture", g.mixture))
 )
-SHIFTS: dict[str, Shift] = {s.name: s for s in (*_NAMED, *_GENERIC)}
+_C_BAR = tuple(
+    Shift(
+        name,
+        "c-bar",
+        function,
+        c_bar.UNITS[function],
+        {table: _arguments(STRENGTHS[table][name]) for table in TABLES},
+        keeps_pixels=name not in c_bar.MOVING,
+        version="counters",
+    )
+    for name, function in c_bar.CORRUPTIONS.items()
+)
+SHIFTS: dict[str, Shift] = {s.name: s for s in (*_NAMED, *_GENERIC, *_C_BAR)}
 SUITES: dict[str, tuple[str, ...]] = {
     "default": (
         "gaussian_noise",
@@ -361,6 +377,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     # Random operations without a name, to learn from: what learned from them alone has seen no other shift.
     "generic": tuple(s.name for s in _GENERIC),
+    # Unlike what anything learns from, so that it says how far a gain carries: for measuring alone.
+    C_BAR: tuple(s.name for s in _C_BAR),
     "all": tuple(s.name for s in _NAMED),
 }
 # What changes together when a camera meets a new scene.
@@ -497,6 +515,24 @@ def scenarios(names: tuple[str, ...]) -> tuple[str, ...]:
     return expand(tuple(part for name in names for part in SCENARIOS.get(name, (name,))))
 
 
+def refuse_measured_alone(option: str, names: Sequence[str]) -> None:
+    """Refuse to learn from what is for measuring alone.
+
+    Args:
+        option: that names what is learned from.
+        names: of shifts and suites.
+
+    Raises:
+        InputError: one is the suite c-bar, or of it.
+    """
+    for name in names:
+        if name == C_BAR or name in SUITES[C_BAR]:
+            of_it = "" if name == C_BAR else f" of {C_BAR}"
+            raise InputError(
+                f"{option}: expected shifts to learn from, got {name}{of_it}, which is for measuring alone: --shifts"
+            )
+
+
 def training_sets(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What names of things to learn from mean.
 
@@ -517,6 +553,7 @@ def training_sets(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
             near = nearest(name, (*SUITES, *SHIFTS, *SCENARIOS))
             raise unknown("train_on", name, SUITES, "a shift, a scenario or FILE.py:FUNCTION", near=near)
         parts += expand((name,)) if known else SCENARIOS[name]
+    refuse_measured_alone("train_on", names)
     families = [part.removeprefix("generic_") for part in parts if part in SUITES["generic"]]
     every = g.FAMILIES if "mixture" in families else tuple(dict.fromkeys(families))
     return every, tuple(dict.fromkeys(part for part in parts if part not in SUITES["generic"]))

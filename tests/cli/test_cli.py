@@ -513,6 +513,8 @@ def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
         ),
         (["--hold-out", "fog"], "is now --train-on NAME,...: what is learned from"),
         (["--train-on", "fogg"], "got 'fogg'; did you mean 'fog'?"),
+        (["--train-on", "generic,c-bar"], "--train-on: expected shifts to learn from, got c-bar, which is for"),
+        (["--scenario", "ripple"], "--scenario: expected shifts to learn from, got ripple of c-bar, which is for"),
         (["--scenario-share", "1.5"], "--scenario-share: expected at most 1, got 1.5"),
         (["--scenario", "night", "--train-on", "fog"], "expected either --scenario or --train-on, got both"),
         (["--few-shot", 100_000], "--few-shot: expected at most the"),

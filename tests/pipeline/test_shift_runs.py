@@ -52,3 +52,14 @@ def test_what_is_measured_chooses_no_recommendation(finished_run: Path) -> None:
     effects = read_record(finished_run / "record.json").effects
     assert effects is not None
     assert (effects.withheld, effects.conditions) == (True, 2 * len(SUITES["generic"]))
+
+
+def test_c_bar_is_measured(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    options = ("-q", "--severities", "5", "--attacks", "none")
+    assert qrobust("evaluate", out, "--shifts", "c-bar", *options).exit_code == 0
+    assert qrobust("report", out).exit_code == 0
+    found = read_json(out / "record.json")
+    assert {row["shift"] for row in found["rows"]} == {"clean", *SUITES["c-bar"]}
+    assert not any(row["seen_by_remedy"] for row in found["rows"])

@@ -70,9 +70,11 @@ def test_a_photograph_sized_image(name: str) -> None:
 
 # Not monotone as published: brightness meets white; spatter, glass blur and elastic change several constants at
 # once; saturate goes down first and then up; frost's pictures differ more than its severities; box filters
-# hit the edges of these pictures or miss them. Of random operations another one is drawn at each severity.
+# hit the edges of these pictures or miss them. Of random operations, and of c-bar's patterns, another one is drawn at
+# each severity; tests of their own look at one draw.
 UNEVEN = {
     *SUITES["generic"],
+    *SUITES["c-bar"],
     "spatter",
     "glass_blur",
     "elastic_transform",
