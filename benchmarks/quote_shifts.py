@@ -5,6 +5,7 @@ from __future__ import annotations
 from figures import percent, record
 
 from qrobust.shifts import c_bar as c_bar_corruptions
+from qrobust.shifts.registry import SUITES
 
 
 def corruption_fidelity() -> str:
@@ -94,8 +95,33 @@ def c_bar() -> str:
     return "\n".join([*lines, "", *said])
 
 
+def near_far() -> str:
+    """Which shifts are near and which far, nearest first."""
+    found = record("near_far")
+    ordered = sorted(found["shifts"].items(), key=lambda item: item[1]["distance"])
+    lines = ["| of | near | far |", "|---|---|---|"]
+    for suite in ("corruptions-19", "transformations", "c-bar"):
+        own = [(name, one) for name, one in ordered if name in SUITES[suite]]
+        near, far = (
+            ", ".join(f"{name} {one['distance']:.2f}" for name, one in own if one["far"] == is_far)
+            for is_far in (False, True)
+        )
+        lines.append(f"| `{suite}` | {near or '-'} | {far or '-'} |")
+    left_out = ", ".join(f"{family} {value:.2f}" for family, value in found["left_out_distance"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Distances in the features of {found['network']}, {found['n']} validation images, {found['draws']:,} "
+            f"random operations, table `{found['severity_table']}`. Families left out: {left_out}; the threshold is "
+            f"their mean, {found['threshold']:.3f}.",
+        ]
+    )
+
+
 SHIFTS = (
     c_bar,
+    near_far,
     corruption_fidelity,
     corruption_speed,
     corruption_processes,

@@ -42,6 +42,7 @@ from qrobust.record import (
     RunAccuracy,
     taken,
 )
+from qrobust.shifts.nearness import is_far
 from qrobust.shifts.registry import find_shift
 
 # A difference in percentage points and its interval.
@@ -176,6 +177,11 @@ def _mean_correct(
     return are_correct(predictions, name, conditions, labels).mean(0)
 
 
+def far_conditions(conditions: Sequence[Condition]) -> list[Condition]:
+    """Those whose shift lies far from all random operations that are learned from."""
+    return [condition for condition in conditions if is_far(condition[0])]
+
+
 def overview(
     predictions: ConditionPredictions, labels: np.ndarray, *, seed: int, table: str, classes: int, of: int
 ) -> Overview:
@@ -191,6 +197,7 @@ def overview(
     """
     names, shifted = list(predictions[CLEAN]), [condition for condition in predictions if condition != CLEAN]
     clean = {name: are_correct(predictions, name, [CLEAN], labels)[0] for name in names}
+    far = far_conditions(shifted)
     shift = {name: are_correct(predictions, name, shifted, labels).mean(0) for name in names} if shifted else {}
     return Overview(
         n_test=len(labels),
@@ -200,6 +207,8 @@ def overview(
         clean_interval={k: wilson_interval(int(v.sum()), len(labels)) for k, v in clean.items()},
         shift_accuracy={k: float(shift[k].mean()) if shift else None for k in names},
         shift_interval={k: paired_bootstrap(shift[k], seed) if shift else None for k in names},
+        far_accuracy={k: float(_mean_correct(predictions, k, far, labels).mean()) for k in names} if far else {},
+        n_far_conditions=len(far),
         mce=corruption_error(predictions, labels, table, classes),
         worst_classes_by_shift={k: worst_classes(clean[k], shift[k], labels) if shift else () for k in names},
     )
@@ -311,9 +320,9 @@ def summarise(
 
     of_seen = [c for c in shifted if c[0] in seen]
     of_unseen = [c for c in shifted if c[0] not in seen]
-    every, known, unknown = (
+    every, known, unknown, far = (
         gain_over(predictions, "compensated", conditions, labels, seed)
-        for conditions in (shifted, of_seen, of_unseen)
+        for conditions in (shifted, of_seen, of_unseen, far_conditions(shifted))
     )
     before, after = (_mean_correct(predictions, name, [CLEAN], labels) for name in ("int8", "compensated"))
     cost = difference(before, after, seed)
@@ -329,6 +338,8 @@ def summarise(
         unseen_gain_pp=unknown[0],
         unseen_gain_interval_pp=unknown[1],
         n_unseen_conditions=len(of_unseen),
+        far_gain_pp=far[0],
+        far_gain_interval_pp=far[1],
     )
 
 
@@ -358,8 +369,9 @@ def remedy_gains(
         before, after = (predictions[CLEAN][n].prediction for n in ("int8", name))
         known = (seen or {}).get(name, ())
         of_unseen, of_seen = ([c for c in shifted if (c[0] in known) == is_seen] for is_seen in (False, True))
-        unseen_gain, seen_gain = (
-            gain_over(predictions, name, conditions, labels, seed) for conditions in (of_unseen, of_seen)
+        unseen_gain, seen_gain, far_gain = (
+            gain_over(predictions, name, conditions, labels, seed)
+            for conditions in (of_unseen, of_seen, far_conditions(shifted))
         )
         (clean, clean_before), (shift, shift_before) = (
             [are_correct(predictions, n, conditions, labels).mean(0) for n in (name, "int8")]
@@ -383,6 +395,8 @@ def remedy_gains(
                 unseen_gain_interval_pp=unseen_gain[1],
                 seen_gain_pp=seen_gain[0],
                 seen_gain_interval_pp=seen_gain[1],
+                far_gain_pp=far_gain[0],
+                far_gain_interval_pp=far_gain[1],
                 clean_agreement=agreement(before, after),
                 clean_harmful_flips=flips(before, after, labels).harmful,
             )

@@ -259,6 +259,8 @@ class RemedyGain(Gain):
         unseen_gain_interval_pp: its interval.
         seen_gain_pp: over the other conditions.
         seen_gain_interval_pp: its interval.
+        far_gain_pp: over conditions whose shift lies far from all random operations, or null.
+        far_gain_interval_pp: its interval.
         clean_agreement: share of clean images that it predicts as `int8` does; null in records of earlier versions.
         clean_harmful_flips: share of clean images that `int8` gets right and it gets wrong; likewise.
     """
@@ -273,6 +275,8 @@ class RemedyGain(Gain):
     unseen_gain_interval_pp: PointsInterval | None = None
     seen_gain_pp: Points | None = None
     seen_gain_interval_pp: PointsInterval | None = None
+    far_gain_pp: Points | None = None
+    far_gain_interval_pp: PointsInterval | None = None
     clean_agreement: Share | None = None
     clean_harmful_flips: Share | None = None
 

@@ -186,6 +186,9 @@ class Overview:
         clean_interval: per classifier, Wilson's at 95 %.
         shift_accuracy: per classifier, the mean over all conditions, each weighing the same; null without any.
         shift_interval: per classifier, its 95 % interval by bootstrap over images, which all conditions share.
+        far_accuracy: per classifier, the mean over the conditions whose shift lies far from all random operations;
+            empty without any, and in records of earlier versions.
+        n_far_conditions: how many these are.
         mce: mean corruption error; null if none of the corruptions was measured.
         worst_classes_by_shift: per classifier at most five classes, worst first, from clean images to the mean over
             conditions.
@@ -198,6 +201,8 @@ class Overview:
     clean_interval: dict[str, Interval]
     shift_accuracy: dict[str, Share | None]
     shift_interval: dict[str, Interval | None]
+    far_accuracy: dict[str, Share] = field(default_factory=dict)
+    n_far_conditions: Count = 0
     mce: MeanCorruptionError | None
     worst_classes_by_shift: dict[str, tuple[WorstClass, ...]]
 
@@ -246,6 +251,8 @@ class RunAccuracy(Drops, Overview):
         unseen_gain_pp: the gain over the other conditions.
         unseen_gain_interval_pp: its interval.
         n_unseen_conditions: how many these are.
+        far_gain_pp: the gain over conditions whose shift lies far from all random operations.
+        far_gain_interval_pp: its interval.
     """
 
     compensation_gain_pp: Points | None = None
@@ -258,6 +265,8 @@ class RunAccuracy(Drops, Overview):
     unseen_gain_pp: Points | None = None
     unseen_gain_interval_pp: PointsInterval | None = None
     n_unseen_conditions: Count = field(default=0, metadata=was("n_unseen_cells"))
+    far_gain_pp: Points | None = None
+    far_gain_interval_pp: PointsInterval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,7 +156,12 @@ def _under_shift(record: Record, graph: str) -> list[str]:
         return []
     return [
         f"- under shift, mean over {s.n_conditions} conditions of severity table `{record.severity_table}`: "
-        f"{percent(s.shift_accuracy[graph])} {bounds(interval)}"
+        f"{percent(s.shift_accuracy[graph])} {bounds(interval)}",
+        *(
+            [f"- of these, {s.n_far_conditions} far from all random operations: {percent(s.far_accuracy[graph])}"]
+            if s.n_far_conditions
+            else []
+        ),
     ]
 
 

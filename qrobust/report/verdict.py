@@ -160,6 +160,12 @@ def _gain_sentences(record: Record) -> list[str]:
             f"from {percent(s.clean_accuracy['int8'])} to {percent(s.clean_accuracy['compensated'])} "
             f"(cost {points(s.clean_cost_pp, s.clean_cost_interval_pp)})."
         )
+    if s.far_gain_pp is not None:
+        sentences.append(
+            f"On the {s.n_far_conditions} conditions that are far from all random operations: from "
+            f"{percent(s.far_accuracy['int8'])} to {percent(s.far_accuracy['compensated'])} "
+            f"({points(s.far_gain_pp, s.far_gain_interval_pp)})."
+        )
     times = {name: latency.batch_1 for name, latency in s.latency_ms.items()}
     sentences.append(
         f"It costs {percent(s.macs.calibrator_share)} of the classifier's multiply-accumulates: at batch 1 "
@@ -211,7 +217,7 @@ def learned_target(record: Record) -> TargetImages | None:
 
 def comparison(record: Record) -> list[list[str]]:
     """The table of remedies: a header, then a row for each, highest gain first."""
-    gains = ("gain", "on unseen shifts", "on seen shifts")
+    gains = ("gain", "on unseen shifts", "on seen shifts", "on far shifts")
     header = ("", "clean", "under shift", *gains, "clean cost", "multiply-accumulates", "time over INT8, batch 1")
     rows, whole = [[*header, "batch 32", "n"]], record.summary.macs.classifier
     for row in record.remedies:
@@ -224,6 +230,7 @@ def comparison(record: Record) -> list[list[str]]:
                 points(row.gain_pp, row.gain_interval_pp),
                 points(row.unseen_gain_pp, row.unseen_gain_interval_pp) or "-",
                 points(row.seen_gain_pp, row.seen_gain_interval_pp) or "-",
+                points(row.far_gain_pp, row.far_gain_interval_pp) or "-",
                 points(row.clean_cost_pp, row.clean_cost_interval_pp),
                 "-" if row.macs is None else percent(row.macs / whole),
                 *((f"{ratio.batch_1:.2f}x", f"{ratio.batch_32:.2f}x") if ratio else ("-", "-")),

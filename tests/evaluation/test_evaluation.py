@@ -12,6 +12,7 @@ import torch
 from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
+from qrobust.evaluation import summary
 from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.predictions import (
     CLEAN,
@@ -92,6 +93,22 @@ def test_summary_agrees_with_its_rows(predictions: ConditionPredictions) -> None
     assert s.lost_images[0].conditions >= s.lost_images[-1].conditions >= 1
     assert len(s.lost_images) <= 20
     assert {c.n for c in s.worst_classes} == {50}
+
+
+def test_far_conditions_have_means_of_their_own(
+    predictions: ConditionPredictions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = run_rows(predictions, LABELS, seed=0, of=N)
+    monkeypatch.setattr(summary, "is_far", lambda name: name == "rotation")
+    s = summarise(predictions, LABELS, (), seed=0, table="cifar-c", classes=5, of=N)
+    assert s.n_far_conditions == 1
+    assert s.far_accuracy == pytest.approx(rows[3].accuracy)
+    assert s.far_gain_pp == pytest.approx(rows[3].gain_pp)
+    (gain,) = remedy_gains(predictions, LABELS, seed=0)
+    assert gain.far_gain_pp == pytest.approx(s.far_gain_pp)
+    monkeypatch.setattr(summary, "is_far", lambda name: False)
+    none = summarise(predictions, LABELS, (), seed=0, table="cifar-c", classes=5, of=N)
+    assert (none.far_accuracy, none.n_far_conditions, none.far_gain_pp) == ({}, 0, None)
 
 
 def test_alexnet_normalises_five_severities_of_imagenet_c() -> None:
