@@ -9,6 +9,8 @@ from PIL import Image
 from qrobust.data.sources import array_images, digits_images, photographs
 from qrobust.data.splits import Split
 
+# How many sets `foreign_splits` makes.
+FOREIGN_SETS = 2
 # Smallest crop of a photograph, as a share of its shorter side.
 LEAST_CROP = 0.25
 DIGITS = {str(digit) for digit in range(10)}

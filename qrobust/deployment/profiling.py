@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, check_batch, open_session, plainly
 from qrobust.errors import InputError
 
-# Calls before times count, and seconds of one classifier's turn.
-WARM_UP, ROUND_S = 5, 0.02
+# Calls before times count, seconds of one classifier's turn, and how many turns it has.
+WARM_UP, ROUND_S, ROUNDS = 5, 0.02, 50
 
 
 def latencies_ms(
-    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = 50
+    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = ROUNDS
 ) -> dict[str, float]:
     """Milliseconds per batch, measured in turn (A B A B ...): the first one's median, and for each other that
     times the median of its ratio to the first, round by round, from which the machine's own drift is gone.
@@ -46,6 +47,12 @@ def latencies_ms(
             samples[name].append((time.perf_counter() - started) / repeats[name] * 1e3)
     first = np.array(next(iter(samples.values()), []))
     return {name: float(np.median(first) * np.median(np.array(values) / first)) for name, values in samples.items()}
+
+
+def timing_s(ms: Iterable[float]) -> float:
+    """Seconds that `latencies_ms` takes for classifiers of these milliseconds per batch."""
+    calls = [each / 1e3 for each in ms]
+    return sum(WARM_UP * call + ROUNDS * max(call, ROUND_S) for call in calls)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import torch
 
 from qrobust.classifier import Classifier, state_hash
 from qrobust.compensation.baselines import AntiAdversary
-from qrobust.data.foreign import foreign_splits
+from qrobust.data.foreign import FOREIGN_SETS, foreign_splits
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import session_options
@@ -24,7 +24,7 @@ from qrobust.evaluation.effects import Right, chance, graph_effects
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
 from qrobust.evaluation.other_images import corruption_set, target_row
-from qrobust.evaluation.predictions import CLEAN, Cache
+from qrobust.evaluation.predictions import CLEAN, Cache, Condition
 from qrobust.evaluation.summary import (
     are_correct,
     remedy_gains,
@@ -56,8 +56,47 @@ from qrobust.shifts.registry import recommendation_conditions
 TORCH_IMAGES = 200
 # Foreign images of each set, on which confidence should be low.
 FOREIGN_IMAGES = 500
+# Images in a batch of which times are measured.
+BATCHES = (1, 32)
 # Validation images by which a remedy is chosen; at most as many as are tested on.
 SELECTION_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images that every graph is asked about, clean and under conditions.
+
+    Attributes:
+        images: how many.
+        conditions: that each of them is rendered under.
+    """
+
+    images: int
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def answers(self) -> int:
+        """How many images a graph answers."""
+        return self.images * (1 + len(self.conditions))
+
+
+def images_asked(run: Run, learned: Collection[str]) -> list[Asked]:
+    """All that an evaluation asks every graph about, attacks left out.
+
+    Args:
+        run: of the run.
+        learned: names of the shifts that remedies learn from.
+    """
+    target, n = run.target_images, len(run.data.test)
+    asked = [Asked(n, tuple(run.conditions)), *(Asked(len(s.conditions) * len(s.indices)) for s in run.stored)]
+    asked += [Asked(FOREIGN_IMAGES)] * FOREIGN_SETS
+    if target:
+        asked.append(Asked(len(target.test)))
+    selection = min(SELECTION_IMAGES, n, len(run.data.validation))
+    if target and not run.config.shifts.train_on:
+        return [*asked, Asked(selection), Asked(len(target.validation))] if target.labelled else asked
+    chosen_by = tuple(recommendation_conditions(learned)[0])
+    return [*asked, Asked(selection, chosen_by)] if run.conditions else asked
 
 
 def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
@@ -135,7 +174,7 @@ def _result(
     gains = remedy_gains(*figures, seed=found.seed, seen=seen)
     gains += _in_torch(run, found, by_classifier) if in_torch else []
     target_images, cache = _target_images(run, classifiers, workers), _cache(run, classifiers)
-    ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in (1, 32)}
+    ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in BATCHES}
     return EvaluationResult(
         rows=tuple(
             run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on, seen_by_classifier=by_classifier)

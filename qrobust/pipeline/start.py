@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
 import torch
 
 from qrobust.classifier import input_gradient
@@ -9,11 +13,14 @@ from qrobust.compensation.pace import TIMED, seconds_of
 from qrobust.compensation.pace import expected_seconds as compensation_seconds
 from qrobust.data.splits import SPLIT_NAMES
 from qrobust.deployment.parity import logits_of
+from qrobust.deployment.profiling import timing_s
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_plan import balls, plan
+from qrobust.evaluation.predictions import Condition
 from qrobust.evaluation.statistics import chance_agreement, wilson_interval
+from qrobust.pipeline.evaluate import BATCHES, Asked, images_asked
 from qrobust.pipeline.export import PARITY_IMAGES
-from qrobust.pipeline.provenance import training_data
+from qrobust.pipeline.provenance import trained_shifts, training_data
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.record.start import FloatOnValidation, Start
@@ -23,6 +30,10 @@ from qrobust.shifts.rendering import render
 
 # Images that each shift is timed on.
 RENDERED = 2
+# Exporting a calibrator takes as long as so many nodes of a classifier: 33 of a ResNet-8 took half of both together.
+CALIBRATOR_NODES = 33
+# Seconds that the other Python takes, which loads graphs to measure their memory: most of it imports onnxruntime.
+FOOTPRINTS_S = 1.0
 
 
 def look(run: Run) -> Start:
@@ -53,6 +64,45 @@ def _float_on_validation(run: Run) -> FloatOnValidation:
     )
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that what a run does over and over takes, each measured on a few images.
+
+    Attributes:
+        float_s, int8_s, calibrator_s: one image through the float network, the INT8 graph, a calibrator.
+        gradient_s: the gradient of one image through the fake-quantized model.
+        export_s: the fake-quantized model to a graph that is opened.
+        nodes: of the fake-quantized model.
+    """
+
+    float_s: float
+    int8_s: float
+    calibrator_s: float
+    gradient_s: float
+    export_s: float
+    nodes: int
+
+    @property
+    def all_graphs_s(self) -> float:
+        """One image through each graph of a run."""
+        return self.float_s + 2 * self.int8_s + self.calibrator_s
+
+    def exporting_s(self, graphs: int, compensated: int, parity_images: int) -> float:
+        """Exports of so many graphs without and with a calibrator, and a run's graphs compared with torch."""
+        larger = 1 + CALIBRATOR_NODES / self.nodes
+        return self.export_s * (graphs + larger * compensated) + 2 * parity_images * self.all_graphs_s
+
+    def timing_s(self, *, latency_budget: bool) -> float:
+        """Latencies of a run's graphs in both batches, those by which a calibrator is chosen, and footprints."""
+        each = [1e3 * s for s in (self.float_s, self.int8_s, self.int8_s + self.calibrator_s)]
+        timed = [*each, *(BATCHES[-1] * ms for ms in each), *(each[1:] if latency_budget else ())]
+        return timing_s(timed) + FOOTPRINTS_S
+
+    def evaluating_s(self, asked: Sequence[Asked], rendering_s: Callable[[Sequence[Condition]], float]) -> float:
+        """Every graph asked about these images; `rendering_s` is what one of them takes under conditions."""
+        return sum(one.images * rendering_s(one.conditions) + one.answers * self.all_graphs_s for one in asked)
+
+
 def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
     """What the parts of a run take, each from a few steps or images of it; attacks of level `full` are left out.
 
@@ -62,47 +112,66 @@ def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
     """
     config, data, quantized = run.config, run.data, run.quantized
     images = to_unit(data.validation.first(TIMED).read(slice(None)))
-    with torch.inference_mode():
-        float_s = seconds_of(lambda: run.model(images)) / len(images)
+    began = time.perf_counter()
+    deployed = run.deploy(quantized.module)
+    export_s = time.perf_counter() - began
     attacked = run.device.classifier(quantized.module)
+    with torch.inference_mode():
+        float_s, int8_s = (seconds_of(lambda one=one: one(images)) / len(images) for one in (run.model, deployed))  # type: ignore[misc]  # bound now
     gradient_s = seconds_of(lambda: input_gradient(attacked, images, lambda z: z.amax(1))) / len(images)
+    pace = Pace(float_s, int8_s, 0.0, gradient_s, export_s, len(quantized.module.graph.nodes))
+    compared = len(data.validation.at_most(PARITY_IMAGES))
     found = {"observe": quantized.seconds}
     if config.qat.epochs:
         found["train the classifier"] = config.qat.epochs * len(data.training) * (gradient_s + float_s)
     if not compensating:
-        return found
-    deployed = run.deploy(quantized.module)
+        return found | {"export": pace.exporting_s(2, 0, compared)}
+    training, by_latency = training_data(run), bool(config.calibrator.latency_budget)
     fitting, calibrator_s = compensation_seconds(
         quantized.module,
         run.model,
         deployed,
-        training_data(run),
+        training,
         len(data.validation),
         config.calibrator,
         seed=config.seed,
         device=run.device,
     )
-    per_image = float_s + 2 * seconds_of(lambda: deployed(images)) / len(images) + calibrator_s
-    n, attacks = len(data.test), config.attacks
-    stored = sum(len(found.conditions) * len(found.indices) for found in run.stored)
-    found |= fitting | {"evaluate": n * _rendering(run) + ((1 + len(run.conditions)) * n + stored) * per_image}
-    if attacks.level == "quick" and attacks.images:
-        budgets = balls(attacks.tried_norms, attacks.epsilons, attacks.l2_epsilons, data.image_size)
-        trials = plan("quick", budgets, GRAPHS, steps=attacks.steps, side=data.image_size, seed=config.seed)
-        gradients = sum(trial.kind == "white-box" for trial in trials) * attacks.steps * min(attacks.images, n)
-        found["attack"] = gradients * (gradient_s + calibrator_s)
-    return found
+    pace = replace(pace, calibrator_s=calibrator_s)
+    asked = images_asked(run, trained_shifts(run))
+    return (
+        found
+        | fitting
+        | {
+            # Float and INT8, INT8 again to train and to choose by, the compensated classifier to time and to ship.
+            "export": pace.exporting_s(3 + by_latency, 1 + by_latency, compared),
+            "evaluate": pace.evaluating_s(asked, _rendering(run, asked)),
+            "time the graphs": pace.timing_s(latency_budget=by_latency),
+        }
+        | _attacking(run, pace)
+    )
 
 
-def _rendering(run: Run) -> float:
-    """Seconds that one image takes to be rendered under every condition, each shift timed at one severity."""
+def _attacking(run: Run, pace: Pace) -> dict[str, float]:
+    """The gradients of attacks of level `quick`."""
+    attacks, n = run.config.attacks, len(run.data.test)
+    if attacks.level != "quick" or not attacks.images:
+        return {}
+    budgets = balls(attacks.tried_norms, attacks.epsilons, attacks.l2_epsilons, run.data.image_size)
+    trials = plan("quick", budgets, GRAPHS, steps=attacks.steps, side=run.data.image_size, seed=run.config.seed)
+    gradients = sum(trial.kind == "white-box" for trial in trials) * attacks.steps * min(attacks.images, n)
+    return {"attack": gradients * (pace.gradient_s + pace.calibrator_s)}
+
+
+def _rendering(run: Run, asked: Sequence[Asked]) -> Callable[[Sequence[Condition]], float]:
+    """Seconds that one image takes to be rendered under conditions, each shift timed at one severity."""
     images = run.data.validation.first(RENDERED).read(slice(None))
-    severities = dict(run.conditions)
+    severities = dict(condition for one in asked for condition in one.conditions)
     taken = {
         name: seconds_of(lambda name=name: render(images, name, severities[name], table=run.table, seed=0))  # type: ignore[misc]  # bound now
         for name in severities
     }
-    return sum(taken[name] for name, _ in run.conditions) / len(images)
+    return lambda conditions: sum(taken[name] for name, _ in conditions) / len(images)
 
 
 def check_above_chance(run: Run, start: Start, *, anyway: bool) -> None:

@@ -14,6 +14,7 @@ SHORTER = {
     "train the classifier": "fewer --qat-epochs or --train-images",
     "train the calibrator": "fewer --steps or a smaller --batch-size",
     "choose the calibrator": "fewer --shifts or --severities",
+    "export": "--latency-budget 0",
     "evaluate": "fewer --test-images, --shifts or --severities",
     "attack": "fewer --attack-images, or --attacks none",
 }
@@ -48,7 +49,8 @@ def time_lines(expected_s: Mapping[str, float]) -> list[str]:
     told = ", ".join(f"{part} {_duration(expected_s[part])}" for part in parts)
     lines = [f"time: about {_duration(whole)} ({told}), from a few steps and images of each"]
     if whole > LONG_S:
-        shorter = ", ".join(SHORTER[part] for part in parts if expected_s[part] >= MATERIAL * whole)
+        long = [part for part in parts if expected_s[part] >= MATERIAL * whole and part in SHORTER]
+        shorter = ", ".join(SHORTER[part] for part in long)
         lines.append(f"shorter: {shorter}; also --threads")
     return lines
 

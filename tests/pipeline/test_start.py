@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,12 @@ import torch
 from conftest import qrobust, save_npz
 from torch import nn
 
+from qrobust.deployment.profiling import timing_s
 from qrobust.evaluation.statistics import chance_agreement
+from qrobust.pipeline.evaluate import Asked, images_asked
+from qrobust.pipeline.run import Run
+from qrobust.pipeline.start import FOOTPRINTS_S, Pace
+from qrobust.progress import Reporter
 from qrobust.record.start import FloatOnValidation, Start
 from qrobust.report.start import start_lines, time_lines
 from qrobust.storage import read_json
@@ -132,5 +139,57 @@ def test_a_short_run_is_told_by_its_parts_and_a_long_one_how_to_shorten_it() -> 
 
 def test_every_part_of_a_run_was_estimated(finished_run: Path) -> None:
     expected = read_json(finished_run / "record.json")["start"]["expected_s"]
-    assert set(expected) == {"observe", "train the calibrator", "choose the calibrator", "evaluate", "attack"}
+    assert set(expected) == {
+        "observe",
+        "train the calibrator",
+        "choose the calibrator",
+        "export",
+        "evaluate",
+        "time the graphs",
+        "attack",
+    }
     assert min(expected.values()) > 0
+
+
+PACE = Pace(float_s=0.004, int8_s=0.001, calibrator_s=0.002, gradient_s=0.0, export_s=10.0, nodes=33)
+
+
+def test_a_calibrator_is_exported_in_the_time_of_a_small_network() -> None:
+    # Two graphs of 33 nodes, one of 66; 100 images through all three, in torch and onnxruntime, at 8 ms an image.
+    assert PACE.exporting_s(2, 1, 100) == pytest.approx(10 * (2 + 2) + 2 * 100 * 0.008)
+
+
+def test_timing_takes_its_turns_whatever_a_batch_takes() -> None:
+    assert timing_s([1]) == pytest.approx(5 * 0.001 + 50 * 0.02)  # a turn of many calls
+    assert timing_s([100]) == pytest.approx(55 * 0.1)  # a turn of one
+    every = [4, 1, 3, 32 * 4, 32 * 1, 32 * 3]
+    assert PACE.timing_s(latency_budget=False) == pytest.approx(timing_s(every) + FOOTPRINTS_S)
+    assert PACE.timing_s(latency_budget=True) == pytest.approx(timing_s([*every, 1, 3]) + FOOTPRINTS_S)
+
+
+def test_an_evaluation_renders_and_asks_every_image() -> None:
+    asked = [Asked(10, (("fog", 3), ("fog", 5))), Asked(5)]
+    assert PACE.evaluating_s(asked, lambda conditions: 1.0 * len(conditions)) == pytest.approx(10 * 2 + 35 * 0.008)
+
+
+def test_what_is_estimated_to_be_asked_was_asked(finished_run: Path) -> None:
+    asked = images_asked(Run.open(finished_run, Reporter()), ())
+    answered = 0
+    for path in (finished_run / "predictions").rglob("*.npz"):
+        with np.load(path) as kept:
+            answered += len(kept["int8.prediction"])
+    assert sum(one.answers for one in asked) == answered
+
+
+def test_target_images_are_estimated_as_they_are_asked() -> None:
+    def run(train_on: tuple[str, ...], *, labelled: bool) -> Any:
+        target = SimpleNamespace(test=range(30), validation=range(20), labelled=labelled)
+        config = SimpleNamespace(shifts=SimpleNamespace(train_on=train_on))
+        data = SimpleNamespace(test=range(80), validation=range(50))
+        return SimpleNamespace(config=config, data=data, target_images=target, conditions=[("fog", 5)], stored=[])
+
+    first = [Asked(80, (("fog", 5),)), Asked(500), Asked(500), Asked(30)]
+    assert images_asked(run((), labelled=False), ()) == first
+    assert images_asked(run((), labelled=True), ()) == [*first, Asked(50), Asked(20)]
+    (*others, chosen) = images_asked(run(("generic",), labelled=False), ())
+    assert (others, chosen.images, len(chosen.conditions)) == (first, 50, 14)
