@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
 
 from qrobust.classifier import Classifier
-from qrobust.compensation.validation import Validation
+from qrobust.compensation.validation import Rows, Validation
 
 # How often the way between the start, which costs nothing, and what costs too much is halved.
 HALVINGS = 3
@@ -23,12 +23,14 @@ class Averaged:
         model: frozen to its integers.
         share: of the way, from 0 (the start) to 1.
         clean_accuracy, shift_accuracy: on validation images, as deployed.
+        tried: shares of the way that were tried, and the scores of each on clean validation images `(n,)`.
     """
 
     model: fx.GraphModule
     share: float
     clean_accuracy: float
     shift_accuracy: float
+    tried: tuple[tuple[float, torch.Tensor], ...] = ()
 
 
 @torch.no_grad()
@@ -73,10 +75,11 @@ def within_clean_budget(
         model = convert()
         return model, deploy(model)
 
-    share, high, found = 1.0, 1.0, None
+    share, high, found, tried = 1.0, 1.0, None, list[tuple[float, torch.Tensor]]()
     for _ in range(HALVINGS + 1):
         model, deployed = at(share)
-        clean = validation.clean(deployed)
+        tried.append((share, validation.clean_scores(deployed)))
+        clean = validation.clean_value(tried[-1][1])
         if clean >= least_clean:
             found = Averaged(model, share, clean, validation.shifted(deployed))
         else:
@@ -88,4 +91,32 @@ def within_clean_budget(
         model, deployed = at(0.0)
         found = Averaged(model, 0.0, *validation.measure(deployed))
     trainable.load_state_dict(between(start, end, found.share))
-    return found
+    return replace(found, tried=tuple(tried))
+
+
+def cross_fitted_scores(
+    averaged: Averaged,
+    before: torch.Tensor,
+    validation: Validation,
+    *,
+    budget: float,
+    folds: Sequence[tuple[Rows, Rows]],
+) -> torch.Tensor:
+    """Scores on each clean image of the state that other images would have kept of those that were tried `(n,)`.
+
+    Args:
+        averaged: what all images kept.
+        before: scores on clean images of the start, from which the budget counts, and which is kept where all that
+            was tried costs more `(n,)`.
+        validation: images to choose and to judge by.
+        budget: points that clean images may lose.
+        folds: rows that choose and rows that judge, which are together all.
+    """
+    scores = torch.zeros(len(before), dtype=torch.float64)
+    for others, own in folds:
+        choosing, rows = validation.of_rows(others), others[0]
+        least = choosing.least_clean(choosing.clean_value(before[rows]), budget)
+        keeping = [one for one in averaged.tried if choosing.clean_value(one[1][rows]) >= least]
+        _, kept = max(keeping, key=lambda one: one[0], default=(0.0, before))
+        scores[own[0]] = kept[own[0]]
+    return scores

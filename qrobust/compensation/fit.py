@@ -12,8 +12,9 @@ from torch import fx, nn
 from qrobust.classifier import Classifier, Compensated, NormalizedModel, count_macs, state_hash
 from qrobust.compensation.calibrator import Calibrator, Correction, within_budget
 from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.cross_fitting import folds_of
 from qrobust.compensation.evolution import evolve
-from qrobust.compensation.gate import Gate, gate_steps, set_gate
+from qrobust.compensation.gate import Gate, cross_fitted_scores, gate_steps, opened_parts, set_gate
 from qrobust.compensation.training import Phase, train_calibrator
 from qrobust.compensation.validation import Validation
 from qrobust.data.splits import Split, TrainingData
@@ -212,8 +213,7 @@ def fit_calibrator(
 
     images = mixed_images(data.calibration, data.training, seed)
     frozen, first, second = _train_both(calibrator, trained, images, config, checkpoints, classifier.target, seed)
-    with reporter.bar("choose the gate", gate_steps(validation)) as bar:
-        gate = set_gate(frozen, deployed, validation, least_clean=least_clean, progress=lambda: bar.update(1))
+    gate, cost = _gate_within_budget(frozen, deployed, validation, scores, config, reporter)
     evolution = None
     if config.evolution_steps:
         frozen, evolution = evolve(
@@ -228,10 +228,44 @@ def fit_calibrator(
         )
     hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
     measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
-    cost = validation.clean_cost(scores, kept, config.clean_budget)
+    cost = cost or validation.clean_cost(scores, kept, config.clean_budget)
     _say_gate(gate, second, validation.clean_value(scores), measured[1], config, reporter)
     say_clean_cost(cost, reporter)
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
+
+
+def _gate_within_budget(
+    calibrator: nn.Module,
+    deployed: Classifier,
+    validation: Validation,
+    scores: torch.Tensor,
+    config: CalibratorConfig,
+    reporter: Reporter,
+) -> tuple[Gate, CleanCost | None]:
+    """Set the gate, and where images are few, what gates cost that others chose; `scores` are those to keep.
+
+    Evolution goes on to choose by all images, which leaves none to judge by.
+    """
+    folds, budget = [] if config.evolution_steps else folds_of(validation), config.clean_budget
+    with reporter.bar("choose the gate", gate_steps(validation, len(folds))) as bar:
+
+        def progress() -> None:
+            bar.update(1)
+
+        opened = opened_parts(calibrator, deployed, validation, progress=progress)
+        judged = cross_fitted_scores(
+            calibrator,
+            deployed,
+            validation,
+            opened=opened,
+            before=scores,
+            budget=budget,
+            folds=folds,
+            progress=progress,
+        )
+        least_clean = validation.least_clean(validation.clean_value(scores), budget)
+        gate = set_gate(calibrator, deployed, validation, least_clean=least_clean, opened=opened, progress=progress)
+    return gate, validation.clean_cost(scores, judged, budget, len(folds)) if folds else None
 
 
 def _scores_to_keep(classifier: FrozenClassifier, deployed: Classifier, validation: Validation) -> torch.Tensor:
@@ -329,10 +363,11 @@ def say_clean_cost(cost: CleanCost, reporter: Reporter) -> None:
             f"  --clean-budget {cost.budget_pp:g} is less than one of {cost.n:,} validation images: one may be lost "
             f"({cost.allowed_pp:.2f} points)"
         )
+    how = f" (in {cost.folds} folds, each judging what the others chose)" if cost.folds else ""
     more = f"; about {cost.images_to_tell:,} validation images would tell" if cost.images_to_tell else ""
     reporter.say(
-        f"  on {cost.n:,} clean validation images it costs {cost.cost_pp:.1f} points, with 95 % confidence at most "
-        f"{cost.bound_pp:.1f}{more}"
+        f"  on {cost.n:,} clean validation images{how} it costs {cost.cost_pp:.1f} points, with 95 % confidence at "
+        f"most {cost.bound_pp:.1f}{more}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qrobust.classifier import Classifier
-from qrobust.compensation.validation import Part, Validation
+from qrobust.compensation.validation import Part, Rows, Validation
 from qrobust.quantization.integer_layers import IntegerLinear
 
 # A gate that is half open does half of a correction, and half of an inversion is grey: a gain decides.
@@ -46,6 +46,10 @@ class Opened:
     logits: torch.Tensor
     scores: torch.Tensor
 
+    def of_rows(self, rows: torch.Tensor) -> Opened:
+        """Of these images alone, bool `(N,)`."""
+        return Opened(self.logits[rows], self.scores[:, rows])
+
     def by(self, gate: Gate) -> torch.Tensor:
         """How far a gate opens `(N,)`, from 0 to 1."""
         return torch.sigmoid(gate.gain * (self.logits + gate.offset))
@@ -65,6 +69,7 @@ def set_gate(
     validation: Validation,
     *,
     least_clean: float,
+    opened: Sequence[Opened] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> Gate:
     """Move the gate and sharpen it, in place, so that clean images lose no more than allowed.
@@ -77,17 +82,17 @@ def set_gate(
         classifier: what it stands in front of.
         validation: images to choose by.
         least_clean: clean validation accuracy to keep, as a fraction.
+        opened: of each set of validation images, where that is known; see `opened_parts`.
         progress: called for each set of validation images, see `gate_steps`.
 
     Returns:
         What is expected to have the highest accuracy under shift among those that keep enough clean accuracy, the
         most open of equals; without any, the most shut.
     """
-    clean, *shifted = [_opened(calibrator, classifier, validation, part, progress) for part in validation.parts]
+    clean, *shifted = opened or opened_parts(calibrator, classifier, validation, progress=progress)
     promised = {gate: validation.shift_value([part.of(gate) for part in shifted]) for gate in _gates()}
     expected = {gate: validation.clean_value(clean.of(gate)) for gate in promised}
-    layer = calibrator.get_submodule("gate")
-    assert isinstance(layer, IntegerLinear)
+    layer = _gate_of(calibrator)
     trained = {name: value.clone() for name, value in layer.state_dict().items()}
 
     def put(gate: Gate) -> None:
@@ -114,9 +119,53 @@ def set_gate(
     return shut._replace(kept=validation.clean(classifier, calibrator) >= least_clean)
 
 
-def gate_steps(validation: Validation) -> int:
-    """How often choosing a gate tells of its progress at most."""
-    return len(validation.parts) + MOST_MEASURED
+@torch.no_grad()
+def cross_fitted_scores(
+    calibrator: nn.Module,
+    classifier: Classifier,
+    validation: Validation,
+    *,
+    opened: Sequence[Opened],
+    before: torch.Tensor,
+    budget: float,
+    folds: Sequence[tuple[Rows, Rows]],
+    progress: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Scores on each clean image behind a gate that other images chose, `(n,)`; the gate ends as it was.
+
+    Args:
+        calibrator: as for `set_gate`.
+        classifier: what it stands in front of.
+        validation: images to choose and to judge by.
+        opened: of each set of validation images, with the gate as it was trained.
+        before: scores on clean images without the calibrator, from which the budget counts `(n,)`.
+        budget: points that clean images may lose.
+        folds: rows that choose and rows that judge, which are together all; see `folds_of`.
+        progress: called for each fold and each gate that is measured.
+    """
+    layer = _gate_of(calibrator)
+    trained = {name: value.clone() for name, value in layer.state_dict().items()}
+    scores = torch.zeros(len(before), dtype=torch.float64)
+    for others, own in folds:
+        choosing = validation.of_rows(others)
+        known = [part.of_rows(rows) for part, rows in zip(opened, others, strict=True)]
+        least = choosing.least_clean(choosing.clean_value(before[others[0]]), budget)
+        set_gate(calibrator, classifier, choosing, least_clean=least, opened=known, progress=progress)
+        scores[own[0]] = validation.of_rows(own).clean_scores(classifier, calibrator)
+        layer.load_state_dict(trained)
+        progress()
+    return scores
+
+
+def gate_steps(validation: Validation, folds: int = 0) -> int:
+    """How often choosing a gate, and in so many folds once more, tells of its progress at most."""
+    return len(validation.parts) + MOST_MEASURED + folds * (MOST_MEASURED + 1)
+
+
+def _gate_of(calibrator: nn.Module) -> IntegerLinear:
+    layer = calibrator.get_submodule("gate")
+    assert isinstance(layer, IntegerLinear)
+    return layer
 
 
 def _gates() -> Iterator[Gate]:
@@ -127,6 +176,18 @@ def _gates() -> Iterator[Gate]:
         yield Gate(gain, OFFSETS[-1])
 
 
+def opened_parts(
+    calibrator: nn.Module,
+    classifier: Classifier,
+    validation: Validation,
+    *,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Opened]:
+    """What the classifier makes of every set of validation images at each opening of the gate."""
+    return [_opened(calibrator, classifier, validation, part, progress) for part in validation.parts]
+
+
+@torch.no_grad()
 def _opened(
     calibrator: nn.Module,
     classifier: Classifier,

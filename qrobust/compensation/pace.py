@@ -12,6 +12,7 @@ from torch import nn
 from qrobust.classifier import Classifier, NormalizedModel
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.cross_fitting import FEW, FOLDS
 from qrobust.compensation.fit import RESTORE_SHARE, candidates, new_calibrator, validation_limit
 from qrobust.compensation.gate import MOST_MEASURED, OPENINGS
 from qrobust.compensation.training import VALIDATIONS, Phase, step_loss
@@ -78,7 +79,8 @@ def expected_seconds(
     clean = min(validation_images, validation_limit(size, channels))
     shifted = clean if training.renders else 0
     asked = 2 * (VALIDATIONS + 1) + len(OPENINGS)
+    measured = MOST_MEASURED + (FOLDS if clean < FEW else 0)  # each fold measures a gate on the others, and itself
     return {
         "train the calibrator": config.steps * (RESTORE_SHARE * restoring + (1 - RESTORE_SHARE) * behind),
-        "choose the calibrator": (asked * (clean + shifted) + MOST_MEASURED * clean) * (alone + classified),
+        "choose the calibrator": (asked * (clean + shifted) + measured * clean) * (alone + classified),
     }, alone

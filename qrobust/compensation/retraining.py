@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qrobust.compensation.clean_budget import Averaged, within_clean_budget
+from qrobust.compensation.clean_budget import Averaged, cross_fitted_scores, within_clean_budget
 from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.cross_fitting import folds_of
 from qrobust.compensation.fit import (
     QAT_RATE,
     RESTORE_SHARE,
@@ -136,8 +137,12 @@ def _held_to_budget(
             f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
-    after = validation.clean_scores(classifier.deploy(averaged.model))
-    cost = validation.clean_cost(before, after, config.clean_budget)
+    folds = folds_of(validation)
+    if folds:
+        after = cross_fitted_scores(averaged, before, validation, budget=config.clean_budget, folds=folds)
+    else:
+        after = validation.clean_scores(classifier.deploy(averaged.model))
+    cost = validation.clean_cost(before, after, config.clean_budget, len(folds))
     say_clean_cost(cost, reporter)
     return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), cost)
 

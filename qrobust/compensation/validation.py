@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ from qrobust.shifts.rendering import render
 ROUNDING = 1e-9
 # Images, and their labels; -1 where there is none.
 Part = tuple[torch.Tensor, torch.Tensor]
+# Of each part, which of its images, bool `(n,)`.
+Rows = list[torch.Tensor]
 BATCH = 250
 
 
@@ -59,15 +63,36 @@ class Validation:
     ) -> None:
         size = min(len(split), max(20, limit // max(1, len(conditions))))
         clean = torch.arange(min(len(split), limit))
+        # Images of one label have neighbouring numbers, so that every so-manieth takes each label's share.
+        numbers = torch.empty(len(split), dtype=torch.long)
+        numbers[split.labels.argsort(stable=True)] = torch.arange(len(split))
+        self.numbers = [numbers[clean]]
         self.teacher, self.primary, self.conditions = teacher, primary, len(conditions)
         self.parts = [(split.read(clean), split.labels[clean])]
         for index, (name, severity) in enumerate(conditions):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
             images = render(split.read(chosen), name, severity, table=table, seed=seed)
             self.parts.append((images, split.labels[chosen]))
+            self.numbers.append(numbers[chosen])
         if target_images is not None:
             some = target_images.first(max(20, limit))
             self.parts.append((some.read(slice(None)), some.labels))
+            self.numbers.append(torch.arange(len(some)))
+
+    def folds(self, count: int) -> list[tuple[Rows, Rows]]:
+        """For each of so many folds, the rows of every part that are not in it, and those that are.
+
+        An image is in the same fold in every part, and each fold has its share of every class.
+        """
+        inside = [[numbers % count == fold for numbers in self.numbers] for fold in range(count)]
+        return [([~rows for rows in parts], parts) for parts in inside]
+
+    def of_rows(self, rows: Rows) -> Validation:
+        """The same conditions with these rows of each part alone."""
+        found = copy.copy(self)
+        found.parts = [(images[own], labels[own]) for (images, labels), own in zip(self.parts, rows, strict=True)]
+        found.numbers = [numbers[own] for numbers, own in zip(self.numbers, rows, strict=True)]
+        return found
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
         """On clean images, in each condition, on target images; of the classifier behind the calibrator, if given."""
@@ -84,10 +109,12 @@ class Validation:
         """What is to be kept of an accuracy on clean images, both fractions; see `allowed_cost`."""
         return clean - self.allowed_cost(budget) - ROUNDING
 
-    def clean_cost(self, before: torch.Tensor, after: torch.Tensor, budget: float) -> CleanCost:
-        """What is lost on clean images between scores before and after `(n,)`, with its bound."""
+    def clean_cost(self, before: torch.Tensor, after: torch.Tensor, budget: float, folds: int = 0) -> CleanCost:
+        """What is lost on clean images between scores before and after `(n,)`, with its bound; see `CleanCost`."""
         right, labels = (before.bool().numpy(), after.bool().numpy()), self.parts[0][1].numpy()
-        return clean_cost(*right, labels, self.primary, budget_pp=budget, allowed_pp=100 * self.allowed_cost(budget))
+        allowed_pp = 100 * self.allowed_cost(budget)
+        found = clean_cost(*right, labels, self.primary, budget_pp=budget, allowed_pp=allowed_pp)
+        return replace(found, folds=folds)
 
     def clean_scores(self, classifier: Classifier, calibrator: Classifier | None = None) -> torch.Tensor:
         """Scores on the clean images, see `scores`."""

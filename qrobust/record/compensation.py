@@ -173,6 +173,8 @@ class CleanCost:
         bound_pp: what it costs at most with 95 % confidence, one-sided.
         images_to_tell: about how many validation images would bring the bound within a point of the budget; null
             where it is.
+        folds: each of so many folds of the images judged what the others chose (cross-fitting); 0 where all of them
+            chose and judged, as in records of earlier versions.
     """
 
     n: Positive
@@ -181,6 +183,7 @@ class CleanCost:
     cost_pp: Points
     bound_pp: Points
     images_to_tell: Positive | None = None
+    folds: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,8 +138,9 @@ def _provenance(remedy: Remedy, data: str) -> str:
     budget = known.clean_budget
     gate = "" if budget is None else f" It was to cost at most {budget:g} points of clean validation accuracy."
     if cost := remedy.validation and remedy.validation.clean_cost:
+        how = f", in {cost.folds} folds of which each judged what the others chose," if cost.folds else ""
         gate += (
-            f" On {cost.n} validation images it cost {cost.cost_pp:.1f}, with 95 % confidence at most "
+            f" On {cost.n} validation images{how} it cost {cost.cost_pp:.1f}, with 95 % confidence at most "
             f"{cost.bound_pp:.1f} points."
         )
     drawn = f"{known.batch_norm_images} images drawn from " if known.batch_norm_images else ""

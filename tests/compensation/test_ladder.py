@@ -194,7 +194,12 @@ class _Way(nn.Module):
 def test_the_clean_budget_goes_back_towards_the_start(least: float, share: float) -> None:
     way = _Way()
     start = {"at": torch.zeros(1)}
-    validation: Any = SimpleNamespace(clean=lambda c: 1 - c, shifted=lambda c: c, measure=lambda c: (1 - c, c))
+    validation: Any = SimpleNamespace(
+        clean_scores=lambda c: torch.tensor([1 - c]),
+        clean_value=lambda scores: scores.item(),
+        shifted=lambda c: c,
+        measure=lambda c: (1 - c, c),
+    )
     found = within_clean_budget(
         way,
         start,
