@@ -102,6 +102,7 @@ def retrain(
         reporter=reporter,
         device=device,
         name=name,
+        primary=data.primary,
     )
     if training.diverged and not training.best_step:
         raise InputError(

@@ -58,6 +58,20 @@ class Primary:
         balanced: np.ndarray = 1 / (len(counts) * counts[index])
         return balanced
 
+    def images(self, labels: np.ndarray) -> float:
+        """How many images of equal weight tell as much: what a standard error is made of.
+
+        All of them for accuracy, those of its class for a recall; for balanced accuracy K^2 / sum(1 / n_k) of K
+        classes, which is all of them where classes are even (Kish, "Survey Sampling", 1965).
+
+        Args:
+            labels: `(n,)`.
+
+        Raises:
+            InputError: as for `weights`.
+        """
+        return float(1 / np.square(self.weights(labels)).sum())
+
     def value(self, right: np.ndarray, labels: np.ndarray) -> float:
         """The measure, a fraction.
 

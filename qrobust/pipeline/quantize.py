@@ -141,6 +141,7 @@ def _trained(run: Run, quantized: FakeQuantizedModel) -> tuple[fx.GraphModule, Q
         checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
         reporter=run.reporter,
         device=run.device,
+        primary=run.primary,
     )
     return convert_qat(trainable) if fit.best_step else quantized.module, fit
 

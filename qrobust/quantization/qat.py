@@ -21,6 +21,7 @@ from qrobust.classifier import Classifier
 from qrobust.data.splits import Split, TrainingData
 from qrobust.device import ask, device_of, fast_arithmetic
 from qrobust.errors import InputError
+from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Progress
 from qrobust.quantization.config import QATConfig
 from qrobust.quantization.convert import integer_layer
@@ -228,6 +229,7 @@ def train(
     batch_size: int,
     seed: int,
     checkpoint: Path,
+    primary: Primary = ACCURACY,
     progress: Progress = lambda *_: None,
 ) -> QatFit:
     """Train a thawed fake-quantized model, in place; it ends with the state that was best on validation images.
@@ -237,9 +239,8 @@ def train(
     Adam, a short warm-up, cosine to zero. The best state is the one of highest validation accuracy (with shifts, the
     mean of that on clean and on shifted images), and of those the one nearest to the teacher. What validation images
     cannot tell from luck does not replace the fake-quantized model as it was: a trained state does if it is more
-    accurate by over one
-    standard error (Breiman et al., "Classification and Regression Trees", 1984), or no less accurate and nearer to
-    the teacher.
+    accurate by over one standard error (Breiman et al., "Classification and Regression Trees", 1984), or no less
+    accurate and nearer to the teacher.
 
     Args:
         trainable: from `prepare_qat`; it is trained on the device where it and the teacher are.
@@ -252,6 +253,7 @@ def train(
         batch_size: images per step, at least 8.
         seed: decides images, moves and shifts of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
+        primary: what is called accuracy.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -262,17 +264,17 @@ def train(
     parameters = [p for p in trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     reference = torch.cat([ask(teacher, to_unit(images)) for images, _ in validation.batches(BATCH)])
-    shifted = _shifted(validation, data, seed)
+    shifted, labels = _shifted(validation, data, seed), validation.labels
+
+    def judged(logits: torch.Tensor) -> tuple[float, float]:
+        return primary.value((logits.argmax(1) == labels).numpy(), labels.numpy()), divergence(reference, logits)
 
     @torch.no_grad()
     def measure() -> tuple[float, float]:
-        logits = logits_on(trainable, validation)
-        accuracy = float((logits.argmax(1) == validation.labels).float().mean())
-        away = divergence(reference, logits)
+        accuracy, away = judged(logits_on(trainable, validation))
         if shifted:
-            logits = torch.cat([ask(trainable, to_unit(images)) for images in shifted])
-            accuracy = (accuracy + float((logits.argmax(1) == validation.labels).float().mean())) / 2
-            away = (away + divergence(reference, logits)) / 2
+            others = judged(torch.cat([ask(trainable, to_unit(images)) for images in shifted]))
+            accuracy, away = (accuracy + others[0]) / 2, (away + others[1]) / 2
         return accuracy, away
 
     every = max(1, steps // VALIDATIONS)
@@ -297,7 +299,7 @@ def train(
         checkpoint=checkpoint,
         checkpoint_every=every,
         progress=progress,
-        replaces_start=lambda found, start: beyond_luck(found, start, len(validation)),
+        replaces_start=lambda found, start: beyond_luck(found, start, primary.images(labels.numpy())),
     )
     (start, start_away), (best, best_away) = done.start, done.best
     return QatFit(start, best, start_away, best_away, done.best_step, done.steps, done.diverged, done.earlier_s)
@@ -325,8 +327,11 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (WARM_UP * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: int) -> bool:
-    """Whether (accuracy, divergence) on `n` images is better by over a standard error, or nearer at no loss."""
+def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: float) -> bool:
+    """Whether (accuracy, divergence) on `n` images is better by over a standard error, or nearer at no loss.
+
+    `n` is `Primary.images` where images weigh otherwise.
+    """
     error = math.sqrt(start[0] * (1 - start[0]) / n)
     return found[0] > start[0] + error or (found[0] >= start[0] and found[1] < start[1])
 

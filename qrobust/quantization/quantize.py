@@ -197,6 +197,7 @@ def finetune(
     reporter: Reporter,
     device: Device = CPU_ONLY,
     name: str = "qat",
+    primary: Primary = ACCURACY,
 ) -> QatFit:
     """Train a fake-quantized model in place; a training that was killed goes on from its checkpoint.
 
@@ -213,6 +214,7 @@ def finetune(
         reporter: where progress is told.
         device: to train on.
         name: of the training, in messages.
+        primary: the measure that decides which state is kept.
 
     Returns:
         What training did; with `best_step` 0, no state was better than the start.
@@ -231,6 +233,7 @@ def finetune(
             batch_size=batch_size,
             seed=seed,
             checkpoint=checkpoint,
+            primary=primary,
             progress=progress_callback(bar),
         )
     reporter.detail(f"train the fake-quantized model ({name}): {watch} on {device.description}")

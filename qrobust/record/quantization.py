@@ -93,8 +93,8 @@ class QatFit:
     """What training of the quantized network did, on validation images.
 
     Attributes:
-        start_accuracy: before.
-        accuracy: of the state that was kept.
+        start_accuracy: before, in the measure that decides.
+        accuracy: of the state that was kept, likewise.
         start_divergence: mean KL divergence from the float model, before.
         divergence: the same of the state that was kept.
         best_step: the optimizer step whose state was kept; 0 is the start.

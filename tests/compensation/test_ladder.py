@@ -12,14 +12,18 @@ import torch
 from conftest import random_model
 from torch import fx, nn
 
+from qrobust.compensation import retraining
 from qrobust.compensation.clean_budget import within_clean_budget
+from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.first_stage import first_stage, prepare_first_stage
+from qrobust.compensation.fit import CalibratorData, FrozenClassifier
 from qrobust.compensation.retraining import weight_change
 from qrobust.compensation.scales import RescaledLayer, prepare_scales
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Data, TrainingData
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
+from qrobust.evaluation.primary import Primary
 from qrobust.quantization.config import QATConfig
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d, IntegerLinear
 from qrobust.quantization.ptq import Observed, build, observe
@@ -225,3 +229,27 @@ def test_the_clean_budget_goes_back_towards_the_start(least: float, share: float
 )
 def test_the_least_intrusive_rung_that_is_enough(gains: dict[str, float], wanted: str | None) -> None:
     assert least_intrusive(gains, margin=1.0) == wanted
+
+
+def test_what_trains_the_classifier_keeps_its_state_by_the_measure_that_decides(
+    int8: fx.GraphModule, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, asked = Primary("balanced"), list[object]()
+
+    class AskedError(Exception):
+        pass
+
+    def finetune(*_: object, primary: Primary, **__: object) -> None:
+        asked.append(primary)
+        raise AskedError
+
+    monkeypatch.setattr(retraining, "finetune", finetune)
+    data = CalibratorData(
+        TrainingData(digits.training, [], "cifar-c"), digits.validation, digits.calibration, primary=primary
+    )
+    frozen: Any = FrozenClassifier(int8, random_model(), X86_VNNI, lambda _: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(AskedError):
+        retraining.retrain(
+            "scales", int8, frozen, data, CalibratorConfig(), QATConfig(), checkpoint=tmp_path / "none.pt"
+        )
+    assert asked == [primary]

@@ -29,6 +29,14 @@ def test_a_measure_is_a_weighted_mean(primary: Primary) -> None:
     assert weights @ RIGHT == pytest.approx(primary.value(RIGHT, LABELS))
 
 
+def test_a_measure_tells_as_much_as_so_many_images() -> None:
+    """Variances add up: of balanced accuracy that is (1/6 + 1/3) / 4 of one image's, as of 8 images."""
+    assert ACCURACY.images(LABELS) == pytest.approx(9)
+    assert RECALL.images(LABELS) == pytest.approx(3)
+    assert BALANCED.images(LABELS) == pytest.approx(8)
+    assert BALANCED.images(np.repeat([0, 1, 2], 5)) == pytest.approx(15)
+
+
 @pytest.mark.parametrize("primary", [ACCURACY, BALANCED, RECALL])
 def test_a_difference_is_that_of_two_values_in_points(primary: Primary) -> None:
     found, (low, high) = primary.difference(~RIGHT, RIGHT, LABELS, seed=0)

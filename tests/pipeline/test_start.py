@@ -98,6 +98,21 @@ def test_weights_in_another_order_of_classes_are_refused(folder: Path) -> None:
     assert (code, output.startswith("warning: float accuracy on ")) == (0, True), output
 
 
+def test_quantization_aware_training_keeps_its_state_by_the_measure_that_decides(folder: Path) -> None:
+    """Only the darkest class is right."""
+    state = torch.load(folder / "right.pt")
+    torch.save({name: value[[0, 2, 1]] for name, value in state.items()}, folder / "swapped.pt")
+    trained = ("--qat-epochs", 0.01, "--anyway", "-q")
+    found = {}
+    for primary in ("accuracy", "recall:0"):
+        code, output = quantize(folder, "swapped.pt", "--primary", primary, "--overwrite", *trained)
+        assert code == 0, output
+        found[primary] = read_json(folder / "run" / "stages" / "quantize.json")["quantization"]["qat"][
+            "start_accuracy"
+        ]
+    assert 0 < found["accuracy"] < 1 == found["recall:0"]
+
+
 @pytest.mark.parametrize(
     ("hits", "n", "chance", "nothing"), [(70, 100, 0.7, True), (83, 100, 0.7, False), (12, 100, 0.1, True)]
 )

@@ -11,6 +11,7 @@ from qrobust.classifier import NormalizedModel, state_hash
 from qrobust.data.loading import open_data
 from qrobust.data.splits import Data, TrainingData
 from qrobust.errors import InputError
+from qrobust.evaluation.primary import Primary
 from qrobust.quantization import ptq
 from qrobust.quantization.config import QATConfig
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d
@@ -131,6 +132,24 @@ def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
 )
 def test_what_may_be_luck_does_not_replace_the_twin_as_it_was(found: tuple[float, float], replaces: bool) -> None:
     assert beyond_luck(found, (0.8920, 0.0001), 2000) is replaces
+
+
+@pytest.mark.parametrize(
+    ("primary", "wanted"), [(Primary("balanced"), 0.1), (Primary("recall:0", 0), 1.0), (Primary("recall:3", 3), 0.0)]
+)
+def test_the_measure_that_decides_judges_states(
+    primary: Primary, wanted: float, digits: Data, tmp_path: Path
+) -> None:
+    """A network that always answers class 0, clean and under shift; one step of no size leaves it so."""
+    always = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    torch.nn.init.zeros_(always[1].weight)
+    torch.nn.init.constant_(always[1].bias, 0.0)
+    with torch.no_grad():
+        always[1].bias[0] = 1.0
+    result = fit(
+        always, always, digits, tmp_path, steps=1, learning_rate=1e-9, conditions=[("contrast", 5)], primary=primary
+    )  # type: ignore[arg-type]  # any module trains
+    assert (result.start_accuracy, result.accuracy) == (pytest.approx(wanted), pytest.approx(wanted))
 
 
 def test_a_training_that_gains_nothing_keeps_the_start(tmp_path: Path) -> None:
