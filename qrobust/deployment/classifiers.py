@@ -105,6 +105,12 @@ class ForeignClassifier:
         self.probabilities = False
         self.declared = _declared(path, self.session.get_modelmeta().custom_metadata_map)
 
+    def input_shape(self, image_size: int) -> tuple[int, ...]:
+        """Of one image of this side, or of the batch that the graph fixes, as the graph takes it."""
+        sides = (image_size, image_size)
+        axes = (self.channels, *sides) if self.layout == "NCHW" else (*sides, self.channels)
+        return (self.batch or 1, *axes)
+
     def examine(self, images: torch.Tensor, classes: int) -> None:
         """See from real images whether outputs are probabilities, and whether there is one finite one per class.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import qrobust
-from qrobust.deployment.session import open_session, sums_saturate
+from qrobust.deployment.session import PIXELS, open_session, sums_saturate
 from qrobust.errors import QRobustError
 from qrobust.record import Footprint, from_json, to_json
 
@@ -25,7 +25,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def footprints(
     paths: Mapping[str, Path],
-    shape: tuple[int, ...],
+    shapes: Mapping[str, tuple[int, ...]],
     *,
     threads: int = 1,
     signed_activations: bool | None = None,
@@ -36,14 +36,15 @@ def footprints(
 
     Args:
         paths: files by name, each with one image input.
-        shape: of the images that each classifies once.
+        shapes: of the batch of images that each classifies once, as its input has it.
         threads: of a session.
         signed_activations: as for `open_session`.
 
     Raises:
         QRobustError: that Python failed, as it does where memory is short.
     """
-    asked = {"paths": [str(path.resolve()) for path in paths.values()], "shape": shape, "threads": threads}
+    graphs = [(str(path.resolve()), shapes[name]) for name, path in paths.items()]
+    asked = {"graphs": graphs, "threads": threads}
     here = str(Path(qrobust.__file__).parents[1])
     found = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     # Without -P, files in the current folder would be taken for modules.
@@ -68,7 +69,8 @@ def measured(path: Path, shape: tuple[int, ...], threads: int, signed_activation
     if resident is not None:
         CLEAR.write_text("5")
     session = open_session(path, threads, signed_activations=signed_activations)
-    session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
+    image = session.get_inputs()[0]
+    session.run(None, {image.name: np.zeros(shape, PIXELS[image.type])})
     peak = _memory("VmHWM")
     times = []
     for _ in range(LOADS):
@@ -93,14 +95,14 @@ def main() -> None:
     """Read what is asked for, and print a line of JSON for each graph, each from a process of its own."""
     asked = json.load(sys.stdin)
     sums_saturate()  # runs a graph of one product: what onnxruntime takes for its first is no graph's own
-    for path in asked["paths"]:
+    for path, shape in asked["graphs"]:
         child = os.fork() if hasattr(os, "fork") else 0
         if child:
             _, status = os.waitpid(child, 0)
             if status:
                 sys.exit(f"the process that loads {path} ended with status {status}")
             continue
-        found = measured(Path(path), tuple(asked["shape"]), asked["threads"], asked["signed"])
+        found = measured(Path(path), tuple(shape), asked["threads"], asked["signed"])
         print(json.dumps(to_json(found)), flush=True)
         if hasattr(os, "fork"):
             os._exit(0)

@@ -202,7 +202,7 @@ def _result(
         latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
         footprint=footprints(
             {name: folder.graph(name) for name in classifiers},
-            (1, run.model.channels, run.data.image_size, run.data.image_size),
+            dict.fromkeys(classifiers, (1, run.model.channels, run.data.image_size, run.data.image_size)),
             threads=run.config.threads,
             signed_activations=run.target.signed or None,
         ),

@@ -16,6 +16,7 @@ import qrobust
 from qrobust.data.loading import open_test
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import ForeignClassifier
+from qrobust.deployment.footprint import footprints
 from qrobust.deployment.onnx_graph import files_of, is_quantized
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
@@ -208,7 +209,11 @@ def _evaluate(
         confidence = confidence_of(
             found, opened.split, opened.classifiers, cache, workers=workers, progress=reporter.bar
         )
-    record = replace(_record(choices, config, opened, found, threads), confidence=confidence)
+    record = replace(
+        _record(choices, config, opened, found, threads),
+        confidence=confidence,
+        footprint=footprints(opened.paths, _shapes(opened), threads=threads),
+    )
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
@@ -228,6 +233,11 @@ class _Opened:
     conditions: list[Condition]
     stored: list[SelectedConditions]
     sums: str
+
+
+def _shapes(opened: _Opened) -> dict[str, tuple[int, ...]]:
+    size = opened.split.source.image_size
+    return {name: classifier.input_shape(size) for name, classifier in opened.classifiers.items()}
 
 
 def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other: str) -> None:

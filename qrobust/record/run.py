@@ -18,6 +18,7 @@ from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
     EvaluationSummary,
+    Footprint,
     Summary,
 )
 from qrobust.record.other_images import CorruptionSet, TargetImages
@@ -156,6 +157,7 @@ class EvaluationRecord(JsonFile):
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
         confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
+        footprint: per classifier, memory and load time; null in records of earlier versions.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -185,6 +187,7 @@ class EvaluationRecord(JsonFile):
     classes: Classes | None = None
     primary: str = "accuracy"
     confidence: Confidence | None = None
+    footprint: dict[str, Footprint] | None = None
 
 
 def read_record(path: str | Path) -> Record:

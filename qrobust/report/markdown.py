@@ -23,7 +23,7 @@ from qrobust.report.classes import (
 from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import duplicates_sentence, left_out_sentence
-from qrobust.report.figures import percent, points
+from qrobust.report.figures import footprint_cells, percent, points
 from qrobust.report.verdict import (
     NAMES,
     comparison,
@@ -160,11 +160,13 @@ def evaluation_table(record: EvaluationRecord) -> list[list[str]]:
     by_class = record.classes.classifiers if record.classes else {}
     header = ["", "clean", "under shift", *(["balanced, clean", "balanced, under shift"] if by_class else [])]
     header += ["mCE"] if s.mce else []
-    rows = [header + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
+    taken = ["size", *(["memory", "load"] if record.footprint else [])]
+    rows = [header + taken + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
     for name, clean in s.clean_accuracy.items():
         line = [name, percent(clean), percent(s.shift_accuracy[name])]
         line += [percent(by_class[name].clean_balanced), percent(by_class[name].shift_balanced)] if by_class else []
         line += [percent(s.mce.value[name])] if s.mce else []
+        line += [f"{record.models[name].size_bytes / 1024:.0f} KiB", *footprint_cells(record.footprint, name)]
         lost = s.versus.get(name)
         if lost:
             line.append(points(lost.quantization_drop_pp, lost.quantization_drop_interval_pp))

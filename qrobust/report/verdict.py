@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qrobust.record import Audit, Footprint, MeanCorruptionError, Record, TargetImages, ValidationAgreement
+from qrobust.record import Audit, MeanCorruptionError, Record, TargetImages, ValidationAgreement
 from qrobust.report.attacks import flag_sentences
 from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
-from qrobust.report.figures import bounds, percent, points
+from qrobust.report.figures import bounds, footprint_cells, percent, points
 from qrobust.report.recommendation import recommendation_sentences
 
 NAMES = {
@@ -253,14 +253,6 @@ def target_sentence(target: TargetImages) -> str:
     return f"{where}: {right}{gains}."
 
 
-def _footprint(found: dict[str, Footprint] | None, graph: str) -> list[str]:
-    """Memory at its peak and time to load."""
-    if not found:
-        return []
-    memory = found[graph].peak_memory_bytes
-    return ["" if memory is None else f"{memory / 2**20:.1f} MiB", f"{found[graph].load_ms:.0f} ms"]
-
-
 def headline(record: Record) -> list[list[str]]:
     """The table of a run: a header, then a row per graph."""
     s, by_class = record.summary, record.classes.classifiers if record.classes else {}
@@ -279,7 +271,7 @@ def headline(record: Record) -> list[list[str]]:
                     f"{s.latency_ms[key].batch_1:.2f} ms",
                     f"{s.latency_ms[key].batch_32:.1f} ms",
                     f"{s.size_bytes[key] / 1024:.0f} KiB",
-                    *_footprint(s.footprint, key),
+                    *footprint_cells(s.footprint, key),
                 ]
             )
     return rows

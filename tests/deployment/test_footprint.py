@@ -35,7 +35,7 @@ def linear(path: Path, classes: int) -> Path:
 
 def test_memory_holds_the_weights(tmp_path: Path) -> None:
     small, large = linear(tmp_path / "small.onnx", 10), linear(tmp_path / "large.onnx", 100_000)
-    found = footprints({"small": small, "large": large}, SHAPE)
+    found = footprints({"small": small, "large": large}, {"small": SHAPE, "large": SHAPE})
     weights = 4 * 192 * 100_000
     memory = {name: one.peak_memory_bytes for name, one in found.items()}
     assert memory["small"] is not None
@@ -52,6 +52,6 @@ def test_what_cannot_be_loaded_is_one_line_and_files_nearby_are_no_modules(
     (tmp_path / "bad.onnx").write_bytes(b"nonsense")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(QRobustError, match="a graph could not be loaded to measure its memory") as caught:
-        footprints({"bad": Path("bad.onnx")}, SHAPE)
+        footprints({"bad": Path("bad.onnx")}, {"bad": SHAPE})
     assert "this ran" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -88,6 +88,35 @@ def test_graphs_of_one_channel_see_luma(
     assert record["summary"]["shift_accuracy"]["m"] < 1
 
 
+def test_size_memory_and_load_time_stand_beside_accuracy(data: str, tmp_path: Path) -> None:
+    forms: dict[str, tuple[Sequence[int | str], int]] = {
+        "open": (("n", 3, "h", "w"), TensorProto.DOUBLE),
+        "fixed": ((4, SIDE, SIDE, 3), TensorProto.UINT8),
+    }
+    files = [graph(tmp_path / f"{name}.onnx", shape, dtype=dtype) for name, (shape, dtype) in forms.items()]
+    record = evaluate_files(files, data, tmp_path / "out", *SHORT, "--image-size", SIDE)
+    assert set(record["footprint"]) == set(forms)
+    assert min(one["load_ms"] for one in record["footprint"].values()) > 0
+    header, _, first, _ = (tmp_path / "out" / "report.md").read_text().splitlines()[2:6]
+    assert "| size | memory | load |" in header
+    assert f"| {files[0].stat().st_size / 1024:.0f} KiB |" in first
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "wanted"),
+    [
+        (("n", 3, "h", "w"), "NCHW", (1, 3, SIDE, SIDE)),
+        ((4, 3, SIDE, SIDE), "NCHW", (4, 3, SIDE, SIDE)),
+        (("n", SIDE, SIDE, 1), "NHWC", (1, SIDE, SIDE, 1)),
+    ],
+)
+def test_one_image_is_what_a_graph_takes_at_least(
+    shape: Sequence[int | str], layout: str, wanted: tuple[int, ...], tmp_path: Path
+) -> None:
+    classifier = ForeignClassifier(graph(tmp_path / "m.onnx", shape), 1)
+    assert (classifier.layout, classifier.input_shape(SIDE)) == (layout, wanted)
+
+
 def test_probabilities_become_logits_with_the_same_margins(tmp_path: Path) -> None:
     images = torch.rand(20, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     plain = ForeignClassifier(graph(tmp_path / "a.onnx"), 1)
