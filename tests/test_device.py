@@ -30,7 +30,7 @@ from qrobust.quantization import ptq
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import prepare_qat
-from qrobust.quantization.quantize import finetune, quantize_classifier
+from qrobust.quantization.quantize import Schedule, finetune, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.sensitivity import layer_effects
 from qrobust.quantization.target import X86_VNNI
@@ -194,10 +194,7 @@ def test_training_the_classifier_follows_the_device_and_goes_on_elsewhere(
             TrainingData(digits.training, CONDITIONS, "cifar-c"),
             digits.validation.first(10),
             QATConfig(epochs=1, learning_rate=1e-3),
-            steps=3,
-            batch_size=16,
-            seed=0,
-            checkpoint=tmp_path / folder / "qat.pt",
+            Schedule(steps=3, batch_size=16, seed=0, checkpoint=tmp_path / folder / "qat.pt"),
             reporter=Reporter(),
             device=device,
         )

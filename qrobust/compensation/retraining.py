@@ -25,7 +25,7 @@ from qrobust.progress import Reporter
 from qrobust.quantization.config import QATConfig
 from qrobust.quantization.integer_layers import IntegerConv2d, IntegerLinear
 from qrobust.quantization.qat import convert_qat
-from qrobust.quantization.quantize import finetune
+from qrobust.quantization.quantize import Schedule, finetune
 from qrobust.quantization.tracing import folded
 from qrobust.record import CleanCost, QatFit, WeightChange
 
@@ -95,10 +95,7 @@ def retrain(
             learning_rate=rate,
             distillation=qat.distillation if config.use_labels else 1.0,
         ),
-        steps=round(config.steps * (1 - RESTORE_SHARE)),
-        batch_size=config.batch_size,
-        seed=seed,
-        checkpoint=checkpoint,
+        Schedule(round(config.steps * (1 - RESTORE_SHARE)), config.batch_size, seed, checkpoint),
         reporter=reporter,
         device=device,
         name=name,

@@ -22,7 +22,13 @@ from qrobust.pipeline.stage import choices_key, stage
 from qrobust.pipeline.start import look
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import convert_qat, prepare_qat
-from qrobust.quantization.quantize import SENSITIVITY_IMAGES, FakeQuantizedModel, calibration_batches, finetune
+from qrobust.quantization.quantize import (
+    SENSITIVITY_IMAGES,
+    FakeQuantizedModel,
+    Schedule,
+    calibration_batches,
+    finetune,
+)
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
 from qrobust.quantization.tracing import computed_weights, folded
@@ -135,10 +141,12 @@ def _trained(run: Run, quantized: FakeQuantizedModel) -> tuple[fx.GraphModule, Q
         rendered_data(run, training) if config.qat.shifts else TrainingData(training, [], run.table),
         run.data.validation,
         config.qat,
-        steps=max(1, round(config.qat.epochs * len(training) / batch_size)),
-        batch_size=batch_size,
-        seed=config.seed,
-        checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
+        Schedule(
+            steps=max(1, round(config.qat.epochs * len(training) / batch_size)),
+            batch_size=batch_size,
+            seed=config.seed,
+            checkpoint=folder.checkpoints / f"qat-{choices_key(run, 'qat')}.pt",
+        ),
         reporter=run.reporter,
         device=run.device,
         primary=run.primary,

@@ -61,6 +61,23 @@ class FakeQuantizedModel:
         return self.module(images)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """One training of a fake-quantized model.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images per step.
+        seed: decides images, moves and shifts of every step.
+        checkpoint: file to resume from; whoever owns the folder deletes it.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int
+    checkpoint: Path
+
+
 def find_target(name: str) -> Target:
     """A target by name.
 
@@ -189,11 +206,8 @@ def finetune(
     data: TrainingData,
     validation: Split,
     config: QATConfig,
+    schedule: Schedule,
     *,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    checkpoint: Path,
     reporter: Reporter,
     device: Device = CPU_ONLY,
     name: str = "qat",
@@ -207,10 +221,7 @@ def finetune(
         data: what to learn from.
         validation: images to choose by, of which the first are taken.
         config: rate and distillation.
-        steps: optimizer steps.
-        batch_size: images per step.
-        seed: decides images, moves and shifts of every step.
-        checkpoint: file to resume from; whoever owns the folder deletes it.
+        schedule: steps, and where they are resumed.
         reporter: where progress is told.
         device: to train on.
         name: of the training, in messages.
@@ -222,17 +233,17 @@ def finetune(
     channels_last(trainable)
     some = validation.at_most(QAT_IMAGES)
     working = device.holding(trainable, teacher)
-    with working, timing() as watch, reporter.bar(f"train the fake-quantized model ({name})", steps) as bar:
+    with working, timing() as watch, reporter.bar(f"train the fake-quantized model ({name})", schedule.steps) as bar:
         fit = train(
             trainable,
             teacher,
             data,
             some,
             config,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            checkpoint=checkpoint,
+            steps=schedule.steps,
+            batch_size=schedule.batch_size,
+            seed=schedule.seed,
+            checkpoint=schedule.checkpoint,
             primary=primary,
             progress=progress_callback(bar),
         )
