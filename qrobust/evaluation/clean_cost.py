@@ -54,12 +54,14 @@ def clean_cost(
         variance += share**2 * (lost + won - (lost - won) ** 2 / n) / n**2
     cost = 100 * float(weights @ (before.astype(float) - after.astype(float)))
     bound = 100 * (middle + Z_ONE_SIDED * math.sqrt(variance))
-    enough = math.ceil(len(labels) * variance * (100 * Z_ONE_SIDED / TOLERANCE_PP) ** 2)
+    # An estimate that judges what other images chose may be above the budget: then the bound may be nearer to it.
+    nearer = TOLERANCE_PP - max(0.0, cost - budget_pp)
+    tells = bound > budget_pp + TOLERANCE_PP and nearer > 0
     return CleanCost(
         n=len(labels),
         budget_pp=budget_pp,
         allowed_pp=allowed_pp,
         cost_pp=cost,
         bound_pp=min(100.0, bound),
-        images_to_tell=enough if bound > budget_pp + TOLERANCE_PP else None,
+        images_to_tell=math.ceil(len(labels) * variance * (100 * Z_ONE_SIDED / nearer) ** 2) if tells else None,
     )

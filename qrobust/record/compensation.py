@@ -172,7 +172,7 @@ class CleanCost:
         cost_pp: the classifier alone minus the remedy.
         bound_pp: what it costs at most with 95 % confidence, one-sided.
         images_to_tell: about how many validation images would bring the bound within a point of the budget; null
-            where it is.
+            where it is, and where the cost itself is not.
         folds: each of so many folds of the images judged what the others chose (cross-fitting); 0 where all of them
             chose and judged, as in records of earlier versions.
     """

@@ -61,6 +61,18 @@ def test_as_many_images_as_it_names_would_tell() -> None:
     assert many.images_to_tell is None or many.bound_pp <= few.budget_pp + TOLERANCE_PP + 0.01
 
 
+@pytest.mark.parametrize(("lost", "told"), [(2, True), (5, False)])
+def test_no_images_tell_of_a_cost_that_is_more_than_a_point_above_the_budget(lost: int, told: bool) -> None:
+    """Two of 250 images are half a point above 0.3: the bound has to be within half a point. Five are 1.7 above."""
+    found = cost_of(lost, 0, 250)
+    assert found.bound_pp > 0.3 + TOLERANCE_PP
+    assert (found.images_to_tell is not None) == told
+    if found.images_to_tell:
+        times = found.images_to_tell / 250
+        many = cost_of(round(lost * times), 0, round(250 * times))
+        assert many.bound_pp == pytest.approx(0.3 + TOLERANCE_PP, abs=0.1)
+
+
 def test_of_even_classes_balanced_accuracy_costs_the_same() -> None:
     plain, balanced = cost_of(4, 4, 200), cost_of(4, 4, 200, BALANCED)
     assert balanced.cost_pp == pytest.approx(plain.cost_pp)
