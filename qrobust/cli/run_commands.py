@@ -286,6 +286,7 @@ def evaluate(run_folder: Path, budget: float | None, workers: int, **options: An
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
     from qrobust.record import EvaluationResult
+    from qrobust.report.classes import balanced_sentence, deciding_sentence, evenness
 
     if str(options["model"]).endswith(".onnx"):
         raise InputError("model: ONNX files are measured by `qrobust evaluate-onnx FILE... --data SPEC --out DIR`")
@@ -297,6 +298,13 @@ def evaluate(run_folder: Path, budget: float | None, workers: int, **options: An
         shifted = summary.shift_accuracy[name]
         under_shift = f", under shift {100 * shifted:.2f} %" if shifted is not None else ""
         echo(f"{name}: clean {100 * clean:.2f} %{under_shift} ({sample_of(summary)})")
+    if result.classes:
+        names, class_names = {name: name for name in result.classes.classifiers}, opened.data.class_names
+        echo(
+            deciding_sentence(result.classes, result.primary, class_names, names)
+            or balanced_sentence(result.classes, names)
+        )
+        echo(evenness(result.classes, class_names))
     say_corruption_sets(result.corruption_sets)
 
 

@@ -47,25 +47,42 @@ def primary_sentence(record: Record | EvaluationRecord, names: Mapping[str, str]
         record: of a run or of an evaluation.
         names: classifiers to what they are called.
     """
-    classes = record.classes
-    if classes is None or record.primary == "accuracy":
+    if record.classes is None:
         return ""
-    told = "balanced accuracy, the mean of the classes' recalls" if record.primary == "balanced" else record.primary
-    return f"What decides is {told}. {measure_sentence(record, names)}"
+    return deciding_sentence(record.classes, record.primary, record.class_names, names)
+
+
+def deciding_sentence(classes: Classes, primary: str, class_names: Sequence[str], names: Mapping[str, str]) -> str:
+    """As `primary_sentence`, without a record.
+
+    Args:
+        classes: what was measured.
+        primary: the measure's name.
+        class_names: in index order.
+        names: classifiers to what they are called.
+    """
+    if primary == "accuracy":
+        return ""
+    told = "balanced accuracy, the mean of the classes' recalls" if primary == "balanced" else primary
+    return f"What decides is {told}. {_measured(classes, primary, class_names, names)}"
 
 
 def measure_sentence(record: Record | EvaluationRecord, names: Mapping[str, str]) -> str:
     """The recall that decides, or else balanced accuracy, of every classifier, clean and under shift."""
     assert record.classes is not None
-    if record.primary.startswith(RECALL):
-        wanted = list(record.class_names).index(record.primary.removeprefix(RECALL))
+    return _measured(record.classes, record.primary, record.class_names, names)
+
+
+def _measured(classes: Classes, primary: str, class_names: Sequence[str], names: Mapping[str, str]) -> str:
+    if primary.startswith(RECALL):
+        wanted = list(class_names).index(primary.removeprefix(RECALL))
         parts = []
-        for key, found in record.classes.classifiers.items():
+        for key, found in classes.classifiers.items():
             own = found.recall[wanted]
             told = (("clean", own.clean, own.clean_interval), ("under shift", own.shift, own.shift_interval))
             parts.append(f"{names[key]} {_shares(told)}")
-        return f"Recall of {record.class_names[wanted]}: {'; '.join(parts)}."
-    return balanced_sentence(record.classes, names)
+        return f"Recall of {class_names[wanted]}: {'; '.join(parts)}."
+    return balanced_sentence(classes, names)
 
 
 def _shares(told: Iterable[tuple[str, float | None, tuple[float, float] | None]]) -> str:

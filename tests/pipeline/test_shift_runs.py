@@ -21,6 +21,8 @@ def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Pat
     options = ("-q", "--shifts", f"{own}:dim,sensor", "--severities", "5", "--attack-images", 0)
     result = qrobust("evaluate", out, *options)
     assert result.exit_code == 0, result.output
+    assert "\nBalanced accuracy: float clean" in result.output
+    assert "\nClasses are even" in result.output
     assert qrobust("report", out).exit_code == 0
     # Exported again, the report has pictures of it, though there is a dot in its name.
     allowed = ("--allow-code", hashlib.sha256(own.read_bytes()).hexdigest())
