@@ -50,7 +50,7 @@ from qrobust.record import (
     hardware,
     versions,
 )
-from qrobust.shifts.registry import recommendation_conditions
+from qrobust.shifts.registry import recommendation_conditions, with_mixture
 
 # Test images for a remedy that exists in torch only.
 TORCH_IMAGES = 200
@@ -166,10 +166,10 @@ def _result(
     """What the stage keeps: figures of what was measured, target images, times and sizes."""
     folder, figures = run.require_folder(), (found.predictions, found.labels)
     stages = {"compensated": "compensate"} | {name: name for name in REMEDIES}
-    learned = {name: _trained_on(folder, stages[name]) for name in classifiers if name in stages}
+    learned = {name: with_mixture(_trained_on(folder, stages[name])) for name in classifiers if name in stages}
     trained_on = learned.get("compensated", ())
     qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
-    by_classifier = qat.shifts if qat else ()
+    by_classifier = with_mixture(qat.shifts) if qat else ()
     seen = {name: (*shifts, *by_classifier) for name, shifts in learned.items()}
     gains = remedy_gains(*figures, seed=found.seed, seen=seen)
     gains += _in_torch(run, found, by_classifier) if in_torch else []

@@ -559,6 +559,15 @@ def training_sets(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     return every, tuple(dict.fromkeys(part for part in parts if part not in SUITES["generic"]))
 
 
+def with_mixture(learned: Sequence[str]) -> tuple[str, ...]:
+    """Names of shifts that were learned from, and the mixture of random operations where any of these is among them.
+
+    What learns from families draws mixtures of them, and a mixture of all holds each.
+    """
+    families = {f"generic_{family}" for family in g.FAMILIES}
+    return (*learned, *(("generic_mixture",) if families & {*learned} else ()))
+
+
 def generic_conditions(families: Sequence[str]) -> list[tuple[str, int]]:
     """Conditions to measure random operations by: these families one by one, and mixtures if there are all of them.
 

@@ -20,6 +20,7 @@ from qrobust.shifts.registry import (
     generic_conditions,
     recommendation_conditions,
     selection_conditions,
+    with_mixture,
 )
 from qrobust.shifts.rendering import render
 from qrobust.shifts.rng import Generators
@@ -235,6 +236,11 @@ def test_what_chooses_are_the_families_left_out() -> None:
     assert selection_conditions([("fog", 5)], ()) == [("fog", 5)]
     with pytest.raises(InputError, match="'filters'"):
         generic_conditions(["filter"])
+
+
+def test_a_mixture_is_seen_by_what_learned_from_a_part_of_it() -> None:
+    assert with_mixture(("fog", "generic_tone")) == ("fog", "generic_tone", "generic_mixture")
+    assert with_mixture(("fog",)) == ("fog",)
 
 
 def test_a_recommendation_is_chosen_by_families_that_nothing_learned_from() -> None:
