@@ -550,8 +550,9 @@ def training_sets(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
             raise InputError(f"train_on: expected what can be rendered, got {name}; it can be measured by --shifts")
         known = name in SHIFTS or name in SUITES or is_code(name)
         if not known and name not in SCENARIOS:
-            near = nearest(name, (*SUITES, *SHIFTS, *SCENARIOS))
-            raise unknown("train_on", name, SUITES, "a shift, a scenario or FILE.py:FUNCTION", near=near)
+            suites = [suite for suite in SUITES if suite != C_BAR]
+            near = nearest(name, (*suites, *(n for n in SHIFTS if n not in SUITES[C_BAR]), *SCENARIOS))
+            raise unknown("train_on", name, suites, "a shift, a scenario or FILE.py:FUNCTION", near=near)
         parts += expand((name,)) if known else SCENARIOS[name]
     refuse_measured_alone("train_on", names)
     families = [part.removeprefix("generic_") for part in parts if part in SUITES["generic"]]

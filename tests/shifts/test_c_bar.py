@@ -260,6 +260,12 @@ def test_nothing_is_chosen_by_it() -> None:
     assert not {name for name, _ in conditions} & {*NAMES}
 
 
+def test_nobody_is_told_to_learn_from_it() -> None:
+    with pytest.raises(InputError, match="got 'sparkle'") as error:
+        training_sets(("sparkle",))
+    assert not any(name in str(error.value) for name in ("c-bar", "sparkles"))
+
+
 @pytest.mark.parametrize("name", ["c-bar", "sparkles"])
 def test_nothing_learns_from_it(name: str) -> None:
     with pytest.raises(InputError, match=f"train_on: expected shifts to learn from, got {name}.* measuring alone"):
