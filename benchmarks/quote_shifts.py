@@ -87,10 +87,12 @@ def c_bar() -> str:
     for table, one in found.items():
         errors = [corruption["errors"] for corruption in one["corruptions"].values()]
         means = [sum(at) / len(at) for at in zip(*errors, strict=True)]
+        farthest = max(abs(e - aim) for error in errors for e, aim in zip(error, one["suite_errors"], strict=True))
         said.append(
             f"- `{table}`: {one['network']} errs on {percent(one['clean_error'])} of {one['n']:,} validation images, "
             f"at severity 1 to 5 on {', '.join(percent(e) for e in one['suite_errors'])} under the 19, on "
-            f"{', '.join(percent(e) for e in means)} under these."
+            f"{', '.join(percent(e) for e in means)} under these, of which none is more than "
+            f"{100 * farthest:.0f} points from that."
         )
     return "\n".join([*lines, "", *said])
 

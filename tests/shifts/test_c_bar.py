@@ -233,6 +233,7 @@ def test_caustics_bend_by_their_depth_and_keep_the_light() -> None:
 
 def test_strengths_are_those_that_were_measured() -> None:
     found = json.loads(RESULTS.read_text())
+    assert set(found) == set(TABLES) == set(STRENGTHS)
     for table, one in found.items():
         assert STRENGTHS[table] == {name: tuple(at["strengths"]) for name, at in one["corruptions"].items()}
         assert one["split"] == "validation"
