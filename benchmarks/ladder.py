@@ -4,8 +4,9 @@
 
 A ResNet-20 is quantized (W8A8). Each remedy learns from generic random operations alone, which name no corruption;
 the exported graphs are measured by onnxruntime at severity 5, on the same test images, under the 19 corruptions, the
-transformations, and corruptions made to be unlike the 19. A remedy that is done is kept, a training that was killed
-goes on; what is done is measured and written. `--remedies` chooses.
+transformations, and corruptions made to be unlike the 19; of each suite also under those that are far from all random
+operations. A remedy that is done is kept, a training that was killed goes on; what is done is measured and written.
+`--remedies` chooses.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from qrobust.deployment.profiling import latencies_ms
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.kept import CLEAN, Condition
 from qrobust.evaluation.statistics import wilson_interval
-from qrobust.evaluation.summary import remedy_gains
+from qrobust.evaluation.summary import far_conditions, remedy_gains
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.progress import Reporter
@@ -171,6 +172,7 @@ class Ladder:
         sessions = {name: open_on_target(self.out / f"{name}.onnx", self.target) for name in names}
         suites = {suite: defined_conditions(SUITES[suite], (SEVERITY,), self.table) for suite in SUITES_MEASURED}
         conditions = [condition for suite in suites.values() for condition in suite]
+        suites |= {f"{suite}, far": far_conditions(own) for suite, own in suites.items()}
         found = evaluate(sessions, self.test, conditions, severity_table=self.table, seed=0)
         clean = {name: found.accuracy(name) for name in names}
         latency, n = latencies_ms(sessions, SIZE, 1), len(found.labels)
