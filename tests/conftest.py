@@ -18,6 +18,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.cli.main import main
+from qrobust.deployment import profiling
 from qrobust.models.resnet import SmallResNet
 from qrobust.pipeline import demo
 from qrobust.progress import Reporter
@@ -25,6 +26,8 @@ from qrobust.storage import read_json
 
 # The exporter lists the operators that it knows anew for each graph, which takes a third of the time of a small one.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+# Times are not what is tried here; latencies take a second for each graph.
+profiling.ROUND_S = 1e-3
 # One thread for each worker of xdist, and for what tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -50,7 +50,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, late)
     monkeypatch.setattr(malformed, "run", run)
-    monkeypatch.setattr("qrobust.deployment.profiling.ROUND_S", 1e-3)
     yield
     signal.signal(signal.SIGALRM, before)
 

@@ -105,11 +105,11 @@ class ForeignClassifier:
         self.probabilities = False
         self.declared = _declared(path, self.session.get_modelmeta().custom_metadata_map)
 
-    def input_shape(self, image_size: int) -> tuple[int, ...]:
-        """Of one image of this side, or of the batch that the graph fixes, as the graph takes it."""
+    def input_shape(self, image_size: int, batch_size: int = 1) -> tuple[int, ...]:
+        """Of so many images of this side, or of as many as the graph fixes, as the graph takes them."""
         sides = (image_size, image_size)
         axes = (self.channels, *sides) if self.layout == "NCHW" else (*sides, self.channels)
-        return (self.batch or 1, *axes)
+        return (self.batch or batch_size, *axes)
 
     def examine(self, images: torch.Tensor, classes: int) -> None:
         """See from real images whether outputs are probabilities, and whether there is one finite one per class.
@@ -242,7 +242,11 @@ class OnnxClassifier:
                 f"has inputs {[i.shape for i in inputs]} and {len(outputs)} outputs"
             )
         self.input_name, self.channels = inputs[0].name, inputs[0].shape[1]
-        self.output_name = outputs[0].name
+        self.output_name, self.dtype = outputs[0].name, np.float32
+
+    def input_shape(self, image_size: int, batch_size: int = 1) -> tuple[int, ...]:
+        """Of so many images of this side."""
+        return (batch_size, self.channels, image_size, image_size)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         try:

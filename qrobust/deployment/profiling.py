@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.deployment.session import MOST_SIDE, PIXELS, Session, check_batch, open_session, plainly
 from qrobust.errors import InputError
 
@@ -21,32 +21,48 @@ WARM_UP, ROUND_S, ROUNDS = 5, 0.02, 50
 
 
 def latencies_ms(
-    classifiers: dict[str, OnnxClassifier], image_size: int, batch_size: int, rounds: int = ROUNDS
+    classifiers: Mapping[str, OnnxClassifier | ForeignClassifier],
+    image_size: int,
+    batch_size: int,
+    rounds: int = ROUNDS,
 ) -> dict[str, float]:
-    """Milliseconds per batch, measured in turn (A B A B ...): the first one's median, and for each other that
-    times the median of its ratio to the first, round by round, from which the machine's own drift is gone.
+    """Milliseconds for so many images, measured in turn (A B A B ...).
+
+    The first one's is its median, and each other's that times the median of its ratio to the first, round by round,
+    from which the machine's own drift is gone. A graph that fixes another batch is called as often as it takes.
+
+    Raises:
+        InputError: onnxruntime cannot run a graph on so many images.
     """
-    channels = next((classifier.channels for classifier in classifiers.values()), 3)
-    images = np.random.default_rng(0).random((batch_size, channels, image_size, image_size), dtype=np.float32)
-    repeats: dict[str, int] = {}
+    feeds, calls, repeats = dict[str, dict[str, np.ndarray]](), dict[str, int](), dict[str, int]()
     for name, classifier in classifiers.items():
-        feed = {classifier.input_name: images}
-        calls = []
+        n, *axes = classifier.input_shape(image_size, batch_size)
+        noise = np.random.default_rng(0).random((n, *axes), dtype=np.float32)
+        pixels = 255 * noise if classifier.dtype == np.uint8 else noise
+        feeds[name], calls[name] = {classifier.input_name: pixels.astype(classifier.dtype)}, -(-batch_size // n)
+        taken = []
         for _ in range(WARM_UP):
             started = time.perf_counter()
-            classifier.session.run(None, feed)
-            calls.append(time.perf_counter() - started)
-        repeats[name] = max(1, round(ROUND_S / max(1e-6, float(np.median(calls)))))
+            _tried(classifier, feeds[name])
+            taken.append(time.perf_counter() - started)
+        repeats[name] = max(1, round(ROUND_S / max(1e-6, calls[name] * float(np.median(taken)))))
     samples: dict[str, list[float]] = {name: [] for name in classifiers}
     for _ in range(rounds):
         for name, classifier in classifiers.items():
-            feed = {classifier.input_name: images}
             started = time.perf_counter()
-            for _ in range(repeats[name]):
-                classifier.session.run(None, feed)
+            for _ in range(repeats[name] * calls[name]):
+                classifier.session.run(None, feeds[name])
             samples[name].append((time.perf_counter() - started) / repeats[name] * 1e3)
     first = np.array(next(iter(samples.values()), []))
     return {name: float(np.median(first) * np.median(np.array(values) / first)) for name, values in samples.items()}
+
+
+def _tried(classifier: OnnxClassifier | ForeignClassifier, feed: dict[str, np.ndarray]) -> None:
+    try:
+        classifier.session.run(None, feed)
+    except Exception as error:  # onnxruntime raises a type per cause, none of them public
+        shape = feed[classifier.input_name].shape
+        raise InputError(f"onnx: onnxruntime cannot run {classifier.path} on {shape} ({plainly(error)})") from error
 
 
 def timing_s(ms: Iterable[float]) -> float:

@@ -13,7 +13,7 @@ from qrobust.classifier import Classifier, state_hash
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.data.foreign import FOREIGN_SETS, foreign_splits
 from qrobust.data.splits import Split
-from qrobust.deployment.classifiers import OnnxClassifier
+from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.footprint import footprints
 from qrobust.deployment.profiling import latencies_ms
@@ -174,7 +174,6 @@ def _result(
     gains = remedy_gains(*figures, seed=found.seed, seen=seen)
     gains += _in_torch(run, found, by_classifier) if in_torch else []
     target_images, cache = _target_images(run, classifiers, workers), _cache(run, classifiers)
-    ms = {batch: latencies_ms(classifiers, run.data.image_size, batch) for batch in BATCHES}
     return EvaluationResult(
         rows=tuple(
             run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on, seen_by_classifier=by_classifier)
@@ -199,7 +198,7 @@ def _result(
         ),
         classes=class_results(*figures, len(found.class_names)),
         severity_table=found.severity_table,
-        latency_ms={name: Latency(batch_1=ms[1][name], batch_32=ms[32][name]) for name in classifiers},
+        latency_ms=latencies_of(classifiers, run.data.image_size),
         footprint=footprints(
             {name: folder.graph(name) for name in classifiers},
             dict.fromkeys(classifiers, (1, run.model.channels, run.data.image_size, run.data.image_size)),
@@ -211,6 +210,14 @@ def _result(
         hardware=hardware(run.config.threads, sums(**session_options(run.target))),
         versions=versions(),
     )
+
+
+def latencies_of(
+    classifiers: Mapping[str, OnnxClassifier | ForeignClassifier], image_size: int
+) -> dict[str, Latency]:
+    """Times of classifiers in the batches that a record has."""
+    one, many = (latencies_ms(classifiers, image_size, batch) for batch in BATCHES)
+    return {name: Latency(batch_1=one[name], batch_32=many[name]) for name in classifiers}
 
 
 def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:

@@ -19,6 +19,7 @@ from qrobust.record.measurements import (
     ConditionResult,
     EvaluationSummary,
     Footprint,
+    Latency,
     Summary,
 )
 from qrobust.record.other_images import CorruptionSet, TargetImages
@@ -157,6 +158,7 @@ class EvaluationRecord(JsonFile):
         classes: recall per class, balanced accuracy and confusions; null in records of earlier versions.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
         confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
+        latency_ms: per classifier, in milliseconds per batch; null in records of earlier versions.
         footprint: per classifier, memory and load time; null in records of earlier versions.
     """
 
@@ -187,6 +189,7 @@ class EvaluationRecord(JsonFile):
     classes: Classes | None = None
     primary: str = "accuracy"
     confidence: Confidence | None = None
+    latency_ms: dict[str, Latency] | None = None
     footprint: dict[str, Footprint] | None = None
 
 

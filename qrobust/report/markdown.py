@@ -160,12 +160,15 @@ def evaluation_table(record: EvaluationRecord) -> list[list[str]]:
     by_class = record.classes.classifiers if record.classes else {}
     header = ["", "clean", "under shift", *(["balanced, clean", "balanced, under shift"] if by_class else [])]
     header += ["mCE"] if s.mce else []
-    taken = ["size", *(["memory", "load"] if record.footprint else [])]
+    taken = ["batch 1", "batch 32"] if record.latency_ms else []
+    taken += ["size", *(["memory", "load"] if record.footprint else [])]
     rows = [header + taken + ([f"drop from {reference}, clean", "drop under shift"] if others else [])]
     for name, clean in s.clean_accuracy.items():
         line = [name, percent(clean), percent(s.shift_accuracy[name])]
         line += [percent(by_class[name].clean_balanced), percent(by_class[name].shift_balanced)] if by_class else []
         line += [percent(s.mce.value[name])] if s.mce else []
+        times = record.latency_ms and record.latency_ms[name]
+        line += [f"{times.batch_1:.2f} ms", f"{times.batch_32:.1f} ms"] if times else []
         line += [f"{record.models[name].size_bytes / 1024:.0f} KiB", *footprint_cells(record.footprint, name)]
         lost = s.versus.get(name)
         if lost:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qrobust.classifier import NormalizedModel, count_macs
+from qrobust.deployment import profiling
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
@@ -254,6 +255,32 @@ def test_latencies_are_measured_for_each(exported: tuple[Path, nn.Module]) -> No
     measured = latencies_ms(sessions, 32, 2, rounds=3)
     assert set(measured) == {"a", "b"}
     assert all(ms > 0 for ms in measured.values())
+
+
+def test_a_graph_of_a_fixed_batch_is_called_as_often_as_it_takes() -> None:
+    """By a clock that only calls move on: 2 ms a call of at most four images."""
+
+    class Timed:
+        input_name, dtype, path = "images", np.uint8, Path("timed.onnx")
+
+        def __init__(self, batch: int | None) -> None:
+            self.batch, self.session, self.seen = batch, self, set[tuple[int, ...]]()
+
+        def input_shape(self, image_size: int, batch_size: int) -> tuple[int, ...]:
+            return (self.batch or batch_size, image_size, image_size, 3)
+
+        def run(self, _: None, feed: dict[str, np.ndarray]) -> None:
+            assert feed["images"].dtype == np.uint8
+            assert feed["images"].max() > 200
+            self.seen.add(feed["images"].shape)
+            clock[0] += 2e-3
+
+    clock, both = [0.0], {"open": Timed(None), "fixed": Timed(4)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiling.time, "perf_counter", lambda: clock[0])
+        measured = latencies_ms(both, 8, 32, rounds=3)  # type: ignore[arg-type]  # what it asks of a classifier
+    assert measured == pytest.approx({"open": 2, "fixed": 16})
+    assert [one.seen for one in both.values()] == [{(32, 8, 8, 3)}, {(4, 8, 8, 3)}]
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_graphs_of_one_channel_see_luma(
     assert record["summary"]["shift_accuracy"]["m"] < 1
 
 
-def test_size_memory_and_load_time_stand_beside_accuracy(data: str, tmp_path: Path) -> None:
+def test_times_size_and_memory_stand_beside_accuracy(data: str, tmp_path: Path) -> None:
     forms: dict[str, tuple[Sequence[int | str], int]] = {
         "open": (("n", 3, "h", "w"), TensorProto.DOUBLE),
         "fixed": ((4, SIDE, SIDE, 3), TensorProto.UINT8),
@@ -97,8 +97,9 @@ def test_size_memory_and_load_time_stand_beside_accuracy(data: str, tmp_path: Pa
     record = evaluate_files(files, data, tmp_path / "out", *SHORT, "--image-size", SIDE)
     assert set(record["footprint"]) == set(forms)
     assert min(one["load_ms"] for one in record["footprint"].values()) > 0
+    assert min(one["batch_1"] for one in record["latency_ms"].values()) > 0
     header, _, first, _ = (tmp_path / "out" / "report.md").read_text().splitlines()[2:6]
-    assert "| size | memory | load |" in header
+    assert "| batch 1 | batch 32 | size | memory | load |" in header
     assert f"| {files[0].stat().st_size / 1024:.0f} KiB |" in first
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import qrobust, save_npz
 from torch import nn
 
+from qrobust.deployment import profiling
 from qrobust.deployment.profiling import timing_s
 from qrobust.evaluation.statistics import chance_agreement
 from qrobust.pipeline.evaluate import Asked, images_asked
@@ -174,7 +175,8 @@ def test_a_calibrator_is_exported_in_the_time_of_a_small_network() -> None:
     assert PACE.exporting_s(2, 1, 100) == pytest.approx(10 * (2 + 2) + 2 * 100 * 0.008)
 
 
-def test_timing_takes_its_turns_whatever_a_batch_takes() -> None:
+def test_timing_takes_its_turns_whatever_a_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "ROUND_S", 0.02)
     assert timing_s([1]) == pytest.approx(5 * 0.001 + 50 * 0.02)  # a turn of many calls
     assert timing_s([100]) == pytest.approx(55 * 0.1)  # a turn of one
     every = [4, 1, 3, 32 * 4, 32 * 1, 32 * 3]
