@@ -82,9 +82,12 @@ class Validation:
     def folds(self, count: int) -> list[tuple[Rows, Rows]]:
         """For each of so many folds, the rows of every part that are not in it, and those that are.
 
-        An image is in the same fold in every part, and each fold has its share of every class.
+        An image is in the same fold in every part, and each fold has its share of every class. A part of fewer images
+        than folds is in none.
         """
-        inside = [[numbers % count == fold for numbers in self.numbers] for fold in range(count)]
+        inside = [
+            [(numbers % count == fold) & (len(numbers) >= count) for numbers in self.numbers] for fold in range(count)
+        ]
         return [([~rows for rows in parts], parts) for parts in inside]
 
     def of_rows(self, rows: Rows) -> Validation:

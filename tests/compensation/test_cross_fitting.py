@@ -75,6 +75,12 @@ def test_few_images_are_parted(n: int, primary: Primary, parted: bool) -> None:
     assert bool(folds_of(validation_of(grey(torch.zeros(n), 0), primary=primary))) == parted
 
 
+def test_a_part_of_fewer_images_than_folds_always_chooses() -> None:
+    validation = validation_of(grey(torch.zeros(20), 0), grey(torch.zeros(FOLDS - 1), 0))
+    for others, own in folds_of(validation):
+        assert (int(own[0].sum()), int(own[1].sum()), bool(others[1].all())) == (4, 0, True)
+
+
 def test_a_state_that_others_kept_is_judged_where_it_fails() -> None:
     """The end fails on the images of the first fold: without them it would have been kept."""
     validation = validation_of(grey(torch.zeros(10), 0))
