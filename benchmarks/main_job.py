@@ -45,7 +45,7 @@ def main(data: str, training: Path, out: Path, threads: int) -> None:
         text, page = text.replace(folder, name), page.replace(folder, name)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "main_job.json").write_text(text + "\n")
-    page = re.sub(r"<h2>What the calibrator changes</h2>.*?(?=<h2>)", "", page, flags=re.DOTALL)
+    page = re.sub(r'<section id="pictures">.*?</section>|<li><a href="#pictures">.*?</li>', "", page, flags=re.DOTALL)
     (RESULTS / "main_job.html").write_text(page)
     (RESULTS / "main_job.md").write_text((out / "report.md").read_text())
 

@@ -1,6 +1,7 @@
 """Draw what a calibrator does, for docs/calibrator.md: input, what it adds, attention, what it hands on.
 
     qrobust demo --out RUN
+    pip install matplotlib
     python benchmarks/pictures.py --run RUN
 
 Of handwritten digits (scikit-learn's, which come with it); one test image under each shift, at severity 5.

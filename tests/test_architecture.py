@@ -45,7 +45,7 @@ ADAPTERS = {
     "torch.onnx": {"deployment/export.py"},
     "onnx": {"deployment/export.py", "deployment/onnx_graph.py"},
     "onnxruntime": {"deployment/session.py", "deployment/infer.py"},
-    "matplotlib": {"report/plots.py"},
+    "matplotlib": set(),
     "jinja2": {"report/html.py"},
     "sklearn": {"data/sources.py"},
     "scipy": {"evaluation/statistics.py"},

@@ -75,7 +75,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
         quantization=SimpleNamespace(layer_noise=[noise], layer_effects=[]),
         rows=[SimpleNamespace(shift=name, accuracy={"int8": 0.5})],
     )
-    drawn = str(layers_plot(record)) + str(gains_plot(record, ["int8"]))
+    drawn = "".join(layers_plot(record)) + str(gains_plot(record, ["int8"]))
     assert drawn.count(printable(name).replace("_", " ").replace("<", "&lt;").replace(">", "&gt;")) >= 1
     assert "<b>" not in drawn
     assert all(line.isprintable() for line in drawn.splitlines())

@@ -115,9 +115,7 @@ def recall_table(classes: Classes, class_names: Sequence[str], names: Mapping[st
         names: the classifiers to show, to what they are called.
     """
     shown = {key: classes.classifiers[key].recall for key in names if key in classes.classifiers}
-    there = [index for index, n in enumerate(classes.n) if n]
-    if len(there) > MOST_CLASSES:
-        there = sorted(there, key=lambda i: min(_lowest(recall[i]) for recall in shown.values()))[:MOST_CLASSES]
+    there = shown_classes(classes, names)
     shifted = any(recall.shift is not None for own in shown.values() for recall in own)
     header = ["class", "images"]
     for key in shown:
@@ -130,6 +128,20 @@ def recall_table(classes: Classes, class_names: Sequence[str], names: Mapping[st
             line += [_recall(own[index].shift, own[index].shift_interval)] if shifted else []
         rows.append(line)
     return rows
+
+
+def shown_classes(classes: Classes, names: Iterable[str]) -> list[int]:
+    """The classes that a table has room for, by index: all that have images, or those with the lowest recall.
+
+    Args:
+        classes: of a record.
+        names: the classifiers to show.
+    """
+    shown = [classes.classifiers[key].recall for key in names if key in classes.classifiers]
+    there = [index for index, n in enumerate(classes.n) if n]
+    if len(there) <= MOST_CLASSES:
+        return there
+    return sorted(there, key=lambda i: min(_lowest(recall[i]) for recall in shown))[:MOST_CLASSES]
 
 
 def _lowest(recall: ClassRecall) -> float:

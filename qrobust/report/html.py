@@ -12,21 +12,33 @@ import markupsafe
 import numpy as np
 from PIL import Image
 
-from qrobust.record import Record, to_json
+from qrobust.record import ConditionResult, Record, to_json
 from qrobust.report.approval import approval_table
 from qrobust.report.attacks import NOTE, attack_table, pose_table
+from qrobust.report.charts import Look
 from qrobust.report.classes import confusion_tables, recall_note, recall_table
 from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.figures import percent, points
+from qrobust.report.next_steps import next_steps
 from qrobust.report.plots import (
     LABELS,
+    LAYER_SERIES,
+    attack_plots,
+    cost_plots,
     gains_plot,
+    heat_maps,
     layers_plot,
+    look,
+    recall_plots,
     remedies_plot,
-    severity_plot,
+    severity_plots,
+    shift_name,
 )
+from qrobust.report.provenance import provenance_table
+from qrobust.report.svg import SHAPES
+from qrobust.report.tiles import compared, tiles
 from qrobust.report.verdict import (
     LEVEL,
     NAMES,
@@ -38,6 +50,22 @@ from qrobust.report.verdict import (
 from qrobust.text import printable
 
 PICTURE_SIDE = 112
+# Of the page, in its order, by id.
+SECTIONS = {
+    "found": "What was found",
+    "next": "What to do next",
+    "graphs": "The graphs",
+    "remedies": "Which way to compensate",
+    "gains": "Where it gains and where it does not",
+    "shifts": "Every shift",
+    "classes": "Every class",
+    "confidence": "What confidence is worth",
+    "pictures": "What the calibrator changes",
+    "attacks": "Attacks: a risk figure, not a defence claim",
+    "integer": "Is it really integer, and does it say what torch says?",
+    "layers": "Which layers quantization costs",
+    "provenance": "Provenance",
+}
 
 
 def environment() -> jinja2.Environment:
@@ -54,62 +82,151 @@ def environment() -> jinja2.Environment:
         "percent": percent,
         "points": points,
         "pretty": _pretty,
+        "is_loss": _is_loss,
+        "prose": _prose,
     }
     return made
 
 
-def html_report(record: Record, pictures: dict[str, np.ndarray] | None) -> str:
+def html_report(record: Record, pictures: dict[str, np.ndarray] | None, folder_name: str = "RUN") -> str:
     """Render a record.
 
     Args:
         record: of a run.
         pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
+        folder_name: of the run, for commands to copy.
     """
     every = [k for k in NAMES if k in record.summary.clean_accuracy]
     graphs = [k for k in every if k in LABELS]
-    compared = len(record.remedies) > 1
-    validation, classes = record.quantization.validation, record.classes
     shown = {g: NAMES[g] for g in graphs}
     page = environment().get_template("report.html")
+    rows = _picture_rows(pictures) if pictures else []
+    stored = stored_tables(record, NAMES)
     return page.render(
         record=record,
         summary=record.summary,
+        contents=_contents(record, bool(rows), [name for name, *_ in stored]),
         graphs=graphs,
         every=every,
         names=NAMES,
         level=LEVEL,
-        verdict=verdict(record),
+        shapes=SHAPES,
+        looks=[look(graph, NAMES) for graph in graphs],
         headline=headline(record),
-        comparison=comparison(record) if compared else [],
-        approval=approval_table(record, NAMES) if compared else [],
-        remedies=remedies_plot(record, NAMES) if compared else "",
-        recalls=recall_table(classes, record.class_names, shown) if classes else [],
-        recall_note=recall_note(classes) if classes else "",
-        confusions=confusion_tables(classes, record.class_names, shown) if classes else [],
-        confidences=confidence_table(record.confidence, NAMES),
-        confidence_note=confidence_note(record.confidence) if record.confidence else "",
-        stored_tables=stored_tables(record, NAMES),
-        attack_tables=[attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
-        attack_note=NOTE,
         left_out=left_out_sentence(record.left_out),
         duplicates=duplicates_sentence(record.duplicates),
-        gains=gains_plot(record, graphs),
-        severity=severity_plot(record, graphs),
-        layers=layers_plot(record),
-        validation=validation_sentence(validation) if validation else "",
-        pictures=_picture_rows(pictures) if pictures else [],
+        stored_tables=stored,
+        provenance=provenance_table(record),
+        pictures=rows,
+        **_first_screen(record, folder_name),
+        **_remedies(record),
+        **_shifts(record, graphs),
+        **_classes(record, shown),
+        **_attacks(record),
+        **_layers(record),
     )
+
+
+def _contents(record: Record, pictures: bool, sets: list[str]) -> dict[str, str]:
+    """The page's sections that have something to show, by id."""
+    optional = {
+        "remedies": len(record.remedies) > 1,
+        "classes": record.classes is not None,
+        "confidence": record.confidence is not None,
+        "pictures": pictures,
+        "attacks": bool(record.attacks.rows),
+    }
+    found: dict[str, str] = {}
+    for key, title in SECTIONS.items():
+        if key == "pictures":  # data sets stand before them
+            found |= {f"set-{index}": f"Corruption data set: {name}" for index, name in enumerate(sets, 1)}
+        if optional.get(key, True):
+            found[key] = title
+    return found
+
+
+def _first_screen(record: Record, folder_name: str) -> dict[str, object]:
+    found = compared(record)
+    outcome = {"recommended": "", "not recommended": "bad"}.get(found.status, "open")
+    return {
+        "verdict": verdict(record),
+        "outcome": outcome,
+        "tiles": tiles(record),
+        "compared": found,
+        "steps": next_steps(record, folder_name),
+    }
+
+
+def _remedies(record: Record) -> dict[str, object]:
+    compare = len(record.remedies) > 1
+    return {
+        "comparison": comparison(record) if compare else [],
+        "approval": approval_table(record, NAMES) if compare else [],
+        "remedies": remedies_plot(record, NAMES) if compare else [],
+        "costs": cost_plots(record, NAMES),
+    }
+
+
+def _shifts(record: Record, graphs: list[str]) -> dict[str, object]:
+    measured = [graph for graph in NAMES if all(graph in row.accuracy for row in record.rows)]
+    return {
+        "gains": gains_plot(record, graphs),
+        "severities": severity_plots(record, graphs, NAMES),
+        "heat_maps": heat_maps(record, measured, NAMES, compared(record).after),
+    }
+
+
+def _classes(record: Record, shown: dict[str, str]) -> dict[str, object]:
+    classes, names = record.classes, record.class_names
+    return {
+        "recalls": recall_table(classes, names, shown) if classes else [],
+        "recall_note": recall_note(classes) if classes else "",
+        "recall_plots": recall_plots(classes, names, shown) if classes else [],
+        "confusions": confusion_tables(classes, names, shown) if classes else [],
+        "confidences": confidence_table(record.confidence, NAMES),
+        "confidence_note": confidence_note(record.confidence) if record.confidence else "",
+    }
+
+
+def _attacks(record: Record) -> dict[str, object]:
+    return {
+        "attack_tables": [attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
+        "attack_note": NOTE,
+        "attack_plots": attack_plots(record.attacks, NAMES),
+        "attack_looks": [look(g, NAMES) for g in dict.fromkeys(w.classifier for w in record.attacks.worst)],
+    }
+
+
+def _layers(record: Record) -> dict[str, object]:
+    validation = record.quantization.validation
+    return {
+        "layers": layers_plot(record),
+        "layer_looks": [Look(*series) for series in LAYER_SERIES],
+        "validation": validation_sentence(validation) if validation else "",
+    }
+
+
+def _is_loss(row: ConditionResult) -> bool:
+    """Whether INT8, or the calibrator, is significantly worse than what it takes the place of."""
+    lost = row.drop_pp > 0 and row.drop_p_adjusted < LEVEL
+    return lost or (row.gain_pp is not None and row.gain_pp < 0 and (row.gain_p_adjusted or 0.0) < LEVEL)
 
 
 def _pretty(value: object) -> markupsafe.Markup:
     return markupsafe.escape(json.dumps(to_json(value), indent=1))  # ASCII, and the only text of several lines
 
 
+def _prose(sentence: str) -> markupsafe.Markup:
+    """A sentence with its `commands` as code."""
+    parts = [markupsafe.escape(part) for part in printable(sentence).split("`")]
+    marked = [f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)]
+    return markupsafe.Markup("".join(marked))  # each part is escaped
+
+
 class PictureRow(NamedTuple):
     """Images clean, shifted and calibrated, of one shift, as data URLs: a trio for each image."""
 
-    name: str
-    severity: str
+    caption: str
     images: list[list[str]]
 
 
@@ -119,7 +236,11 @@ def _picture_rows(pictures: dict[str, np.ndarray]) -> list[PictureRow]:
         if key.endswith(".before"):
             name, severity, _ = key.rsplit(".", 2)  # a user's own shift has a dot in its name
             trio = zip(pictures["clean"], pictures[key], pictures[f"{name}.{severity}.after"], strict=True)
-            rows.append(PictureRow(name, severity, [[_data_url(image) for image in one] for one in trio]))
+            rows.append(
+                PictureRow(
+                    f"{shift_name(name)}, severity {severity}", [[_data_url(image) for image in one] for one in trio]
+                )
+            )
     return rows
 
 

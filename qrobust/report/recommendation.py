@@ -101,6 +101,12 @@ def _measure(record: Record) -> str:
     return {"accuracy": "accuracy", "balanced": "balanced accuracy"}.get(record.primary, record.primary)
 
 
+def measure_name(record: Record) -> str:
+    """The measure that decides, as a title begins."""
+    name = _measure(record).replace(":", " of ")
+    return name[0].upper() + name[1:]
+
+
 def _why(record: Record, effects: Effects, graph: str, reason: str) -> str:
     """One reason why a graph is not recommended."""
     found, row = _effect(effects, graph), _remedy(record, graph)

@@ -1,0 +1,118 @@
+"""What the page says of a record: tiles, next steps, figures; how large it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import click
+import pytest
+from reports import main_record, many_conditions
+
+from qrobust.cli.main import main
+from qrobust.record import Candidate, Recommendation, Record
+from qrobust.record.recommendation import CLEAN_COST, DIVERGED, FEW_STEPS, HARM, NO_GAIN, RISING, SLOW, UNDECIDED
+from qrobust.report.html import html_report
+from qrobust.report.next_steps import next_steps
+from qrobust.report.tiles import compared, tiles
+
+LARGEST_BYTES = 5_000_000
+
+
+def gaining(points: float, low: float, high: float) -> Record:
+    """The real run, with another gain of its calibrator."""
+    record = main_record()
+    row = replace(record.remedies[0], gain_pp=points, gain_interval_pp=(low, high))
+    return replace(record, remedies=(row,))
+
+
+def recommending(graph: str | None, *refused: str) -> Record:
+    """The real run, with this said of its calibrator."""
+    candidate = Candidate(graph="compensated", refused=refused)
+    found = Recommendation(graph=graph, chosen="compensated", accept_undecided=False, candidates=(candidate,))
+    return replace(main_record(), recommendation=found)
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"), [((1.0, 3.0), "better"), ((-3.0, -1.0), "worse"), ((-1.0, 1.0), "same")]
+)
+def test_a_tile_is_coloured_by_its_interval(interval: tuple[float, float], outcome: str) -> None:
+    assert tiles(gaining(sum(interval) / 2, *interval))[0].outcome == outcome
+
+
+def test_a_tile_holds_both_figures_and_their_difference() -> None:
+    shift, clean, time = tiles(main_record())
+    assert (shift.before, shift.after, shift.change) == ("64.2 %", "77.9 %", "+13.7 points [+13.3, +14.0]")
+    assert (clean.before, clean.after) == ("87.2 %", "86.8 %")
+    assert (time.before, time.after, time.outcome) == ("0.55 ms", "0.92 ms", "worse")
+
+
+def test_a_tile_has_a_sign_and_a_word_beside_its_colour() -> None:
+    tile = tiles(gaining(2.0, 1.0, 3.0))[0]
+    assert (tile.sign, tile.word) == ("▲", "better")
+
+
+def test_without_remedies_tiles_compare_float_and_int8() -> None:
+    found = compared(replace(main_record(), remedies=()))
+    assert (found.before, found.after) == ("float", "int8")
+
+
+def test_tiles_say_whether_the_graph_is_recommended() -> None:
+    assert compared(recommending("compensated")).status == "recommended"
+    assert compared(recommending(None, HARM)).status == "not recommended"
+
+
+def test_int8_that_is_recommended_is_compared_with_float() -> None:
+    found = compared(recommending("int8"))
+    assert (found.before, found.after, found.status) == ("float", "int8", "recommended")
+
+
+def commands(record: Record) -> list[str]:
+    return [command for step in next_steps(record, "runs/a b") for command in step.commands]
+
+
+REASONS = (UNDECIDED, FEW_STEPS, RISING, DIVERGED, SLOW, CLEAN_COST, HARM, NO_GAIN)
+
+
+@pytest.mark.parametrize("graph", [None, "compensated", "int8"])
+def test_next_steps_are_commands_that_exist(graph: str | None) -> None:
+    record = recommending(graph, *REASONS)
+    found = [*commands(record), *commands(replace(record, remedies=(), recommendation=None))]
+    for line in found:
+        program, name, *words = line.split()
+        command = main.get_command(click.Context(main), name)
+        assert program == "qrobust"
+        assert command, line
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_next_steps_name_the_folder_for_a_shell() -> None:
+    assert "qrobust deploy 'runs/a b' --graph compensated --out deployed" in commands(recommending("compensated"))
+
+
+def test_a_training_that_was_still_learning_is_to_go_on_twice_as_long() -> None:
+    assert "qrobust compensate 'runs/a b' --steps 8000" in commands(recommending(None, RISING))
+
+
+def test_the_page_asks_for_nothing() -> None:
+    page = html_report(main_record(), None)
+    assert not re.search(r'(src|href)="(?!#|data:)', page)
+    assert "default-src 'none'" in page
+
+
+def test_a_name_is_shown_and_never_obeyed() -> None:
+    page = html_report(replace(main_record(), model="<script>alert(1)</script>"), None)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_many_conditions_and_graphs_stay_below_five_megabytes() -> None:
+    assert len(html_report(many_conditions(), None).encode()) < LARGEST_BYTES
+
+
+def test_every_entry_of_the_contents_leads_somewhere() -> None:
+    page = html_report(many_conditions(), None)
+    wanted = re.findall(r'href="#([^"]+)"', page)
+    assert len(wanted) > 8
+    assert all(page.count(f'id="{name}"') == 1 for name in wanted)

@@ -1,0 +1,49 @@
+"""Records to make reports of, without a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from qrobust.record import Record, read_record
+
+ROOT = Path(__file__).parents[1]
+SHIFTS, SEVERITIES = 19, 5
+REMEDIES = ("compensated", "scales", "finetune", "finetune+calibrator")
+
+
+@cache
+def main_record() -> Record:
+    """Of a real run: 29 conditions, three graphs."""
+    return read_record(ROOT / "benchmarks" / "results" / "main_job.json")
+
+
+@cache
+def many_conditions() -> Record:
+    """The same with 19 shifts at five severities and six graphs, whose figures mean nothing."""
+    record = main_record()
+    clean, first = record.rows[:2]
+    rows = [clean]
+    for shift in range(SHIFTS):
+        for severity in range(1, SEVERITIES + 1):
+            share = 0.9 - 0.08 * severity - 0.01 * shift
+            accuracy = {graph: share + 0.02 * i for i, graph in enumerate(("float", "int8", *REMEDIES))}
+            lost = {"drop_pp": 3.0, "drop_p_adjusted": 0.01} if severity == 5 else {}
+            rows.append(replace(first, shift=f"shift_{shift}", severity=severity, accuracy=accuracy, **lost))
+            rows[-1] = replace(rows[-1], interval=dict.fromkeys(accuracy, (share, share + 0.1)))
+    s, row = record.summary, record.remedies[0]
+
+    def spread(known: dict) -> dict:
+        return known | dict.fromkeys(REMEDIES, known["compensated"])
+
+    tables = ("clean_accuracy", "clean_interval", "shift_accuracy", "shift_interval", "latency_ms", "size_bytes")
+    summary = replace(s, **{name: spread(getattr(s, name)) for name in tables})
+    return replace(
+        record,
+        rows=tuple(rows),
+        summary=summary,
+        remedies=tuple(replace(row, remedy=graph) for graph in REMEDIES),
+        audit=spread(record.audit),
+        parity=spread(record.parity),
+    )
