@@ -63,7 +63,7 @@ class Row:
 
 
 def dot_rows(
-    rows: Sequence[Row], series: Sequence[Look], axis: Axis, label: str, *, width: float = 640, joined: bool = True
+    rows: Sequence[Row], series: Sequence[Look], axis: Axis, label: str, *, width: float = 520, joined: bool = True
 ) -> markupsafe.Markup:
     """A row per name with a point per series, and a bar between the outermost points.
 
@@ -204,18 +204,29 @@ def scatter(
         parts.append(
             mark(point.look.shape, place_x, place_y, colour, f"{point.look.name}: {point.x:.3g}, {point.y:.1f}")
         )
-        parts.append(_name(point.look.name, place_x, place_y, width, placed))
+        parts.append(_name(point.look.name, place_x, place_y, width, placed, crossed=point.x_interval is not None))
     return figure(width, height, parts, label)
 
 
-def _name(name: str, x: float, y: float, width: float, placed: list[tuple[float, float, float]]) -> str:
-    """A point's name beside it, where no other name or point is; `placed` gets it."""
+def _name(
+    name: str, x: float, y: float, width: float, placed: list[tuple[float, float, float]], *, crossed: bool
+) -> str:
+    """A point's name beside it, where no other name or point is; `placed` gets it.
+
+    Args:
+        name: to write.
+        x: of the point, in px.
+        y: likewise.
+        width: of the plot.
+        placed: left, right and middle height of what is there.
+        crossed: an interval runs through the point from left to right, so the name stands above or below.
+    """
     shown = cut(name, 40)
     long = LETTER * len(shown)
     sides = [("start", x + 9, x + 9 + long), ("end", x - 9 - long, x - 9)]
     free = [
         (anchor, left, right, y + shift)
-        for shift in (0, -13, 13, -26, 26, -39, 39)
+        for shift in ((-12, 13, -25, 26, -38, 39) if crossed else (0, -13, 13, -26, 26, -39, 39))
         for anchor, left, right in sides
         if left >= 0
         and right <= width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import NamedTuple
 
 import jinja2
@@ -50,13 +51,15 @@ from qrobust.report.verdict import (
 from qrobust.text import printable
 
 PICTURE_SIDE = 112
+# In a sentence.
+CODE = re.compile(r"(`[^`]+`|(?<!\S)--[a-z][a-z-]*)")
 # Of the page, in its order, by id.
 SECTIONS = {
     "found": "What was found",
     "next": "What to do next",
+    "gains": "Where it gains and where it does not",
     "graphs": "The graphs",
     "remedies": "Which way to compensate",
-    "gains": "Where it gains and where it does not",
     "shifts": "Every shift",
     "classes": "Every class",
     "confidence": "What confidence is worth",
@@ -217,9 +220,9 @@ def _pretty(value: object) -> markupsafe.Markup:
 
 
 def _prose(sentence: str) -> markupsafe.Markup:
-    """A sentence with its `commands` as code."""
-    parts = [markupsafe.escape(part) for part in printable(sentence).split("`")]
-    marked = [f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)]
+    """A sentence whose `commands` and --options are code."""
+    parts = (markupsafe.escape(part) for part in CODE.split(printable(sentence)))
+    marked = [f"<code>{part.strip('`')}</code>" if index % 2 else part for index, part in enumerate(parts)]
     return markupsafe.Markup("".join(marked))  # each part is escaped
 
 

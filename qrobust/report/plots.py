@@ -82,7 +82,7 @@ def gains_plot(record: Record, graphs: Sequence[str], names: Mapping[str, str] =
     ]
     label = f"Accuracy of {', '.join(names[graph] for graph in graphs)} under each shift. {NUMBERS_BELOW}"
     axis = Axis("accuracy, % (mean over severities)", 0, 100)
-    return dot_rows(rows, [look(graph, names) for graph in graphs], axis, label, width=720)
+    return dot_rows(rows, [look(graph, names) for graph in graphs], axis, label)
 
 
 def severity_plots(record: Record, graphs: Sequence[str], names: Mapping[str, str]) -> list[markupsafe.Markup]:

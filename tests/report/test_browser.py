@@ -7,8 +7,13 @@ from pathlib import Path
 
 import browser
 import pytest
+from finished_folders import evaluation_folder
 from reports import main_record, many_conditions
 
+from qrobust.comparison.compare import compare
+from qrobust.evaluation.kept import CLEAN
+from qrobust.pipeline.finished import open_finished
+from qrobust.report.comparison import comparison_html
 from qrobust.report.html import html_report
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="needs chromium: apt-get install chromium")
@@ -30,6 +35,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
 
 @pytest.fixture(scope="module", params=["a run", "many conditions"])
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a record, as a file."""
     record = main_record() if request.param == "a run" else many_conditions()
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html_report(record, None), encoding="utf-8")
@@ -90,3 +96,25 @@ def test_dark_follows_the_reader(chromium: browser.Browser, file: Path) -> None:
         page.media("screen", scheme)
         found.append(page.value("getComputedStyle(document.body).backgroundColor"))
     assert found == ["rgb(255, 255, 255)", "rgb(18, 21, 26)"]
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison of two evaluations, as a file."""
+    root = tmp_path_factory.mktemp("comparison")
+    conditions = [CLEAN, *(("motion_blur", severity) for severity in range(1, 6))]
+    folders = []
+    for name, wrong in (("before-the-change", 5), ("after-the-change", 30)):
+        predicted = {condition: {"int8": [0] * wrong + [1] * (100 - wrong)} for condition in conditions}
+        folders.append(evaluation_folder(root / name, predicted, [1] * 100))
+    path = root / "comparison.html"
+    path.write_text(comparison_html(compare([open_finished(f, "runs") for f in folders])), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_comparison_fits_and_fails_nowhere(chromium: browser.Browser, comparison: Path, width: int) -> None:
+    page = browser.Page(chromium, comparison, width)
+    assert page.value(FITS)
+    assert page.requests() == []
+    assert page.complaints() == []
