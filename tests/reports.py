@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from qrobust.record import Record, read_record
+from qrobust.record import Classes, Record, read_record
+from qrobust.record.classes import ClassifierClasses, ClassRecall, ConditionClasses
 
 ROOT = Path(__file__).parents[1]
 SHIFTS, SEVERITIES = 19, 5
@@ -46,4 +47,37 @@ def many_conditions() -> Record:
         remedies=tuple(replace(row, remedy=graph) for graph in REMEDIES),
         audit=spread(record.audit),
         parity=spread(record.parity),
+        classes=_classes(list(accuracy)),
+    )
+
+
+def _classes(graphs: list[str]) -> Classes:
+    """Ten classes, each right as often as the others, and never taken for another one."""
+    recall = ClassRecall(clean=0.9, clean_interval=(0.87, 0.92), shift=0.6, shift_interval=(0.56, 0.64))
+    own = ClassifierClasses(
+        clean_balanced=0.9,
+        clean_balanced_interval=(0.89, 0.91),
+        shift_balanced=0.6,
+        shift_balanced_interval=(0.58, 0.62),
+        recall=(recall,) * 10,
+    )
+    conditions = tuple(
+        ConditionClasses(
+            shift=shift,
+            severity=severity,
+            balanced=dict.fromkeys(graphs, 0.9),
+            balanced_interval=dict.fromkeys(graphs, (0.89, 0.91)),
+            right=dict.fromkeys(graphs, (450,) * 10),
+            confusions=dict.fromkeys(graphs, ((0, 1, 50),)),
+            unlisted=dict.fromkeys(graphs, 0),
+        )
+        for shift, severity in (("clean", 0), ("shift_0", 5))
+    )
+    return Classes(
+        n=(500,) * 10,
+        uneven=False,
+        majority_class=0,
+        majority=0.1,
+        classifiers=dict.fromkeys(graphs, own),
+        conditions=conditions,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -26,10 +27,61 @@ def latencies_ms(
     batch_size: int,
     rounds: int = ROUNDS,
 ) -> dict[str, float]:
-    """Milliseconds for so many images, measured in turn (A B A B ...).
+    """Milliseconds for so many images, measured in turn: `medians_ms` of `timed_rounds`.
 
-    The first one's is its median, and each other's that times the median of its ratio to the first, round by round,
-    from which the machine's own drift is gone. A graph that fixes another batch is called as often as it takes.
+    Raises:
+        InputError: onnxruntime cannot run a graph on so many images.
+    """
+    return medians_ms(timed_rounds(classifiers, image_size, batch_size, rounds))
+
+
+def medians_ms(samples: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The first one's median, and each other's as that times the median of its ratio to the first, round by round,
+    from which the machine's own drift is gone.
+
+    Args:
+        samples: of `timed_rounds`.
+    """
+    first = next(iter(samples.values()), np.array([]))
+    return {name: float(np.median(first) * np.median(values / first)) for name, values in samples.items()}
+
+
+def ratio_intervals(samples: Mapping[str, np.ndarray], reference: str) -> dict[str, tuple[float, float]]:
+    """Of each but the reference, the 95 % interval of the median of its ratio to that, round by round.
+
+    Args:
+        samples: of `timed_rounds`.
+        reference: a name among them.
+    """
+    others = {name: values for name, values in samples.items() if name != reference}
+    return {name: median_interval(values / samples[reference]) for name, values in others.items()}
+
+
+def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a median between two of the values, whatever their distribution (the sign test's).
+
+    Args:
+        values: `(n,)`, independent; below six not even their whole range has 95 % confidence.
+        confidence: at least that of the interval.
+    """
+    n, ordered = len(values), np.sort(values)
+    # Chance that at most k - 1 of n values are below the median, in which case the k-th smallest lies above it.
+    outside, k = 0.5**n, 1
+    while outside + math.comb(n, k) * 0.5**n <= (1 - confidence) / 2:
+        outside += math.comb(n, k) * 0.5**n
+        k += 1
+    return float(ordered[k - 1]), float(ordered[n - k])
+
+
+def timed_rounds(
+    classifiers: Mapping[str, OnnxClassifier | ForeignClassifier],
+    image_size: int,
+    batch_size: int,
+    rounds: int = ROUNDS,
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each classifier for so many images, in rounds in which all have a turn; each `(rounds,)`.
+
+    A graph that fixes another batch is called as often as it takes.
 
     Raises:
         InputError: onnxruntime cannot run a graph on so many images.
@@ -53,8 +105,7 @@ def latencies_ms(
             for _ in range(repeats[name] * calls[name]):
                 classifier.session.run(None, feeds[name])
             samples[name].append((time.perf_counter() - started) / repeats[name] * 1e3)
-    first = np.array(next(iter(samples.values()), []))
-    return {name: float(np.median(first) * np.median(np.array(values) / first)) for name, values in samples.items()}
+    return {name: np.array(values) for name, values in samples.items()}
 
 
 def _tried(classifier: OnnxClassifier | ForeignClassifier, feed: dict[str, np.ndarray]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+import numpy as np
 import torch
 
 from qrobust.classifier import Classifier, state_hash
@@ -16,7 +17,7 @@ from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.deployment.deploy import session_options
 from qrobust.deployment.footprint import footprints
-from qrobust.deployment.profiling import latencies_ms
+from qrobust.deployment.profiling import medians_ms, ratio_intervals, timed_rounds
 from qrobust.deployment.session import sums
 from qrobust.evaluation.classes import class_results
 from qrobust.evaluation.confidence import confidence_results
@@ -174,6 +175,7 @@ def _result(
     gains = remedy_gains(*figures, seed=found.seed, seen=seen)
     gains += _in_torch(run, found, by_classifier) if in_torch else []
     target_images, cache = _target_images(run, classifiers, workers), _cache(run, classifiers)
+    times = times_of(classifiers, run.data.image_size)
     return EvaluationResult(
         rows=tuple(
             run_rows(*figures, seed=found.seed, of=found.of, seen=trained_on, seen_by_classifier=by_classifier)
@@ -198,7 +200,8 @@ def _result(
         ),
         classes=class_results(*figures, len(found.class_names)),
         severity_table=found.severity_table,
-        latency_ms=latencies_of(classifiers, run.data.image_size),
+        latency_ms=times.latency_ms,
+        latency_interval=ratio_intervals(times.samples, "int8"),
         footprint=footprints(
             {name: folder.graph(name) for name in classifiers},
             dict.fromkeys(classifiers, (1, run.model.channels, run.data.image_size, run.data.image_size)),
@@ -212,12 +215,24 @@ def _result(
     )
 
 
-def latencies_of(
-    classifiers: Mapping[str, OnnxClassifier | ForeignClassifier], image_size: int
-) -> dict[str, Latency]:
+@dataclass(frozen=True)
+class Times:
+    """Of classifiers that ran in turn.
+
+    Attributes:
+        latency_ms: per classifier.
+        samples: per classifier, milliseconds for one image in each round, `(rounds,)`.
+    """
+
+    latency_ms: dict[str, Latency]
+    samples: dict[str, np.ndarray]
+
+
+def times_of(classifiers: Mapping[str, OnnxClassifier | ForeignClassifier], image_size: int) -> Times:
     """Times of classifiers in the batches that a record has."""
-    one, many = (latencies_ms(classifiers, image_size, batch) for batch in BATCHES)
-    return {name: Latency(batch_1=one[name], batch_32=many[name]) for name in classifiers}
+    one, many = (timed_rounds(classifiers, image_size, batch) for batch in BATCHES)
+    first, last = medians_ms(one), medians_ms(many)
+    return Times({name: Latency(batch_1=first[name], batch_32=last[name]) for name in classifiers}, one)
 
 
 def corruption_set_entries(found: Evaluation) -> list[CorruptionSet]:

@@ -35,7 +35,7 @@ from qrobust.evaluation.summary import (
 )
 from qrobust.evaluation.workers import check_workers
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
-from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries, latencies_of
+from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries, times_of
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
 from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
 from qrobust.preprocessing import Preprocessing, PreprocessingConfig, choose_size, resolve
@@ -212,7 +212,7 @@ def _evaluate(
     record = replace(
         _record(choices, config, opened, found, threads),
         confidence=confidence,
-        latency_ms=latencies_of(opened.classifiers, opened.split.source.image_size),
+        latency_ms=times_of(opened.classifiers, opened.split.source.image_size).latency_ms,
         footprint=footprints(opened.paths, _shapes(opened), threads=threads),
     )
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():

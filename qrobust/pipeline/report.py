@@ -87,6 +87,7 @@ def build_record(folder: RunFolder, config: RunConfig) -> Record:
             Summary,
             evaluated.summary,
             latency_ms=evaluated.latency_ms,
+            latency_interval=evaluated.latency_interval,
             size_bytes=evaluated.size_bytes,
             footprint=evaluated.footprint,
             macs=macs,

@@ -241,6 +241,7 @@ TIMING_KEYS = frozenset(
         "expected_s",
         "training_s",
         "latency_ms",
+        "latency_interval",
         "footprint",
         "latency_ratio",
         "float_latency_ratio",

@@ -37,9 +37,9 @@ images that only one of them gets right. With many rows some are small by chance
 Holm's method over all rows, so that below 0.05 not even one false finding is likely.
 
 Two runs with the same seed on the same machine give the same record, apart from `created`, `command`, times and
-memory (`duration_s`, `earlier_s`, `expected_s`, `training_s`, `latency_ms`, `footprint`, `latency_ratio`,
-`float_latency_ratio`, `time_share`). A latency budget makes the calibrator's width depend on times, and `--budget`
-the number of images.
+memory (`duration_s`, `earlier_s`, `expected_s`, `training_s`, `latency_ms`, `latency_interval`, `footprint`,
+`latency_ratio`, `float_latency_ratio`, `time_share`). A latency budget makes the calibrator's width depend on times,
+and `--budget` the number of images.
 
 ## The record of a run
 """

@@ -16,6 +16,7 @@ from qrobust.record.units import (
     Positive,
     PValue,
     Ratio,
+    RatioInterval,
     Severity,
     Share,
     TwicePoints,
@@ -334,6 +335,8 @@ class Summary(RunAccuracy):
 
     Attributes:
         latency_ms: per graph.
+        latency_interval: per graph but `int8`, the 95 % interval of how many times the time of `int8` it takes for
+            one image, from rounds in which all graphs ran in turn (sign test); null in records of earlier versions.
         size_bytes: per graph, of its file.
         macs: multiply-accumulates.
         footprint: per graph, memory and load time; null in records of earlier versions.
@@ -343,6 +346,7 @@ class Summary(RunAccuracy):
     size_bytes: dict[str, Bytes]
     macs: Macs
     footprint: dict[str, Footprint] | None = None
+    latency_interval: dict[str, RatioInterval] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

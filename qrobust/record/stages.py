@@ -26,7 +26,7 @@ from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
 from qrobust.record.recommendation import Effects
 from qrobust.record.start import Start
 from qrobust.record.typed_json import was
-from qrobust.record.units import Bytes, Count, Positive, Seconds, Share
+from qrobust.record.units import Bytes, Count, Positive, RatioInterval, Seconds, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +163,7 @@ class EvaluationResult(StageResult):
         splits: per split, which images it holds; null where an earlier version left it out.
         severity_table: `cifar-c` or `imagenet-c`.
         latency_ms: per graph.
+        latency_interval: per graph but `int8`, as in the summary; null where an earlier version left it out.
         size_bytes: per graph, of its file.
         footprint: per graph, memory and load time; null where an earlier version left it out.
         graph_sha256: per graph, of its file; null where an earlier version left it out.
@@ -191,4 +192,5 @@ class EvaluationResult(StageResult):
     primary: str = "accuracy"
     confidence: Confidence | None = None
     footprint: dict[str, Footprint] | None = None
+    latency_interval: dict[str, RatioInterval] | None = None
     effects: Effects | None = None

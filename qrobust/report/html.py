@@ -39,7 +39,7 @@ from qrobust.report.plots import (
 )
 from qrobust.report.provenance import provenance_table
 from qrobust.report.svg import SHAPES
-from qrobust.report.tiles import compared, tiles
+from qrobust.report.tiles import compared, tiles, time_interval
 from qrobust.report.verdict import (
     LEVEL,
     NAMES,
@@ -156,6 +156,7 @@ def _first_screen(record: Record, folder_name: str) -> dict[str, object]:
         "outcome": outcome,
         "tiles": tiles(record),
         "compared": found,
+        "time_interval": time_interval(record, found),
         "steps": next_steps(record, folder_name),
     }
 

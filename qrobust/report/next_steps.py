@@ -68,38 +68,41 @@ def _improving(record: Record) -> list[Step]:
     """What may turn a run without a recommendation into one with it."""
     if not record.remedies:
         return [Step("Win robustness back: make every remedy, measure all and see which to ship.", _ladder())]
-    graph = compared(record).after
-    reasons = record.recommendation.refusals(graph) if record.recommendation else ()
-    steps = [step for reason in reasons for step in _against(record, reason, graph)]
+    steps, graph, found = [], compared(record).after, record.recommendation
+    reasons = found.refusals(graph) if found else ()
+    if another := _training(record, reasons, graph):
+        steps.append(another)
+    if found and UNDECIDED in found.refusals(found.chosen or "int8"):
+        why = "Accept that too few images tell whether a class is harmed; or run it again with more test images."
+        steps.append(Step(why, ("qrobust report RUN --accept-undecided",)))
     if len(record.remedies) == 1:
         steps.append(Step("Try the other remedies, and see which to ship.", _ladder()))
-    return list(dict.fromkeys(steps))
+    return steps
 
 
 def _ladder() -> tuple[str, ...]:
     return "qrobust compensate RUN --compare", "qrobust report RUN"
 
 
-def _against(record: Record, reason: str, graph: str) -> list[Step]:
-    """What to try against one reason why a graph is not recommended."""
-    remedy = "" if graph == "compensated" else f" --remedy {graph}"
-    again = AGAIN if graph == "compensated" else AGAIN[1:]
-    steps, rate = record.config.get("steps"), record.config.get("learning_rate")
-    if reason == UNDECIDED:
-        why = (
-            "Accept it although too few images tell whether a class is harmed, or run it again with more test images."
-        )
-        return [Step(why, ("qrobust report RUN --accept-undecided",))]
-    options = {
-        FEW_STEPS: ("Train longer.", f"--steps {4 * steps}" if steps else ""),
-        RISING: ("Train longer: it was still learning.", f"--steps {2 * steps}" if steps else ""),
-        DIVERGED: ("Train with a smaller learning rate.", f"--learning-rate {rate / 4:g}" if rate else ""),
-        SLOW: ("Take a calibrator that costs less time.", "--latency-budget 1.25"),
-        CLEAN_COST: ("Let it cost less clean accuracy.", "--clean-budget 0.1"),
-        HARM: ("Let it change less, so that it harms no class.", "--clean-budget 0.1"),
+def _training(record: Record, reasons: tuple[str, ...], graph: str) -> Step | None:
+    """Another training that may do away with the reasons why a graph is not recommended; None where none may."""
+    steps, rate = record.config.get("steps", 4000), record.config.get("learning_rate", 2e-3)
+    longer, slower = f"--steps {(4 if FEW_STEPS in reasons else 2) * steps}", f"--learning-rate {rate / 4:g}"
+    remedies = {
+        FEW_STEPS: ("longer", longer),
+        RISING: ("longer", longer),
+        DIVERGED: ("with a smaller learning rate", slower),
+        SLOW: ("so that it takes less time", "--latency-budget 1.25"),
+        CLEAN_COST: ("so that it changes clean images less", "--clean-budget 0.1"),
+        HARM: ("so that it changes clean images less", "--clean-budget 0.1"),
     }
-    why, option = options.get(reason, ("", ""))
-    return [Step(why, (f"qrobust compensate RUN{remedy} {option}", *again))] if option else []
+    found = dict(remedies[reason] for reason in reasons if reason in remedies)
+    if not found:
+        return None
+    remedy = [] if graph == "compensated" else [f"--remedy {graph}"]
+    again = AGAIN if graph == "compensated" else AGAIN[1:]
+    why = f"Train {NAMES[graph]} again: {', and '.join(found)}."
+    return Step(why, (" ".join(["qrobust compensate RUN", *remedy, *found.values()]), *again))
 
 
 def _looking(record: Record) -> list[Step]:

@@ -139,6 +139,17 @@ def _time(record: Record, found: Comparison) -> Tile:
     now, then = (record.summary.latency_ms.get(graph) for graph in (found.before, found.after))
     if now is None or then is None:
         return Tile(title, "", "", "", "unknown")
-    ratio = then.batch_1 / now.batch_1
-    outcome = "worse" if ratio > 1 + SAME_TIME else "better" if ratio < 1 - SAME_TIME else "same"
-    return Tile(title, f"{now.batch_1:.2f} ms", f"{then.batch_1:.2f} ms", f"{ratio:.2f} times", outcome)
+    ratio, interval = then.batch_1 / now.batch_1, time_interval(record, found)
+    low, high = interval or (ratio / (1 + SAME_TIME), ratio * (1 + SAME_TIME))
+    outcome = "worse" if low > 1 else "better" if high < 1 else "same"
+    told = f" [{low:.2f}, {high:.2f}]" if interval else ""
+    return Tile(title, f"{now.batch_1:.2f} ms", f"{then.batch_1:.2f} ms", f"{ratio:.2f} times{told}", outcome)
+
+
+def time_interval(record: Record, found: Comparison) -> tuple[float, float] | None:
+    """Of how many times the first graph's time the second one takes; None in records of earlier versions."""
+    known = record.summary.latency_interval or {}
+    if found.before == "int8":
+        return known.get(found.after)
+    low, high = known.get("float", (0.0, 0.0))
+    return (1 / high, 1 / low) if low > 0 else None

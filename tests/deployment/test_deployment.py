@@ -18,7 +18,7 @@ from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
 from qrobust.deployment.onnx_graph import load
 from qrobust.deployment.parity import check_export, parity
-from qrobust.deployment.profiling import latencies_ms
+from qrobust.deployment.profiling import latencies_ms, median_interval, ratio_intervals
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.quantization.ptq import quantize, restore
 from qrobust.quantization.recipe import Recipe
@@ -255,6 +255,23 @@ def test_latencies_are_measured_for_each(exported: tuple[Path, nn.Module]) -> No
     measured = latencies_ms(sessions, 32, 2, rounds=3)
     assert set(measured) == {"a", "b"}
     assert all(ms > 0 for ms in measured.values())
+
+
+def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:
+    """Of fifty values the 18th and the 33rd, as tables of the sign test say; of six all."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, 51.0))
+    assert median_interval(values) == (18, 33)
+    assert median_interval(np.arange(6.0)) == (0, 5)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that becomes twice as slow slows both."""
+    drift = np.linspace(1, 2, 50)
+    samples = {"float": 3 * drift, "int8": drift, "slow": 2 * drift}
+    found = ratio_intervals(samples, "int8")
+    assert set(found) == {"float", "slow"}
+    assert found["float"] == pytest.approx((3, 3))
+    assert found["slow"] == pytest.approx((2, 2))
 
 
 def test_a_graph_of_a_fixed_batch_is_called_as_often_as_it_takes() -> None:

@@ -47,6 +47,21 @@ def test_a_tile_holds_both_figures_and_their_difference() -> None:
     assert (time.before, time.after, time.outcome) == ("0.55 ms", "0.92 ms", "worse")
 
 
+@pytest.mark.parametrize(
+    ("interval", "outcome"), [((1.5, 1.8), "worse"), ((0.7, 0.9), "better"), ((0.9, 1.1), "same")]
+)
+def test_a_time_is_judged_by_its_interval(interval: tuple[float, float], outcome: str) -> None:
+    summary = replace(main_record().summary, latency_interval={"float": (1.3, 1.4), "compensated": interval})
+    time = tiles(replace(main_record(), summary=summary))[2]
+    assert (time.outcome, time.change) == (outcome, f"1.66 times [{interval[0]:.2f}, {interval[1]:.2f}]")
+
+
+def test_the_time_of_int8_over_that_of_float_is_the_other_way_round() -> None:
+    summary = replace(main_record().summary, latency_interval={"float": (1.25, 2.0), "compensated": (1.0, 2.0)})
+    time = tiles(replace(main_record(), summary=summary, remedies=()))[2]
+    assert time.change == "0.74 times [0.50, 0.80]"
+
+
 def test_a_tile_has_a_sign_and_a_word_beside_its_colour() -> None:
     tile = tiles(gaining(2.0, 1.0, 3.0))[0]
     assert (tile.sign, tile.word) == ("▲", "better")
@@ -93,6 +108,16 @@ def test_next_steps_name_the_folder_for_a_shell() -> None:
 
 def test_a_training_that_was_still_learning_is_to_go_on_twice_as_long() -> None:
     assert "qrobust compensate 'runs/a b' --steps 8000" in commands(recommending(None, RISING))
+
+
+def test_one_training_answers_all_reasons() -> None:
+    assert commands(recommending(None, FEW_STEPS, SLOW, HARM, CLEAN_COST))[0] == (
+        "qrobust compensate 'runs/a b' --steps 16000 --latency-budget 1.25 --clean-budget 0.1"
+    )
+
+
+def test_what_is_undecided_may_be_accepted() -> None:
+    assert "qrobust report 'runs/a b' --accept-undecided" in commands(recommending(None, UNDECIDED))
 
 
 def test_the_page_asks_for_nothing() -> None:
