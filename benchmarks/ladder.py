@@ -121,6 +121,7 @@ class Ladder:
             name,
             Compensated(fit.calibrator, classifier),
             {
+                "steps": self.config.steps,
                 "training_s": time.perf_counter() - began + fit.earlier_s,
                 "gate_s": told.seconds["choose the gate"],
                 "validation": {"clean_accuracy": fit.clean_accuracy, "shift_accuracy": fit.shift_accuracy},
@@ -155,6 +156,7 @@ class Ladder:
             name,
             model,
             {
+                "steps": self.config.steps,
                 "training_s": time.perf_counter() - began + done.training.earlier_s,
                 "validation": {
                     "clean_accuracy": done.averaged.clean_accuracy,

@@ -21,21 +21,17 @@ class RescaledLayer(Thawed):
         super().__init__()
         self.layer = [layer]  # in a list: not a submodule, its buffers are no state of this one
         self.fixed_weight: torch.Tensor
-        self.no_bias: torch.Tensor
         self.start: torch.Tensor
         # No state, but they go along to another device.
         self.register_buffer("fixed_weight", layer.weight(), persistent=False)
-        self.register_buffer("no_bias", torch.zeros_like(layer.bias()), persistent=False)
         self.register_buffer("start", layer.weight_scale.log(), persistent=False)
         self.log_scale = nn.Parameter(layer.weight_scale.log())
         self.bias = nn.Parameter(layer.bias().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Scaling what comes out instead of the weights is the same, and takes no gradient of the weights.
-        layer = self.layer[0]
-        channels = (-1, *[1] * (layer.weight_int.ndim - 2)) if isinstance(layer, IntegerConv2d) else (-1,)
-        growth = (self.log_scale - self.start).exp().view(channels)
-        return layer.compute(x, self.fixed_weight, self.no_bias) * growth + self.bias.view(channels)
+        # Scaling weights, not what comes out: their gradient costs less than passes over the activations in float32.
+        growth = (self.log_scale - self.start).exp().view(-1, *[1] * (self.fixed_weight.ndim - 1))
+        return self.layer[0].compute(x, self.fixed_weight * growth, self.bias)
 
     def frozen(self, source: ActivationQuantizer) -> IntegerConv2d | IntegerLinear:
         """The same integers with the scales and the bias that they have now; the int32 bias follows its input's."""
