@@ -33,8 +33,9 @@ from qrobust.models.resnet import resnet8
 from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import SECTIONS, RunConfig
 from qrobust.report.markdown import table
-from qrobust.report.plots import gains_plot, layers_plot
+from qrobust.report.plots import gains_plot, layers_plot, looks_of
 from qrobust.report.robustbench import unaggregated_csv
+from qrobust.report.verdict import NAMES
 from qrobust.shifts.rendering import render
 from qrobust.storage import (
     read_json,
@@ -75,7 +76,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
         quantization=SimpleNamespace(layer_noise=[noise], layer_effects=[]),
         rows=[SimpleNamespace(shift=name, accuracy={"int8": 0.5})],
     )
-    drawn = "".join(layers_plot(record)) + str(gains_plot(record, ["int8"]))
+    drawn = "".join(layers_plot(record)) + str(gains_plot(record.rows, looks_of(["int8"], NAMES)))
     assert drawn.count(printable(name).replace("_", " ").replace("<", "&lt;").replace(">", "&gt;")) >= 1
     assert "<b>" not in drawn
     assert all(line.isprintable() for line in drawn.splitlines())

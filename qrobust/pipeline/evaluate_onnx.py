@@ -53,6 +53,7 @@ from qrobust.record import (
 )
 from qrobust.report.classes import class_csv_files
 from qrobust.report.data import left_out_sentence
+from qrobust.report.evaluation_html import evaluation_html
 from qrobust.report.markdown import evaluation_report, skipped_sentence
 from qrobust.report.robustbench import csv_files
 from qrobust.shifts.filters import to_unit
@@ -143,7 +144,7 @@ def evaluate_files(
 
     Args:
         choices: what to measure.
-        out: folder for record.json, results.csv, report.md and predictions.
+        out: folder for record.json, results.csv, report.html, report.md and predictions.
         reporter: where progress is told.
         threads: of each session.
         workers: processes that render and ask, with sessions of one thread each.
@@ -218,6 +219,7 @@ def _evaluate(
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
+    write_text(place / "report.html", evaluation_html(record))
     write_json(place / "record.json", record.to_json())
     promote(place)
     return record

@@ -119,6 +119,7 @@ def comparison_html(found: RunComparison) -> str:
     page = environment().get_template("comparison.html")
     return page.render(
         found=found,
+        contents={},
         titles=titles(found),
         sentences=sentences(found),
         tables=[

@@ -31,7 +31,7 @@ from qrobust.report.plots import (
     gains_plot,
     heat_maps,
     layers_plot,
-    look,
+    looks_of,
     recall_plots,
     remedies_plot,
     severity_plots,
@@ -114,7 +114,7 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None, folder_n
         names=NAMES,
         level=LEVEL,
         shapes=SHAPES,
-        looks=[look(graph, NAMES) for graph in graphs],
+        looks=list(looks_of(graphs, NAMES).values()),
         headline=headline(record),
         left_out=left_out_sentence(record.left_out),
         duplicates=duplicates_sentence(record.duplicates),
@@ -155,28 +155,31 @@ def _first_screen(record: Record, folder_name: str) -> dict[str, object]:
         "verdict": verdict(record),
         "outcome": outcome,
         "tiles": tiles(record),
-        "compared": found,
+        "compared_sentence": found.sentence,
         "time_interval": time_interval(record, found),
         "steps": next_steps(record, folder_name),
     }
 
 
 def _remedies(record: Record) -> dict[str, object]:
-    compare = len(record.remedies) > 1
+    compare, looks = len(record.remedies) > 1, looks_of((row.remedy for row in record.remedies), NAMES)
     return {
         "comparison": comparison(record) if compare else [],
         "approval": approval_table(record, NAMES) if compare else [],
-        "remedies": remedies_plot(record, NAMES) if compare else [],
-        "costs": cost_plots(record, NAMES),
+        "remedies": remedies_plot(record, looks) if compare else [],
     }
 
 
 def _shifts(record: Record, graphs: list[str]) -> dict[str, object]:
-    measured = [graph for graph in NAMES if all(graph in row.accuracy for row in record.rows)]
+    rows, s, shown = record.rows, record.summary, looks_of(graphs, NAMES)
+    measured = looks_of((graph for graph in NAMES if all(graph in row.accuracy for row in rows)), NAMES)
+    times = {graph: latency.batch_1 for graph, latency in s.latency_ms.items()}
+    known = looks_of((graph for graph in NAMES if graph in s.clean_accuracy), NAMES)
     return {
-        "gains": gains_plot(record, graphs),
-        "severities": severity_plots(record, graphs, NAMES),
-        "heat_maps": heat_maps(record, measured, NAMES, compared(record).after),
+        "gains": gains_plot(rows, shown),
+        "severities": severity_plots(rows, shown),
+        "heat_maps": heat_maps(rows, measured, "int8", compared(record).after, without=("float",)),
+        "costs": cost_plots(s, known, times, s.size_bytes),
     }
 
 
@@ -185,7 +188,7 @@ def _classes(record: Record, shown: dict[str, str]) -> dict[str, object]:
     return {
         "recalls": recall_table(classes, names, shown) if classes else [],
         "recall_note": recall_note(classes) if classes else "",
-        "recall_plots": recall_plots(classes, names, shown) if classes else [],
+        "recall_plots": recall_plots(classes, names, looks_of(shown, NAMES)) if classes else [],
         "confusions": confusion_tables(classes, names, shown) if classes else [],
         "confidences": confidence_table(record.confidence, NAMES),
         "confidence_note": confidence_note(record.confidence) if record.confidence else "",
@@ -193,11 +196,12 @@ def _classes(record: Record, shown: dict[str, str]) -> dict[str, object]:
 
 
 def _attacks(record: Record) -> dict[str, object]:
+    looks = looks_of(dict.fromkeys(worst.classifier for worst in record.attacks.worst), NAMES)
     return {
         "attack_tables": [attack_table(record.attacks, NAMES), pose_table(record.attacks, NAMES)],
         "attack_note": NOTE,
-        "attack_plots": attack_plots(record.attacks, NAMES),
-        "attack_looks": [look(g, NAMES) for g in dict.fromkeys(w.classifier for w in record.attacks.worst)],
+        "attack_plots": attack_plots(record.attacks, looks),
+        "attack_looks": list(looks.values()),
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import mean
+from typing import TypeAlias
 
 import markupsafe
 
-from qrobust.record import Attacks, Classes, ConditionResult, Record
+from qrobust.record import Attacks, Classes, ConditionComparison, ConditionResult, Overview, Record
 from qrobust.report.attacks import epsilon_text
 from qrobust.report.charts import (
     Axis,
@@ -55,14 +56,33 @@ LOOKS = {
 }
 
 
-def look(graph: str, names: Mapping[str, str]) -> Look:
-    """How a graph is drawn.
+# Of classifiers that are told apart by their files' names, in turn.
+IN_TURN = tuple(dict.fromkeys(LOOKS.values()))
+
+# Classifiers by name, in the order in which they are drawn.
+Looks: TypeAlias = Mapping[str, Look]
+# A row of a record.
+Condition: TypeAlias = ConditionResult | ConditionComparison
+
+
+def looks_of(graphs: Iterable[str], names: Mapping[str, str]) -> dict[str, Look]:
+    """How graphs of a run are drawn.
 
     Args:
-        graph: its name.
+        graphs: their names.
         names: graphs to what they are called.
     """
-    return Look(names[graph], *LOOKS[graph])
+    return {graph: Look(names[graph], *LOOKS[graph]) for graph in graphs}
+
+
+def looks_in_turn(names: Iterable[str]) -> dict[str, Look]:
+    """How classifiers of any names are drawn."""
+    return {name: Look(name, *IN_TURN[index % len(IN_TURN)]) for index, name in enumerate(names)}
+
+
+def listed(looks: Looks) -> str:
+    """What classifiers are called, for a sentence."""
+    return ", ".join(look.name for look in looks.values())
 
 
 def shift_name(name: str) -> str:
@@ -70,108 +90,135 @@ def shift_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def gains_plot(record: Record, graphs: Sequence[str], names: Mapping[str, str] = LABELS) -> markupsafe.Markup:
-    """Accuracy per shift, mean over its severities, a point per graph."""
-    shifts = list(dict.fromkeys(row.shift for row in record.rows))
-    rows = [
+def gains_plot(rows: Sequence[Condition], looks: Looks) -> markupsafe.Markup:
+    """Accuracy per shift, mean over its severities, a point per classifier.
+
+    Args:
+        rows: of a record.
+        looks: classifiers to show.
+    """
+    shifts = list(dict.fromkeys(row.shift for row in rows))
+    drawn = [
         Row(
             shift_name(name),
-            tuple(100 * mean(row.accuracy[graph] for row in record.rows if row.shift == name) for graph in graphs),
+            tuple(100 * mean(row.accuracy[graph] for row in rows if row.shift == name) for graph in looks),
         )
         for name in shifts
     ]
-    label = f"Accuracy of {', '.join(names[graph] for graph in graphs)} under each shift. {NUMBERS_BELOW}"
-    axis = Axis("accuracy, % (mean over severities)", 0, 100)
-    return dot_rows(rows, [look(graph, names) for graph in graphs], axis, label)
+    label = f"Accuracy of {listed(looks)} under each shift. {NUMBERS_BELOW}"
+    return dot_rows(drawn, list(looks.values()), Axis("accuracy, % (mean over severities)", 0, 100), label)
 
 
-def severity_plots(record: Record, graphs: Sequence[str], names: Mapping[str, str]) -> list[markupsafe.Markup]:
-    """Accuracy against severity, a plot per shift; none where there is one severity. Severity 0 is clean."""
-    severities = sorted({row.severity for row in record.rows})
+def severity_plots(rows: Sequence[Condition], looks: Looks) -> list[markupsafe.Markup]:
+    """Accuracy against severity, a plot per shift; none where there is one severity. Severity 0 is clean.
+
+    Args:
+        rows: of a record.
+        looks: classifiers to show.
+    """
+    severities = sorted({row.severity for row in rows})
     if len(severities) < 3:
         return []
-    by_condition = {(row.shift, row.severity): row for row in record.rows}
-    clean = next((row for row in record.rows if row.shift == "clean"), None)
+    by_condition = {(row.shift, row.severity): row for row in rows}
+    clean = next((row for row in rows if row.shift == "clean"), None)
     drawn = []
-    for shift in dict.fromkeys(row.shift for row in record.rows if row.shift != "clean"):
+    for shift in _shifts(rows):
         found = [by_condition.get((shift, severity), None if severity else clean) for severity in severities]
         lines = [
-            Curve(look(graph, names), tuple(None if row is None else 100 * row.accuracy[graph] for row in found))
-            for graph in graphs
+            Curve(look, tuple(None if row is None else 100 * row.accuracy[graph] for row in found))
+            for graph, look in looks.items()
         ]
-        label = f"Accuracy against severity under {shift_name(shift)}. {NUMBERS_BELOW}"
+        label = f"Accuracy of {listed(looks)} against severity under {shift_name(shift)}. {NUMBERS_BELOW}"
         drawn.append(curves(shift_name(shift), [str(severity) for severity in severities], lines, label))
     return drawn
 
 
+def _shifts(rows: Sequence[Condition]) -> list[str]:
+    return list(dict.fromkeys(row.shift for row in rows if row.shift != "clean"))
+
+
 def heat_maps(
-    record: Record, graphs: Sequence[str], names: Mapping[str, str], after: str | None
+    rows: Sequence[Condition], looks: Looks, reference: str, after: str, without: Collection[str] = ()
 ) -> list[markupsafe.Markup]:
-    """Shift by severity: accuracy of INT8 and of what takes its place, then the gain of every remedy over INT8.
+    """Shift by severity: accuracy of a classifier and of what takes its place, then the gain of every other one.
 
     Args:
-        record: of a run.
-        graphs: that were measured under every condition.
-        names: graphs to what they are called.
-        after: the graph that takes INT8's place, or None.
+        rows: of a record.
+        looks: classifiers that were measured under every condition.
+        reference: the classifier that others gain over.
+        after: the one that takes its place.
+        without: those whose gain is not shown.
     """
-    if not any(row.severity for row in record.rows):
+    if not _shifts(rows):
         return []
-    shown = ["int8", *(graph for graph in graphs if graph == after and graph not in ("float", "int8"))]
-    drawn = [_heat_map(record, f"{names[graph]}: accuracy, %", partial(_accuracy, graph)) for graph in shown]
-    for graph in graphs:
-        if graph not in ("float", "int8"):
-            drawn.append(_heat_map(record, f"{names[graph]}: gain over INT8, points", partial(_gain, graph)))
+    shown = [graph for graph in looks if graph in (reference, after)]
+    drawn = [_heat_map(rows, f"{looks[graph].name}: accuracy, %", partial(_accuracy, graph)) for graph in shown]
+    for graph, look in looks.items():
+        if graph != reference and graph not in without:
+            title = f"{look.name}: gain over {looks[reference].name}, points"
+            drawn.append(_heat_map(rows, title, partial(_gain, graph, reference)))
     return drawn
 
 
-def _heat_map(record: Record, title: str, cell: Callable[[ConditionResult], Cell]) -> markupsafe.Markup:
-    severities = sorted({row.severity for row in record.rows if row.severity})
-    by_condition = {(row.shift, row.severity): row for row in record.rows}
-    rows = []
-    for shift in dict.fromkeys(row.shift for row in record.rows if row.shift != "clean"):
+def _heat_map(rows: Sequence[Condition], title: str, cell: Callable[[Condition], Cell]) -> markupsafe.Markup:
+    severities = sorted({row.severity for row in rows if row.severity})
+    by_condition = {(row.shift, row.severity): row for row in rows}
+    cells = []
+    for shift in _shifts(rows):
         found = [by_condition.get((shift, severity)) for severity in severities]
-        rows.append((shift_name(shift), [None if row is None else cell(row) for row in found]))
+        cells.append((shift_name(shift), [None if row is None else cell(row) for row in found]))
     label = f"{title}, by shift and severity. {NUMBERS_BELOW}"
-    return heat_map(title, [str(severity) for severity in severities], rows, label)
+    return heat_map(title, [str(severity) for severity in severities], cells, label)
 
 
-def _accuracy(graph: str, row: ConditionResult) -> Cell:
+def _accuracy(graph: str, row: Condition) -> Cell:
     value = row.accuracy[graph]
     told = f"{shift_name(row.shift)}, severity {row.severity}: {percent(value)} {bounds(row.interval[graph])}"
     return Cell(accuracy_shade(value), f"{100 * value:.0f}", told)
 
 
-def _gain(graph: str, row: ConditionResult) -> Cell:
-    gain = 100 * (row.accuracy[graph] - row.accuracy["int8"])
-    own = graph == "compensated" and row.gain_p_adjusted is not None
-    told = points(gain, row.gain_interval_pp if own else None)
-    shown = f"{gain:+.0f}".replace("-0", "0").replace("+0", "0") if abs(gain) < 0.5 else f"{gain:+.0f}"
-    strong = own and row.gain_p_adjusted is not None and row.gain_p_adjusted < LEVEL
-    return Cell(gain_shade(gain), shown, f"{shift_name(row.shift)}, severity {row.severity}: {told}", strong)
+def _gain(graph: str, reference: str, row: Condition) -> Cell:
+    gain = 100 * (row.accuracy[graph] - row.accuracy[reference])
+    interval, p = _sureness(graph, row)
+    told = f"{shift_name(row.shift)}, severity {row.severity}: {points(gain, interval)}"
+    return Cell(gain_shade(gain), "0" if abs(gain) < 0.5 else f"{gain:+.0f}", told, p is not None and p < LEVEL)
 
 
-def cost_plots(record: Record, names: Mapping[str, str]) -> list[markupsafe.Markup]:
-    """Accuracy under shift of every graph, against its time for one image and against the size of its file."""
-    s = record.summary
+def _sureness(graph: str, row: Condition) -> tuple[tuple[float, float] | None, float | None]:
+    """Interval and adjusted p-value of a gain, where the row has them."""
+    if isinstance(row, ConditionComparison):
+        found = row.versus[graph]
+        low, high = found.drop_interval_pp
+        return (0.0 - high, 0.0 - low), found.drop_p_adjusted
+    return (row.gain_interval_pp, row.gain_p_adjusted) if graph == "compensated" else (None, None)
+
+
+def cost_plots(
+    summary: Overview, looks: Looks, times_ms: Mapping[str, float], sizes: Mapping[str, int]
+) -> list[markupsafe.Markup]:
+    """Accuracy under shift of every classifier, against its time for one image and against the size of its file.
+
+    Args:
+        summary: of a record.
+        looks: classifiers to show.
+        times_ms: of those that were timed.
+        sizes: in bytes, of those that are files.
+    """
+    where = "under shift" if summary.n_conditions else "on clean images"
     drawn = []
     for title, axis, costs in (
-        ("time", "time for one image, ms", {graph: latency.batch_1 for graph, latency in s.latency_ms.items()}),
-        ("size", "size of the file, KiB", {graph: size / 1024 for graph, size in s.size_bytes.items()}),
+        ("time", "time for one image, ms", times_ms),
+        ("size", "size of the file, KiB", {graph: size / 1024 for graph, size in sizes.items()}),
     ):
-        found = [
-            Point(
-                look(graph, names),
-                costs[graph],
-                100 * (s.clean_accuracy[graph] if shift is None else shift),
-                y_interval=_hundred(s.shift_interval[graph] or s.clean_interval[graph]),
-            )
-            for graph, shift in s.shift_accuracy.items()
-            if graph in costs
-        ]
-        where = "under shift" if s.n_conditions else "on clean images"
-        label = f"Accuracy {where} against {title} of every graph. {NUMBERS_BELOW}"
-        drawn.append(scatter(found, axis, f"accuracy {where}, %", label))
+        found = []
+        for graph, look in looks.items():
+            if graph in costs:
+                shift, interval = summary.shift_accuracy[graph], summary.shift_interval[graph]
+                value = summary.clean_accuracy[graph] if shift is None else shift
+                shown = summary.clean_interval[graph] if interval is None else interval
+                found.append(Point(look, costs[graph], 100 * value, y_interval=_hundred(shown)))
+        label = f"Accuracy {where} against {title}: {listed(looks)}. {NUMBERS_BELOW}"
+        drawn += [scatter(found, axis, f"accuracy {where}, %", label)] if found else []
     return drawn
 
 
@@ -179,12 +226,12 @@ def _hundred(interval: tuple[float, float]) -> tuple[float, float]:
     return 100 * interval[0], 100 * interval[1]
 
 
-def remedies_plot(record: Record, names: Mapping[str, str]) -> list[markupsafe.Markup]:
+def remedies_plot(record: Record, looks: Looks) -> list[markupsafe.Markup]:
     """Gain under shift, in points, against what it costs: clean accuracy, and multiply-accumulates where known."""
     whole = record.summary.macs.classifier
     clean = [
         Point(
-            look(row.remedy, names),
+            looks[row.remedy],
             -row.clean_cost_pp,
             row.gain_pp,
             (-row.clean_cost_interval_pp[1], -row.clean_cost_interval_pp[0]),
@@ -193,7 +240,7 @@ def remedies_plot(record: Record, names: Mapping[str, str]) -> list[markupsafe.M
         for row in record.remedies
     ]
     work = [
-        Point(look(row.remedy, names), 100 * row.macs / whole, row.gain_pp, y_interval=row.gain_interval_pp)
+        Point(looks[row.remedy], 100 * row.macs / whole, row.gain_pp, y_interval=row.gain_interval_pp)
         for row in record.remedies
         if row.macs is not None
     ]
@@ -213,44 +260,45 @@ def remedies_plot(record: Record, names: Mapping[str, str]) -> list[markupsafe.M
     return drawn
 
 
-def recall_plots(
-    classes: Classes, class_names: Sequence[str], names: Mapping[str, str]
-) -> list[tuple[str, markupsafe.Markup]]:
-    """Recall per class on clean images and under shift, a point per classifier; each with what it is of.
+def recall_plots(classes: Classes, class_names: Sequence[str], looks: Looks) -> list[markupsafe.Markup]:
+    """Recall per class on clean images and under shift, a point per classifier.
 
     Args:
         classes: of a record.
         class_names: in index order.
-        names: the classifiers to show, to what they are called.
+        looks: classifiers to show.
     """
     drawn = []
-    looks = [look(graph, names) for graph in names]
-    for where in ("clean", "shift"):
+    for where in ("on clean images", "under shift"):
         rows = []
-        for index in shown_classes(classes, names):
-            recalls = [classes.classifiers[graph].recall[index] for graph in names]
-            shares = [recall.clean if where == "clean" else recall.shift for recall in recalls]
+        for index in shown_classes(classes, looks):
+            recalls = [classes.classifiers[graph].recall[index] for graph in looks]
+            shares = [recall.shift if where == "under shift" else recall.clean for recall in recalls]
             values = tuple(None if share is None else 100 * share for share in shares)
             rows.append(Row(class_name(class_names, index), values))
         if any(value is not None for row in rows for value in row.values):
-            told = "on clean images" if where == "clean" else "under shift"
-            label = f"Recall of each class {told}. {NUMBERS_BELOW}"
-            drawn.append((told, dot_rows(rows, looks, Axis(f"recall {told}, %", 0, 100), label, width=480)))
+            label = f"Recall of each class {where}: {listed(looks)}. {NUMBERS_BELOW}"
+            axis = Axis(f"recall {where}, %", 0, 100)
+            drawn.append(dot_rows(rows, list(looks.values()), axis, label, width=480))
     return drawn
 
 
-def attack_plots(attacks: Attacks, names: Mapping[str, str]) -> list[markupsafe.Markup]:
-    """What the worst case of all attacks leaves of accuracy, against the budget; a plot per norm."""
+def attack_plots(attacks: Attacks, looks: Looks) -> list[markupsafe.Markup]:
+    """What the worst case of all attacks leaves of accuracy, against the budget; a plot per norm.
+
+    Args:
+        attacks: of a record.
+        looks: classifiers to show.
+    """
     clean = {row.classifier: row.robust_accuracy for row in attacks.rows if row.kind == "clean"}
     drawn = []
     for norm in dict.fromkeys(row.norm for row in attacks.worst):
         left = {(row.classifier, row.epsilon): row.robust_accuracy for row in attacks.worst if row.norm == norm}
         budgets = sorted({epsilon for _, epsilon in left})
         lines = []
-        for graph in dict.fromkeys(graph for graph, _ in left):
+        for graph, look in looks.items():
             shares = [clean.get(graph), *(left.get((graph, epsilon)) for epsilon in budgets)]
-            values = tuple(None if share is None else 100 * share for share in shares)
-            lines.append(Curve(look(graph, names), values))
+            lines.append(Curve(look, tuple(None if share is None else 100 * share for share in shares)))
         label = f"Accuracy left by the worst case of all attacks against the {norm} budget. {NUMBERS_BELOW}"
         places = ["0", *(epsilon_text(norm, epsilon) for epsilon in budgets)]
         drawn.append(curves(f"{norm}: accuracy left, %", places, lines, label, width=480, height=240))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qrobust.record import GraphEffect, Record
+from qrobust.record import GraphEffect, Latency, Record
 from qrobust.report.figures import percent, points
 from qrobust.report.recommendation import measure_name
 from qrobust.report.verdict import NAMES
@@ -101,8 +101,8 @@ def _by_effect(record: Record, effect: GraphEffect) -> list[Tile]:
     where = "on target images" if record.effects.target_images else "under shift"
     low, high = test.clean_cost_interval_pp
     return [
-        _share(f"{name} {where}", test.shift, test.gain_pp, test.gain_interval_pp),
-        _share(f"{name} on clean images", test.clean, 0.0 - test.clean_cost_pp, (0.0 - high, 0.0 - low)),
+        share_tile(f"{name} {where}", test.shift, test.gain_pp, test.gain_interval_pp),
+        share_tile(f"{name} on clean images", test.clean, 0.0 - test.clean_cost_pp, (0.0 - high, 0.0 - low)),
     ]
 
 
@@ -122,12 +122,20 @@ def _by_summary(record: Record, found: Comparison) -> list[Tile]:
         cost, cost_interval = s.quantization_drop_pp, s.quantization_drop_interval_pp
     clean_interval = (0.0 - cost_interval[1], 0.0 - cost_interval[0])
     return [
-        _share("Accuracy under shift", s.shift_accuracy[found.after], gain, gain_interval),
-        _share("Accuracy on clean images", s.clean_accuracy[found.after], 0.0 - cost, clean_interval),
+        share_tile("Accuracy under shift", s.shift_accuracy[found.after], gain, gain_interval),
+        share_tile("Accuracy on clean images", s.clean_accuracy[found.after], 0.0 - cost, clean_interval),
     ]
 
 
-def _share(title: str, after: float | None, change: float | None, interval: tuple[float, float] | None) -> Tile:
+def share_tile(title: str, after: float | None, change: float | None, interval: tuple[float, float] | None) -> Tile:
+    """Of a share, now and afterwards.
+
+    Args:
+        title: what it is.
+        after: afterwards, as a fraction; None where nothing was measured.
+        change: what it gains, in points.
+        interval: of that.
+    """
     if after is None or change is None or interval is None:
         return Tile(title, "", "", "", "unknown")
     outcome = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "same"
@@ -135,11 +143,22 @@ def _share(title: str, after: float | None, change: float | None, interval: tupl
 
 
 def _time(record: Record, found: Comparison) -> Tile:
+    latency = record.summary.latency_ms
+    return time_tile(latency.get(found.before), latency.get(found.after), time_interval(record, found))
+
+
+def time_tile(now: Latency | None, then: Latency | None, interval: tuple[float, float] | None) -> Tile:
+    """Of the time for one image, now and afterwards.
+
+    Args:
+        now: of what there is; None where it was not timed.
+        then: of what takes its place; likewise.
+        interval: of their ratio; None where it is not known.
+    """
     title = "Time for one image"
-    now, then = (record.summary.latency_ms.get(graph) for graph in (found.before, found.after))
     if now is None or then is None:
         return Tile(title, "", "", "", "unknown")
-    ratio, interval = then.batch_1 / now.batch_1, time_interval(record, found)
+    ratio = then.batch_1 / now.batch_1
     low, high = interval or (ratio / (1 + SAME_TIME), ratio * (1 + SAME_TIME))
     outcome = "worse" if low > 1 else "better" if high < 1 else "same"
     told = f" [{low:.2f}, {high:.2f}]" if interval else ""

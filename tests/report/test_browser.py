@@ -13,7 +13,9 @@ from reports import main_record, many_conditions
 from qrobust.comparison.compare import compare
 from qrobust.evaluation.kept import CLEAN
 from qrobust.pipeline.finished import open_finished
+from qrobust.record import read_evaluation
 from qrobust.report.comparison import comparison_html
+from qrobust.report.evaluation_html import evaluation_html
 from qrobust.report.html import html_report
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="needs chromium: apt-get install chromium")
@@ -99,22 +101,25 @@ def test_dark_follows_the_reader(chromium: browser.Browser, file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The comparison of two evaluations, as a file."""
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an evaluation of a file, and with a comparison of two such evaluations."""
     root = tmp_path_factory.mktemp("comparison")
     conditions = [CLEAN, *(("motion_blur", severity) for severity in range(1, 6))]
     folders = []
     for name, wrong in (("before-the-change", 5), ("after-the-change", 30)):
         predicted = {condition: {"int8": [0] * wrong + [1] * (100 - wrong)} for condition in conditions}
         folders.append(evaluation_folder(root / name, predicted, [1] * 100))
-    path = root / "comparison.html"
-    path.write_text(comparison_html(compare([open_finished(f, "runs") for f in folders])), encoding="utf-8")
-    return path
+    found = compare([open_finished(folder, "runs") for folder in folders])
+    record = read_evaluation(folders[0] / "record.json")
+    (root / "comparison.html").write_text(comparison_html(found), encoding="utf-8")
+    (root / "evaluation.html").write_text(evaluation_html(record), encoding="utf-8")
+    return root
 
 
+@pytest.mark.parametrize("name", ["comparison", "evaluation"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_comparison_fits_and_fails_nowhere(chromium: browser.Browser, comparison: Path, width: int) -> None:
-    page = browser.Page(chromium, comparison, width)
+def test_other_pages_fit_and_fail_nowhere(chromium: browser.Browser, others: Path, name: str, width: int) -> None:
+    page = browser.Page(chromium, others / f"{name}.html", width)
     assert page.value(FITS)
     assert page.requests() == []
     assert page.complaints() == []

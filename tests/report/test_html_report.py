@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
+from finished_folders import evaluation_folder
 from reports import main_record, many_conditions
 
 from qrobust.cli.main import main
-from qrobust.record import Candidate, Recommendation, Record
+from qrobust.record import Candidate, EvaluationRecord, Recommendation, Record, read_evaluation
 from qrobust.record.recommendation import CLEAN_COST, DIVERGED, FEW_STEPS, HARM, NO_GAIN, RISING, SLOW, UNDECIDED
+from qrobust.report.evaluation_html import evaluation_html, evaluation_tiles
 from qrobust.report.html import html_report
 from qrobust.report.next_steps import next_steps
 from qrobust.report.tiles import compared, tiles
@@ -141,3 +144,34 @@ def test_every_entry_of_the_contents_leads_somewhere() -> None:
     wanted = re.findall(r'href="#([^"]+)"', page)
     assert len(wanted) > 8
     assert all(page.count(f'id="{name}"') == 1 for name in wanted)
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> EvaluationRecord:
+    """Two files on 100 images: right on 95 and 70 clean ones, on 90 and 95 in fog."""
+    right = {("clean", 0): (95, 70), ("fog", 3): (90, 95)}
+    predicted = {
+        condition: {name: [1] * n + [0] * (100 - n) for name, n in zip(("first", "<b>"), counts, strict=True)}
+        for condition, counts in right.items()
+    }
+    return read_evaluation(evaluation_folder(tmp_path / "e", predicted, [1] * 100) / "record.json")
+
+
+def test_tiles_of_an_evaluation_compare_the_last_file_with_the_first(evaluation: EvaluationRecord) -> None:
+    shift, clean = evaluation_tiles(evaluation)
+    assert (shift.before, shift.after) == ("90.0 %", "95.0 %")
+    assert (clean.before, clean.after, clean.outcome) == ("95.0 %", "70.0 %", "worse")
+
+
+def test_an_evaluation_is_shown_and_no_name_is_obeyed(evaluation: EvaluationRecord) -> None:
+    page = evaluation_html(evaluation)
+    assert "&lt;b&gt; against first: -25.0 points" in page
+    assert "<b>" not in page
+    assert page.count('data-loss="1"') == 1
+
+
+def test_a_single_file_has_no_tiles(tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "e", {("clean", 0): {"only": [1, 1, 0]}}, [1, 1, 1])
+    record = read_evaluation(folder / "record.json")
+    assert evaluation_tiles(record) == []
+    assert "only: 66.7 %" in evaluation_html(record)
