@@ -63,7 +63,7 @@ class Row:
 
 
 def dot_rows(
-    rows: Sequence[Row], series: Sequence[Look], axis: Axis, label: str, *, width: float = 520, joined: bool = True
+    rows: Sequence[Row], series: Sequence[Look], axis: Axis, label: str, *, width: float = 520, legend: bool = False
 ) -> markupsafe.Markup:
     """A row per name with a point per series, and a bar between the outermost points.
 
@@ -73,24 +73,34 @@ def dot_rows(
         axis: of all values.
         label: what it shows, for who does not see it.
         width: in px.
-        joined: draw the bar.
+        legend: say above it how series look, for a drawing that stands alone.
     """
     left = 16 + min(width / 3, LETTER * max(len(row.name) for row in rows))
-    bottom = TOP + ROW * len(rows)
+    top = TOP + (ROW if legend else 0)
+    bottom = top + ROW * len(rows)
     shown = [value for row in rows for value in row.values if value is not None]
     scale = axis.scale(shown, left, width - 16)
-    parts = [*_below(scale, axis.label, TOP, bottom)]
+    parts = [*(_legend(series, left) if legend else []), *_below(scale, axis.label, top, bottom)]
     for index, row in enumerate(rows):
-        y = TOP + ROW * (index + 0.5)
+        y = top + ROW * (index + 0.5)
         parts.append(text(left - 10, y + 4, cut(row.name, (left - 10) / LETTER), anchor="end"))
         there = [value for value in row.values if value is not None]
-        if joined and len(there) > 1:
+        if len(there) > 1:
             parts.append(line(scale(min(there)), y, scale(max(there)), y, "join"))
         for value, look in zip(row.values, series, strict=True):
             if value is not None:
                 told = f"{row.name}, {look.name}: {value:.3g}"
                 parts.append(mark(look.shape, scale(value), y, look.colour, told))
     return figure(width, bottom + BOTTOM, parts, label)
+
+
+def _legend(series: Sequence[Look], x: float) -> list[str]:
+    """Marks and names of series in one line."""
+    parts = []
+    for look in series:
+        parts += [mark(look.shape, x + 6, TOP + 6, look.colour), text(x + 16, TOP + 10, look.name)]
+        x += 34 + LETTER * len(look.name)
+    return parts
 
 
 def _below(scale: Scale, label: str, top: float, bottom: float) -> list[str]:

@@ -39,7 +39,7 @@ LAYER_SERIES = (
 )
 # Colour and shape of every graph; what has a calibrator in front points up or down.
 LOOKS = {
-    "float": ("c-float", "circle"),
+    "float": ("c-float", "ring"),
     "int8": ("c-int8", "square"),
     "compensated": ("c-calibrator", "triangle"),
     "scales": ("c-scales", "diamond"),
@@ -90,12 +90,13 @@ def shift_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def gains_plot(rows: Sequence[Condition], looks: Looks) -> markupsafe.Markup:
+def gains_plot(rows: Sequence[Condition], looks: Looks, *, legend: bool = False) -> markupsafe.Markup:
     """Accuracy per shift, mean over its severities, a point per classifier.
 
     Args:
         rows: of a record.
         looks: classifiers to show.
+        legend: say above it how they look, for a drawing that stands alone.
     """
     shifts = list(dict.fromkeys(row.shift for row in rows))
     drawn = [
@@ -106,7 +107,9 @@ def gains_plot(rows: Sequence[Condition], looks: Looks) -> markupsafe.Markup:
         for name in shifts
     ]
     label = f"Accuracy of {listed(looks)} under each shift. {NUMBERS_BELOW}"
-    return dot_rows(drawn, list(looks.values()), Axis("accuracy, % (mean over severities)", 0, 100), label)
+    return dot_rows(
+        drawn, list(looks.values()), Axis("accuracy, % (mean over severities)", 0, 100), label, legend=legend
+    )
 
 
 def severity_plots(rows: Sequence[Condition], looks: Looks) -> list[markupsafe.Markup]:

@@ -103,8 +103,9 @@ def rect(x: float, y: float, width: float, height: float, look: str, told: str =
     return f'<rect x="{number(x)}" y="{number(y)}" {size} class="{look}">{tip(told)}</rect>'
 
 
-# Outlines around 0, of about equal area, so that shape alone tells series apart.
+# Outlines around 0, so that shape alone tells series apart; the ring is seen around another mark at its place.
 SHAPES = {
+    "ring": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
     "circle": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
     "square": "M-4-4h8v8h-8z",
     "diamond": "M0-5.8L5.8 0L0 5.8L-5.8 0z",
