@@ -33,7 +33,8 @@ STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #14181f } .tick, .axis { fill: #566070 } .tick { font-size: 11px }
 path { fill: none } .grid { stroke: #dfe3e8 } .zero { stroke: #566070 } .mark { stroke: white }
 .join { stroke: #dfe3e8; stroke-width: 5; stroke-linecap: round }
-.mark.c-float { fill: none; stroke: #6b7280; stroke-width: 1.6 } .mark.c-int8 { fill: #d55e00 } .mark.c-calibrator { fill: #0072b2 }
+.mark.c-float { fill: none; stroke: #6b7280; stroke-width: 1.6 }
+.mark.c-int8 { fill: #d55e00 } .mark.c-calibrator { fill: #0072b2 }
 """
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 

@@ -101,5 +101,29 @@ def hardware(threads: int, sums: str | None = None) -> Hardware:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a figure depends on."""
-    return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    """Of Python and the packages that a figure depends on, and `commit` where qrobust runs from a Git checkout."""
+    own = commit(Path(__file__).parents[2])
+    found = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    return found | ({"commit": own} if own else {})
+
+
+def commit(checkout: Path) -> str | None:
+    """The commit that a Git checkout is at, read from its files; None where the folder is none.
+
+    Changes that are not committed are not seen.
+    """
+    git = checkout / ".git"
+    try:
+        if git.is_file():  # a linked worktree: its own HEAD, branches beside the others
+            git = checkout / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref:"):
+            return head
+        branch, linked = head.removeprefix("ref:").strip(), git / "commondir"
+        common = git / linked.read_text(encoding="utf-8").strip() if linked.exists() else git
+        if (common / branch).exists():
+            return (common / branch).read_text(encoding="utf-8").strip()
+        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {branch}")), None)
+    except OSError:
+        return None

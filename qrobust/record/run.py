@@ -74,7 +74,7 @@ class Record(JsonFile):
         preprocessing: how images became the network's input; null in records of earlier versions.
         start: what was found before the first stage; null in records of earlier versions.
         seeds: what randomness was drawn from.
-        versions: of Python and packages.
+        versions: of Python and packages, and `commit` of a checkout that qrobust ran from.
         hardware: where it was measured.
         stages: per stage, what it took.
         classes: recall per class, balanced accuracy and confusions; null where predictions were not kept.
@@ -151,7 +151,7 @@ class EvaluationRecord(JsonFile):
         left_out: files and folders of the data that were not used, by reason.
         fingerprint: of the images' order.
         listing: changes when images of the data come or go; null where an earlier version left it out.
-        versions: of Python and packages.
+        versions: of Python and packages, and `commit` of a checkout that qrobust ran from.
         hardware: where it was measured.
         preprocessing: how images became the graphs' input, `mean` and `std` being null; null in earlier records.
         code: of each `FILE.py:NAME` among the shifts, the SHA-256 of the files that ran.

@@ -168,7 +168,7 @@ class EvaluationResult(StageResult):
         footprint: per graph, memory and load time; null where an earlier version left it out.
         graph_sha256: per graph, of its file; null where an earlier version left it out.
         hardware: where it was measured.
-        versions: of Python and packages; null where an earlier version left it out.
+        versions: as in the record; null where an earlier version left it out.
         classes: recall per class, balanced accuracy and confusions; null where an earlier version left it out.
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
         confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.

@@ -38,6 +38,7 @@ from qrobust.report.plots import (
     shift_name,
 )
 from qrobust.report.provenance import provenance_table
+from qrobust.report.saturation import saturation_table
 from qrobust.report.svg import SHAPES
 from qrobust.report.tiles import compared, tiles, time_interval
 from qrobust.report.verdict import (
@@ -209,6 +210,7 @@ def _layers(record: Record) -> dict[str, object]:
     validation = record.quantization.validation
     return {
         "layers": layers_plot(record),
+        "saturation": saturation_table(record),
         "layer_looks": [Look(*series) for series in LAYER_SERIES],
         "validation": validation_sentence(validation) if validation else "",
     }
