@@ -306,7 +306,78 @@ def imagenet_size() -> str:
     )
 
 
+# Of the classifier, what each remedy of the ladder changes.
+CHANGES = {
+    "calibrator": "nothing: a calibrator in front",
+    "scales": "scales, activation ranges and biases; every integer weight stays",
+    "scales+calibrator": "scales, ranges and biases, and a calibrator in front",
+    "first-stage": "the first stage",
+    "finetune": "everything",
+}
+
+
+def ladder() -> str:
+    """What each remedy gains under shifts that nothing was trained on, learned from random operations alone."""
+    r = record("ladder")
+    names = [name for name in CHANGES if name in r["graphs"]]
+    before = r["graphs"]["int8"]
+    lines = [
+        "| what may change | steps | clean | time over INT8, batch 1 |",
+        "|---|---:|---:|---:|",
+        f"| INT8 as it is | | {percent(before['clean_accuracy'])} | 1 |",
+    ]
+    for name in names:
+        g = r["graphs"][name]
+        lines.append(
+            f"| `{name}`: {CHANGES[name]} | {g['steps']:,} | {percent(g['clean_accuracy'])} "
+            f"| {g['latency_ratio']:.2f} |"
+        )
+    lines += [
+        "",
+        "| suite | shifts | INT8 | remedy | accuracy | gain | recovered | of its own loss | worst shift |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for suite, found in r["suites"].items():
+        for name in names:
+            g, int8 = found["graphs"][name], found["graphs"]["int8"]["shift_accuracy"]
+            lines.append(
+                f"| {suite} | {found['conditions']} | {percent(int8)} | `{name}` "
+                f"| {percent(g['shift_accuracy'])} | {change(g['gain'], 'gain')} | {percent(g['recovered'], 0)} "
+                f"| {percent(g['recovered_of_own'], 0)} | {g['worst_pp']:+.1f} |"
+            )
+    h = r["hardware"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"n = {r['n']:,} test images, 95 % intervals over images; commit `{r['commit']}`, onnxruntime "
+            f"{r['versions']['onnxruntime']} with {h['threads']} thread(s) of {h['processor']}.",
+        ]
+    )
+
+
+def unseen() -> str:
+    """In a sentence, what two remedies win back under shifts that nothing was trained on."""
+    suites = record("ladder")["suites"]
+    worst = suites["transformations"]["graphs"]["calibrator"]["worst_pp"]
+    remedies = {"calibrator": "a calibrator", "scales": "new scales and biases on the same integer weights"}
+    lines = [
+        f"- {named}: {what}, {change(suites[suite]['graphs'][name]['gain'], 'gain')}, "
+        f"{percent(suites[suite]['graphs'][name]['recovered'], 0)} of what INT8 loses."
+        for suite, named in (
+            ("corruptions-19", "The 19 corruptions"),
+            ("c-bar", "Corruptions made to be unlike these"),
+        )
+        for name, what in remedies.items()
+    ]
+    return "\n".join(
+        [*lines, f"- A calibrator can harm: {worst:+.1f} points under the worst of the transformations."]
+    )
+
+
 COMPENSATION = (
+    ladder,
+    unseen,
     compensation_u13,
     compensation_u13_again,
     compensation_u13_small,
