@@ -156,13 +156,13 @@ def _undecided(record: Record, found: GraphEffect) -> str:
     worst = found.classes.undecided[0]
     enough = f"about {worst.needed:,}" if worst.needed else "more than a million"
     name = class_name(record.class_names, worst.class_index)
-    return f"{what} is undecided: {worst.n} images of {name}, {enough} needed"
+    return f"{what} is undecided: {worst.n} images of class {name}, {enough} needed"
 
 
 def _classes(record: Record, effects: tuple[ClassEffect, ...], count: int) -> str:
     """The first classes, with what becomes of each."""
     told = [
-        f"{class_name(record.class_names, one.class_index)} {WHERE[one.where]} "
+        f"class {class_name(record.class_names, one.class_index)} {WHERE[one.where]} "
         f"({points(one.difference_pp, one.interval_pp)}, n = {one.n})"
         for one in effects[:NAMED]
     ]

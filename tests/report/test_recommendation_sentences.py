@@ -88,7 +88,7 @@ def test_it_is_said_where_no_family_was_withheld() -> None:
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("harm", "harms 2 under shift (-25.0 points [-44.0, -6.0], n = 12) on test images"),
+        ("harm", "harms class 2 under shift (-25.0 points [-44.0, -6.0], n = 12) on test images"),
         ("contradicted", "validation images chose it (+4.0 points [+3.0, +5.0]), test images contradict: gain +5.0"),
         ("majority", "no better than always answering the largest class (10.0 %)"),
     ],
@@ -101,8 +101,8 @@ def test_what_test_images_contradict_is_said_first(reason: str, said: str) -> No
 
 def test_undecided_is_said_first_with_what_would_decide() -> None:
     first = verdict(record(None, "undecided"))[0]
-    assert first.startswith("Undecided: whether it harms 2 under shift")
-    assert "and 2 more is undecided: 12 images of 2, about 340 needed" in first
+    assert first.startswith("Undecided: whether it harms class 2 under shift")
+    assert "and 2 more is undecided: 12 images of class 2, about 340 needed" in first
     assert "With --accept-undecided: ship INT8 + calibrator" in first
 
 
