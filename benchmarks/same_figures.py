@@ -38,15 +38,19 @@ IMAGES = 1000
 
 def made(commit: str, work: Path, options: str) -> Path:
     """The folder of a finished run of a commit."""
-    checkout, out = work / commit / "checkout", work / commit / "run"
+    folder = (work / commit).resolve()
+    checkout, out = folder / "checkout", folder / "run"
     if not (out / "record.json").exists():
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             files.extractall(checkout, filter="data")
         command = ["run", *shlex.split(options)] if options else ["demo"]
+        # From there, for `-m` looks in the current folder first.
         environment = os.environ | {"PYTHONPATH": str(checkout)}
         module = [sys.executable, "-m", "qrobust"]
-        subprocess.run([*module, *command, "--out", str(out), "--threads", "1"], env=environment, check=True)
+        subprocess.run(
+            [*module, *command, "--out", str(out), "--threads", "1"], env=environment, cwd=checkout, check=True
+        )
     return out
 
 
