@@ -101,7 +101,7 @@ def _going_on(ctx: click.Context, out: Path) -> list[str]:
     if ctx.info_name == "demo":
         from qrobust.pipeline.demo import OPTIONS
 
-        choices = {**OPTIONS, "seed": params["seed"]}
+        choices = OPTIONS if params["seed"] is None else {**OPTIONS, "seed": params["seed"]}
         options = [part for key, value in choices.items() for part in (f"--{key.replace('_', '-')}", str(value))]
         return ["run", "--resume", "--out", str(out), *options]
     resumes = "resume" in params and (params.get("out") is not None) and "--resume" not in given

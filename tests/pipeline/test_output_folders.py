@@ -506,12 +506,13 @@ def test_an_evaluation_that_is_to_replace_another_goes_on(
     assert not (out / NEW).exists()
 
 
-def test_a_demo_goes_on_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", [(), ("--seed", 2)])
+def test_a_demo_goes_on_as_a_run(seed: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qrobust.pipeline.demo.EPOCHS", 1)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("qrobust.pipeline.stages.compensate", stop(signal.SIGINT))
-        result = qrobust("demo", "--out", out, "--seed", 2, "-q", "--threads", 1)
+        result = qrobust("demo", "--out", out, *seed, "-q", "--threads", 1)
     assert result.exit_code == 130
     command = result.output.splitlines()[-1].partition("go on with: qrobust ")[2]
 
