@@ -85,11 +85,11 @@ def load_classifier(
     """A float classifier in evaluation mode, whose normalisation is inside.
 
     Args:
-        spec: a network of one's own, a built-in name, `torchvision:NAME` or `FILE.py:FACTORY`.
+        spec: a network of one's own, a built-in name, `torchvision:NAME`, `timm:NAME` or `FILE.py:FACTORY`.
         num_classes: K.
         image_size: S in pixels.
         weights: a checkpoint, or `FILE:KEY` where it holds several weights; nothing in it is executed.
-        pretrained: take torchvision's own weights.
+        pretrained: take torchvision's or timm's own weights.
         normalization: `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`. Default: the named network's; a network of
             one's own needs one.
         channel_order: of the network; a `bgr` one is given RGB images all the same, and swaps inside.

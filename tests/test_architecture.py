@@ -50,6 +50,7 @@ ADAPTERS = {
     "sklearn": {"data/sources.py"},
     "scipy": {"evaluation/statistics.py"},
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
+    "timm": {"models/timm_networks.py"},
     "click": {
         "cli/command.py",
         "cli/configuration_commands.py",

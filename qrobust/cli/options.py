@@ -55,8 +55,8 @@ _declare(
     "--model",
     group=MODEL,
     metavar="SPEC",
-    help="torchvision:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, cifar_resnet18, "
-    "cifar_mobilenet_v2, cifar_vgg16_bn.",
+    help="torchvision:NAME, timm:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, "
+    "cifar_resnet18, cifar_mobilenet_v2, cifar_vgg16_bn.",
 )
 _declare(
     "--weights",
@@ -65,7 +65,7 @@ _declare(
     help="Trained weights: a checkpoint that torch saved, or .safetensors; KEY where it holds several. Nothing in "
     "the file is executed.",
 )
-_declare("--pretrained", group=MODEL, flag=True, help="Let torchvision fetch its own weights.")
+_declare("--pretrained", group=MODEL, flag=True, help="Let torchvision or timm fetch its own weights.")
 _declare(
     "--normalization",
     group=MODEL,

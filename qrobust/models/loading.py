@@ -36,7 +36,7 @@ def load_model(
         classes: length of the logits, the data's class count.
         image_size: side of the images it will be given.
         weights: a checkpoint that torch saved or `.safetensors`, see `read_weights`.
-        pretrained: take torchvision's own weights.
+        pretrained: take torchvision's or timm's own weights.
         normalization: see `parse_normalization`; default the model's preset.
         seed: decides random weights where there are none to load.
         channel_order: `bgr` for a network that reads images as OpenCV does.
@@ -79,7 +79,7 @@ def build_network(found: ModelSpec, *, classes: int, weights: Path | None, pretr
     if weights is not None and pretrained:
         raise InputError("weights: give either --weights or --pretrained, not both")
     if pretrained and found.pretrained is None:
-        raise InputError(f"pretrained: only torchvision models have own weights, got {found.spec!r}")
+        raise InputError(f"pretrained: only models of torchvision and timm have own weights, got {found.spec!r}")
     torch.manual_seed(seed)
     if pretrained and found.pretrained is not None:
         network = found.pretrained()

@@ -1,4 +1,4 @@
-"""The networks that can be named: built in, torchvision's, a user's file."""
+"""The networks that can be named: built in, torchvision's, timm's, a user's file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qrobust.errors import InputError, nearest, unknown
+from qrobust.models import timm_networks
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
 from qrobust.models.resnet import resnet8, resnet20, resnet32
 from qrobust.preprocessing import FILTERS, NORMALIZATIONS, PreprocessingConfig
@@ -36,7 +37,7 @@ class ModelSpec:
         spec: as the user wrote it.
         build: class count to a network with fresh weights.
         preset: how its author prepares images, as far as that is known.
-        pretrained: maker of torchvision's own weights, or None.
+        pretrained: maker of torchvision's or timm's network with its own weights, or None.
         version: of a user's file, which changes with it; else "".
         note: what weights do not say and `build` assumes, or nothing.
     """
@@ -60,6 +61,8 @@ def find_model(spec: str) -> ModelSpec:
     scheme, _, name = spec.partition(":")
     if scheme == "torchvision" and name:
         return _torchvision_model(spec, name)
+    if scheme == "timm" and name:
+        return _timm_model(spec, name)
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py") and factory:
         return _file_model(spec, factory)
@@ -72,7 +75,7 @@ def _unknown_model(spec: str) -> InputError:
 
     specs = {name: f"torchvision:{name}" for name in models.list_models(module=models)} | {n: n for n in BUILT_IN}
     near = [specs[name] for name in nearest(spec.rpartition(":")[2], specs)]
-    return unknown("model", spec, BUILT_IN, "torchvision:NAME", "path/to/file.py:FACTORY", near=near)
+    return unknown("model", spec, BUILT_IN, "torchvision:NAME", "timm:NAME", "path/to/file.py:FACTORY", near=near)
 
 
 def _torchvision_model(spec: str, name: str) -> ModelSpec:
@@ -111,6 +114,35 @@ def _torchvision_preset(transforms: Any) -> PreprocessingConfig:
     )
 
 
+def _timm_model(spec: str, name: str) -> ModelSpec:
+    timm_networks.check_name(name)
+
+    def build(classes: int) -> nn.Module:
+        return timm_networks.create(name, classes)
+
+    def pretrained() -> nn.Module:
+        return timm_networks.create(name, None)
+
+    preset = _timm_preset(timm_networks.configuration(name)) or PreprocessingConfig()
+    return ModelSpec(spec, build, preset, pretrained)
+
+
+def _timm_preset(about: Mapping[str, Any]) -> PreprocessingConfig | None:
+    """What a timm network's `pretrained_cfg` says of the images that it was measured on; None where it is no such."""
+    try:
+        size, ratio, mode = about["input_size"][-1], float(about["crop_pct"]), about.get("crop_mode", "center")
+        known = mode == "center" or (mode == "squash" and ratio == 1)
+        return PreprocessingConfig(
+            resize=("crop" if mode == "center" else "stretch") if known else None,
+            image_size=size,
+            crop_ratio=ratio if mode == "center" else None,
+            interpolation=about["interpolation"] if about["interpolation"] in FILTERS else None,
+            normalization=_written(about["mean"], about["std"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _written(mean: Sequence[float], std: Sequence[float]) -> str:
     """A normalisation as `parse_normalization` reads it, by its name where it has one."""
     given = tuple(mean), tuple(std)
@@ -123,18 +155,7 @@ def preset_of(found: ModelSpec, network: nn.Module) -> PreprocessingConfig:
     about = getattr(network, "pretrained_cfg", None)
     if found.version == "" or not isinstance(about, Mapping):
         return found.preset
-    try:
-        size, ratio, mode = about["input_size"][-1], float(about["crop_pct"]), about.get("crop_mode", "center")
-        known = mode == "center" or (mode == "squash" and ratio == 1)
-        return PreprocessingConfig(
-            resize=("crop" if mode == "center" else "stretch") if known else None,
-            image_size=size,
-            crop_ratio=ratio if mode == "center" else None,
-            interpolation=about["interpolation"] if about["interpolation"] in FILTERS else None,
-            normalization=_written(about["mean"], about["std"]),
-        )
-    except (KeyError, TypeError, ValueError):  # of another package that has such an attribute
-        return found.preset
+    return _timm_preset(about) or found.preset  # another package may have such an attribute
 
 
 def _file_model(spec: str, factory: str) -> ModelSpec:

@@ -38,9 +38,9 @@ class ModelConfig(Section):
     """Which classifier.
 
     Attributes:
-        spec: `torchvision:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
+        spec: `torchvision:NAME`, `timm:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
         weights: file of a state dict, or `FILE:KEY`.
-        pretrained: whether torchvision fetches its own weights.
+        pretrained: whether torchvision or timm fetches its own weights.
     """
 
     spec: str = choice("", option="model")

@@ -209,7 +209,7 @@ def test_bad_weights(kind: str, match: str, state: dict[str, torch.Tensor], tmp_
 def test_contradicting_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not both"):
         load("torchvision:resnet18", weights=tmp_path, pretrained=True)
-    with pytest.raises(InputError, match="only torchvision"):
+    with pytest.raises(InputError, match="only models of torchvision"):
         load(pretrained=True)
 
 
