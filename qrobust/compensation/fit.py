@@ -1,4 +1,4 @@
-"""PhaseFit a calibrator to a frozen classifier: choose its size, train it, quantize it, set its gate."""
+"""Fit a calibrator to a frozen classifier: choose its size, train it, quantize it, set its gate."""
 
 from __future__ import annotations
 
