@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrobust.classifier import Classifier, Compensated, Normalization, NormalizedModel
+from qrobust.classifier import Classifier, Compensated, NormalizedModel
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.fit import CalibratorData, CalibratorFit, Checkpoints, FrozenClassifier
 from qrobust.compensation.fit import fit_calibrator as fit
@@ -28,10 +28,11 @@ from qrobust.deployment.parity import parity as compare_outputs
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.device import find_device
 from qrobust.errors import InputError
-from qrobust.models.loading import load_model
+from qrobust.models.loading import as_classifier, interface_of, load_model
+from qrobust.models.outputs import unwrapped
 from qrobust.models.registry import find_model
 from qrobust.paths import user_path
-from qrobust.preprocessing import Preprocessing, parse_normalization
+from qrobust.preprocessing import Preprocessing, PreprocessingConfig, resolve
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QuantizationConfig
 from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
@@ -85,7 +86,8 @@ def load_classifier(
     """A float classifier in evaluation mode, whose normalisation is inside.
 
     Args:
-        spec: a network of one's own, a built-in name, `torchvision:NAME`, `timm:NAME` or `FILE.py:FACTORY`.
+        spec: a network of one's own, which is left in evaluation mode, without gradients and without what wraps it;
+            a built-in name, `torchvision:NAME`, `timm:NAME` or `FILE.py:FACTORY`.
         num_classes: K.
         image_size: S in pixels.
         weights: a checkpoint, or `FILE:KEY` where it holds several weights; nothing in it is executed.
@@ -101,8 +103,7 @@ def load_classifier(
     if isinstance(spec, nn.Module):
         if normalization is None:
             raise InputError("normalization: expected one for a network of your own, such as 'imagenet', got none")
-        normalize = Normalization(*parse_normalization(normalization), channel_order)
-        return NormalizedModel(spec, normalize).eval().requires_grad_(False)
+        return _own(spec, num_classes, image_size, normalization, channel_order)
     return load_model(
         find_model(spec),
         classes=num_classes,
@@ -113,6 +114,17 @@ def load_classifier(
         seed=seed,
         channel_order=channel_order,
     )
+
+
+def _own(network: nn.Module, classes: int, image_size: int, normalization: str, order: str) -> NormalizedModel:
+    """A classifier of a network of one's own."""
+    inner = unwrapped(network)
+    assert isinstance(inner, nn.Module)
+    name = type(inner).__name__
+    interface = interface_of(inner.eval().requires_grad_(False), name, classes, image_size)
+    chosen = PreprocessingConfig(normalization=normalization, channel_order=order)
+    prepared = resolve(chosen, PreprocessingConfig(), image_size, native_size=None, channels=interface.channels)
+    return as_classifier(inner, name, prepared, interface.output)
 
 
 def quantize(

@@ -43,12 +43,19 @@ class Normalization(nn.Module):
 
 
 class NormalizedModel(nn.Module):
-    """A network that expects normalised pixels, made a classifier of images in [0, 1]."""
+    """A network that expects normalised pixels, made a classifier of images in [0, 1].
 
-    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+    Args:
+        network: normalised pixels to logits, or to what holds them.
+        normalization: of the pixels.
+        logits: from what the network returns to logits; None where it returns them.
+    """
+
+    def __init__(self, network: nn.Module, normalization: Normalization, logits: nn.Module | None = None) -> None:
         super().__init__()
         self.normalization = normalization
         self.network = network
+        self.logits = logits
 
     @property
     def channels(self) -> int:
@@ -56,7 +63,8 @@ class NormalizedModel(nn.Module):
         return self.normalization.mean.shape[1]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(self.normalization(images))
+        found = self.network(self.normalization(images))
+        return found if self.logits is None else self.logits(found)
 
 
 class Compensated(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,11 +11,10 @@ from torch import nn
 from qrobust.classifier import Normalization, NormalizedModel, refuse_quantized
 from qrobust.errors import InputError
 from qrobust.models.checkpoints import read_weights
+from qrobust.models.outputs import Output, TakesLogits, described, find_output, refuse_probability
 from qrobust.models.registry import ModelSpec, preset_of, without_auxiliary_heads
 from qrobust.preprocessing import Preprocessing, PreprocessingConfig, resolve
-from qrobust.user_code import (
-    complaint,
-)
+from qrobust.user_code import complaint
 
 
 def load_model(
@@ -46,14 +45,14 @@ def load_model(
     """
     network = build_network(found, classes=classes, weights=weights, pretrained=pretrained, seed=seed)
     chosen = PreprocessingConfig(image_size=image_size, normalization=normalization, channel_order=channel_order)
-    channels = channels_of(network, found.spec, classes, image_size)
+    interface = interface_of(network, found.spec, classes, image_size)
     preset = preset_of(found, network)
-    prepared = resolve(chosen, preset, image_size, native_size=None, channels=channels)
-    return as_classifier(network, found.spec, prepared)
+    prepared = resolve(chosen, preset, image_size, native_size=None, channels=interface.channels)
+    return as_classifier(network, found.spec, prepared, interface.output)
 
 
-def as_classifier(network: nn.Module, spec: str, preprocessing: Preprocessing) -> NormalizedModel:
-    """A network with its normalisation inside.
+def as_classifier(network: nn.Module, spec: str, preprocessing: Preprocessing, output: Output) -> NormalizedModel:
+    """A network with its normalisation inside, that returns logits alone.
 
     Raises:
         InputError: the normalisation is not known.
@@ -64,7 +63,8 @@ def as_classifier(network: nn.Module, spec: str, preprocessing: Preprocessing) -
             "means/deviations such as 0.5,0.5,0.5/0.25,0.25,0.25, or none where it reads pixels in [0, 1]"
         )
     normalize = Normalization(preprocessing.mean, preprocessing.std, preprocessing.channel_order)
-    return NormalizedModel(network, normalize).eval().requires_grad_(False)
+    logits = TakesLogits(output) if output != Output() else None
+    return NormalizedModel(network, normalize, logits).eval().requires_grad_(False)
 
 
 def build_network(found: ModelSpec, *, classes: int, weights: Path | None, pretrained: bool, seed: int) -> nn.Module:
@@ -135,25 +135,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _outputs(found: object, classes: int) -> str:
-    """What a network returns instead of logits, and what to do about it."""
-    if isinstance(found, torch.Tensor):
-        if classes == 2 and found.shape in ((2,), (2, 1)):
-            same = "torch.stack((torch.zeros_like(z), z), 1)" if found.ndim == 1 else "F.pad(z, (1, 0))"
-            return f"{tuple(found.shape)}, one logit z for two classes; let the network return {same} instead"
-        return f"{tuple(found.shape)}"
-    parts: dict[str, object] = {}
-    if isinstance(found, Mapping):
-        parts = {f"[{key!r}]": value for key, value in found.items()}
-    elif isinstance(found, tuple | list):
-        parts = {f"[{i}]": value for i, value in enumerate(found)}
-    elif hasattr(found, "logits"):
-        parts = {".logits": found.logits}
-    tensors = [f"{name} {tuple(part.shape)}" for name, part in parts.items() if isinstance(part, torch.Tensor)]
-    held = f" of {', '.join(tensors)}" if tensors else ""
-    return f"{type(found).__name__}{held}; let the factory return a module whose forward returns the logits alone"
-
-
 def _unusual(value: torch.Tensor) -> str | None:
     """What a tensor is that is no plain array of real numbers."""
     if value.is_nested or value.layout != torch.strided:
@@ -163,30 +144,47 @@ def _unusual(value: torch.Tensor) -> str | None:
     return "without values (meta)" if value.is_meta else None
 
 
-def channels_of(network: nn.Module, spec: str, classes: int, image_size: int) -> int:
-    """How many channels a network reads: three if it runs on them, else one.
+@dataclass(frozen=True)
+class Interface:
+    """What a network reads and returns.
+
+    Attributes:
+        channels: that it reads, three if it runs on them, else one.
+        output: where its logits are.
+    """
+
+    channels: int
+    output: Output
+
+
+def interface_of(network: nn.Module, spec: str, classes: int, image_size: int) -> Interface:
+    """Run a network once to see what it reads and returns.
 
     Raises:
-        InputError: it runs on neither, or gives no logits of so many classes.
+        InputError: it runs on neither three channels nor one, gives no logits of so many classes, or a probability.
     """
     reasons = []
     for channels in (3, 1):
+        images = torch.full((2, channels, image_size, image_size), 0.5)
         try:
             with torch.inference_mode():
-                logits = network(torch.full((2, channels, image_size, image_size), 0.5))
-            if isinstance(logits, torch.Tensor) and len(logits) != 2:
-                raise ValueError(f"2 images become {len(logits)} rows of logits")
+                found = network(images)
+            output = find_output(found, len(images), classes)
+            rows = len(found) if isinstance(found, torch.Tensor) and found.ndim else 2
+            if output is None and rows != len(images):
+                raise ValueError(f"2 images become {rows} rows of logits")
         except SystemExit as error:
             raise InputError(f"model: {spec} failed ({complaint(error)})") from error
         except Exception as error:  # the user's code may raise anything
             reasons.append(_first_line(error))
             continue
-        if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        if output is None:
             raise InputError(
-                f"model: expected logits (2, {classes}) for the data's {classes} classes, got "
-                f"{_outputs(logits, classes)}"
+                f"model: expected logits (2, {classes}) for the data's {classes} classes, got {described(found)}"
             )
-        return channels
+        if output.single:
+            refuse_probability(network, output, images, spec)
+        return Interface(channels, output)
     raise InputError(
         f"model: expected a network for images of 3 channels or 1, {spec} fails on those of {image_size} px "
         f"(3: {reasons[0]}; 1: {reasons[1]})"

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.models import timm_networks
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
+from qrobust.models.outputs import unwrapped
 from qrobust.models.resnet import resnet8, resnet20, resnet32
 from qrobust.preprocessing import FILTERS, NORMALIZATIONS, PreprocessingConfig
 from qrobust.user_code import (
@@ -167,8 +168,7 @@ def _file_model(spec: str, factory: str) -> ModelSpec:
     def build(classes: int) -> nn.Module:
         with running(path, f"model: {path}:{factory} failed"):
             model = _call(made, classes, f"{path}:{factory}")
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
+        model = unwrapped(model)
         if not isinstance(model, nn.Module):
             raise InputError(f"model: {path}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
         if isinstance(model, torch.jit.ScriptModule):

@@ -31,7 +31,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.primary import Primary, find_primary
-from qrobust.models.loading import as_classifier, build_network, channels_of
+from qrobust.models.loading import as_classifier, build_network, interface_of
 from qrobust.models.registry import ModelSpec, find_model, preset_of
 from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
@@ -195,8 +195,10 @@ class Run:
             preset = replace(preset, image_size=done.image_size, normalization=preset.normalization or "none")
             chosen = replace(chosen, image_size=done.image_size)
         size = choose_size(chosen, preset, native_size, spec)
-        channels = channels_of(self._network, spec, len(self._opened.class_names), size)
-        return resolve(chosen, preset, size, native_size=native_size, channels=channels)
+        interface = interface_of(self._network, spec, len(self._opened.class_names), size)
+        if said := str(interface.output):
+            self.reporter.say(f"model: {said}")
+        return resolve(chosen, preset, size, native_size=native_size, channels=interface.channels)
 
     @cached_property
     def data(self) -> Data:
@@ -206,7 +208,9 @@ class Run:
     @cached_property
     def model(self) -> NormalizedModel:
         """The float classifier, with its normalisation inside."""
-        return as_classifier(self._network, self.config.model.spec, self.preprocessing)
+        spec, prepared = self.config.model.spec, self.preprocessing
+        interface = interface_of(self._network, spec, len(self._opened.class_names), prepared.size)
+        return as_classifier(self._network, spec, prepared, interface.output)
 
     @cached_property
     def _network(self) -> nn.Module:

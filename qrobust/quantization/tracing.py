@@ -248,7 +248,7 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
                 tail.replace_input_with(constant, constant.all_input_nodes[0])
                 if not constant.users:
                     graph.graph.erase_node(constant)
-        elif not moves(tail, RESHAPES):
+        elif not moves(tail, (*RESHAPES, *PARTS)):
             break
         tail = source
     for node, _ in calls(graph, quantizer):
