@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import socket
 from dataclasses import fields
 from pathlib import Path
@@ -270,11 +271,23 @@ def test_there_are_not_many_times_more_workers_than_cores() -> None:
         check_workers(100_000)
 
 
-def test_a_demo_is_refused_before_it_trains(tmp_path: Path) -> None:
-    for option, told in (("--threads", "--threads: expected at least 1, got 0"), ("--seed", None)):
-        value = 0 if option == "--threads" else -1
-        result = qrobust("demo", "--out", tmp_path / "out", option, value)
-        assert (result.exit_code, result.output) == (2, f"Error: {told or '--seed: expected at least 0, got -1'}\n")
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--threads", 0, "--threads: expected at least 1, got 0"),
+        ("--seed", -1, "--seed: expected at least 0, got -1"),
+        ("--device", "nowhere", "--device: expected auto or one that is here, cpu.*, got 'nowhere'"),
+        ("--allow-code", "abc", "--allow-code: expected a SHA-256 of 64 hexadecimal digits, got 'abc'"),
+    ],
+)
+def test_a_demo_is_refused_before_it_trains(
+    option: str, value: object, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qrobust.pipeline.demo.weights_file", None)
+    result = qrobust("demo", "--out", tmp_path / "out", option, value)
+    assert result.exit_code == 2
+    assert re.fullmatch(f"Error: {told}\n", result.output)
+    assert not (tmp_path / "out").exists()
 
 
 def endless(path: Path, kind: str) -> Path:

@@ -46,12 +46,14 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     qrobust demo
     qrobust demo --out runs/demo --resume     # after an interruption
     """
+    from qrobust.device import find_device
     from qrobust.errors import InputError
     from qrobust.pipeline import demo as example
     from qrobust.pipeline import stages
     from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.output_folder import configuration
     from qrobust.pipeline.run_folder import check_folder
+    from qrobust.user_code import hashes
 
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
@@ -67,7 +69,10 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     else:
         claim(out, overwrite=overwrite)
     threads = cores() if options["threads"] is None else options["threads"]
-    RunConfig.from_options({**example.OPTIONS, "seed": seed, "threads": threads})  # before anything is trained
+    # Before anything is trained, what is given must be of use.
+    config = RunConfig.from_options({**example.OPTIONS, "seed": seed, "threads": threads})
+    find_device(options["device"] or config.device)
+    hashes(options["allow_code"])
     with example.weights_file(seed, console(options["verbose"], options["quiet"]), threads) as weights:
         opened = begin(out, overwrite, **example.OPTIONS, weights=str(weights), **options)
         finish(opened.require_folder(), stages.run_all(opened, resume=False))
