@@ -14,6 +14,7 @@ from qrobust.cli.configuration_commands import init
 from qrobust.cli.console import echo
 from qrobust.cli.file_commands import audit, evaluate_onnx, predict
 from qrobust.cli.finished_commands import check, compare, deploy
+from qrobust.cli.fleet_commands import fleet
 from qrobust.cli.interrupts import end, remember_arguments, signals_raise
 from qrobust.cli.run_commands import compensate, demo, evaluate, export, quantize, report, run, sensitivity
 from qrobust.errors import InputError, QRobustError, unknown
@@ -93,6 +94,7 @@ def main() -> None:
     qrobust evaluate-onnx float.onnx int8.onnx --data D --out evaluations/one
     qrobust compare runs/one runs/two               # the same images, paired
     qrobust check runs/two --against runs/one --max-drop 0.5    # for CI: exit code 1 if it is breached
+    qrobust fleet plan.toml --out fleets/one        # many runs from one plan
     qrobust deploy runs/two --out deployed          # graph, manifest and code for the device
     qrobust audit int8.onnx
 
@@ -114,6 +116,7 @@ for _command in (
     evaluate_onnx,
     compare,
     check,
+    fleet,
     deploy,
     predict,
     audit,

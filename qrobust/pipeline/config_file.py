@@ -96,7 +96,15 @@ def read_choices(path: str | Path | None, settings: Sequence[str] = ()) -> dict[
         InputError: names every mistake at once: keys that nothing reads, with the nearest, and senseless values.
     """
     given = [(key, value) for key, value in _entries({} if path is None else read_toml(path)) if key[0] != CHECK]
-    given += [_setting(text) for text in settings]
+    return run_choices([*given, *(_setting(text) for text in settings)])
+
+
+def run_choices(given: Iterable[tuple[tuple[str, ...], object]]) -> dict[str, object]:
+    """Choices of a run by option name, as in `config.json`, from keys such as `("quantization", "bits")` and values.
+
+    Raises:
+        InputError: as for `read_choices`.
+    """
     known: dict[tuple[str, ...], Field[Any]] = {
         (entry.name,): entry for entry in fields(RunConfig) if entry.name in PLAIN
     }

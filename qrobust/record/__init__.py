@@ -39,6 +39,7 @@ from qrobust.record.deployment import (
     MeasuredAccuracy,
     RuntimeVersions,
 )
+from qrobust.record.fleet import DONE, FAILED, FLEET_SCHEMA, WAITING, FleetFigures, FleetRecord, FleetRun
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
 from qrobust.record.measurements import (
     STATISTICS,
@@ -116,12 +117,16 @@ from qrobust.record.typed_json import from_json, taken, to_json
 __all__ = [
     "COMPARISON_SCHEMA",
     "DEPLOYMENT_SCHEMA",
+    "DONE",
     "EARLIER_SCHEMAS",
     "EVALUATION_SCHEMA",
+    "FAILED",
+    "FLEET_SCHEMA",
     "GATE_SCHEMA",
     "SCHEMA",
     "STATISTICS",
     "TIMING_KEYS",
+    "WAITING",
     "AttackResult",
     "Attacks",
     "Audit",
@@ -165,6 +170,9 @@ __all__ = [
     "ExportResult",
     "ExportedGraphs",
     "Fidelity",
+    "FleetFigures",
+    "FleetRecord",
+    "FleetRun",
     "Flips",
     "FloatIsland",
     "Footprint",

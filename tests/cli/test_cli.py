@@ -43,6 +43,7 @@ COMMANDS = (
     "init",
     "compare",
     "check",
+    "fleet",
     "deploy",
     "predict",
     "audit",
