@@ -42,6 +42,8 @@ RESULT = Path(__file__).parent / "results" / "malformed.json"
 LIMIT_S, MEMORY = 30, 10 * 2**30
 # What a command may write, among the folders of a case.
 OUTPUTS = ("out", "run")
+# Before an error there may be warnings, and what of the data is left out.
+TOLD_BEFORE = re.compile(r"[Ww]arning|^Not used of the data")
 # In Markdown: what is escaped, and code spans.
 SHOWN = re.compile(r"\\<|`[^`]*`")
 # What onnxruntime and torch leave in the folder for temporary files.
@@ -177,7 +179,7 @@ def faults(case: Case, ending: Ending, before: dict[str, Any], after: dict[str, 
         found.append("control characters or a traceback in the output")
     errors = [line for line in lines if line.startswith("Error: ")]
     if ending.code != 0:
-        if len(errors) != 1 or lines[-1] != errors[0] or any("arning" not in line for line in lines[:-1]):
+        if len(errors) != 1 or lines[-1] != errors[0] or not all(map(TOLD_BEFORE.search, lines[:-1])):
             found.append(f"expected one line, got {len(lines)}")
         elif not any(word in errors[0] for word in case.named):
             found.append("the line does not name the input")
