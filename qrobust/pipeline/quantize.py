@@ -31,7 +31,7 @@ from qrobust.quantization.quantize import (
 )
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
-from qrobust.quantization.tracing import computed_weights, folded
+from qrobust.quantization.tracing import folded
 from qrobust.record import (
     Audit,
     Fidelity,
@@ -89,7 +89,7 @@ def _quantize(run: Run) -> None:
             export_checked(run, "int8", fake_quantized),
         )
         audited = graphs[1].audit
-        _warn_of_float(run, audited, len(in_float), floating)
+        _warn_of_float(run, audited, len(in_float))
         run.save_model()
         run.save_fake_quantized(fake_quantized)
         run.require_folder().drop_checkpoints(run.require_folder().checkpoints.glob("qat-*"))
@@ -184,7 +184,7 @@ def _validated(run: Run, logits: dict[str, torch.Tensor]) -> ValidationAgreement
     )
 
 
-def _warn_of_float(run: Run, audited: Audit, on_purpose: int, floating: fx.GraphModule) -> None:
+def _warn_of_float(run: Run, audited: Audit, on_purpose: int) -> None:
     """Tell what the network computes in float because it has no integer form here, as the products of attention."""
     left = audited.quantizable_ops - audited.integer_ops - on_purpose
     if left <= 0:
@@ -193,14 +193,10 @@ def _warn_of_float(run: Run, audited: Audit, on_purpose: int, floating: fx.Graph
     share = audited.integer_mac_share
     work = "" if share is None else f", {100 * (1 - share):.1f} % of the multiply-accumulates"
     path = run.require_folder().graph("int8")
-    if weights := computed_weights(floating):
-        more = f" and {len(weights) - 1} more" if weights[1:] else ""
-        why = f"weights computed in the forward pass, from {weights[0]!r}{more}; store what is computed as the weight"
-    else:
-        explained = explained_audit(path, signed_activations=run.target.signed or None)
-        blocked = sorted(explained.blocked, key=lambda found: -(found.macs or 0))
-        reasons = [reason for found in blocked for reason in found.reasons]
-        why = next((reason.why for reason in reasons if reason.code in NO_INTEGER_FORM), reasons[0].why)
+    explained = explained_audit(path, signed_activations=run.target.signed or None)
+    blocked = sorted(explained.blocked, key=lambda found: -(found.macs or 0))
+    reasons = [reason for found in blocked for reason in found.reasons]
+    why = next((reason.why for reason in reasons if reason.code in NO_INTEGER_FORM), reasons[0].why)
     idle = "" if share is None or share > NOTHING else "; int8.onnx is no faster than float.onnx"
     run.reporter.warn(
         f"warning: {left} of {audited.quantizable_ops} convolutions and matrix products have no integer form "

@@ -19,13 +19,13 @@ from qrobust.quantization.integer_layers import (
 )
 from qrobust.quantization.observers import RANGES, Observer, quantization_parameters
 from qrobust.quantization.recipe import Bits, Recipe
+from qrobust.quantization.rewrites.constants import constants, switched_off
 from qrobust.quantization.rewrites.fx_utils import public_name, remove_call, set_module
 from qrobust.quantization.target import Target
 from qrobust.quantization.tracing import (
     CLAMPS,
     LAYERS,
     calls,
-    constants,
     described,
 )
 
@@ -45,17 +45,20 @@ def convert(prepared: fx.GraphModule, target: Target, recipe: Recipe, bits: Bits
         bits: of each layer, from `Recipe.for_layers`.
 
     Raises:
-        RangeError: an activation was never observed, is constant or not finite; the message names its node
-            and the nearest layer.
+        RangeError: an activation was never observed, is not finite, or is constant though weights do not switch it
+            off; the message names its node and the nearest layer.
     """
 
     fixed = {node.name for node in constants(prepared)}
+    off = {node.name for node in switched_off(prepared, (Observer,))}
 
     def parameters(observer: Observer, source: fx.Node, low: int, high: int) -> tuple[float, int]:
         seen = (observer.low, observer.high)
         if seen[0] == seen[1] and source.name in fixed and observer.finite:
             # Such as a temperature or a mask of ones: a grid of zero and the value holds it exactly.
             return quantization_parameters(*seen, low, high) if seen[0] else (1.0, low)
+        if seen == (0, 0) and source.name in off:
+            return 1.0, low
         where = described(prepared, source)
         if not observer.seen or not observer.finite or seen[0] == seen[1]:
             what = "NaN or infinite" if not observer.finite else "constant" if observer.seen else "never observed"

@@ -17,12 +17,15 @@ from qrobust.errors import InputError, unknown
 from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
+from qrobust.quantization.observers import Observer
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
 from qrobust.quantization.qat import QatFit, train
 from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.rewrites.constants import switched_off
+from qrobust.quantization.rewrites.fx_utils import public_name
 from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
-from qrobust.quantization.tracing import channels_last
+from qrobust.quantization.tracing import LAYERS, calls, channels_last
 from qrobust.shifts.filters import to_unit
 from qrobust.stopwatch import timing
 
@@ -185,7 +188,25 @@ def quantize_classifier(
         before, after = (fidelity(reference, logits_on(q.module, some), some.labels) for q in (without, kept))
         found = replace(kept, effects=effects, gained=(before, after))
     _check_choices(found, config)
+    _warn_of_idle(found, reporter)
     return replace(found, seconds=time.perf_counter() - started)
+
+
+def _warn_of_idle(found: FakeQuantizedModel, reporter: Reporter) -> None:
+    """Tell which layers weights of zero switch off, first ones of their blocks."""
+    graph = found.observed.graph
+    off = switched_off(graph, (Observer,))
+    names = [
+        public_name(str(node.target))
+        for node, _ in calls(graph, LAYERS)
+        if node in off and not off.issuperset(node.all_input_nodes)
+    ]
+    if names:
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        reporter.warn(
+            f"warning: weights and bias of {names[0]!r}{more} are zero, so what they compute is switched off; it is "
+            "quantized as zero"
+        )
 
 
 def _check_choices(found: FakeQuantizedModel, config: QuantizationConfig) -> None:

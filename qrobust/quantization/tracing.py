@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
 from qrobust.quantization.integer_layers import ActivationQuantizer, SelfAttention
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites import rewrite
-from qrobust.quantization.rewrites.fx_utils import argument, public_name, remove_call
+from qrobust.quantization.rewrites.constants import constants, fold_constants
+from qrobust.quantization.rewrites.fx_utils import public_name, remove_call
 from qrobust.quantization.rewrites.structure import (
     explicit_padding,
     out_of_place,
@@ -139,6 +139,7 @@ def normal_form(graph: fx.GraphModule, example: torch.Tensor) -> fx.GraphModule:
     out_of_place(plain)
     separate_repeated_modules(plain)
     explicit_padding(plain)
+    fold_constants(plain)
     with torch.no_grad():
         _Shapes(plain).propagate(example.clone())
     for node in list(plain.graph.nodes):
@@ -163,29 +164,6 @@ def calls(graph: fx.GraphModule, kinds: type | tuple[type, ...]) -> Iterable[tup
 def layer_names(graph: fx.GraphModule) -> list[str]:
     """Names of all convolutions and linear layers, in order of execution, as the network's author knows them."""
     return list(dict.fromkeys(public_name(str(node.target)) for node, _ in calls(graph, LAYERS)))
-
-
-def constants(graph: fx.GraphModule) -> set[fx.Node]:
-    """Nodes whose value no image changes: parameters, buffers and what is computed from them alone."""
-    found: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        if node.op not in ("placeholder", "output") and found.issuperset(node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def computed_weights(graph: fx.GraphModule) -> list[str]:
-    """Parameters from which weights of convolutions and linear layers are computed, which keeps those in float."""
-    fixed, names = constants(graph), []
-    for node in graph.graph.nodes:
-        if node.target in (F.conv2d, F.linear):
-            weight = argument(node, 1, "weight", None)
-            while isinstance(weight, fx.Node) and weight in fixed:
-                if weight.op == "get_attr":
-                    names.append(public_name(str(weight.target)))
-                    break
-                weight = next(iter(weight.all_input_nodes), None)
-    return list(dict.fromkeys(names))
 
 
 def channels_last(model: nn.Module) -> None:

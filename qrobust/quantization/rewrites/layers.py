@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.quantization.integer_layers import PaddedConv2d, zero_padding
+from qrobust.quantization.rewrites.constants import FOLDED
 from qrobust.quantization.rewrites.fx_utils import (
     argument,
     call_before,
@@ -29,7 +30,7 @@ def explicit_layer(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, nn.Mo
     if any(n.op != "get_attr" for n in stored):
         return node, None
     weight, *bias = (operator.attrgetter(str(n.target))(graph).detach() for n in stored)
-    name = f"{str(stored[0].target).removesuffix('.weight')}_layer"
+    name = f"{str(stored[0].target).removesuffix(FOLDED).removesuffix('.weight')}_layer"
     if name in dict(graph.named_modules(remove_duplicate=False)):  # a weight that several functions read
         name = f"{name}_{node.name}"
     layer: nn.Conv2d | nn.Linear
