@@ -43,6 +43,8 @@ QAT_RATE = 0.5
 GIVEN_UP = 0.01
 # Validation images, clean and shifted ones each, and the memory either may take.
 VALIDATION_IMAGES, VALIDATION_BYTES = 6000, 2**28
+# A short training is chosen by fewer images under shift: one for so many that it learns from.
+LEARNED_FOR_EACH = 10
 # Calibration images that a calibrator is observed on before it is timed.
 TIMED_IMAGES = 16
 
@@ -185,7 +187,7 @@ def fit_calibrator(
     """
     reporter, before = reporter or Reporter(), state_hash(classifier.fake_quantized)
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
-    validation = validation_of(data, classifier.teacher, seed + 1)
+    validation = validation_of(data, classifier.teacher, config, seed + 1)
     scores = _scores_to_keep(classifier, deployed, validation)
     least_clean = validation.least_clean(validation.clean_value(scores), config.clean_budget)
     calibrator, ratio = choose_calibrator(
@@ -277,7 +279,7 @@ def _scores_to_keep(classifier: FrozenClassifier, deployed: Classifier, validati
     return max(scores, others, key=validation.clean_value)
 
 
-def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> Validation:
+def validation_of(data: CalibratorData, teacher: NormalizedModel, config: CalibratorConfig, seed: int) -> Validation:
     """The images that a remedy is chosen by, rendered."""
     return Validation(
         data.validation,
@@ -285,6 +287,7 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
         table=data.training.table,
         seed=seed,
         limit=validation_limit(data.image_size, data.channels),
+        shifted_limit=shifted_limit(config, data.image_size, data.channels),
         target_images=data.target_validation,
         teacher=teacher,
         primary=data.primary,
@@ -292,8 +295,13 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, seed: int) -> 
 
 
 def validation_limit(image_size: int, channels: int) -> int:
-    """Validation images to choose by, clean and shifted ones each."""
+    """Clean validation images to choose by."""
     return min(VALIDATION_IMAGES, VALIDATION_BYTES // (channels * image_size**2))
+
+
+def shifted_limit(config: CalibratorConfig, image_size: int, channels: int) -> int:
+    """Validation images under shift to choose by."""
+    return min(validation_limit(image_size, channels), config.steps * config.batch_size // LEARNED_FOR_EACH)
 
 
 def _train_both(

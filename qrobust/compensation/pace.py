@@ -13,12 +13,14 @@ from qrobust.classifier import Classifier, NormalizedModel
 from qrobust.compensation.batches import sampling
 from qrobust.compensation.config import CalibratorConfig
 from qrobust.compensation.cross_fitting import FEW, FOLDS
-from qrobust.compensation.fit import RESTORE_SHARE, candidates, new_calibrator, validation_limit
+from qrobust.compensation.fit import RESTORE_SHARE, candidates, new_calibrator, shifted_limit, validation_limit
 from qrobust.compensation.gate import MOST_MEASURED, OPENINGS
 from qrobust.compensation.training import VALIDATIONS, Phase, step_loss
+from qrobust.compensation.validation import condition_size
 from qrobust.data.splits import TrainingData
 from qrobust.device import CPU_ONLY, Device
 from qrobust.shifts.filters import to_unit
+from qrobust.shifts.registry import selection_conditions
 
 # Images of one forward pass that is timed.
 TIMED = 16
@@ -77,7 +79,8 @@ def expected_seconds(
         alone = seconds_of(lambda: calibrator(images)) / len(images)
         classified = seconds_of(lambda: deployed(images)) / len(images)
     clean = min(validation_images, validation_limit(size, channels))
-    shifted = clean if training.renders else 0
+    count = len(selection_conditions(training.conditions, training.families))
+    shifted = count * condition_size(validation_images, count, shifted_limit(config, size, channels))
     asked = 2 * (VALIDATIONS + 1) + len(OPENINGS)
     measured = MOST_MEASURED + (FOLDS if clean < FEW else 0)  # each fold measures a gate on the others, and itself
     return {

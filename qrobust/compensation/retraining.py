@@ -120,7 +120,7 @@ def _held_to_budget(
     reporter: Reporter,
 ) -> Retrained:
     """What of a training costs no more than allowed on clean validation images, and what that costs."""
-    validation = validation_of(replace(data, target_validation=None), classifier.teacher, seed + 1)
+    validation = validation_of(replace(data, target_validation=None), classifier.teacher, config, seed + 1)
     before = validation.clean_scores(classifier.deploy(classifier.fake_quantized))
     averaged = within_clean_budget(
         trainable,

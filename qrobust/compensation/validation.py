@@ -28,6 +28,8 @@ Part = tuple[torch.Tensor, torch.Tensor]
 # Of each part, which of its images, bool `(n,)`.
 Rows = list[torch.Tensor]
 BATCH = 250
+# Images of a condition at least.
+LEAST_SHIFTED = 20
 
 
 class Validation:
@@ -40,8 +42,9 @@ class Validation:
         conditions: (shift, severity) to render.
         table: severity table.
         seed: of the rendering.
-        limit: clean images, and images under shift in all; the conditions share those, each taking other images of
-            the split as far as there are enough.
+        limit: clean images.
+        shifted_limit: images under shift in all, which the conditions share, each taking other images of the split as
+            far as there are enough; by default as many as clean ones.
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels.
@@ -57,11 +60,12 @@ class Validation:
         table: str,
         seed: int,
         limit: int,
+        shifted_limit: int | None = None,
         target_images: Split | None = None,
         teacher: Classifier | None = None,
         primary: Primary = ACCURACY,
     ) -> None:
-        size = min(len(split), max(20, limit // max(1, len(conditions))))
+        size = condition_size(len(split), len(conditions), limit if shifted_limit is None else shifted_limit)
         clean = torch.arange(min(len(split), limit))
         # Images of one label have neighbouring numbers, so that every so-manieth takes each label's share.
         numbers = torch.empty(len(split), dtype=torch.long)
@@ -75,7 +79,7 @@ class Validation:
             self.parts.append((images, split.labels[chosen]))
             self.numbers.append(numbers[chosen])
         if target_images is not None:
-            some = target_images.first(max(20, limit))
+            some = target_images.first(max(LEAST_SHIFTED, limit))
             self.parts.append((some.read(slice(None)), some.labels))
             self.numbers.append(torch.arange(len(some)))
 
@@ -175,6 +179,11 @@ class Validation:
         if isinstance(self.teacher, nn.Module) and norms(self.teacher):
             return math.exp(-float(statistics_distance(self.teacher, images.to(device_of(self.teacher)))))
         return float(information(ask(classifier, images)))
+
+
+def condition_size(images: int, conditions: int, limit: int) -> int:
+    """How many of so many images a condition takes, where all conditions share a limit."""
+    return min(images, max(LEAST_SHIFTED, limit // max(1, conditions)))
 
 
 def information(logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.compensation.validation import Validation
+from qrobust.compensation.config import CalibratorConfig
+from qrobust.compensation.fit import shifted_limit, validation_limit
+from qrobust.compensation.validation import Validation, condition_size
 from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.evaluation.primary import ACCURACY, Primary
@@ -66,3 +68,29 @@ def test_clean_scores_are_those_that_are_measured() -> None:
     scores = validation.clean_scores(always_dark)
     assert scores.tolist() == [1.0] * 24 + [0.0] * 6
     assert validation.clean_value(scores) == validation.clean(always_dark) == 0.5
+
+
+def test_conditions_share_their_own_limit() -> None:
+    """Of 100 images, 90 clean ones; 60 under shift are 30 for each of two conditions."""
+    source = array_images(np.zeros((100, 8, 8, 3), np.uint8), np.zeros(100, np.int64), None, "test")
+    source.prepare(Preprocessing(size=8, resize="none"))
+    conditions = [("contrast", 1), ("contrast", 2)]
+    validation = Validation(
+        Split(source, torch.arange(100)), conditions, table="cifar-c", seed=0, limit=90, shifted_limit=60
+    )
+    assert [len(labels) for _, labels in validation.parts] == [90, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("images", "conditions", "limit", "size"),
+    [(100, 2, 60, 30), (25, 2, 60, 25), (100, 50, 60, 20), (100, 0, 60, 60)],
+)
+def test_images_of_a_condition(images: int, conditions: int, limit: int, size: int) -> None:
+    assert condition_size(images, conditions, limit) == size
+
+
+@pytest.mark.parametrize(("steps", "limit"), [(10, 128), (4000, 6000)])
+def test_a_short_training_is_chosen_by_fewer_images_under_shift(steps: int, limit: int) -> None:
+    config = CalibratorConfig(steps=steps, batch_size=128)
+    assert shifted_limit(config, 32, 3) == limit
+    assert validation_limit(32, 3) == 6000
