@@ -147,7 +147,7 @@ def main(data: Path, work: Path, threads: int) -> None:
             "effects": to_json(record.effects),
             "compensation_validation": to_json(record.compensation.validation) if record.compensation else None,
             "versions": versions(),
-            "hardware": hardware(threads),
+            "hardware": to_json(hardware(threads)),
         },
     )
 
