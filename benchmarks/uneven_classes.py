@@ -124,8 +124,9 @@ def main(data: Path, work: Path, threads: int) -> None:
     ]
     options += ["--normalization", "imagenet", "--image-size", "224", "--steps", str(STEPS), "--batch-size", "32"]
     options += ["--shifts", "fog,contrast,gaussian_noise", "--attacks", "none", "--threads", str(threads)]
-    again = ["--resume", "--model", options[1], "--out", str(run)]
-    subprocess.run([qrobust, "run", *(again if run.exists() else [*options, "--out", str(run)])], check=True)
+    if not (run / "record.json").exists():
+        again = ["--resume", "--model", options[1]]
+        subprocess.run([qrobust, "run", *(again if run.exists() else options), "--out", str(run)], check=True)
     subprocess.run(
         [qrobust, "deploy", str(run), "--graph", "int8", "--overwrite", "--out", str(deployed)], check=True
     )
