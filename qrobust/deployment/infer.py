@@ -174,7 +174,9 @@ def resize(image: Image.Image, step: Mapping[str, Any]) -> Image.Image:
     else:
         size = [step["width"], step["height"]]
     if step["antialias"] or step["filter"] == "nearest":
-        return image.resize(size, Image.Resampling[step["filter"].upper()])
+        kernel = Image.Resampling[step["filter"].upper()]
+        # Columns, then rows: in one call, which comes first depends on Pillow's version, and a grey level on that.
+        return image.resize((size[0], image.height), kernel).resize(size, kernel)
     values = np.asarray(image, np.float64)  # bilinear between the four nearest pixels
     for axis in (0, 1):
         source, target = values.shape[axis], size[1 - axis]
