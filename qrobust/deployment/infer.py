@@ -107,7 +107,8 @@ def _opened(graph: str | Path | bytes, threads: int = 1, entry: str = "") -> Any
     if entry:
         options.add_session_config_entry(entry, "1")
     source = graph if isinstance(graph, bytes) else str(graph)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    # Its fallback would print, and try the same provider again.
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _as_on(target: str) -> str:
