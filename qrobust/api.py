@@ -24,6 +24,7 @@ from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy
 from qrobust.deployment.export import export
+from qrobust.deployment.imported import check_import, origin_of
 from qrobust.deployment.parity import parity as compare_outputs
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.device import find_device
@@ -43,6 +44,9 @@ from qrobust.shifts.filters import to_unit
 from qrobust.shifts.generic import FAMILIES
 from qrobust.shifts.registry import refuse_measured_alone, table_for
 from qrobust.storage import scratch
+
+# Random images on which a network that was read of an ONNX file is compared with the file.
+IMPORTED_IMAGES = 4
 
 
 def load_data(
@@ -87,7 +91,8 @@ def load_classifier(
 
     Args:
         spec: a network of one's own, which is left in evaluation mode, without gradients and without what wraps it;
-            a built-in name, `torchvision:NAME`, `timm:NAME` or `FILE.py:FACTORY`.
+            a built-in name, `torchvision:NAME`, `timm:NAME`, `FILE.py:FACTORY` or `FILE.onnx`, which
+            is compared with the network that is made of it.
         num_classes: K.
         image_size: S in pixels.
         weights: a checkpoint, or `FILE:KEY` where it holds several weights; nothing in it is executed.
@@ -104,7 +109,7 @@ def load_classifier(
         if normalization is None:
             raise InputError("normalization: expected one for a network of your own, such as 'imagenet', got none")
         return _own(spec, num_classes, image_size, normalization, channel_order)
-    return load_model(
+    found = load_model(
         find_model(spec),
         classes=num_classes,
         image_size=image_size,
@@ -114,6 +119,12 @@ def load_classifier(
         seed=seed,
         channel_order=channel_order,
     )
+    if origin_of(found.network) is not None:
+        shape = (IMPORTED_IMAGES, found.channels, image_size, image_size)
+        check_import(
+            found.network, found.normalization(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        )
+    return found
 
 
 def _own(network: nn.Module, classes: int, image_size: int, normalization: str, order: str) -> NormalizedModel:

@@ -234,7 +234,10 @@ class Preprocessing:
         from PIL import Image
 
         if self.antialias or self.interpolation == "nearest":
-            return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            kernel = Image.Resampling[self.interpolation.upper()]
+            # Columns, then rows, each rounded to grey levels: Pillow does so of itself, but from version 13 on not
+            # where rows first is less work, and a pixel of a tall image would depend on its version.
+            return image.resize((width, image.height), kernel).resize((width, height), kernel)
         return _interpolated(image, width, height)
 
     def steps(self) -> list[Step]:

@@ -44,7 +44,12 @@ ROWS = {
 ADAPTERS = {
     "torch.ao": {"quantization/torch_ao.py"},
     "torch.onnx": {"deployment/export.py"},
-    "onnx": {"deployment/export.py", "deployment/onnx_graph.py"},
+    "onnx": {
+        "deployment/camera.py",
+        "deployment/export.py",
+        "deployment/onnx_graph.py",
+        "models/onnx_import/file.py",
+    },
     "onnxruntime": {"deployment/session.py", "deployment/infer.py"},
     "matplotlib": set(),
     "jinja2": {"report/html.py"},

@@ -104,6 +104,14 @@ def test_a_crop_is_torchvision_s(crop: int, resized: int, interpolation: str) ->
         assert np.array_equal(ours.apply(pixels), wanted.permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize(("height", "width"), [(90, 40), (40, 90)])
+def test_columns_come_first_whatever_version_of_pillow_is_here(height: int, width: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    by_hand = image.resize((24, height), Image.Resampling.BILINEAR).resize((24, 24), Image.Resampling.BILINEAR)
+    ours = Preprocessing(size=24, resize="stretch").apply(np.asarray(image))
+    assert np.array_equal(ours, np.asarray(by_hand))
+
+
 def test_without_antialiasing_it_is_torch_s_interpolation() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (61, 47, 3), np.uint8)
     ours = Preprocessing(size=24, resize="stretch", antialias=False).apply(pixels)

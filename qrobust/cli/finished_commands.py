@@ -55,8 +55,14 @@ def limit_options(command: Any) -> Any:
     unset="the calibrator's if there is one, else int8",
     help="Graph of RUN that is deployed.",
 )
+@click.option(
+    "--camera",
+    cls=Option,
+    is_flag=True,
+    help="Also write a graph that takes frames as a camera gives them: it resizes, crops and scales itself.",
+)
 @with_options("overwrite", overwrite={"help": "Replace what an earlier `deploy` made in --out."})
-def deploy(run_folder: Path, out: Path, graph: str | None, overwrite: bool) -> None:
+def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, overwrite: bool) -> None:
     """Write a folder that goes to a device.
 
     It holds the graph, manifest.json (input, preprocessing, classes, target, versions, hashes), a model card, a
@@ -65,12 +71,15 @@ def deploy(run_folder: Path, out: Path, graph: str | None, overwrite: bool) -> N
 
     \b
     qrobust deploy runs/one --out deployed
+    qrobust deploy runs/one --out deployed --camera
     python deployed/infer.py photo.jpg
     """
     from qrobust.pipeline.deploy import deploy as write
 
-    manifest = write(run_folder, out, graph=graph, overwrite=overwrite)
+    manifest = write(run_folder, out, graph=graph, camera=camera, overwrite=overwrite)
     echo(f"{out / manifest.graph}: for {manifest.target}, onnxruntime {manifest.onnxruntime.at_least} or newer")
+    if manifest.camera:
+        echo(f"{out / manifest.camera}: the same for frames, uint8 RGB (N, H, W, 3) of any size")
     echo(f"python {out / 'infer.py'} IMAGE...")
 
 

@@ -55,8 +55,8 @@ _declare(
     "--model",
     group=MODEL,
     metavar="SPEC",
-    help="torchvision:NAME, timm:NAME, path/to/file.py:FACTORY, or built in: resnet8, resnet20, resnet32, "
-    "cifar_resnet18, cifar_mobilenet_v2, cifar_vgg16_bn.",
+    help="torchvision:NAME, timm:NAME, path/to/file.py:FACTORY, FILE.onnx (float), or built in: "
+    "resnet8, resnet20, resnet32, cifar_resnet18, cifar_mobilenet_v2, cifar_vgg16_bn.",
 )
 _declare(
     "--weights",

@@ -107,7 +107,8 @@ def _opened(graph: str | Path | bytes, threads: int = 1, entry: str = "") -> Any
     if entry:
         options.add_session_config_entry(entry, "1")
     source = graph if isinstance(graph, bytes) else str(graph)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    # Its fallback would print, and try the same provider again.
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _as_on(target: str) -> str:
@@ -174,7 +175,9 @@ def resize(image: Image.Image, step: Mapping[str, Any]) -> Image.Image:
     else:
         size = [step["width"], step["height"]]
     if step["antialias"] or step["filter"] == "nearest":
-        return image.resize(size, Image.Resampling[step["filter"].upper()])
+        kernel = Image.Resampling[step["filter"].upper()]
+        # Columns, then rows: in one call, which comes first depends on Pillow's version, and a grey level on that.
+        return image.resize((size[0], image.height), kernel).resize(size, kernel)
     values = np.asarray(image, np.float64)  # bilinear between the four nearest pixels
     for axis in (0, 1):
         source, target = values.shape[axis], size[1 - axis]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,6 +48,14 @@ def load(path: Path) -> onnx.ModelProto:
         raise InputError(f"onnx: no file {error.filename or path}") from error
     except Exception as error:  # protobuf raises its own types
         raise InputError(f"onnx: {path} is not a readable ONNX file ({error})") from error
+
+
+def with_outputs(path: Path, names: Iterable[str]) -> bytes:
+    """A file whose graph has these values for outputs."""
+    proto = onnx.load(path)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    return bytes(proto.SerializeToString())
 
 
 def attributes(node: Node) -> dict[str, Any]:

@@ -92,7 +92,11 @@ def open_session(
         options.profile_file_prefix = str(profile)
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(without),
+            enable_fallback=0,  # it would print, and try the same provider again
         )
     except Exception as error:  # onnxruntime raises a type per cause, none of them public
         from qrobust.deployment.onnx_graph import complaint
@@ -120,7 +124,9 @@ def sums_saturate() -> bool:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(one_product(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        one_product(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
     (found,) = session.run(None, {"activations": np.full((1, 2), 255, np.uint8)})
     return int(found[0, 0]) != 2 * 255 * 127
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qrobust.record import Flips, LostImage, WorstClass
+from qrobust.record import Flips, LostImage, MissedImage, WorstClass
 
 # AlexNet's top-1 errors on ImageNet-C, means over the five severities, by which arXiv 1903.12261 divides; as its
 # authors publish them at github.com/hendrycks/robustness. The keys are the benchmark's fifteen corruptions.
@@ -110,6 +110,28 @@ def worst_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, top
         for c, own in classes
     ]
     return tuple(sorted((d for d in drops if round(d.drop_pp, 9) > 0), key=lambda d: -d.drop_pp)[:top])
+
+
+def missed_images(predicted: np.ndarray, labels: np.ndarray, top: int = 12) -> tuple[MissedImage, ...]:
+    """Images that a classifier gets wrong most often.
+
+    Args:
+        predicted: class indices `(conditions, n)`.
+        labels: class indices `(n,)`.
+        top: at most so many; those wrong in most conditions first, then in the order of the images.
+    """
+    wrong = predicted != labels
+    count = wrong.sum(axis=0)
+    order = [int(i) for i in np.argsort(-count, kind="stable")[:top] if count[i]]
+    return tuple(
+        MissedImage(
+            image=i,
+            label=int(labels[i]),
+            predicted=int(np.bincount(predicted[wrong[:, i], i]).argmax()),
+            conditions=int(count[i]),
+        )
+        for i in order
+    )
 
 
 def lost_images(before: np.ndarray, after: np.ndarray, top: int = 20) -> tuple[LostImage, ...]:

@@ -13,7 +13,7 @@ from qrobust.errors import InputError
 from qrobust.models.checkpoints import read_weights
 from qrobust.models.outputs import Output, TakesLogits, described, find_output, refuse_probability
 from qrobust.models.registry import ModelSpec, preset_of, without_auxiliary_heads
-from qrobust.preprocessing import Preprocessing, PreprocessingConfig, resolve
+from qrobust.preprocessing import Preprocessing, PreprocessingConfig, choose_size, resolve
 from qrobust.user_code import complaint
 
 
@@ -43,12 +43,27 @@ def load_model(
     Raises:
         InputError: see `build_network` and `as_classifier`.
     """
+    size_of(found, PreprocessingConfig(image_size=image_size), found.preset, None)
     network = build_network(found, classes=classes, weights=weights, pretrained=pretrained, seed=seed)
     chosen = PreprocessingConfig(image_size=image_size, normalization=normalization, channel_order=channel_order)
     interface = interface_of(network, found.spec, classes, image_size)
     preset = preset_of(found, network)
     prepared = resolve(chosen, preset, image_size, native_size=None, channels=interface.channels)
     return as_classifier(network, found.spec, prepared, interface.output)
+
+
+def size_of(found: ModelSpec, chosen: PreprocessingConfig, preset: PreprocessingConfig, native: int | None) -> int:
+    """Side in px of the images that a network reads; see `choose_size`.
+
+    Raises:
+        InputError: it is another than the only one that the network takes, or not known.
+    """
+    fixed = found.image_size
+    if fixed is None:
+        return choose_size(chosen, preset, native, found.spec)
+    if chosen.image_size not in (None, fixed):
+        raise InputError(f"image_size: expected {fixed}, which {found.spec} takes alone, got {chosen.image_size}")
+    return fixed
 
 
 def as_classifier(network: nn.Module, spec: str, preprocessing: Preprocessing, output: Output) -> NormalizedModel:

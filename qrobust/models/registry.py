@@ -1,4 +1,4 @@
-"""The networks that can be named: built in, torchvision's, timm's, a user's file."""
+"""The networks that can be named: built in, torchvision's, timm's, an ONNX file, a user's file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from torch.nn.parameter import is_lazy
 from qrobust.errors import InputError, nearest, unknown
 from qrobust.models import timm_networks
 from qrobust.models.cifar import cifar_mobilenet_v2, cifar_resnet18, cifar_vgg16_bn
+from qrobust.models.onnx_import.file import read_onnx
+from qrobust.models.onnx_import.network import as_network
+from qrobust.models.onnx_import.preset import preset_of_file
 from qrobust.models.outputs import unwrapped
 from qrobust.models.resnet import resnet8, resnet20, resnet32
+from qrobust.paths import user_path
 from qrobust.preprocessing import FILTERS, NORMALIZATIONS, PreprocessingConfig
 from qrobust.user_code import (
     file_of,
@@ -40,6 +44,8 @@ class ModelSpec:
         preset: how its author prepares images, as far as that is known.
         pretrained: maker of torchvision's or timm's network with its own weights, or None.
         version: of a user's file, which changes with it; else "".
+        has_weights: whether `build` makes a trained network.
+        image_size: side in px of the only images that it takes, or None.
         note: what weights do not say and `build` assumes, or nothing.
     """
 
@@ -48,6 +54,8 @@ class ModelSpec:
     preset: PreprocessingConfig
     pretrained: Callable[[], nn.Module] | None = None
     version: str = ""
+    has_weights: bool = False
+    image_size: int | None = None
     note: str = ""
 
 
@@ -64,6 +72,8 @@ def find_model(spec: str) -> ModelSpec:
         return _torchvision_model(spec, name)
     if scheme == "timm" and name:
         return _timm_model(spec, name)
+    if spec.endswith(".onnx"):
+        return _onnx_model(spec)
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py") and factory:
         return _file_model(spec, factory)
@@ -76,7 +86,9 @@ def _unknown_model(spec: str) -> InputError:
 
     specs = {name: f"torchvision:{name}" for name in models.list_models(module=models)} | {n: n for n in BUILT_IN}
     near = [specs[name] for name in nearest(spec.rpartition(":")[2], specs)]
-    return unknown("model", spec, BUILT_IN, "torchvision:NAME", "timm:NAME", "path/to/file.py:FACTORY", near=near)
+    return unknown(
+        "model", spec, BUILT_IN, "torchvision:NAME", "timm:NAME", "FILE.onnx", "FILE.py:FACTORY", near=near
+    )
 
 
 def _torchvision_model(spec: str, name: str) -> ModelSpec:
@@ -157,6 +169,19 @@ def preset_of(found: ModelSpec, network: nn.Module) -> PreprocessingConfig:
     if found.version == "" or not isinstance(about, Mapping):
         return found.preset
     return _timm_preset(about) or found.preset  # another package may have such an attribute
+
+
+def _onnx_model(spec: str) -> ModelSpec:
+    path = user_path(spec)
+    file = read_onnx(path)
+    return ModelSpec(
+        spec,
+        lambda _: as_network(read_onnx(path)),
+        preset_of_file(file),
+        version=file.sha256,
+        has_weights=True,
+        image_size=file.image_size,
+    )
 
 
 def _file_model(spec: str, factory: str) -> ModelSpec:

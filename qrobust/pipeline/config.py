@@ -38,7 +38,7 @@ class ModelConfig(Section):
     """Which classifier.
 
     Attributes:
-        spec: `torchvision:NAME`, `timm:NAME`, `path/to/file.py:FACTORY`, or a built-in name.
+        spec: `torchvision:NAME`, `timm:NAME`, `path/to/file.py:FACTORY`, `FILE.onnx`, or a built-in name.
         weights: file of a state dict, or `FILE:KEY`.
         pretrained: whether torchvision or timm fetches its own weights.
     """

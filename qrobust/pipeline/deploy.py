@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import qrobust
 from qrobust.comparison.measured import Measured
+from qrobust.deployment.camera import save_with_camera
 from qrobust.deployment.onnx_graph import load
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.pipeline.finished import failed_checks, open_finished
@@ -25,17 +27,21 @@ from qrobust.report.model_card import model_card
 from qrobust.storage import read_json, remove, write_json, write_text
 
 MANIFEST, README, CARD, CODE = "manifest.json", "README.md", "model-card.md", "infer.py"
+CAMERA = "camera"
 # Oldest onnxruntime that qrobust supports, as its package requires.
 LEAST_ONNXRUNTIME = "1.20"
 
 
-def deploy(run_folder: Path, out: Path, *, graph: str | None = None, overwrite: bool = False) -> Manifest:
+def deploy(
+    run_folder: Path, out: Path, *, graph: str | None = None, camera: bool = False, overwrite: bool = False
+) -> Manifest:
     """Write a folder for a device; it appears whole or not at all.
 
     Args:
         run_folder: of a finished run.
         out: new, empty, or with `overwrite` a folder that this made.
         graph: its name. Default: the one with the calibrator, else `int8`.
+        camera: whether to write, in a folder `camera`, the graph that takes frames as a camera gives them, too.
         overwrite: whether to replace such a folder.
 
     Raises:
@@ -52,10 +58,16 @@ def deploy(run_folder: Path, out: Path, *, graph: str | None = None, overwrite: 
     file = RunFolder(run_folder).graph(name)
     texts = {CARD: model_card(measured.record, name), CODE: _code()}
     manifest = _manifest(measured, measured.record, name, file, texts)
+    place = f"{CAMERA}/{file.name}"
     part = out.with_name(f".{out.name}.{secrets.token_hex(8)}.part")
     part.mkdir(parents=True)
     try:
         (part / file.name).write_bytes(file.read_bytes())
+        if camera:
+            (part / CAMERA).mkdir()
+            save_with_camera(file, part / place, manifest.steps)
+            hashes = manifest.sha256 | {place: sha256((part / place).read_bytes()).hexdigest()}
+            manifest = replace(manifest, camera=place, sha256=hashes)
         for title, text in (texts | {README: deployment_readme(manifest)}).items():
             write_text(part / title, text)
         write_json(part / MANIFEST, manifest.to_json())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qrobust.classifier import Classifier, state_hash
+from qrobust.comparison.measured import DEPLOYED
 from qrobust.compensation.baselines import AntiAdversary
 from qrobust.data.foreign import FOREIGN_SETS, foreign_splits
 from qrobust.data.splits import Split
@@ -24,6 +25,7 @@ from qrobust.evaluation.confidence import confidence_results
 from qrobust.evaluation.effects import Right, chance, graph_effects
 from qrobust.evaluation.evaluate import Evaluation, MakeBar
 from qrobust.evaluation.evaluate import evaluate as measure
+from qrobust.evaluation.metrics import missed_images
 from qrobust.evaluation.other_images import corruption_set, target_row
 from qrobust.evaluation.predictions import CLEAN, Cache, Condition
 from qrobust.evaluation.summary import (
@@ -44,6 +46,7 @@ from qrobust.record import (
     Effects,
     EvaluationResult,
     Latency,
+    MissedImage,
     QuantizationResult,
     RemedyGain,
     RemedyResult,
@@ -52,6 +55,7 @@ from qrobust.record import (
     versions,
 )
 from qrobust.shifts.registry import recommendation_conditions, with_mixture
+from qrobust.storage import save_npz
 
 # Test images for a remedy that exists in torch only.
 TORCH_IMAGES = 200
@@ -143,6 +147,21 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             progress=run.reporter.bar,
         )
         running.result = _result(run, found, classifiers, workers=workers, in_torch=in_torch)
+        _keep_missed(run, found, running.result)
+
+
+def _missed(found: Evaluation) -> tuple[MissedImage, ...]:
+    """Images that the graph that ships gets wrong most often."""
+    every = list(found.predictions.values())
+    shipped = next(name for name in DEPLOYED if name in every[0])
+    return missed_images(np.stack([own[shipped].prediction for own in every]), found.labels)
+
+
+def _keep_missed(run: Run, found: Evaluation, result: EvaluationResult) -> None:
+    """These images, for the report; as they are without a shift."""
+    chosen = torch.from_numpy(found.indices)[[one.image for one in result.missed_images]]
+    images = Split(run.data.test.source, chosen).read(slice(None))
+    save_npz(run.require_folder().missed, {"images": images.numpy()})
 
 
 def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
@@ -199,6 +218,7 @@ def _result(
             found, run.data.test, classifiers, cache, workers=workers, progress=run.reporter.bar
         ),
         classes=class_results(*figures, len(found.class_names)),
+        missed_images=_missed(found),
         severity_table=found.severity_table,
         latency_ms=times.latency_ms,
         latency_interval=ratio_intervals(times.samples, "int8"),

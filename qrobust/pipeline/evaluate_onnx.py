@@ -38,7 +38,7 @@ from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
 from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries, times_of
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
 from qrobust.pipeline.run_folder import begin_folder, check_folder, other_unfinished
-from qrobust.preprocessing import Preprocessing, PreprocessingConfig, choose_size, resolve
+from qrobust.preprocessing import LEAST_SIZE, MOST_SIDE, Preprocessing, PreprocessingConfig, choose_size, resolve
 from qrobust.progress import Reporter
 from qrobust.record import (
     EARLIER_SCHEMAS,
@@ -399,6 +399,9 @@ def _preprocessing(
 def _image_size(classifiers: dict[str, ForeignClassifier], given: int | None) -> int | None:
     """The one side that all graphs take, or None where none fixes it and none is given."""
     fixed = {name: c.image_size for name, c in classifiers.items() if c.image_size}
+    for name, size in fixed.items():
+        if not LEAST_SIZE <= size <= MOST_SIDE:
+            raise InputError(f"onnx: {name} takes images of {size} px, expected {LEAST_SIZE} to {MOST_SIDE}")
     if len(set(fixed.values()) | ({given} if given else set())) > 1:
         wanted = ", ".join(f"{name} {size}" for name, size in fixed.items())
         raise InputError(f"image_size: the graphs take images of {wanted} px, expected one size, got {given}")

@@ -10,6 +10,7 @@ import torch
 from qrobust.compensation.fit import candidates
 from qrobust.data.duplicates import digest, find_duplicates
 from qrobust.data.splits import SPLIT_NAMES, Split
+from qrobust.deployment.imported import check_import, origin_of
 from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_measured, training_conditions, training_data
 from qrobust.pipeline.run import Run
@@ -50,6 +51,7 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     for name, severity in dict.fromkeys((*run.conditions, *trained_on)):
         if find_shift(name).is_custom:
             render(some, name, severity, table=run.table, seed=run.config.seed)
+    _check_import(run, to_unit(some))
     with torch.inference_mode():
         _refuse_probabilities(run.model(to_unit(some)))
     run.start = look(run)
@@ -85,6 +87,21 @@ def _read_images(run: Run) -> None:
     run.duplicates = find_duplicates({name: getattr(data, name) for name in SPLIT_NAMES}, pixels)
     if run.duplicates:
         run.reporter.warn(f"warning: {duplicates_sentence(run.duplicates)}")
+
+
+def _check_import(run: Run, images: torch.Tensor) -> None:
+    """Hold a network that was read of an ONNX file against the file, on images of the data."""
+    network = run.model.network
+    origin = origin_of(network)
+    if origin is None:
+        return
+    difference = check_import(network, run.model.normalization(images), run.config.threads)
+    ending = f"; without the {' and the '.join(sorted(set(origin.ending.kinds.values())))} at its end"
+    run.reporter.say(
+        f"model: {origin.file.path} (opset {origin.file.opset}, {origin.file.layout}) as a torch network; differs "
+        f"from the file by {difference:.1g} of its largest output at most (n = {len(images)})"
+        f"{ending if origin.ending.kinds else ''}"
+    )
 
 
 def _refuse_probabilities(logits: torch.Tensor) -> None:

@@ -36,6 +36,7 @@ MADE = (
     "*.safetensors",
     "attacks.npz",
     "pictures.npz",
+    "missed.npz",
     "stages",
     "checkpoints",
     "predictions",

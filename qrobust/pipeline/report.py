@@ -180,7 +180,8 @@ def write_report(folder: RunFolder, config: RunConfig) -> Record:
     pictures = None
     if record.compensation and folder.pictures.exists():
         pictures = read_npz(folder.pictures, "pictures", ("clean",))
-    write_text(folder.html, html_report(record, pictures, str(folder.path)))
+    missed = read_npz(folder.missed, "missed", ("images",))["images"] if folder.missed.exists() else None
+    write_text(folder.html, html_report(record, pictures, missed, str(folder.path)))
     write_text(folder.markdown, markdown_report(record))
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(folder.file(name), text)

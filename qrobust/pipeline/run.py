@@ -31,12 +31,12 @@ from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.primary import Primary, find_primary
-from qrobust.models.loading import as_classifier, build_network, interface_of
+from qrobust.models.loading import as_classifier, build_network, interface_of, size_of
 from qrobust.models.registry import ModelSpec, find_model, preset_of
 from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.run_folder import RunFolder, open_run
-from qrobust.preprocessing import Preprocessing, choose_size, resolve
+from qrobust.preprocessing import Preprocessing, resolve
 from qrobust.progress import Reporter
 from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import SEARCH_IMAGES, FakeQuantizedModel, find_target, quantize_classifier
@@ -194,7 +194,7 @@ class Run:
         if done:  # of a version that kept the size alone; own code without a normalisation had none
             preset = replace(preset, image_size=done.image_size, normalization=preset.normalization or "none")
             chosen = replace(chosen, image_size=done.image_size)
-        size = choose_size(chosen, preset, native_size, spec)
+        size = size_of(found, chosen, preset, native_size)
         interface = interface_of(self._network, spec, len(self._opened.class_names), size)
         if said := str(interface.output):
             self.reporter.say(f"model: {said}")
@@ -217,7 +217,9 @@ class Run:
         """The float network: from the folder once it is there, else from where the user said."""
         c, stored = self.config.model, self.folder is not None and self.folder.weights.exists()
         if not stored and c.weights is None and not c.pretrained:
-            if is_code(c.spec):
+            if self.model_spec.has_weights:
+                pass
+            elif is_code(c.spec):
                 self.reporter.say(f"no --weights given: the weights are those that {c.spec} set")
             else:
                 self.reporter.warn("warning: no --weights given, the network has random weights")

@@ -49,6 +49,7 @@ class RunFolder:
         self.attacks = path / "attacks.npz"
         self.stages = path / "stages"
         self.pictures = path / "pictures.npz"
+        self.missed = path / "missed.npz"
         self.record = path / "record.json"
         self.html = path / "report.html"
         self.markdown = path / "report.md"

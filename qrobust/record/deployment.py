@@ -84,7 +84,8 @@ class Manifest(JsonFile):
         preprocessing: the choices that the steps are of.
         onnxruntime: versions that run it.
         accuracy: as measured.
-        sha256: per file of the folder but this one.
+        sha256: per file of the folder but this one and the README.
+        camera: file of the same graph that takes uint8 RGB frames `(N, H, W, 3)` of any size; null without one.
     """
 
     schema: Annotated[str, OneOf(DEPLOYMENT_SCHEMA)] = DEPLOYMENT_SCHEMA
@@ -100,3 +101,4 @@ class Manifest(JsonFile):
     onnxruntime: RuntimeVersions
     accuracy: MeasuredAccuracy
     sha256: dict[str, str]
+    camera: str | None = None

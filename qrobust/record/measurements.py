@@ -176,6 +176,23 @@ class LostImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MissedImage:
+    """A test image that the graph that ships gets wrong most often.
+
+    Attributes:
+        image: position among the images measured (`index` in `predictions/*.npz` is that in the data set).
+        label: its class index.
+        predicted: the class index that it is taken for most often where it is wrong.
+        conditions: in how many it is wrong, the clean one among them.
+    """
+
+    image: Count
+    label: Count
+    predicted: Count
+    conditions: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
 class Overview:
     """The headline of each classifier by itself.
 

@@ -20,6 +20,7 @@ from qrobust.record.measurements import (
     EvaluationSummary,
     Footprint,
     Latency,
+    MissedImage,
     Summary,
 )
 from qrobust.record.other_images import CorruptionSet, TargetImages
@@ -82,6 +83,8 @@ class Record(JsonFile):
         confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
         recommendation: what to ship; null where not measured.
+        missed_images: those that the graph that ships (the calibrator's if there is one, else `int8`) gets wrong in
+            most conditions, at most 12; none in records of earlier versions.
     """
 
     schema: Annotated[str, OneOf(SCHEMA)] = SCHEMA
@@ -124,6 +127,7 @@ class Record(JsonFile):
     confidence: Confidence | None = None
     effects: Effects | None = None
     recommendation: Recommendation | None = None
+    missed_images: tuple[MissedImage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

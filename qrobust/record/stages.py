@@ -19,7 +19,7 @@ from qrobust.record.compensation import (
 )
 from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
-from qrobust.record.measurements import ConditionResult, Footprint, Latency, Macs, RunAccuracy
+from qrobust.record.measurements import ConditionResult, Footprint, Latency, Macs, MissedImage, RunAccuracy
 from qrobust.record.other_images import CorruptionSet, TargetImages
 from qrobust.record.provenance import Hardware
 from qrobust.record.quantization import Audit, Parity, QatTraining, Quantization
@@ -173,6 +173,7 @@ class EvaluationResult(StageResult):
         primary: the measure that decides: `accuracy`, `balanced` or `recall:CLASS`.
         confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         effects: what every graph does against the one that it would take the place of; null where not measured.
+        missed_images: those that the graph that ships gets wrong in most conditions.
     """
 
     rows: tuple[ConditionResult, ...]
@@ -194,3 +195,4 @@ class EvaluationResult(StageResult):
     footprint: dict[str, Footprint] | None = None
     latency_interval: dict[str, RatioInterval] | None = None
     effects: Effects | None = None
+    missed_images: tuple[MissedImage, ...] = ()

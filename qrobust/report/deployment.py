@@ -88,8 +88,30 @@ async function classify(pixels) {{
 """
 
 
+CAMERA = """
+## Frames of a camera
+
+`{camera}` is the same graph with the steps above but decoding inside. Its input `frames` is uint8 RGB `(N, H, W, 3)`,
+all of one size, whatever that is; a frame must lie upright.
+
+```python
+import numpy, onnxruntime
+
+session = onnxruntime.InferenceSession("{camera}")
+logits = session.run(None, {{"frames": frame[None]}})[0]  # frame: uint8 (H, W, 3)
+```
+
+Its pixels are those of `infer.py` to one grey level. Resizing large frames takes its time: let the camera deliver
+frames not much larger than the network's input.
+"""
+
+
 def deployment_readme(manifest: Manifest) -> str:
     """Markdown beside the graph."""
+    return _readme(manifest) + (CAMERA.format(camera=manifest.camera) if manifest.camera else "")
+
+
+def _readme(manifest: Manifest) -> str:
     accuracy, given = manifest.accuracy, manifest.input
     told = f"{percent(accuracy.clean)} {bounds(accuracy.clean_interval)} right on clean ones"
     if accuracy.shift is not None and accuracy.shift_interval is not None:

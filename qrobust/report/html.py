@@ -64,6 +64,7 @@ SECTIONS = {
     "shifts": "Every shift",
     "classes": "Every class",
     "confidence": "What confidence is worth",
+    "missed": "Images that are wrong most often",
     "pictures": "What the calibrator changes",
     "attacks": "Attacks: a risk figure, not a defence claim",
     "integer": "Is it really integer, and does it say what torch says?",
@@ -92,12 +93,18 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def html_report(record: Record, pictures: dict[str, np.ndarray] | None, folder_name: str = "RUN") -> str:
+def html_report(
+    record: Record,
+    pictures: dict[str, np.ndarray] | None,
+    missed: np.ndarray | None = None,
+    folder_name: str = "RUN",
+) -> str:
     """Render a record.
 
     Args:
         record: of a run.
         pictures: `clean`, and `SHIFT.SEVERITY.before` / `.after`, each uint8 `(n, C, H, W)`.
+        missed: the record's missed images, uint8 `(n, C, H, W)`.
         folder_name: of the run, for commands to copy.
     """
     every = [k for k in NAMES if k in record.summary.clean_accuracy]
@@ -105,11 +112,12 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None, folder_n
     shown = {g: NAMES[g] for g in graphs}
     page = environment().get_template("report.html")
     rows = _picture_rows(pictures) if pictures else []
+    wrong = _missed_pictures(record, missed) if missed is not None else []
     stored = stored_tables(record, NAMES)
     return page.render(
         record=record,
         summary=record.summary,
-        contents=_contents(record, bool(rows), [name for name, *_ in stored]),
+        contents=_contents(record, bool(rows), bool(wrong), [name for name, *_ in stored]),
         graphs=graphs,
         every=every,
         names=NAMES,
@@ -122,6 +130,7 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None, folder_n
         stored_tables=stored,
         provenance=provenance_table(record),
         pictures=rows,
+        missed=wrong,
         **_first_screen(record, folder_name),
         **_remedies(record),
         **_shifts(record, graphs),
@@ -131,12 +140,13 @@ def html_report(record: Record, pictures: dict[str, np.ndarray] | None, folder_n
     )
 
 
-def _contents(record: Record, pictures: bool, sets: list[str]) -> dict[str, str]:
+def _contents(record: Record, pictures: bool, missed: bool, sets: list[str]) -> dict[str, str]:
     """The page's sections that have something to show, by id."""
     optional = {
         "remedies": len(record.remedies) > 1,
         "classes": record.classes is not None,
         "confidence": record.confidence is not None,
+        "missed": missed,
         "pictures": pictures,
         "attacks": bool(record.attacks.rows),
     }
@@ -252,6 +262,29 @@ def _picture_rows(pictures: dict[str, np.ndarray]) -> list[PictureRow]:
                 )
             )
     return rows
+
+
+class MissedPicture(NamedTuple):
+    """An image that is wrong most often, as a data URL, and what is to be said of it."""
+
+    url: str
+    caption: str
+    wrong: str
+
+
+def _missed_pictures(record: Record, images: np.ndarray) -> list[MissedPicture]:
+    """Nothing where the images are of another evaluation than the record."""
+    if len(images) != len(record.missed_images):
+        return []
+    names, conditions = record.class_names, len(record.rows)
+    return [
+        MissedPicture(
+            _data_url(pixels),
+            f"{names[one.label]}, taken for {names[one.predicted]}",
+            f"wrong in {one.conditions} of {conditions}",
+        )
+        for one, pixels in zip(record.missed_images, images, strict=True)
+    ]
 
 
 def _data_url(pixels: np.ndarray) -> str:

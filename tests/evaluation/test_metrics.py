@@ -12,6 +12,7 @@ from qrobust.evaluation.metrics import (
     lost_images,
     mce_normalizer,
     mean_corruption_error,
+    missed_images,
     relative_corruption_error,
     worst_classes,
 )
@@ -80,3 +81,16 @@ def test_worst_classes_and_lost_images() -> None:
     assert lost == [(1, 2), (2, 1), (3, 1)]
     assert len(lost_images(before, after, top=1)) == 1
     assert len(worst_classes(before.mean(0), after.mean(0), labels, top=1)) == 1
+
+
+def test_missed_images_are_those_wrong_most_often() -> None:
+    """Of four images: never wrong; wrong once; wrong three times, twice taken for 2; wrong three times, later."""
+    labels = np.array([0, 1, 0, 1])
+    predicted = np.array([[0, 1, 2, 0], [0, 0, 1, 0], [0, 1, 2, 0]])
+    found = missed_images(predicted, labels)
+    assert [(one.image, one.label, one.predicted, one.conditions) for one in found] == [
+        (2, 0, 2, 3),
+        (3, 1, 0, 3),
+        (1, 1, 0, 1),
+    ]
+    assert missed_images(predicted, labels, top=1) == found[:1]

@@ -11,7 +11,9 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import make_folder, qrobust
 from finished_folders import evaluation_folder
@@ -149,3 +151,22 @@ def test_commands_of_the_page_run(finished_run: Path, tmp_path: Path, monkeypatc
         else:
             done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
             assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+
+
+def test_a_camera_s_graph_says_what_the_run_said(finished_run: Path, tmp_path: Path) -> None:
+    """Frames that hold the test images as they are: the logits are those of the graph without a camera."""
+    result = qrobust("deploy", finished_run, "--out", tmp_path / "out", "--camera")
+    assert result.exit_code == 0, result.output
+    found = from_json(Manifest, read_json(tmp_path / "out" / "manifest.json"), "manifest.json")
+    assert found.camera == "camera/compensated.onnx"
+    file = tmp_path / "out" / found.camera
+    assert sha256(file.read_bytes()).hexdigest() == found.sha256[found.camera]
+    assert found.camera in (tmp_path / "out" / "README.md").read_text()
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    with_camera, without = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for path in (file, tmp_path / "out" / found.graph)
+    )
+    images = frames.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    wanted = without.run(None, {found.input.name: images})[0]
+    assert np.array_equal(with_camera.run(None, {"frames": frames})[0], wanted)

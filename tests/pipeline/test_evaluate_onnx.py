@@ -408,6 +408,11 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
         return [graph(model, classes=2)], "gives (2,) numbers per image, the data has 3 classes"
     if kind == "size":
         return [graph(model), graph(tmp_path / "b.onnx", ("n", 3, 8, 8))], "expected one size"
+    if kind == "tiny":
+        return [graph(model, ("n", 3, 1, 1))], "m takes images of 1 px, expected 8 to 4096"
+    if kind == "no text":  # onnxruntime's message then cannot be decoded, which has onnxruntime try again, aloud
+        model.write_bytes(graph(model).read_bytes().replace(b"ReduceMean", b"Reduce\x8dean"))
+        return [model], "onnxruntime refuses"
     if kind == "two channels":
         return [graph(model, ("n", 2, SIDE, SIDE))], "square images (N, C, S, S) or (N, S, S, C) of 3 channels or 1"
     if kind == "grey and colour":
@@ -445,6 +450,8 @@ def bad(kind: str, tmp_path: Path, data: str) -> tuple[list[object], str]:
 KINDS = (
     "classes",
     "size",
+    "tiny",
+    "no text",
     "two channels",
     "grey and colour",
     "range of grey",

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from finished_folders import evaluation_folder
 from reports import main_record, many_conditions
 
 from qrobust.cli.main import main
-from qrobust.record import Candidate, EvaluationRecord, Recommendation, Record, read_evaluation
+from qrobust.record import Candidate, EvaluationRecord, MissedImage, Recommendation, Record, read_evaluation
 from qrobust.record.recommendation import CLEAN_COST, DIVERGED, FEW_STEPS, HARM, NO_GAIN, RISING, SLOW, UNDECIDED
 from qrobust.report.evaluation_html import evaluation_html, evaluation_tiles
 from qrobust.report.html import html_report
@@ -133,6 +134,19 @@ def test_a_name_is_shown_and_never_obeyed() -> None:
     page = html_report(replace(main_record(), model="<script>alert(1)</script>"), None)
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_images_that_are_wrong_most_often_have_label_and_prediction() -> None:
+    missed = (MissedImage(image=5, label=0, predicted=1, conditions=3),)
+    record = replace(main_record(), missed_images=missed)
+    page = html_report(record, None, np.zeros((1, 3, 32, 32), np.uint8))
+    first, second = record.class_names[:2]
+    assert f"{first}, taken for {second}<br>wrong in 3 of {len(record.rows)}" in page
+    assert 'href="#missed"' in page
+
+
+def test_images_of_another_evaluation_are_not_shown() -> None:
+    assert 'id="missed"' not in html_report(main_record(), None, np.zeros((1, 3, 32, 32), np.uint8))
 
 
 def test_many_conditions_and_graphs_stay_below_five_megabytes() -> None:
