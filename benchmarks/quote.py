@@ -20,6 +20,7 @@ from quote_quantization import QUANTIZATION
 from quote_robustness import ROBUSTNESS
 from quote_shifts import SHIFTS
 from quote_targets import TARGETS
+from quote_trust import TRUST
 from quote_zoo import ZOO
 
 from qrobust.record import read_record
@@ -99,7 +100,7 @@ def facts() -> str:
 
 
 MAIN = (headline, shifts, facts)
-GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS)
+GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 
