@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import filelock
@@ -14,23 +15,35 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch._export import utils as exporting
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.cli.main import main
-from qrobust.deployment import profiling
+from qrobust.deployment import footprint, profiling
 from qrobust.models.resnet import SmallResNet
-from qrobust.pipeline import demo
+from qrobust.pipeline import demo, evaluate, evaluate_onnx
 from qrobust.progress import Reporter
+from qrobust.record import Footprint
 from qrobust.storage import read_json
 
-# The exporter lists the operators that it knows anew for each graph, which takes a third of the time of a small one.
+# The exporter lists the operators that it knows, and torch those that it has, anew for each graph: that takes half of
+# the time of a small one.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+exporting._materialize_cpp_cia_ops = functools.cache(exporting._materialize_cpp_cia_ops)
 # Times are not what is tried here; latencies take a second for each graph.
-profiling.ROUND_S = 1e-3
+profiling.ROUND_S, profiling.ROUNDS = 1e-3, 6
+# Tracing a network makes millions of objects, none of them in cycles that fill the memory: they are looked for less
+# often.
+gc.set_threshold(50_000, 20, 20)
 # One thread for each worker of xdist, and for what tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads of two workers on the same cores would wait for each other: each worker, and what it starts, has a core.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+if WORKER.isdecimal() and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER) % len(CORES)]})
 # A shell's background jobs ignore Ctrl-C, and so would all that they start: what tests send a signal must heed it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,9 +70,9 @@ SMALL = [
     "--learning-rate",
     "0.004",
     "--batch-size",
-    "32",
+    "16",
     "--attack-images",
-    "20",
+    "12",
     "--epsilons",
     "2/255,8/255",
     "--threads",
@@ -68,18 +81,36 @@ SMALL = [
 ]
 
 
+def footprints_here(
+    paths: Mapping[str, Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    threads: int = 1,
+    signed_activations: bool | None = None,
+) -> dict[str, Footprint]:
+    """What `footprints` measures, in this process: another Python takes a second to start."""
+    return {name: footprint.measured(path, shapes[name], threads, signed_activations) for name, path in paths.items()}
+
+
+evaluate.footprints = evaluate_onnx.footprints = footprints_here
+
+
 def qrobust(*arguments: object) -> Result:
     """Run the command line in this process."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as unit tests those of modules that run no command, neither in this process nor in others."""
+    """Mark as unit tests those of modules that run no command, in this process or in others; the slow ones go first.
+
+    Else one worker may end with a slow one while the others wait.
+    """
     for item in items:
         known = vars(item.module)  # type: ignore[attr-defined]  # every item is a function here
         commands = known.get("qrobust") is qrobust or known.get("subprocess") or known.get("processes")
         if not commands and "slow" not in item.keywords:
             item.add_marker(pytest.mark.unit)
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

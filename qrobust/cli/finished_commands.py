@@ -24,7 +24,7 @@ LIMITS: tuple[tuple[str, Any, str, str], ...] = (
     ("--min-unseen-gain", NUMBER, "POINTS", "The same under shifts that it was not trained on."),
     ("--min-agreement", FRACTION, "SHARE", "Clean images predicted as by float, or by the graph of --against."),
     ("--min-integer-share", FRACTION, "SHARE", "Multiply-accumulates on integers."),
-    ("--max-latency-ratio", NUMBER, "RATIO", "Time for one image, over that of float in the same run."),
+    ("--max-latency-ratio", NUMBER, "RATIO", "Time for one image, over that of float, or of the first file."),
     ("--max-size-ratio", NUMBER, "RATIO", "Size of the file, over that of float, or of the first file."),
 )
 

@@ -81,14 +81,11 @@ class Gated:
         return proportion(equal, self.confidence)
 
     def latency_ratio(self) -> Figure:
-        """Time for one image over that of `float`, both measured in turn."""
-        record = self.run.record
-        if not isinstance(record, Record):
-            raise NotMeasuredError("an evaluation of ONNX files measures no times")
-        times = record.summary.latency_ms
-        if self.graph not in times:
-            raise NotMeasuredError(f"{self.graph} has no graph whose time could be measured")
-        return Figure(times[self.graph].over(times["float"]).batch_1)
+        """Time for one image over that of the reference in the same folder, both measured in turn."""
+        times, first = self.run.latencies, self.run.reference
+        if first is None or first not in times or self.graph not in times:
+            raise NotMeasuredError(f"there are no two times to compare {self.graph} by")
+        return Figure(times[self.graph].over(times[first]).batch_1)
 
     def size_ratio(self) -> Figure:
         """Size of the file over that of the reference in the same folder."""
@@ -161,7 +158,7 @@ BOUNDS = {
         "share of clean images for which {graph} predicts what {reference} does", "share", Gated.agreement
     ),
     "min_integer_share": Bound("share of {graph}'s multiply-accumulates on integers", "share", Gated.integer_share),
-    "max_latency_ratio": Bound("time of {graph} over that of float, one image", "ratio", Gated.latency_ratio),
+    "max_latency_ratio": Bound("time of {graph} over that of {first}, one image", "ratio", Gated.latency_ratio),
     "max_size_ratio": Bound("size of {graph} over that of {first}", "ratio", Gated.size_ratio),
 }
 RECALL = "min_recall"

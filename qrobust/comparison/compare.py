@@ -91,11 +91,8 @@ def _alone(side: Side, shared: list[Condition], confidence: float) -> ComparedRu
     clean = accuracy(run, graph, [CLEAN], confidence)
     under_shift = accuracy(run, graph, shared, confidence) if shared else None
     assert clean.interval is not None
-    record, latency = run.record, None
-    if isinstance(record, Record):
-        latency, size = record.summary.latency_ms.get(graph), record.summary.size_bytes.get(graph)
-    else:
-        size = record.models[graph].size_bytes
+    record, latency = run.record, run.latencies.get(graph)
+    size = record.summary.size_bytes.get(graph) if isinstance(record, Record) else record.models[graph].size_bytes
     try:
         integer = run.audit(graph).integer_mac_share
     except NotMeasuredError:

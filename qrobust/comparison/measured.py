@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 from qrobust.errors import InputError, unknown
 from qrobust.evaluation.kept import CLEAN, Condition, Kept
 from qrobust.evaluation.statistics import mean_interval, paired_bootstrap, wilson_interval
-from qrobust.record import Audit, EvaluationRecord, Record
+from qrobust.record import Audit, EvaluationRecord, Latency, Record
 
 # The classifier of a run that ships, the first of these that there is.
 DEPLOYED = ("compensated", "int8")
@@ -83,6 +83,12 @@ class Measured:
         if name not in self.graphs:
             raise unknown(option, name, self.graphs)
         return name
+
+    @property
+    def latencies(self) -> Mapping[str, Latency]:
+        """Per classifier that was timed; none of an evaluation by an earlier version."""
+        record = self.record
+        return record.summary.latency_ms if isinstance(record, Record) else record.latency_ms or {}
 
     @property
     def seed(self) -> int:

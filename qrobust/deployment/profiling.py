@@ -25,9 +25,9 @@ def latencies_ms(
     classifiers: Mapping[str, OnnxClassifier | ForeignClassifier],
     image_size: int,
     batch_size: int,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
 ) -> dict[str, float]:
-    """Milliseconds for so many images, measured in turn: `medians_ms` of `timed_rounds`.
+    """Milliseconds for so many images, measured in turn: `medians_ms` of `timed_rounds`, by default `ROUNDS`.
 
     Raises:
         InputError: onnxruntime cannot run a graph on so many images.
@@ -77,11 +77,11 @@ def timed_rounds(
     classifiers: Mapping[str, OnnxClassifier | ForeignClassifier],
     image_size: int,
     batch_size: int,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Milliseconds of each classifier for so many images, in rounds in which all have a turn; each `(rounds,)`.
 
-    A graph that fixes another batch is called as often as it takes.
+    There are `ROUNDS` by default. A graph that fixes another batch is called as often as it takes.
 
     Raises:
         InputError: onnxruntime cannot run a graph on so many images.
@@ -99,7 +99,7 @@ def timed_rounds(
             taken.append(time.perf_counter() - started)
         repeats[name] = max(1, round(ROUND_S / max(1e-6, calls[name] * float(np.median(taken)))))
     samples: dict[str, list[float]] = {name: [] for name in classifiers}
-    for _ in range(rounds):
+    for _ in range(ROUNDS if rounds is None else rounds):
         for name, classifier in classifiers.items():
             started = time.perf_counter()
             for _ in range(repeats[name] * calls[name]):

@@ -29,7 +29,7 @@ from qrobust.evaluation.predictions import (
     kept_or_predicted,
     within_budget,
 )
-from qrobust.evaluation.workers import Processes, processes
+from qrobust.evaluation.workers import Processes, Workers, processes
 from qrobust.progress import Bar, Reporter
 from qrobust.record import Attacks
 from qrobust.shifts.registry import defined_conditions, table_for
@@ -98,7 +98,7 @@ def evaluate(
     differentiable: Mapping[str, Classifier] | None = None,
     corruption_sets: Sequence[SelectedConditions] = (),
     cache: Cache | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     budget: float | None = None,
     seed: int = 0,
     severity_table: str = "auto",
@@ -118,7 +118,8 @@ def evaluate(
             Default: all, a torch module's gradient being its own; where one is none, searches without gradient.
         corruption_sets: shifted images on disk, see `open_sets`.
         cache: where predictions are kept and looked for. None: nowhere.
-        workers: processes that render and classify, with sessions of one thread each; classifiers are pickled.
+        workers: how many processes render and classify, with sessions of one thread each, or those processes;
+            classifiers are pickled.
         budget: seconds for all conditions, by which a subset of the images is chosen; attacks come on top.
         seed: of rendering, subset and attacks.
         severity_table: `imagenet-c`, `cifar-c`, or `auto`, which goes by the size of the images.

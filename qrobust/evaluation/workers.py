@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -76,6 +76,10 @@ class Processes:
         self._pool.shutdown(cancel_futures=True)
 
 
+# How many processes, or processes that have started for what came before.
+Workers: TypeAlias = int | Processes
+
+
 def check_workers(workers: int) -> None:
     """Check the number of processes.
 
@@ -90,12 +94,17 @@ def check_workers(workers: int) -> None:
 
 
 @contextmanager
-def processes(workers: int) -> Iterator[Processes | None]:
+def processes(workers: Workers) -> Iterator[Processes | None]:
     """Worker processes; with 1 nothing is started, and this process does the work itself.
+
+    Processes that are given stay open for what comes next: each takes seconds to start.
 
     Raises:
         InputError: fewer than 1 worker.
     """
+    if isinstance(workers, Processes):
+        yield workers
+        return
     check_workers(workers)
     if workers == 1:
         yield None

@@ -34,7 +34,7 @@ from qrobust.evaluation.summary import (
     run_rows,
     summarise,
 )
-from qrobust.evaluation.workers import check_workers
+from qrobust.evaluation.workers import Workers, check_workers, processes
 from qrobust.pipeline.provenance import check_images, check_measured, check_target_images, trained_differently
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS, REMEDIES, TORCH_ONLY, RunFolder
@@ -130,7 +130,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             f"warning: this CPU has no VNNI; onnxruntime is asked to add as {run.target.name} does, so accuracies "
             "are those of such a device and times are not; if this CPU is the device, quantize with --target x86-avx2"
         )
-    with stage(run, "evaluate", began_s=time.perf_counter() - began) as running:
+    with stage(run, "evaluate", began_s=time.perf_counter() - began) as running, processes(workers) as by:
         classifiers = {name: run.onnx_classifier(name) for name in names}
         found = measure(
             classifiers,
@@ -140,13 +140,13 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
             differentiable={n: run.device.classifier(run.torch_classifier(n)) for n in names if n in GRAPHS},
             corruption_sets=run.stored,
             cache=_cache(run, names),
-            workers=workers,
+            workers=by or 1,
             budget=budget,
             seed=config.seed,
             severity_table=run.table,
             progress=run.reporter.bar,
         )
-        running.result = _result(run, found, classifiers, workers=workers, in_torch=in_torch)
+        running.result = _result(run, found, classifiers, workers=by or 1, in_torch=in_torch)
         _keep_missed(run, found, running.result)
 
 
@@ -181,7 +181,7 @@ def _to_measure(run: Run, without: Collection[str]) -> tuple[list[str], bool]:
 
 
 def _result(
-    run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], *, workers: int, in_torch: bool
+    run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], *, workers: Workers, in_torch: bool
 ) -> EvaluationResult:
     """What the stage keeps: figures of what was measured, target images, times and sizes."""
     folder, figures = run.require_folder(), (found.predictions, found.labels)
@@ -278,7 +278,7 @@ def confidence_of(
     classifiers: Mapping[str, Classifier],
     cache: Cache,
     *,
-    workers: int,
+    workers: Workers,
     progress: MakeBar,
 ) -> Confidence:
     """What confidence is worth, above a threshold and on foreign images, which are asked about here.
@@ -309,7 +309,7 @@ def _digests(run: Run, names: Collection[str]) -> dict[str, str]:
     return {name: sha256(run.require_folder().graph(name).read_bytes()).hexdigest() for name in names}
 
 
-def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: int) -> TargetImages | None:
+def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: Workers) -> TargetImages | None:
     """What the graphs make of the test images of the target: accuracy where they have labels, else what is known."""
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
@@ -318,7 +318,9 @@ def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: in
     return target_row(found.predictions[CLEAN], found.labels, images=spec, seed=run.config.seed)
 
 
-def _on_target(run: Run, classifiers: dict[str, OnnxClassifier], split: Split, kept: str, workers: int) -> Evaluation:
+def _on_target(
+    run: Run, classifiers: dict[str, OnnxClassifier], split: Split, kept: str, workers: Workers
+) -> Evaluation:
     """What the graphs say of some target images, kept in a folder of that name."""
     cache = _cache(run, classifiers)
     cache = replace(cache, predictions=cache.predictions / kept, depends_on=(run.config.shifts.target_images,))
@@ -326,7 +328,7 @@ def _on_target(run: Run, classifiers: dict[str, OnnxClassifier], split: Split, k
     return measure(classifiers, split, (), cache=cache, workers=workers, seed=run.config.seed, progress=progress)
 
 
-def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], workers: int) -> Effects | None:
+def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], workers: Workers) -> Effects | None:
     """What each graph does, measured on validation images, too, under random operations.
 
     They are of families that no remedy learned from, or where there are none, other draws; never what is measured.

@@ -33,7 +33,7 @@ from qrobust.evaluation.summary import (
     drops,
     overview,
 )
-from qrobust.evaluation.workers import check_workers
+from qrobust.evaluation.workers import check_workers, processes
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
 from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries, times_of
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
@@ -187,7 +187,7 @@ def _evaluate(
     opened = _open(choices, threads)
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
-    with _place_for(out, config, earlier) as place:
+    with _place_for(out, config, earlier) as place, processes(workers) as by:
         cache = Cache(
             place / "predictions",
             place / "attacks.npz",
@@ -201,14 +201,14 @@ def _evaluate(
             attacks=choices.attack_choices,
             corruption_sets=opened.stored,
             cache=cache,
-            workers=workers,
+            workers=by or 1,
             budget=choices.budget,
             seed=choices.seed,
             severity_table=opened.table,
             progress=reporter.bar,
         )
         confidence = confidence_of(
-            found, opened.split, opened.classifiers, cache, workers=workers, progress=reporter.bar
+            found, opened.split, opened.classifiers, cache, workers=by or 1, progress=reporter.bar
         )
     record = replace(
         _record(choices, config, opened, found, threads),

@@ -399,7 +399,12 @@ class Run:
         return open_on_target(self.require_folder().graph(name), self.target, self.config.threads)
 
     def deploy(self, model: nn.Module) -> OnnxClassifier:
-        """A torch module as onnxruntime runs it on the target, without a file that stays."""
+        """A torch module as onnxruntime runs it on the target, without a file that stays.
+
+        The folder's own fake-quantized model is not exported again: its graph is there.
+        """
+        if model is self.__dict__.get("fake_quantized") and (folder := self.folder) and folder.graph("int8").exists():
+            return self.onnx_classifier("int8")
         return deploy(
             model,
             self.target,

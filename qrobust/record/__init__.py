@@ -85,6 +85,7 @@ from qrobust.record.quantization import (
     ValidationAgreement,
 )
 from qrobust.record.recommendation import (
+    SLOW,
     Candidate,
     ClassEffect,
     ClassEffects,
@@ -262,9 +263,15 @@ TIMING_KEYS = frozenset(
 
 
 def without_timings(value: Any) -> Any:
-    """JSON of a record without what differs between two runs of the same seed: times, and the command line."""
+    """JSON of a record without what differs between two runs of the same seed: times, and the command line.
+
+    That a remedy is refused for its time is left out, too; whether another is chosen for that is not.
+    """
     if isinstance(value, dict):
-        return {k: without_timings(v) for k, v in value.items() if k not in TIMING_KEYS}
+        kept = {k: without_timings(v) for k, v in value.items() if k not in TIMING_KEYS}
+        if "refused" in kept:
+            kept["refused"] = [reason for reason in kept["refused"] if reason != SLOW]
+        return kept
     if isinstance(value, list):
         return [without_timings(v) for v in value]
     return value

@@ -25,6 +25,7 @@ from qrobust.pipeline.provenance import training_images
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder
 from qrobust.progress import Reporter
+from qrobust.quantization import ptq
 from qrobust.record import QuantizationResult, to_json, without_timings
 from qrobust.report.plots import layers_plot
 from qrobust.shifts.registry import SUITES
@@ -145,15 +146,10 @@ def test_a_report_adds_classes_to_a_run_of_an_earlier_version(finished_run: Path
     assert read_json(run / "record.json")["classes"] == read_json(finished_run / "record.json")["classes"]
 
 
-def test_same_seed_same_record(finished_run: Path, weights: Path, tmp_path: Path) -> None:
-    out = tmp_path / "again"
-    assert qrobust("run", "--model", "resnet8", "--weights", weights, "--out", out, *SMALL).exit_code == 0
-    first, second = (without_timings(read_json(p / "record.json")) for p in (finished_run, out))
-    assert first == second
-    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
-
-
-def test_stages_one_by_one_equal_the_whole(finished_run: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # a whole run
+def test_stages_one_by_one_equal_the_whole_of_the_same_seed(
+    finished_run: Path, weights: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "staged"
     options = dict(zip(SMALL[:-1:2], SMALL[1:-1:2], strict=True))
     quantizing = ["--data", "--normalization", "--calibration-images", "--train-images", "--test-images"]
@@ -177,24 +173,13 @@ def test_stages_one_by_one_equal_the_whole(finished_run: Path, weights: Path, tm
         assert result.exit_code == 0, result.output
     first, second = (without_timings(read_json(p / "record.json")) for p in (finished_run, out))
     assert first == second
+    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
 
 
+@pytest.mark.slow  # processes are started
 def test_evaluate_before_compensation_and_early_report(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    qrobust(
-        "quantize",
-        "--model",
-        "resnet8",
-        "--weights",
-        weights,
-        "--data",
-        "digits",
-        "--test-images",
-        40,
-        "--out",
-        out,
-        "-q",
-    )
+    assert qrobust(*small_quantize(weights, out, "--test-images", 40)).exit_code == 0
     for command in ("export", "report"):
         result = qrobust(command, out)
         assert result.exit_code == 2
@@ -623,7 +608,9 @@ def test_narrow_bits_stay_integer_and_int4_is_smaller(weights: Path, tmp_path: P
     assert sizes["int8"] - sizes["int4"] > 30_000
 
 
-def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # two searches and two tables of layers
+def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ptq, "ROUNDING_STEPS", 20)  # what is learned, tests/quantization/test_ptq.py knows
     out = tmp_path / "run"
     options = ["--ptq", "auto", "--keep-float", "auto:1", "--layer-bits", "blocks.0.*=w4a8"]
     result = qrobust(*(o for o in small_quantize(weights, out, *options) if o != "-q"))
@@ -659,6 +646,7 @@ def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path) -> Non
         assert ("accuracy lost, points" in "".join(layers_plot(record))) == bool(effects)
 
 
+@pytest.mark.slow  # three trainings
 def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qrobust.quantization import qat
 
@@ -691,6 +679,7 @@ def test_trained_twin_resumes_after_a_kill(weights: Path, tmp_path: Path, monkey
     assert qat["shifts"] == []
 
 
+@pytest.mark.slow  # two quantizations and a training
 def test_training_that_gains_nothing_leaves_the_twin_as_it_was(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -705,6 +694,7 @@ def test_training_that_gains_nothing_leaves_the_twin_as_it_was(
     assert (plain / "twin.safetensors").read_bytes() == (trained / "twin.safetensors").read_bytes()
 
 
+@pytest.mark.slow  # a quantization and a training
 def test_the_classifier_learns_from_what_is_trained_on(weights: Path, tmp_path: Path) -> None:
     run, options = tmp_path / "run", ["--qat-epochs", "0.01", "--qat-shifts"]
     assert qrobust(*small_quantize(weights, run, *options)).exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.kept import CLEAN
 from qrobust.evaluation.statistics import wilson_interval
 from qrobust.pipeline.finished import open_finished
-from qrobust.record import BoundResult
+from qrobust.record import BoundResult, EvaluationRecord, Latency
 
 FOG = ("fog", 3)
 
@@ -126,6 +127,15 @@ def test_what_was_not_measured_is_a_breach(tmp_path: Path, limit: dict[str, floa
     found = only(measured(tmp_path / "run", 50, 0), **limit)
     assert (found.outcome, found.value) == ("breach", None)
     assert found.missing
+
+
+@pytest.mark.parametrize(("limit", "outcome"), [(0.5, "pass"), (0.39, "breach")])
+def test_times_of_files_are_compared_with_the_first(limit: float, outcome: str, tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", 50, 0)
+    assert isinstance(run.record, EvaluationRecord)
+    times = {"float": Latency(batch_1=5.0, batch_32=90.0), "int8": Latency(batch_1=2.0, batch_32=30.0)}
+    found = only(replace(run, record=replace(run.record, latency_ms=times)), max_latency_ratio=limit)
+    assert (found.outcome, found.value) == (outcome, 0.4)
 
 
 def test_a_single_file_has_nothing_to_drop_from(tmp_path: Path) -> None:

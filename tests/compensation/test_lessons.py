@@ -204,6 +204,7 @@ def test_a_training_that_is_killed_leaves_what_was_there(
     assert qrobust("report", run).exit_code == 0
 
 
+@pytest.mark.slow  # three times what comes after a training, and one
 def test_what_is_chosen_after_training_asks_for_no_other_training(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,7 +237,7 @@ def test_masked_gradients_are_flagged(tmp_path: Path, split: Split) -> None:
 
 def test_a_run_tells_of_its_attacks_and_rebuilds_them_without_inference(finished_run: Path) -> None:
     attacks = read_json(finished_run / "record.json")["attacks"]
-    assert (attacks["level"], attacks["n"]) == ("quick", 20)
+    assert (attacks["level"], attacks["n"]) == ("quick", 12)
     names = ("float", "int8", "compensated")
     assert [r["classifier"] for r in attacks["rows"] if r["kind"] == "clean"] == list(names)
     transferred = {(r["source"], r["classifier"]) for r in attacks["rows"] if r["kind"] == "transfer"}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.errors import InputError, QRobustError
 from qrobust.evaluation.predictions import CLEAN, FIELDS, predict
-from qrobust.evaluation.workers import AHEAD, processes
+from qrobust.evaluation.workers import AHEAD, Processes, processes
 from qrobust.preprocessing import Preprocessing
 from qrobust.shifts.rendering import render
 
@@ -38,25 +39,35 @@ def threads_of(classifier: OnnxClassifier, pixels: torch.Tensor) -> tuple[int, i
     return classifier.session.get_session_options().intra_op_num_threads, id(classifier)
 
 
-def test_worker_processes_change_nothing(digit_pixels: torch.Tensor) -> None:
+@pytest.fixture(scope="module")
+def two() -> Iterator[Processes]:
+    """Two processes, which take seconds to start."""
+    with processes(2) as by:
+        assert by is not None
+        yield by
+
+
+def test_worker_processes_change_nothing(digit_pixels: torch.Tensor, two: Processes) -> None:
     """Whatever the sizes of batches, and after a reader who stopped early."""
     tasks = [partial(rendered, *condition) for condition in (("gaussian_noise", 3), ("glass_blur", 5), ("frost", 1))]
     batches = [digit_pixels[:1], *digit_pixels.split(3), digit_pixels[:1, :1], *digit_pixels.split(1)]
-    with processes(2) as by:
-        assert by is not None
-        assert len(batches) > AHEAD * by.count  # so some wait for others
-        stopped = by.ask((tasks[0], images) for images in digit_pixels.split(1))
-        next(stopped)
-        stopped.close()
-        work = [(task, images) for task in tasks for images in batches]
-        for (task, images), found in zip(work, by.ask(work), strict=True):
-            assert torch.equal(found, task(images))
-        with pytest.raises(InputError, match="smog"):
-            list(by.ask([(partial(rendered, "smog", 5), digit_pixels)]))
-        with pytest.raises(
-            InputError, match="workers: expected 1, for a classifier cannot be sent to other processes"
-        ):
-            list(by.ask([(lambda pixels: pixels, digit_pixels)]))
+    assert len(batches) > AHEAD * two.count  # so some wait for others
+    stopped = two.ask((tasks[0], images) for images in digit_pixels.split(1))
+    next(stopped)
+    stopped.close()
+    work = [(task, images) for task in tasks for images in batches]
+    for (task, images), found in zip(work, two.ask(work), strict=True):
+        assert torch.equal(found, task(images))
+    with pytest.raises(InputError, match="smog"):
+        list(two.ask([(partial(rendered, "smog", 5), digit_pixels)]))
+    with pytest.raises(InputError, match="workers: expected 1, for a classifier cannot be sent to other processes"):
+        list(two.ask([(lambda pixels: pixels, digit_pixels)]))
+
+
+def test_processes_that_are_given_stay_open(digit_pixels: torch.Tensor, two: Processes) -> None:
+    with processes(two) as by:
+        assert by is two
+    assert list(two.ask([(len, digit_pixels)])) == [16]
 
 
 def test_a_worker_that_dies_is_said(digit_pixels: torch.Tensor) -> None:
@@ -113,7 +124,7 @@ def split() -> Split:
 
 @pytest.mark.parametrize("condition", [CLEAN, ("gaussian_noise", 5)])
 def test_sessions_in_processes_say_the_same(
-    split: Split, condition: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, condition: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two: Processes
 ) -> None:
     monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 5)
     own = classifier_graph(tmp_path / "own.onnx")
@@ -123,26 +134,23 @@ def test_sessions_in_processes_say_the_same(
     asked = {"own": OnnxClassifier(own, 2), "foreign": foreign}
     done: list[int] = []
     alone = predict(asked, split, condition, table="cifar-c", seed=0)
-    with processes(2) as by:
-        shared = predict(asked, split, condition, table="cifar-c", seed=0, by=by, progress=done.append)
+    shared = predict(asked, split, condition, table="cifar-c", seed=0, by=two, progress=done.append)
     assert sum(done) == len(split)
     for name in asked:
         for field in FIELDS:
             assert np.array_equal(getattr(alone[name], field), getattr(shared[name], field)), field
 
 
-def test_a_session_is_opened_once_in_each_process_with_one_thread(tmp_path: Path) -> None:
+def test_a_session_is_opened_once_in_each_process_with_one_thread(tmp_path: Path, two: Processes) -> None:
     classifier = OnnxClassifier(classifier_graph(tmp_path / "own.onnx"), 2)
-    with processes(2) as by:
-        assert by is not None
-        found = set(by.ask([(partial(threads_of, classifier), torch.zeros(2, 3, SIDE, SIDE).byte())] * 6))
+    found = set(two.ask([(partial(threads_of, classifier), torch.zeros(2, 3, SIDE, SIDE).byte())] * 6))
     assert {threads for threads, _ in found} == {1}
     assert len(found) <= 2
 
 
-def test_a_session_that_fails_in_a_process_is_said_there(split: Split, tmp_path: Path) -> None:
+def test_a_session_that_fails_in_a_process_is_said_there(split: Split, tmp_path: Path, two: Processes) -> None:
     gone = classifier_graph(tmp_path / "gone.onnx")
     classifier = OnnxClassifier(gone, 1)
     gone.unlink()
-    with processes(2) as by, pytest.raises(InputError, match=r"onnx: no file .*gone\.onnx"):
-        predict({"gone": classifier}, split, CLEAN, table="cifar-c", seed=0, by=by)
+    with pytest.raises(InputError, match=r"onnx: no file .*gone\.onnx"):
+        predict({"gone": classifier}, split, CLEAN, table="cifar-c", seed=0, by=two)

@@ -177,6 +177,7 @@ def test_a_calibrator_is_exported_in_the_time_of_a_small_network() -> None:
 
 def test_timing_takes_its_turns_whatever_a_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "ROUND_S", 0.02)
+    monkeypatch.setattr(profiling, "ROUNDS", 50)
     assert timing_s([1]) == pytest.approx(5 * 0.001 + 50 * 0.02)  # a turn of many calls
     assert timing_s([100]) == pytest.approx(55 * 0.1)  # a turn of one
     every = [4, 1, 3, 32 * 4, 32 * 1, 32 * 3]

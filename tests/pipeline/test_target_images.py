@@ -27,6 +27,7 @@ from qrobust.progress import Reporter
 from qrobust.shifts.rendering import render
 
 SMALLER = ("--mac-budget", "0.04", "--branches", "photometric")
+LONGER = ("--steps", "300", "--batch-size", "32")
 NAMES = tuple(str(digit) for digit in range(10))
 
 
@@ -122,7 +123,7 @@ def test_a_calibrator_learns_from_a_scene(labelled: bool, finished_run: Path, tm
     run, folder = tmp_path / "run", save_scene(tmp_path / "scene", labelled=labelled, count=200)
     shutil.copytree(finished_run, run)
     for command in (
-        ("compensate", run, "--target-images", folder, "--train-on", "none", "--steps", "300", *SMALLER, "-q"),
+        ("compensate", run, "--target-images", folder, "--train-on", "none", *LONGER, *SMALLER, "-q"),
         ("export", run, "-q"),
         ("evaluate", run, "--attack-images", "0", "-q"),
         ("report", run),
