@@ -61,6 +61,7 @@ def train(data: Path, weights: Path) -> None:
     inputs, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     network = make(int(labels.max()) + 1)
     head = network._fc
+    assert isinstance(head, nn.Linear)
     optimizer = torch.optim.AdamW(head.parameters(), 1e-3, weight_decay=1e-2)
     for _ in range(150):
         for batch in torch.randperm(len(inputs)).split(128):
@@ -132,6 +133,7 @@ def main(data: Path, work: Path, threads: int) -> None:
     )
     record = read_record(run / "record.json")
     assert record.effects is not None
+    assert record.classes is not None
     write_json(
         RESULTS / "uneven_classes.json",
         {
