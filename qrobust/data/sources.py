@@ -124,6 +124,8 @@ class Images:
         Raises:
             InputError: an image cannot be decoded, or is not of the size that it must have; the message names it.
         """
+        if not len(indices):
+            return torch.empty((0, self.prepared.channels, self.prepared.size, self.prepared.size), dtype=torch.uint8)
         return torch.stack([self._image(int(i)) for i in indices])
 
     def _image(self, index: int) -> torch.Tensor:

@@ -431,3 +431,8 @@ def test_test_images_of_each_layout(tmp_path: Path) -> None:
     assert torch.equal(data.test.indices, open_test(f"imagefolder:{both}", seed=3).indices)
     with pytest.raises(InputError, match="test_images: expected 1 to the 60"):
         open_test(f"npz:{tmp_path / 'd.npz'}", seed=0, test_images=61)
+
+
+def test_no_images_are_read_as_none(tmp_path: Path) -> None:
+    images = open_data(f"npz:{save_npz(tmp_path / 'd.npz')}").test
+    assert images.source.read([]).shape == (0, 3, 16, 16)

@@ -146,6 +146,14 @@ CASES: dict[str, Case] = {
         ],
         {"zero": np.array(0, np.int64), "first": whole(0), "rest": whole(8, 32)},
     ),
+    "Reshape that joins the batch and tokens": Case(
+        [("Reshape", "t s", "f", {}), ("MatMul", "f w", "m", {}), ("Reshape", "m r", "y", {})],
+        {"s": whole(-1, 8), "w": numbers(8, 3), "r": whole(-1, 32, 3)},
+    ),
+    "GatherND of a constant": Case(
+        [("GatherND", "c i", "g", {}), ("Mul", "x g", "y", {})],
+        {"c": numbers(3, 8), "i": RANDOM.integers(0, 3, (8, 2))},
+    ),
     "Flatten": one("Flatten"),
     "Squeeze": Case([("GlobalAveragePool", "x", "p", {}), ("Squeeze", "p a", "y", {})], {"a": whole(2, 3)}),
     "Squeeze, old": Case(

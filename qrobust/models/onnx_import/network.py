@@ -116,6 +116,9 @@ class _Reader:
         if rule is None:
             raise self._refused(operator, "has no torch form here")
         self.builder.scope = self._scope(operator)
+        unknown = [name for name in operator.inputs if name and name not in self.values]
+        if unknown:
+            raise self._refused(operator, f"reads {unknown[0]!r}, which nothing makes")
         inputs = [self.values[name] if name else None for name in operator.inputs]
         readers = partial(self._readers, operator)
         site = Site(operator, self.builder, inputs, self.file.opset, self.file.batch, readers)
@@ -161,6 +164,9 @@ class _Reader:
 
     def network(self) -> nn.Module:
         """What all operators make."""
+        unknown = [value for value in self.ending.outputs.values() if value not in self.values]
+        if unknown:
+            raise InputError(f"model: {self.file.path}: nothing makes its output {unknown[0]!r}")
         found = {name: self._row(self.values[value]) for name, value in self.ending.outputs.items()}
         dead = [name for name, value in found.items() if value.node is None]
         if dead:

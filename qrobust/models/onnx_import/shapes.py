@@ -77,7 +77,7 @@ def _as(site: Site, x: Value, target: Value) -> Value:
     sizes = target.open_shape
     if sizes == x.open_shape:
         return x
-    if len(sizes) == 2 and sizes[0] == x.open_shape[0] == -1:
+    if len(sizes) == 2 and sizes[0] == -1 and target.shape[0] == x.shape[0] != x.open_shape[0]:
         return site.builder.apply(torch.flatten, x, 1)
     return site.builder.apply(torch.reshape, x, sizes)
 
@@ -208,6 +208,13 @@ def _gathered(values: torch.Tensor, places: torch.Tensor, axis: int) -> torch.Te
     axis %= values.ndim
     found = values.index_select(axis, places.flatten() % max(values.shape[axis], 1))
     return found.reshape([*values.shape[:axis], *places.shape, *values.shape[axis + 1 :]])
+
+
+def gather_points(site: Site) -> Value:
+    """`GatherND`, of what no pixel changes."""
+    if site.integer("batch_dims", 0):
+        raise UnsupportedError("in batches")
+    return _each(site, lambda values, places: values[tuple(places.unbind(-1))], site.value(0), site.value(1))
 
 
 def padding(site: Site) -> Value:
@@ -383,6 +390,7 @@ RULES: dict[str, Rule] = {
     "Slice": cut,
     "Split": split,
     "Gather": gather,
+    "GatherND": gather_points,
     "Pad": padding,
     "Expand": expand,
     "Tile": tile,
