@@ -434,5 +434,5 @@ def test_test_images_of_each_layout(tmp_path: Path) -> None:
 
 
 def test_no_images_are_read_as_none(tmp_path: Path) -> None:
-    images = open_data(f"npz:{save_npz(tmp_path / 'd.npz')}").test
+    images = open_data(f"npz:{save_npz(tmp_path / 'd.npz')}", seed=0, image_size=16).test
     assert images.source.read([]).shape == (0, 3, 16, 16)
