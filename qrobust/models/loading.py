@@ -43,6 +43,7 @@ def load_model(
     Raises:
         InputError: see `build_network` and `as_classifier`.
     """
+    refuse_weights(found, weights)
     size_of(found, PreprocessingConfig(image_size=image_size), found.preset, None)
     network = build_network(found, classes=classes, weights=weights, pretrained=pretrained, seed=seed)
     chosen = PreprocessingConfig(image_size=image_size, normalization=normalization, channel_order=channel_order)
@@ -50,6 +51,16 @@ def load_model(
     preset = preset_of(found, network)
     prepared = resolve(chosen, preset, image_size, native_size=None, channels=interface.channels)
     return as_classifier(network, found.spec, prepared, interface.output)
+
+
+def refuse_weights(found: ModelSpec, weights: object) -> None:
+    """A file that holds a network with its weights takes no others.
+
+    Raises:
+        InputError: weights are given all the same.
+    """
+    if found.has_weights and weights is not None:
+        raise InputError(f"weights: expected none, {found.spec} holds its own, got {weights}")
 
 
 def size_of(found: ModelSpec, chosen: PreprocessingConfig, preset: PreprocessingConfig, native: int | None) -> int:

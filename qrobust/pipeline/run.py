@@ -31,7 +31,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
 from qrobust.evaluation.corruption_sets import SelectedConditions, open_sets
 from qrobust.evaluation.primary import Primary, find_primary
-from qrobust.models.loading import as_classifier, build_network, interface_of, size_of
+from qrobust.models.loading import as_classifier, build_network, interface_of, refuse_weights, size_of
 from qrobust.models.registry import ModelSpec, find_model, preset_of
 from qrobust.paths import check_file, user_path
 from qrobust.pipeline.config import RunConfig
@@ -216,6 +216,8 @@ class Run:
     def _network(self) -> nn.Module:
         """The float network: from the folder once it is there, else from where the user said."""
         c, stored = self.config.model, self.folder is not None and self.folder.weights.exists()
+        if not stored:
+            refuse_weights(self.model_spec, c.weights)
         if not stored and c.weights is None and not c.pretrained:
             if self.model_spec.has_weights:
                 pass

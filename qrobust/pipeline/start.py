@@ -195,6 +195,8 @@ def check_above_chance(run: Run, start: Start, *, anyway: bool) -> None:
         "--image-size)"
     )
     given = "weights" if run.config.model.weights else "pretrained" if run.config.model.pretrained else None
+    if run.model_spec.has_weights:
+        given = "model"
     if anyway or given is None:
         run.reporter.warn(f"warning: {said}")
     else:

@@ -241,6 +241,12 @@ def test_the_size_that_a_file_fixes_is_the_only_one(tmp_path: Path) -> None:
         qrobust.load_classifier(path, num_classes=5, image_size=32, normalization="none")
 
 
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    path = str(save(tmp_path / "a.onnx"))
+    with pytest.raises(InputError, match=r"^weights: expected none, .*a\.onnx holds its own, got w\.pt$"):
+        qrobust.load_classifier(path, num_classes=5, image_size=16, normalization="none", weights="w.pt")
+
+
 def test_preprocessing_is_what_metadata_of_qrobust_say(tmp_path: Path) -> None:
     path = save(tmp_path / "a.onnx")
     proto = onnx.load(path)

@@ -88,6 +88,17 @@ def test_it_is_compensated_and_measured(quantized: tuple[Path, Path, str]) -> No
     assert record["attacks"]["n"] == 4  # through the gradients of the imported network
 
 
+def test_one_that_tells_nothing_of_the_images_is_refused(quantized: tuple[Path, Path, str], tmp_path: Path) -> None:
+    path, out, _ = quantized
+    data = f"npz:{out.parent / 'd.npz'}"
+    # As if its input were pixels in [0, 1]: all are black to it.
+    given = ("--model", path, "--data", data, "--normalization", "none")
+    result = qrobust("quantize", *given, "--calibration-images", 32, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "Error: --model: float accuracy on " in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_of_another_file_by_that_name_is_refused(quantized: tuple[Path, Path, str]) -> None:
     path, out, _ = quantized
     kept = path.read_bytes()
