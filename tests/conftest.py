@@ -22,7 +22,7 @@ from qrobust.classifier import Normalization, NormalizedModel
 from qrobust.cli.main import main
 from qrobust.deployment import footprint, profiling
 from qrobust.models.resnet import SmallResNet
-from qrobust.pipeline import demo, evaluate, evaluate_onnx
+from qrobust.pipeline import demo, evaluate, evaluate_onnx, quantize
 from qrobust.progress import Reporter
 from qrobust.record import Footprint
 from qrobust.storage import read_json
@@ -33,6 +33,8 @@ ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torc
 exporting._materialize_cpp_cia_ops = functools.cache(exporting._materialize_cpp_cia_ops)
 # Times are not what is tried here; latencies take a second for each graph.
 profiling.ROUND_S, profiling.ROUNDS = 1e-3, 6
+# Nor is how exactly saturation is estimated: on 256 images it takes a second of every quantization.
+quantize.SATURATION_IMAGES = 64
 # Tracing a network makes millions of objects, none of them in cycles that fill the memory: they are looked for less
 # often.
 gc.set_threshold(50_000, 20, 20)

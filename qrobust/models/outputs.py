@@ -156,7 +156,7 @@ def _inner(model: object) -> object:
     while True:
         if isinstance(model, parallel):
             model = model.module
-        elif isinstance(model, nn.Module) and isinstance(model._modules.get("_orig_mod"), nn.Module):
-            model = model._modules["_orig_mod"]  # of `torch.compile`
+        elif isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner  # of `torch.compile`
         else:
             return model

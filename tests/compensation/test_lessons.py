@@ -380,6 +380,7 @@ def test_trainings_go_on_only_with_the_images_and_the_code_that_they_began_with(
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, False]
 
 
+@pytest.mark.slow  # two evaluations and a comparison
 def test_a_comparison_keeps_what_it_leaves_out(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +403,7 @@ def test_a_comparison_keeps_what_it_leaves_out(
     assert "compensated" in {row["remedy"] for row in read_json(run / "record.json")["remedies"]}
 
 
+@pytest.mark.slow  # three trainings
 def test_fine_tuning_that_diverges_at_once_is_refused_and_a_training_outlives_its_export(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import qrobust
 
 from qrobust.record import read_record
@@ -13,6 +14,7 @@ from qrobust.shifts.registry import SUITES
 from qrobust.storage import read_json
 
 
+@pytest.mark.slow  # an evaluation of a whole suite
 def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
