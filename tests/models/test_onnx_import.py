@@ -228,6 +228,35 @@ def test_a_file_that_is_no_onnx(content: bytes, tmp_path: Path) -> None:
         find_model(str(tmp_path / "missing.onnx"))
 
 
+BROKEN = {
+    "operators in a circle": [
+        *BODY[:4],
+        helper.make_node("Identity", ["y"], ["z"]),
+        helper.make_node("Identity", ["z"], ["y"]),
+    ],
+    "a value that nothing makes": [*BODY[:4], helper.make_node("Relu", ["nothing"], ["z"])],
+    "an operator without inputs": [*BODY[:4], helper.make_node("Mul", [], ["z"])],
+    "an attribute of another type": [helper.make_node("LeakyRelu", ["x"], ["s"], alpha="a"), *BODY],
+    "a constant without end": [
+        helper.make_node("Constant", [], ["n"], value_ints=[2**40]),
+        helper.make_node("ConstantOfShape", ["n"], ["c"]),
+        helper.make_node("Add", ["x", "c"], ["z"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_graph_that_does_not_fit_together_is_one_line(name: str, tmp_path: Path) -> None:
+    nodes = BROKEN[name]
+    first = helper.make_node("Identity", ["image"], ["x"])
+    outputs = ["s", "z"] if name == "an attribute of another type" else ["z"]
+    path = save(tmp_path / "a.onnx", [first, *nodes], outputs=outputs)
+    with pytest.raises(InputError) as caught:
+        as_network(read_onnx(path))
+    assert str(caught.value).startswith(f"model: {path}: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_network_that_says_something_else_is_refused_with_the_operator(tmp_path: Path) -> None:
     found = network(save(tmp_path / "a.onnx"))
     found.stem.weight.data[0, 0, 0, 0] += 0.01

@@ -98,7 +98,12 @@ def read_onnx(path: Path) -> OnnxFile:
     content = path.read_bytes()
     proto = _parsed(path, content)
     _refuse(path, proto)
-    constants = {tensor.name: _tensor(tensor) for tensor in proto.graph.initializer}
+    try:
+        constants = {tensor.name: _tensor(tensor) for tensor in proto.graph.initializer}
+        operators = tuple(_operator(node) for node in proto.graph.node)
+    except Exception as error:  # of tensors that are not whole
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"model: {path} is not a readable ONNX file ({reason})") from error
     images = [value for value in proto.graph.input if value.name not in constants]
     image, pixels, shape = _image(path, images)
     batch, channels, size, layout = _axes(path, shape)
@@ -106,7 +111,7 @@ def read_onnx(path: Path) -> OnnxFile:
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
         opset=max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=1),
-        operators=tuple(_operator(node) for node in proto.graph.node),
+        operators=operators,
         constants=constants,
         image=image,
         pixels=pixels,

@@ -59,6 +59,16 @@ def as_network(file: OnnxFile) -> nn.Module:
     Raises:
         InputError: an operator has no torch form here; the message names it.
     """
+    try:
+        return _network(file)
+    except InputError:
+        raise
+    except Exception as error:  # of a graph whose parts do not fit together
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"model: {file.path}: its graph cannot be read ({reason})") from error
+
+
+def _network(file: OnnxFile) -> nn.Module:
     size = file.image_size or USUAL_SIZE
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand((n, file.channels, size, size), generator=generator) for n in BATCHES]
@@ -77,9 +87,12 @@ def _ending(file: OnnxFile) -> Ending:
     makers = {value: operator for operator in file.operators for value in operator.outputs}
     kinds, outputs = {}, {}
     for output in file.outputs:
-        value = output
-        while (maker := makers.get(value)) is not None and maker.kind in ("Identity", "Cast"):
+        value, maker = output, makers.get(output)
+        for _ in file.operators:  # not more often, where they lead in a circle
+            if maker is None or maker.kind not in ("Identity", "Cast"):
+                break
             value = maker.inputs[0]
+            maker = makers.get(value)
         if maker is not None and maker.kind in ("Softmax", "Sigmoid"):
             kinds[output] = maker.kind.lower()
             value = maker.inputs[0]

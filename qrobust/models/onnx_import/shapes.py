@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from qrobust.models.onnx_import.site import Site
 from qrobust.models.onnx_import.values import BATCHES, UnsupportedError, Value, constant
 
+# In one constant that a file computes: 1 GiB of float32.
+MOST_NUMBERS = 2**28
 Result = Value | tuple[Value, ...]
 Rule = Callable[[Site], Result]
 
@@ -266,6 +268,8 @@ def filled(site: Site) -> Value:
     """`ConstantOfShape`."""
     value = site.operator.attributes.get("value", torch.zeros(1))
     assert isinstance(value, torch.Tensor)
+    if any(math.prod(sample.tolist()) > MOST_NUMBERS for sample in site.value().samples):
+        raise UnsupportedError("of so many numbers")
     return _each(site, lambda n: torch.full(n.tolist(), value.item(), dtype=value.dtype), site.value())
 
 
