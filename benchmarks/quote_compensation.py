@@ -357,10 +357,14 @@ def ladder() -> str:
 
 
 def unseen() -> str:
-    """In a sentence, what two remedies win back under shifts that nothing was trained on."""
+    """In a sentence each, what remedies win back under shifts that nothing was trained on."""
     suites = record("ladder")["suites"]
     worst = suites["transformations"]["graphs"]["calibrator"]["worst_pp"]
-    remedies = {"calibrator": "a calibrator", "scales": "new scales and biases on the same integer weights"}
+    remedies = {
+        "calibrator": "a calibrator",
+        "scales": "new scales and biases on the same integer weights",
+        "finetune": "everything fine-tuned",
+    }
     lines = [
         f"- {named}: {what}, {change(suites[suite]['graphs'][name]['gain'], 'gain')}, "
         f"{percent(suites[suite]['graphs'][name]['recovered'], 0)} of what INT8 loses."
