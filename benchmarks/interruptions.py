@@ -22,12 +22,14 @@ from typing import Any
 
 import click
 from figures import git_commit
+from filelock import FileLock
 
 from qrobust.pipeline.demo import OPTIONS, weights_file
 from qrobust.pipeline.output_folder import claimed, content
 from qrobust.progress import Reporter
 from qrobust.record import (
     hardware,
+    to_json,
     versions,
     without_timings,
 )
@@ -127,43 +129,64 @@ def stopped(job: Job, folder: Path, whole: Path, old: Path, number: int, after_s
 def main(kills: int, signals: int, seed: int, steps: int, threads: int) -> None:
     """Interrupt the demo's job at random moments; the results say what came of each."""
     moments = random.Random(seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    after_kills, after_signals = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name, weights_file(0, Reporter(), threads) as weights:
         folder = Path(name)
         job, whole, old = Job(weights, steps, threads), folder / "whole", folder / "old"
         duration = job.finish("run", whole)
         job.finish("quantize", old, "--seed", "1")
-        with click.progressbar(range(kills), label="kill") as bar:
-            after_kills = [killed(job, folder, whole, moments.uniform(0, duration)) for _ in bar]
-        with click.progressbar(range(signals), label="signal") as bar:
-            after_signals = [
-                stopped(job, folder, whole, old, moments.choice(list(EXIT_CODES)), moments.uniform(0, duration))
-                for _ in bar
-            ]
+
+        def keep() -> None:
+            note(seed, threads, steps, duration, after_kills, after_signals)
+
+        for number in range(kills):
+            after_kills.append(killed(job, folder, whole, moments.uniform(0, duration)))
+            keep()
+            click.echo(f"kill {number + 1} of {kills}: {after_kills[-1]}", err=True)
+        for number in range(signals):
+            stop = moments.choice(list(EXIT_CODES))
+            after_signals.append(stopped(job, folder, whole, old, stop, moments.uniform(0, duration)))
+            keep()
+            click.echo(f"signal {number + 1} of {signals}: {after_signals[-1]}", err=True)
     same = sum(found["same_record"] for found in after_kills)
     intact = sum(found["as_expected"] for found in after_signals)
-    result = {
-        "kills": kills,
-        "same_records": same,
-        "signals": signals,
-        "old_or_new_whole": intact,
-        "undisturbed_s": round(duration, 2),
-        "after_kills": after_kills,
-        "after_signals": after_signals,
-        "seed": seed,
-        "hardware": hardware(threads),
-        "versions": versions(),
-        "commit": git_commit(),
-        "command": f"python benchmarks/interruptions.py --kills {kills} --signals {signals} --seed {seed} "
-        f"--steps {steps} --threads {threads}",
-    }
-    RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / "interruptions.json", result)
     click.echo(
         f"{same} of {kills} killed jobs went on to the same record; after {intact} of {signals} signals the old or "
         "the new run was whole"
     )
     if (same, intact) != (kills, signals):
         raise SystemExit(1)
+
+
+def note(
+    seed: int,
+    threads: int,
+    steps: int,
+    duration_s: float,
+    after_kills: list[dict[str, Any]],
+    after_signals: list[dict[str, Any]],
+) -> None:
+    """Write what is known of a seed beside what is known of others."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "interruptions.json"
+    with FileLock(path.with_suffix(".lock")):
+        seeds = read_json(path)["seeds"] if path.exists() else {}
+        seeds[str(seed)] = {
+            "kills": len(after_kills),
+            "same_records": sum(found["same_record"] for found in after_kills),
+            "signals": len(after_signals),
+            "old_or_new_whole": sum(found["as_expected"] for found in after_signals),
+            "undisturbed_s": round(duration_s, 2),
+            "after_kills": after_kills,
+            "after_signals": after_signals,
+            "hardware": to_json(hardware(threads)),
+            "versions": versions(),
+            "commit": git_commit(),
+            "command": f"python benchmarks/interruptions.py --kills {len(after_kills)} "
+            f"--signals {len(after_signals)} --seed {seed} --steps {steps} --threads {threads}",
+        }
+        write_json(path, {"what": "jobs that were killed or stopped at random moments, by seed", "seeds": seeds})
 
 
 def _plain(said: str) -> str:

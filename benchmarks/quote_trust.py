@@ -62,10 +62,13 @@ def malformed() -> str:
 
 def interruptions() -> str:
     """Kills and signals."""
-    r = record("interruptions")
+    seeds = record("interruptions")["seeds"].values()
+    same, kills, intact, signals = (
+        sum(found[key] for found in seeds) for key in ("same_records", "kills", "old_or_new_whole", "signals")
+    )
     return (
-        f"{r['same_records']} of {r['kills']} jobs that were killed went on to the record of an undisturbed one; "
-        f"after {r['old_or_new_whole']} of {r['signals']} signals the old or the new run was whole."
+        f"{same} of {kills} jobs that were killed went on to the record of an undisturbed one; after {intact} of "
+        f"{signals} signals the old or the new run was whole."
     )
 
 
