@@ -17,6 +17,7 @@ from qrobust.deployment.imported import origin_of
 from qrobust.deployment.session import open_session
 from qrobust.models.onnx_import.file import read_onnx
 from qrobust.models.onnx_import.network import as_network
+from qrobust.quantization.tracing import folded
 
 RANDOM = np.random.default_rng(0)
 
@@ -296,6 +297,7 @@ def test_an_operator_says_in_torch_what_it_says_in_onnxruntime(name: str, opset:
     given = images(4).requires_grad_(True)  # a batch that it has not been read with
     got = ENDS[origin.ending.kinds.get("y", "")](network(given))
     wanted = run(path, given.detach())
+    assert len(folded(network, given[:1].detach())(given)) == 4  # it can be traced, and leaves the batch open
     # Float32 rounding of one or two operators on numbers of order one; sums of at most 256 of them.
     assert torch.allclose(got, wanted.reshape(got.shape), rtol=1e-5, atol=2e-6)
     assert got.requires_grad

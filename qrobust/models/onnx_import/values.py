@@ -118,7 +118,10 @@ class Builder:
     def stored(self, tensor: torch.Tensor) -> fx.Node:
         """A node that reads a tensor of the network's own."""
         name = self.name(f"{self.scope}_constant")
-        self.root.register_buffer(name, tensor.contiguous())
+        if tensor.is_floating_point():  # of a parameter a tracer notes what is done with it, of a buffer it does not
+            self.root.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=False))
+        else:
+            self.root.register_buffer(name, tensor.contiguous())
         return self.graph.get_attr(name)
 
     def batch_size(self) -> fx.Node:
