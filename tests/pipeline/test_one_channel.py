@@ -139,6 +139,8 @@ def test_every_stage(folder: Path) -> None:
     assert "Input `(N, 1, 16, 16)`, luma" in (run / "int8.card.md").read_text()
     pictures = read_npz(run / "pictures.npz", "pictures", ("clean",))
     assert all(pixels.shape == (2, 1, SIDE, SIDE) for pixels in pictures.values())
-    # Two images, each clean, shifted and calibrated, under two shifts.
-    assert (run / "report.html").read_text().count("data:image/png;base64,") == 2 * 2 * 3
+    # Two images, each clean, shifted and calibrated, under two shifts; and those that are wrong most often.
+    missed = read_npz(run / "missed.npz", "missed", ("images",))["images"]
+    assert missed.shape == (len(record["missed_images"]), 1, SIDE, SIDE)
+    assert (run / "report.html").read_text().count("data:image/png;base64,") == 2 * 2 * 3 + len(missed)
     shutil.rmtree(run)
