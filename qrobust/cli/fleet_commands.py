@@ -20,6 +20,7 @@ from qrobust.cli.parsing import cores
 )
 @click.option(
     "--code",
+    "named",
     cls=Option,
     multiple=True,
     metavar="FILE.py:NAME",
@@ -32,13 +33,13 @@ def fleet(
     ctx: click.Context,
     plan_file: Path,
     out: Path,
-    code: tuple[str, ...],
+    named: tuple[str, ...],
     listing: bool,
     threads: int | None,
     verbose: bool,
     quiet: bool,
 ) -> None:
-    """Make many runs: networks, targets, shifts, seeds, whatever differs.
+    """Make many runs from one plan, and compare them.
 
     PLAN.toml is a configuration as `qrobust init` writes it, which all runs share, with a table [fleet.matrix] of
     lists: a run for every combination. Each becomes an ordinary folder in DIR/runs. DIR/index.html, fleet.csv and
@@ -61,7 +62,7 @@ def fleet(
     from qrobust.report.fleet import fleet_csv, fleet_html, fleet_lines
     from qrobust.storage import write_json, write_text
 
-    plan = read_plan(plan_file, threads=threads or cores(), named=code)
+    plan = read_plan(plan_file, threads=threads or cores(), named=named)
     if listing:
         for run in plan.runs:
             echo(f"{run.name}: {', '.join(f'{axis} {value}' for axis, value in run.values.items())}")

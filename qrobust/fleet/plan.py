@@ -170,7 +170,7 @@ def _planned(
     for value in combination.values():
         settings |= value.settings
     found = run_choices(settings.items())
-    check_named(found, named)
+    check_named(found, named, "--code")
     config = RunConfig.from_options({"threads": threads, **found})
     values = {axis: value.shown for axis, value in combination.items()}
     words = "-".join(filter(None, (SAFE.sub("-", shown).strip("-.") for shown in values.values())))

@@ -125,12 +125,13 @@ def run_choices(given: Iterable[tuple[tuple[str, ...], object]]) -> dict[str, ob
     return found
 
 
-def check_named(found: Mapping[str, object], named: Iterable[str]) -> None:
+def check_named(found: Mapping[str, object], named: Iterable[str], option: str = "") -> None:
     """Refuse code that only a file names: it could be anybody's.
 
     Args:
         found: choices, as read.
         named: what the command itself names.
+        option: that names code; by default the one of the choice.
 
     Raises:
         InputError: names the code.
@@ -141,7 +142,7 @@ def check_named(found: Mapping[str, object], named: Iterable[str]) -> None:
             if isinstance(spec, str) and is_code(spec) and not any(spec in text for text in named):
                 raise InputError(
                     f"config: {spec} would run a Python file that only the configuration names; name it in the "
-                    f"command, too (--{key.replace('_', '-')})"
+                    f"command, too ({option or '--' + key.replace('_', '-')})"
                 )
 
 

@@ -47,6 +47,7 @@ ORDER = [
     "evaluate-onnx",
     "compare",
     "check",
+    "fleet",
     "deploy",
     "predict",
     "audit",

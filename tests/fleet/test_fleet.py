@@ -150,7 +150,7 @@ def test_a_mistake_of_several_runs_is_told_once(tmp_path: Path) -> None:
 
 def test_code_that_only_the_plan_names_does_not_run(tmp_path: Path) -> None:
     text = '[[fleet.matrix.network]]\nname = "own"\nmodel.spec = "net.py:make"\n'
-    with pytest.raises(InputError, match=r"net\.py:make would run a Python file"):
+    with pytest.raises(InputError, match=r"net\.py:make would run a Python file .* \(--code\)"):
         planned(tmp_path, text)
     plan = planned(tmp_path, text, named=("net.py:make",))
     (tmp_path / "configs").mkdir()
