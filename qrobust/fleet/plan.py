@@ -174,5 +174,7 @@ def _planned(
     config = RunConfig.from_options({"threads": threads, **found})
     values = {axis: value.shown for axis, value in combination.items()}
     words = "-".join(filter(None, (SAFE.sub("-", shown).strip("-.") for shown in values.values())))
-    digest = hashlib.sha256(json.dumps(config.as_json(), sort_keys=True).encode()).hexdigest()
+    # Threads that the plan does not choose are the machine's: with others, a fleet goes on.
+    chosen = {key: value for key, value in config.as_json().items() if key != "threads" or key in found}
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
     return PlannedRun(f"{words[:LONGEST_NAME]}-{digest[:HASH_DIGITS]}".lstrip("-"), values, config)

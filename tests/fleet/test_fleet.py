@@ -108,6 +108,13 @@ def test_another_configuration_is_another_run(tmp_path: Path) -> None:
     assert other.name != first.name
 
 
+def test_a_fleet_goes_on_with_other_threads_unless_the_plan_chooses_them(tmp_path: Path) -> None:
+    matrix = "[fleet.matrix]\nseed = [0]\n"
+    assert planned(tmp_path, matrix, threads=2).runs[0].name == planned(tmp_path, matrix, threads=4).runs[0].name
+    one, two = (planned(tmp_path, f"[fleet.matrix]\nthreads = [{n}]\n").runs[0].name for n in (1, 2))
+    assert one.rpartition("-")[2] != two.rpartition("-")[2]
+
+
 def test_runs_at_the_same_time_share_the_threads(tmp_path: Path) -> None:
     plan = planned(tmp_path, "[fleet]\nat_once = 2\n[fleet.matrix]\nseed = [0]\n", threads=8)
     assert plan.runs[0].config.threads == 4
