@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,13 +144,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run; nothing may be changed in it."""
+    """The folder of a whole run, which all workers share.
+
+    Nothing may be changed in it, nor may a command have it for itself: what changes a run takes `run_copy`.
+    """
 
     def make(path: Path) -> None:
         result = qrobust("run", "--model", "resnet8", "--weights", weights, "--out", path, *SMALL)
         assert result.exit_code == 0, result.output
 
     return made_once(tmp_path_factory, "finished-run", make)
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of a whole run that is this test's own."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def random_model(channels: int = 3) -> NormalizedModel:

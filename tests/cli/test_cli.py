@@ -122,7 +122,8 @@ def test_report_is_self_contained_and_says_the_verdict_first(finished_run: Path)
     )
     assert "https://" not in page
     assert page.index("the INT8 graph goes from") < page.index("<table")
-    assert page.count("data:image/png;base64,") == 4 * 2 * 3
+    missed = len(read_json(finished_run / "record.json")["missed_images"])
+    assert page.count("data:image/png;base64,") == 4 * 2 * 3 + missed > 4 * 2 * 3
     text = (finished_run / "report.md").read_text()
     assert "INT8 + calibrator" in text
     for said in ("Holm", "not normalised"):
@@ -340,7 +341,7 @@ def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
     elif kind == "threads":
         base["--threads"], match = 0, "threads"
     elif kind == "pretrained":
-        flags, match = ["--pretrained"], "only torchvision"
+        flags, match = ["--pretrained"], "only models of torchvision and timm"
     return ["run", *(w for pair in base.items() for w in pair), *flags], match
 
 
@@ -394,12 +395,12 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_an_evaluation_of_no_cell_is_refused(finished_run: Path) -> None:
-    kept = (finished_run / "config.json").read_bytes()
-    result = qrobust("evaluate", finished_run, "--shifts", "inversion", "--severities", 3, "-q")
+def test_an_evaluation_of_no_cell_is_refused(run_copy: Path) -> None:
+    kept = (run_copy / "config.json").read_bytes()
+    result = qrobust("evaluate", run_copy, "--shifts", "inversion", "--severities", 3, "-q")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
     assert "--severities: expected one defined for inversion, got 3" in result.output
-    assert (finished_run / "config.json").read_bytes() == kept
+    assert (run_copy / "config.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize("options", [["--workers", 0], ["--budget", "1s"]])

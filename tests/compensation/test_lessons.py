@@ -447,8 +447,8 @@ def test_what_learns_nothing_needs_nothing_to_learn_from(finished_run: Path, tmp
     assert (stage["trained_on"], stage["provenance"]) == ([], None)
 
 
-def test_a_scene_that_is_misspelt_is_guessed(finished_run: Path) -> None:
-    result = qrobust("compensate", finished_run, "--scenario", "nigth")
+def test_a_scene_that_is_misspelt_is_guessed(run_copy: Path) -> None:
+    result = qrobust("compensate", run_copy, "--scenario", "nigth")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
     assert "--scenario: expected one of night, fog" in result.output
     assert "got 'nigth'; did you mean 'night'?" in result.output

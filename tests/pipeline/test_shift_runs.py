@@ -44,8 +44,8 @@ def test_an_own_shift_and_a_suite_are_measured(finished_run: Path, tmp_path: Pat
     assert "must return images in [0, 1]" in refused.output
 
 
-def test_an_unknown_suite_is_refused(finished_run: Path) -> None:
-    result = qrobust("evaluate", finished_run, "-q", "--shifts", "corruptions-16")
+def test_an_unknown_suite_is_refused(run_copy: Path) -> None:
+    result = qrobust("evaluate", run_copy, "-q", "--shifts", "corruptions-16")
     assert result.exit_code == 2
     assert "corruptions-15" in result.output
 
