@@ -564,6 +564,16 @@ def test_a_signal_from_outside_leaves_the_old_run(number: int, data: Path, tmp_p
     assert content(out) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_a_command_takes_nothing_back(number: int) -> None:
+    script = (
+        "import atexit, os, sys\nfrom qrobust.__main__ import start\n"
+        f"atexit.register(os.kill, os.getpid(), {int(number)})\nsys.argv[1:] = ['--version']\nstart()"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 # Modes, and disks that are full
 
 
