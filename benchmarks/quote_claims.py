@@ -181,6 +181,33 @@ def _compensation() -> Iterator[Claim]:
     )
 
 
+def _unseen() -> Iterator[Claim]:
+    page, script, found = "compensation.md", "ladder.py", record("ladder")
+    suites = {"corruptions-19": "the 19 corruptions", "c-bar": "corruptions made to be unlike these"}
+    for suite, named in suites.items():
+        graphs = found["suites"][suite]["graphs"]
+        for name in (name for name in found["graphs"] if name not in ("float", "int8")):
+            gain = _difference(graphs[name]["gain"], "gain")
+            claim = f"{MAIN}: gain of `{name}` under {named}, learned from random operations"
+            yield Claim(claim, *gain, found["n"], script, page)
+
+
+def _trust() -> Iterator[Claim]:
+    page = "trust.md"
+    for seed, surfaces in record("malformed")["seeds"].items():
+        good = sum(counts.get("refused", 0) + counts.get("accepted", 0) for counts in surfaces.values())
+        tried = good + sum(counts.get("failed", 0) for counts in surfaces.values())
+        claim = f"Malformed inputs that are refused in one line or read as documented, seed {seed}"
+        yield Claim(claim, f"{good} of {tried}", "-", tried, "malformed.py", page)
+    seeds = record("interruptions")["seeds"].values()
+    for claim, good, tried in (
+        ("Killed jobs that go on to an undisturbed run's record", "same_records", "kills"),
+        ("Signals during `--overwrite` that leave the old or the new run whole", "old_or_new_whole", "signals"),
+    ):
+        count, n = (sum(found[key] for found in seeds) for key in (good, tried))
+        yield Claim(claim, f"{count} of {n}", "-", n, "interruptions.py", page)
+
+
 def _cost() -> Iterator[Claim]:
     found = record("evaluation_cost")
     full, script = found["rows"][0], "evaluation_cost.py"
@@ -208,7 +235,9 @@ def claims() -> str:
         "Quantization": _quantization(),
         "Robustness": _robustness(),
         "Compensation": _compensation(),
+        "Shifts that nobody named": _unseen(),
         "Cost": _cost(),
+        "Odd inputs and interruptions": _trust(),
     }
     head = ["| claim | number | 95 % interval | n | script | page |", "|---|---:|---:|---:|---|---|"]
     sections = [[f"### {title}", "", *head, *(claim.row() for claim in found)] for title, found in parts.items()]
