@@ -532,6 +532,14 @@ _declare(
     metavar="KEY=VALUE",
     help="One choice by its key in such a file, e.g. quantization.bits=w4a8; repeat it for several.",
 )
+_declare(
+    "--strict",
+    group=RUN,
+    advanced=True,
+    is_flag=True,
+    help="Exit with code 3 where INT8 buys nothing: a graph has less than half of its work on integers, or takes "
+    "longer than float. What was made stays.",
+)
 _declare("--resume", group=RUN, is_flag=True, help="Continue what was interrupted in --out. Needs no other option.")
 _declare("--overwrite", group=RUN, is_flag=True, help="Replace what an earlier command made in --out.")
 _declare(

@@ -24,7 +24,17 @@ from qrobust.cli.options import (
     with_options,
 )
 from qrobust.cli.parsing import cores
-from qrobust.cli.run_folders import begin, begin_or_resume, claim, claim_existing, finish, reopen, resumed
+from qrobust.cli.run_folders import (
+    begin,
+    begin_or_resume,
+    claim,
+    claim_existing,
+    finish,
+    refuse_float,
+    reopen,
+    resumed,
+    warn_of_float,
+)
 from qrobust.cli.types import COMPARISON, FolderType
 
 if TYPE_CHECKING:
@@ -88,9 +98,10 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     "anyway",
     *DECIDING_OPTIONS,
     *CONFIG_OPTIONS,
+    "strict",
     *NEW_RUN_OPTIONS,
 )
-def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+def run(out: Path, overwrite: bool, resume: bool, strict: bool, **options: Any) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
 
     \b
@@ -102,12 +113,12 @@ def run(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     from qrobust.pipeline import stages
 
     opened = begin_or_resume(out, overwrite, resume, **options)
-    finish(opened.require_folder(), stages.run_all(opened, resume=resume))
+    finish(opened.require_folder(), stages.run_all(opened, resume=resume), strict=strict)
 
 
 @click.command(cls=Command)
-@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", "primary", *CONFIG_OPTIONS, *NEW_RUN_OPTIONS)
-def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+@with_options(*MODEL_OPTIONS, *QUANTIZATION_OPTIONS, "anyway", "primary", *CONFIG_OPTIONS, "strict", *NEW_RUN_OPTIONS)
+def quantize(out: Path, overwrite: bool, resume: bool, strict: bool, **options: Any) -> None:
     """Turn a trained classifier into an INT8 graph.
 
     Makes the run folder that the other stages work in. Writes float.onnx and int8.onnx, and checks that onnxruntime
@@ -122,7 +133,8 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     from qrobust.pipeline import stages
     from qrobust.pipeline.export import checks_passed
     from qrobust.record import QuantizationResult
-    from qrobust.report.verdict import validation_sentence
+    from qrobust.report.no_gain import mostly_float
+    from qrobust.report.verdict import NAMES, validation_sentence
 
     opened = begin_or_resume(out, overwrite, resume, compensating=False, **options)
     if not (resume and opened.require_folder().is_done("quantize")):
@@ -134,6 +146,10 @@ def quantize(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
         echo(f"{folder.graph(name)}: {passed}")
     if measured := result.quantization.validation:  # folders of earlier versions have none
         echo(validation_sentence(measured))
+    in_float = mostly_float(result.audit, NAMES)
+    warn_of_float(in_float.values())
+    if strict:
+        refuse_float(in_float.values())
 
 
 @click.command(cls=Command, former=SEED_OF_RUN)
@@ -327,8 +343,8 @@ def say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-@with_options("accept_undecided")
-def report(run_folder: Path, accept_undecided: bool | None) -> None:
+@with_options("accept_undecided", "strict")
+def report(run_folder: Path, accept_undecided: bool | None, strict: bool) -> None:
     """Write the report of what the stages of a run found.
 
     Writes record.json, report.html, report.md, results.csv, and a model card beside every graph.
@@ -341,4 +357,4 @@ def report(run_folder: Path, accept_undecided: bool | None) -> None:
 
     claim_existing(run_folder)
     folder, _, config = open_run(run_folder, accept_undecided=accept_undecided)
-    finish(folder, write_report(folder, config))
+    finish(folder, write_report(folder, config), strict=strict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -176,12 +176,43 @@ def _open(
     return run
 
 
-def finish(folder: RunFolder, record: Record) -> None:
-    """Print the beginning of the verdict, and where the report lies."""
-    from qrobust.report.verdict import verdict
+def finish(folder: RunFolder, record: Record, *, strict: bool = False) -> None:
+    """Print the beginning of the verdict, where INT8 buys nothing, and where the report lies.
 
-    for line in (*beginning(verdict(record)), f"Report: {folder.html}"):
+    Raises:
+        ExportCheckError: INT8 buys nothing, and that is to be `strict`.
+    """
+    from qrobust.record import SLOW
+    from qrobust.report.no_gain import mostly_float, slower_than_float
+    from qrobust.report.verdict import NAMES, verdict
+
+    for line in beginning(verdict(record)):
         echo(line)
+    in_float, slower = mostly_float(record.audit, NAMES), slower_than_float(record, NAMES)
+    candidates = record.recommendation.candidates if record.recommendation else ()
+    told = {candidate.graph for candidate in candidates if SLOW in candidate.refused}  # by the verdict
+    warn_of_float([*in_float.values(), *(sentence for name, sentence in slower.items() if name not in told)])
+    echo(f"Report: {folder.html}")
+    if strict:
+        refuse_float([*in_float.values(), *slower.values()])
+
+
+def warn_of_float(sentences: Iterable[str]) -> None:
+    """Tell of graphs for which INT8 buys nothing."""
+    for sentence in sentences:
+        echo(f"warning: {sentence}", err=True)
+
+
+def refuse_float(sentences: Iterable[str]) -> None:
+    """End with the exit code of a failed check where INT8 buys nothing.
+
+    Raises:
+        ExportCheckError: there is such a graph.
+    """
+    from qrobust.errors import ExportCheckError
+
+    for sentence in sentences:
+        raise ExportCheckError(f"strict: {sentence}")
 
 
 def beginning(sentences: list[str]) -> list[str]:
