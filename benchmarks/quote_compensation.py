@@ -313,6 +313,7 @@ CHANGES = {
     "scales+calibrator": "scales, ranges and biases, and a calibrator in front",
     "first-stage": "the first stage",
     "finetune": "everything",
+    "second-look": "nothing: asked about each image's negative as well",
 }
 
 

@@ -11,6 +11,10 @@ RETRAINED = ("scales", "first-stage", "finetune")
 LADDER = (CALIBRATOR, "scales", "scales+calibrator", "first-stage", "finetune")
 # Remedies that train the classifier and then a calibrator in front of the result.
 COMBINED = tuple(f"{name}+{CALIBRATOR}" for name in RETRAINED)
+# Remedies that ask about an image's negative as well, at twice the time: the classifier, and it behind the run's
+# calibrator.
+BEHIND_CALIBRATOR = f"{CALIBRATOR}+second-look"
+SECOND_LOOKS = ("second-look", BEHIND_CALIBRATOR)
 # A rung within so many points of the best is enough.
 MARGIN = 1.0
 

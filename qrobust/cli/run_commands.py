@@ -198,7 +198,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     unset="calibrator",
     help="From what changes least to what changes all: calibrator; scales: learn scales, ranges and biases, keep the "
     "integer weights; first-stage: train the first layers; finetune: train all. NAME+calibrator: a calibrator in "
-    "front of that. auto: make the ladder and name the least intrusive one that is enough. Baselines: bn-reestimate, "
+    "front of that. second-look, calibrator+second-look: ask about each image's negative as well, at twice the time. "
+    "auto: make the ladder and name the least intrusive one that is enough. Baselines: bn-reestimate, "
     "calibrator+bn-reestimate, auto-contrast, denoise, anti-adversary (torch only). none: remove all.",
 )
 @click.option(

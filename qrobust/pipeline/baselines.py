@@ -18,9 +18,11 @@ from qrobust.compensation.baselines import (
 )
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.compensation.first_stage import prepare_first_stage
-from qrobust.compensation.fit import mixed_images
+from qrobust.compensation.fit import mixed_images, say_clean_cost, validation_limit
 from qrobust.compensation.retraining import retrain, weight_change
 from qrobust.compensation.scales import prepare_scales
+from qrobust.compensation.second_look import SecondLook, fit_second_look
+from qrobust.compensation.validation import Validation
 from qrobust.errors import InputError, unknown
 from qrobust.pipeline.compensate import (
     AFTER_TRAINING,
@@ -29,6 +31,7 @@ from qrobust.pipeline.compensate import (
     fit_in_run,
     fit_result,
     frozen_classifier,
+    selection_split,
     validation_result,
 )
 from qrobust.pipeline.export import export_checked, exported
@@ -45,8 +48,16 @@ from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.pipeline.stage import choices_key, is_current, stage
 from qrobust.quantization.ptq import build, observe
 from qrobust.quantization.qat import prepare_qat
-from qrobust.record import CalibratorMacs, CompensationResult, QatTraining, RemedyResult, RemedyTraining, taken
-from qrobust.remedies import CALIBRATOR, COMBINED, RETRAINED
+from qrobust.record import (
+    CalibratorMacs,
+    CompensationResult,
+    QatTraining,
+    RemedyResult,
+    RemedyTraining,
+    WeightChange,
+    taken,
+)
+from qrobust.remedies import BEHIND_CALIBRATOR, CALIBRATOR, COMBINED, RETRAINED, SECOND_LOOKS
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import write_sealed
 
@@ -72,6 +83,8 @@ def make_baseline(run: Run, remedy: str) -> None:
         estimated_norms(run.model)  # refuse before anything is forgotten
     check_images(run)
     folder = run.require_folder()
+    if remedy == BEHIND_CALIBRATOR and not is_current(run, "compensate"):
+        raise InputError(f"remedy: {remedy} needs the run's calibrator; make it by `qrobust compensate RUN` first")
     if remedy in COMBINED and not is_current(run, classifier := remedy.removesuffix(f"+{CALIBRATOR}")):
         make_baseline(run, classifier)
     folder.checkpoints.mkdir(exist_ok=True)
@@ -214,9 +227,39 @@ def _preprocessed(module: nn.Module) -> Callable[[Run], Made]:
     return make
 
 
+def _second_look(name: str) -> Callable[[Run], Made]:
+    """The classifier, or it behind the run's calibrator, asked about negatives as well; the threshold is chosen."""
+
+    def make(run: Run) -> Made:
+        folder, size, channels = run.require_folder(), run.data.image_size, run.model.channels
+        model = run.torch_classifier("compensated" if name == BEHIND_CALIBRATOR else "int8")
+        validation = Validation(
+            selection_split(run),
+            [],
+            table=run.table,
+            seed=run.config.seed,
+            limit=validation_limit(size, channels),
+            primary=run.primary,
+        )
+        threshold, cost = fit_second_look(run.deploy(model), validation, run.config.calibrator.clean_budget)
+        say_clean_cost(cost, run.reporter)
+        added = CalibratorMacs(calibrator=count_macs(model, size, channels))
+        training = RemedyTraining(trained_on=(), provenance=None)
+        if name == BEHIND_CALIBRATOR:
+            calibrator = folder.need_result(CompensationResult, "compensate", "compensate")
+            training = replace(taken(RemedyTraining, calibrator), validation=None)  # that is of the calibrator alone
+            added = CalibratorMacs(calibrator=added.calibrator + calibrator.macs.calibrator)
+        untouched = WeightChange(relative_change=0.0, integers_changed=0.0)
+        training = replace(training, macs=added, threshold=threshold, weight_change=untouched)
+        return Made(SecondLook(model, threshold), training)
+
+    return make
+
+
 MAKERS: dict[str, Callable[[Run], Made]] = {
     **{name: _retrained(name) for name in RETRAINED},
     **{f"{name}+{CALIBRATOR}": _retrained_and_calibrated(name) for name in RETRAINED},
+    **{name: _second_look(name) for name in SECOND_LOOKS},
     "bn-reestimate": _only_reestimated,
     "calibrator+bn-reestimate": _reestimated_and_calibrated,
     "auto-contrast": _preprocessed(AutoContrast()),

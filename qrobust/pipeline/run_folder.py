@@ -18,14 +18,14 @@ from qrobust.pipeline.output_folder import (
     make_place,
 )
 from qrobust.record import StageResult, from_json, to_json
-from qrobust.remedies import COMBINED, RETRAINED
+from qrobust.remedies import COMBINED, RETRAINED, SECOND_LOOKS
 from qrobust.storage import read_json, remove, write_json, write_sealed
 
 GRAPHS = ("float", "int8", "compensated")
 # Other ways to win robustness back, each with a graph of its own; `anti-adversary` exists in torch only.
 BASELINES = ("bn-reestimate", "calibrator+bn-reestimate", "auto-contrast", "denoise")
 # Every remedy with a graph of its own, apart from the calibrator alone.
-REMEDIES = (*RETRAINED, *COMBINED, *BASELINES)
+REMEDIES = (*RETRAINED, *COMBINED, *SECOND_LOOKS, *BASELINES)
 TORCH_ONLY = "anti-adversary"
 # The stage that makes a graph, where it is not called like it.
 MADE_BY = {"float": "quantize", "int8": "quantize", "compensated": "export"}

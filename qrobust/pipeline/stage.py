@@ -14,6 +14,7 @@ from qrobust.pipeline.config_file import as_toml
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES, TORCH_ONLY
 from qrobust.record import StageResult, to_json
+from qrobust.remedies import BEHIND_CALIBRATOR
 from qrobust.shifts.registry import find_shift, training_sets
 from qrobust.storage import write_json, write_text
 
@@ -78,7 +79,8 @@ def stage(run: Run, name: str, began_s: float = 0.0) -> Iterator[RunningStage]:
 def invalidate(run: Run, name: str) -> None:
     """Before what a stage made is replaced: neither it nor any stage that builds on it is done any more."""
     building = STAGES[STAGES.index(name) :] if name in STAGES else (name, "evaluate")
-    run.require_folder().delete_stages(*building, *(REMEDIES if name == "quantize" else ()))
+    above = {"quantize": REMEDIES, "compensate": (BEHIND_CALIBRATOR,)}.get(name, ())
+    run.require_folder().delete_stages(*building, *above)
 
 
 def is_current(run: Run, name: str) -> bool:

@@ -132,6 +132,7 @@ class RemedyTraining:
         validation: on validation images; null where it was not chosen by them.
         weight_change: from the INT8 classifier's; null where nothing compared them.
         kept_share: of the way from INT8 to the end of its training, what `--clean-budget` left; null without one.
+        threshold: of a second look, in nats by which a negative must be known better; null for other remedies.
     """
 
     macs: CalibratorMacs = CalibratorMacs(calibrator=0)
@@ -142,6 +143,7 @@ class RemedyTraining:
     validation: Validation | None = None
     weight_change: WeightChange | None = None
     kept_share: Share | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

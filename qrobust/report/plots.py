@@ -48,6 +48,8 @@ LOOKS = {
     "first-stage+calibrator": ("c-stage", "triangle"),
     "finetune": ("c-tune", "diamond"),
     "finetune+calibrator": ("c-tune", "triangle"),
+    "second-look": ("c-other", "ring"),
+    "calibrator+second-look": ("c-other", "triangle"),
     "bn-reestimate": ("c-norm", "circle"),
     "calibrator+bn-reestimate": ("c-norm", "triangle"),
     "auto-contrast": ("c-other", "plus"),

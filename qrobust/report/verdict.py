@@ -20,6 +20,8 @@ NAMES = {
     "first-stage+calibrator": "first stage fine-tuned + calibrator",
     "finetune": "fine-tuned",
     "finetune+calibrator": "fine-tuned + calibrator",
+    "second-look": "INT8 + second look",
+    "calibrator+second-look": "INT8 + calibrator + second look",
     "auto-contrast": "auto-contrast + INT8",
     "denoise": "3x3 mean + INT8",
     "anti-adversary": "anti-adversary (torch)",

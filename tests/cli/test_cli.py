@@ -405,15 +405,15 @@ def test_an_evaluation_of_no_cell_is_refused(run_copy: Path) -> None:
 
 @pytest.mark.parametrize("options", [["--workers", 0], ["--budget", "1s"]])
 def test_a_refused_evaluation_keeps_the_finished_one(
-    options: list[object], finished_run: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[object], run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_short(*_: object, **__: object) -> None:
         raise InputError("budget: 1 s are too short for 10 images")
 
     monkeypatch.setattr("qrobust.evaluation.evaluate.within_budget", too_short)
-    stages = finished_run / "stages"
+    stages = run_copy / "stages"
     before = (stages / "evaluate.json").read_bytes()
-    one_line_error(["evaluate", finished_run, *options], None, str(options[0]).removeprefix("--"))
+    one_line_error(["evaluate", run_copy, *options], None, str(options[0]).removeprefix("--"))
     assert (stages / "evaluate.json").read_bytes() == before
 
 

@@ -188,8 +188,8 @@ def test_a_folder_without_its_scheme_is_guessed(tmp_path: Path) -> None:
     assert f"did you mean 'imagefolder:{tmp_path}'?" in one_line(*RUN, "--data", tmp_path, "-q")
 
 
-def test_a_remedy_is_guessed(finished_run: Path) -> None:
-    error = one_line("compensate", finished_run, "--remedy", "finetun", "-q")
+def test_a_remedy_is_guessed(run_copy: Path) -> None:
+    error = one_line("compensate", run_copy, "--remedy", "finetun", "-q")
     assert error.startswith("Error: --remedy: expected one of finetune, calibrator, ")
     assert error.endswith("got 'finetun'; did you mean 'finetune'?")
 
