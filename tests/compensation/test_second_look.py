@@ -35,9 +35,12 @@ def test_familiarity_is_the_free_energy() -> None:
 def test_an_image_is_turned_where_its_negative_is_known_better_by_the_threshold() -> None:
     images = of_brightness(0.9, 0.45, 0.1)  # by about -8, +1 and +8 nats
     logits, turned = Bright()(images), Bright()(1 - images)
-    assert torch.equal(SecondLook(Bright(), 0.0)(images), torch.stack([logits[0], turned[1], turned[2]]))
-    assert torch.equal(SecondLook(Bright(), 4.0)(images), torch.stack([logits[0], logits[1], turned[2]]))
-    assert torch.equal(SecondLook(Bright(), 9.0)(images), logits)
+    for threshold, expected in (
+        (0.0, [logits[0], turned[1], turned[2]]),
+        (4.0, [logits[0], logits[1], turned[2]]),
+        (9.0, list(logits)),
+    ):
+        assert torch.allclose(SecondLook(Bright(), threshold)(images), torch.stack(expected))
 
 
 @pytest.mark.parametrize(
