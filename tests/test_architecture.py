@@ -47,6 +47,7 @@ ADAPTERS = {
     "onnx": {
         "deployment/camera.py",
         "deployment/export.py",
+        "deployment/front.py",
         "deployment/onnx_graph.py",
         "models/onnx_import/file.py",
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from qrobust.cli.parsing import choices, cores
 from qrobust.cli.run_commands import say_corruption_sets
 from qrobust.cli.types import FRACTION, INTEGER
 from qrobust.text import printable
+
+if TYPE_CHECKING:
+    from qrobust.record import EvaluationRecord
 
 
 @click.command(
@@ -93,8 +96,6 @@ def evaluate_onnx(
     qrobust evaluate-onnx float.onnx int8.onnx --data imagefolder:DIR --out evaluations/one
     """
     from qrobust.pipeline.evaluate_onnx import Choices, evaluate_files
-    from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
-    from qrobust.report.markdown import evaluation_table, sample, table
 
     chosen = choices(options)
     for name in ("scenarios", "target_images"):  # of runs only; shifts are what they come to
@@ -108,6 +109,15 @@ def evaluate_onnx(
         overwrite=overwrite,
         resume=resume,
     )
+    say_evaluation(record)
+    echo(f"Record: {out / 'record.json'}")
+
+
+def say_evaluation(record: EvaluationRecord) -> None:
+    """The table of an evaluation, and what classes say."""
+    from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
+    from qrobust.report.markdown import evaluation_table, sample, table
+
     for line in (*table(evaluation_table(record)), "", sample(record.summary)):
         echo(line)
     if record.classes:
@@ -115,7 +125,6 @@ def evaluate_onnx(
         echo(primary_sentence(record, names) or balanced_sentence(record.classes, names))
         echo(evenness(record.classes, record.class_names))
     say_corruption_sets(record.corruption_sets)
-    echo(f"Record: {out / 'record.json'}")
 
 
 @click.command(cls=Command)

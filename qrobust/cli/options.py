@@ -651,6 +651,25 @@ OF_RUN: dict[str, Mapping[str, object]] = {
     },
 }
 
+# Of `compensate` with a file in place of a run: what a new run would be given.
+OF_FILE = (
+    "data",
+    "normalization",
+    "data_root",
+    "class_names",
+    *FITTING_OPTIONS,
+    "channel_order",
+    "calibration_images",
+    "train_images",
+    "test_images",
+    "target",
+    "anyway",
+    "out",
+    "resume",
+    "overwrite",
+    "seed",
+)
+
 # Options of earlier versions, and what is said to who gives one.
 FORMER = {
     "--hold-out": "is now --train-on NAME,...: what is learned from, apart from --shifts, which are measured",

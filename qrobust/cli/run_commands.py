@@ -17,6 +17,7 @@ from qrobust.cli.options import (
     FORMER,
     MODEL_OPTIONS,
     NEW_RUN_OPTIONS,
+    OF_FILE,
     OF_RUN,
     QUANTIZATION_OPTIONS,
     SHIFT_OPTIONS,
@@ -27,6 +28,7 @@ from qrobust.cli.parsing import cores
 from qrobust.cli.run_folders import (
     begin,
     begin_or_resume,
+    begin_or_resume_file,
     claim,
     claim_existing,
     finish,
@@ -185,11 +187,8 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     echo(f"KL divergence in nats and drop in points on {layers[0][1].n} validation images.")
 
 
-@click.command(
-    cls=Command,
-    former=FORMER | SEED_OF_RUN | {"--method": "is now --remedy"},
-)
-@run_folder
+@click.command(cls=Command, former=FORMER | {"--method": "is now --remedy"})
+@click.argument("run_folder", metavar="RUN|FILE.onnx", type=FolderType())
 @click.option(
     "--remedy",
     cls=Option,
@@ -221,9 +220,24 @@ def sensitivity(run_folder: Path, as_json: bool, **options: Any) -> None:
     "primary",
     "accept_undecided",
     *STAGE_OPTIONS,
+    *OF_FILE,
+    "workers",
     **OF_RUN,
+    data={"help": "Of FILE.onnx: imagefolder:DIR, list:FILE, npz:FILE, torchvision:NAME or digits."},
+    out={"required": False, "help": "Of FILE.onnx: folder for everything that is made."},
+    overwrite={"help": "Of FILE.onnx: replace what an earlier command made in --out."},
+    resume={"help": "Of FILE.onnx: continue what was interrupted in --out."},
 )
-def compensate(run_folder: Path, remedy: str | None, compare: str | None, **options: Any) -> None:
+def compensate(
+    run_folder: Path,
+    remedy: str | None,
+    compare: str | None,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    workers: int,
+    **options: Any,
+) -> None:
     """Win back robustness, by default by a calibrator in front.
 
     A calibrator is a small network that corrects the image; the classifier stays as it is, bit for bit. A training
@@ -234,11 +248,27 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     qrobust compensate runs/one --scenario night         # train for what changes at night
     qrobust compensate runs/one --remedy scales          # exports its own graph; then: evaluate, report
     qrobust compensate runs/one --compare                # the ladder of remedies, exported, measured and reported
+
+    An ONNX file that is quantized already is compensated without its float network: its nodes and constants stay,
+    byte for byte, behind a calibrator.
+
+    \b
+    qrobust compensate INT8.onnx --data imagefolder:DIR --normalization imagenet --out runs/two
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
     from qrobust.record import CompensationResult
 
+    if run_folder.suffix == ".onnx":
+        if compare or remedy not in (None, "calibrator"):
+            given = remedy or "--compare"
+            raise InputError(f"remedy: expected calibrator, which leaves {run_folder} as it is, got {given}")
+        _compensate_file(run_folder, out, resume=resume, overwrite=overwrite, workers=workers, **options)
+        return
+    others = {name: options.pop(name) for name in OF_FILE if name in options}
+    for name, value in ({"out": out, "resume": resume, "overwrite": overwrite} | others).items():
+        if value not in (None, False):
+            raise InputError(f"{name}: expected with FILE.onnx only, {run_folder} is a run, which has its own")
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
     if remedy == "auto":
@@ -264,6 +294,27 @@ def compensate(run_folder: Path, remedy: str | None, compare: str | None, **opti
     else:
         stages.make_baseline(opened, str(remedy))
         echo(f"{remedy}: made; `qrobust evaluate {run_folder}` measures it")
+
+
+def _compensate_file(
+    file: Path, out: Path | None, *, resume: bool, overwrite: bool, workers: int, **options: Any
+) -> None:
+    """`compensate` of a file that is quantized already."""
+    from qrobust.cli.file_commands import say_evaluation
+    from qrobust.errors import InputError
+    from qrobust.pipeline.compensate_onnx import compensate_file
+
+    if out is None:
+        raise InputError("out: expected a folder for what is made of an ONNX file, got none")
+    for name in (*ATTACK_OPTIONS, "accept_undecided"):
+        if options.pop(name) is not None:
+            raise InputError(f"{name}: expected with a run only; `qrobust evaluate-onnx` attacks files")
+    if options["model"] is not None:
+        raise InputError(f"model: expected none beside {file}, got {options['model']}")
+    opened = begin_or_resume_file(out, overwrite, resume, **options | {"model": str(file)})
+    record = compensate_file(opened, resume=resume, workers=workers)
+    say_evaluation(record)
+    echo(f"Report: {opened.require_folder().html}")
 
 
 @click.command(cls=Command, former=SEED_OF_RUN)
@@ -354,8 +405,9 @@ def report(run_folder: Path, accept_undecided: bool | None, strict: bool) -> Non
     qrobust report runs/one
     """
     from qrobust.pipeline.report import write_report
-    from qrobust.pipeline.run_folder import open_run
+    from qrobust.pipeline.run_folder import open_run, refuse_file
 
     claim_existing(run_folder)
+    refuse_file(run_folder)
     folder, _, config = open_run(run_folder, accept_undecided=accept_undecided)
     finish(folder, write_report(folder, config), strict=strict)

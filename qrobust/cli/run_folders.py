@@ -16,6 +16,8 @@ from qrobust.cli.interrupts import work_on
 from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
+    from qrobust.pipeline.compensate_onnx import FileRun
+    from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.run import Run
     from qrobust.pipeline.run_folder import RunFolder
     from qrobust.record import Record
@@ -55,11 +57,23 @@ def begin(
     **options: Any,
 ) -> Run:
     """A new run in a claimed folder; everything is read and checked before it is touched."""
-    from qrobust.errors import InputError
-    from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.inputs import prepare_inputs
     from qrobust.pipeline.run import Run
     from qrobust.pipeline.run_folder import create_folder
+
+    run = Run(_new_config(threads, allow_code, configured, options), None, console(verbose, quiet))
+    work_on(run)
+    prepare_inputs(run, compensating=compensating, anyway=anyway)
+    run.folder = create_folder(out, run.config_with_code, overwrite=overwrite)
+    return run
+
+
+def _new_config(
+    threads: int | None, allow_code: tuple[str, ...], configured: Mapping[str, object], options: Mapping[str, Any]
+) -> RunConfig:
+    """The configuration of a new run."""
+    from qrobust.errors import InputError
+    from qrobust.pipeline.config import RunConfig
     from qrobust.user_code import hashes
 
     for name in ("model", "data"):
@@ -67,10 +81,37 @@ def begin(
             raise InputError(f"{name}: expected one for a new run, got none; --resume continues one that --out holds")
     hashes(allow_code)  # a new run needs none: its command names every file
     given = choices(options) | ({} if threads is None else {"threads": threads})
-    config = RunConfig.from_options({"threads": cores(), **configured, **given})
-    run = Run(config, None, console(verbose, quiet))
+    return RunConfig.from_options({"threads": cores(), **configured, **given})
+
+
+def begin_or_resume_file(
+    out: Path,
+    overwrite: bool,
+    resume: bool,
+    verbose: bool,
+    quiet: bool,
+    threads: int | None,
+    *,
+    anyway: bool = False,
+    allow_code: tuple[str, ...] = (),
+    **options: Any,
+) -> FileRun:
+    """A new run of a quantized file, or one that was interrupted."""
+    from qrobust.errors import InputError
+    from qrobust.pipeline.compensate_onnx import FileRun, prepare_file
+    from qrobust.pipeline.output_folder import configuration
+    from qrobust.pipeline.run_folder import create_folder
+
+    if resume and overwrite:
+        raise InputError("resume: expected it or --overwrite, got both")
+    if resume and configuration(out):
+        found = resumed(out, verbose, quiet, threads, allow_code, kind=FileRun, **options)
+        assert isinstance(found, FileRun)
+        return found
+    claim(out, overwrite=overwrite)
+    run = FileRun(_new_config(threads, allow_code, {}, options), None, console(verbose, quiet))
     work_on(run)
-    prepare_inputs(run, compensating=compensating, anyway=anyway)
+    prepare_file(run, anyway=anyway)
     run.folder = create_folder(out, run.config_with_code, overwrite=overwrite)
     return run
 
@@ -121,6 +162,7 @@ def resumed(
     threads: int | None,
     allow_code: tuple[str, ...] = (),
     configured: Mapping[str, object] = MappingProxyType({}),
+    kind: type[Run] | None = None,
     **options: Any,
 ) -> Run:
     """A run that was interrupted; options that are given must be those that it was begun with."""
@@ -139,7 +181,14 @@ def resumed(
         if spec is not None
     ]
     run = _open(
-        place, verbose, quiet, threads, named=tuple(named), allow_code=allow_code, device=chosen.get("device")
+        place,
+        verbose,
+        quiet,
+        threads,
+        kind=kind,
+        named=tuple(named),
+        allow_code=allow_code,
+        device=chosen.get("device"),
     )
     try:
         check_same_config(run, chosen)
@@ -162,13 +211,17 @@ def _open(
     quiet: bool,
     threads: int | None,
     *,
+    kind: type[Run] | None = None,
     named: tuple[str, ...] = (),
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> Run:
     from qrobust.pipeline.run import Run
+    from qrobust.pipeline.run_folder import refuse_file
 
-    run = Run.open(
+    if kind is None:
+        refuse_file(folder)
+    run = (kind or Run).open(
         folder, console(verbose, quiet), named=named, allow_code=allow_code, threads=threads, **choices(options)
     )
     work_on(run)

@@ -243,14 +243,23 @@ class OnnxClassifier:
             )
         self.input_name, self.channels = inputs[0].name, inputs[0].shape[1]
         self.output_name, self.dtype = outputs[0].name, np.float32
+        batch = inputs[0].shape[0]
+        self.batch = batch if isinstance(batch, int) and batch > 0 else None  # that the graph fixes
 
     def input_shape(self, image_size: int, batch_size: int = 1) -> tuple[int, ...]:
-        """Of so many images of this side."""
-        return (batch_size, self.channels, image_size, image_size)
+        """Of so many images of this side, or of as many as the graph fixes."""
+        return (self.batch or batch_size, self.channels, image_size, image_size)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if self.batch is None or len(images) == self.batch:
+            return self._run(images)
+        missing = -len(images) % self.batch
+        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        return torch.cat([self._run(part) for part in filled.split(self.batch)])[: len(images)]
+
+    def _run(self, images: torch.Tensor) -> torch.Tensor:
         try:
-            (logits,) = self.session.run([self.output_name], {self.input_name: images.detach().numpy()})
+            (logits,) = self.session.run([self.output_name], {self.input_name: images.detach().contiguous().numpy()})
             return torch.from_numpy(logits)
         except Exception as error:  # onnxruntime raises a type per cause, none of them public
             shape = tuple(images.shape)

@@ -10,15 +10,21 @@ import torch
 from torch import fx, nn
 
 from qrobust.deployment.onnx_graph import with_outputs
+from qrobust.deployment.parity import compare
 from qrobust.deployment.session import Session, open_session, plainly
 from qrobust.errors import InputError
 from qrobust.models.onnx_import.network import Origin
+from qrobust.record import Parity
 from qrobust.storage import scratch
 
 # Largest difference of an output, as a share of the largest output or of one; of files in half precision, which
 # compute in 11 bits what is read as 24.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
-HALF = np.float16
+# Least share of images on which a quantized file and its integers in torch say the same, ties apart; and the largest
+# difference of one of its values before anything is fused, which leaves room for single steps of 8 bits.
+LEAST_AGREEMENT, STEPS = 0.995, 2e-2
+# Images that a torch network is asked about at once.
+PART = 100
 
 
 def origin_of(network: nn.Module) -> Origin | None:
@@ -61,6 +67,50 @@ def check_import(network: nn.Module, images: torch.Tensor, threads: int = 1) -> 
             f"(n = {len(images)}), expected at most {tolerance:g}{where}"
         )
     return most
+
+
+@torch.inference_mode()
+def check_integers(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    threads: int = 1,
+    *,
+    signed_activations: bool | None = None,
+    exact_sums: bool = False,
+) -> Parity:
+    """How far a network of a quantized file's integers says what the file says.
+
+    Args:
+        network: read of a file with one output.
+        images: `(N, C, S, S)`, as the network takes them: normalised.
+        labels: `(N,)`.
+        threads: of onnxruntime.
+        signed_activations, exact_sums: see `open_session`.
+
+    Raises:
+        InputError: they agree on less than `LEAST_AGREEMENT`, ties apart; the message names the node at which the
+            two part, if one does by itself.
+    """
+    origin = origin_of(network)
+    assert origin is not None
+    file, names = origin.file, list(origin.file.outputs)
+    if len(names) > 1:
+        raise InputError(f"model: expected one output of {file.path}, got {len(names)} ({', '.join(names)})")
+    if file.pixels == torch.uint8:
+        images = images.round()
+    session = open_session(file.path, threads, signed_activations=signed_activations, exact_sums=exact_sums)
+    wanted = torch.from_numpy(_run(origin, session, names, images)[names[0]]).flatten(1).float()
+    got = torch.cat([network(part) for part in images.split(PART)])
+    found = compare(_ended(got, origin.ending.kinds.get(names[0], "")), wanted, labels)
+    if found.agreement_beyond_ties < LEAST_AGREEMENT:
+        where = _first_difference(network, origin, images[:2], STEPS)
+        raise InputError(
+            f"model: the integers of {file.path} as a torch network agree with the file on "
+            f"{100 * found.agreement_beyond_ties:.1f} % of {len(images)} images (ties apart), expected at least "
+            f"{100 * LEAST_AGREEMENT:g} %{where or '; no node differs before onnxruntime fuses them'}"
+        )
+    return found
 
 
 def _ended(logits: torch.Tensor, ending: str) -> torch.Tensor:

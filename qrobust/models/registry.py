@@ -47,6 +47,7 @@ class ModelSpec:
         has_weights: whether `build` makes a trained network.
         image_size: side in px of the only images that it takes, or None.
         note: what weights do not say and `build` assumes, or nothing.
+        quantized: whether `build` makes a network of a file's integers.
     """
 
     spec: str
@@ -57,13 +58,18 @@ class ModelSpec:
     has_weights: bool = False
     image_size: int | None = None
     note: str = ""
+    quantized: bool = False
 
 
-def find_model(spec: str) -> ModelSpec:
+def find_model(spec: str, *, quantized: bool = False) -> ModelSpec:
     """Resolve a model spec without building it.
 
+    Args:
+        spec: as the user wrote it.
+        quantized: whether an ONNX file is expected that is quantized already, or one that is not.
+
     Raises:
-        InputError: unknown name, file or factory.
+        InputError: unknown name, file or factory, or a file of the other kind.
     """
     if spec in BUILT_IN:
         return ModelSpec(spec, BUILT_IN[spec], PreprocessingConfig(image_size=32, normalization="cifar10"))
@@ -73,7 +79,7 @@ def find_model(spec: str) -> ModelSpec:
     if scheme == "timm" and name:
         return _timm_model(spec, name)
     if spec.endswith(".onnx"):
-        return _onnx_model(spec)
+        return _onnx_model(spec, quantized=quantized)
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py") and factory:
         return _file_model(spec, factory)
@@ -171,9 +177,19 @@ def preset_of(found: ModelSpec, network: nn.Module) -> PreprocessingConfig:
     return _timm_preset(about) or found.preset  # another package may have such an attribute
 
 
-def _onnx_model(spec: str) -> ModelSpec:
+def _onnx_model(spec: str, *, quantized: bool) -> ModelSpec:
     path = user_path(spec)
     file = read_onnx(path)
+    if file.integer and not quantized:
+        raise InputError(
+            f"model: {path} is quantized already ({', '.join(file.integer)}); expected the float network that it was "
+            f"made of; `qrobust compensate {path}` does without"
+        )
+    if quantized and not file.integer:
+        raise InputError(
+            f"model: expected a file that is quantized, {path} is float; `qrobust run --model {path}` quantizes and "
+            "compensates it"
+        )
     return ModelSpec(
         spec,
         lambda _: as_network(read_onnx(path)),
@@ -181,6 +197,7 @@ def _onnx_model(spec: str) -> ModelSpec:
         version=file.sha256,
         has_weights=True,
         image_size=file.image_size,
+        quantized=quantized,
     )
 
 

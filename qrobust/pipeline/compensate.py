@@ -131,6 +131,7 @@ def validation_result(
         labels=run.config.calibrator.use_labels,
         target_labelled=target_labelled,
         shifted=training_data(run).renders,
+        teacher=run.teacher_name,
     )
     return Validation(
         clean_accuracy=clean_accuracy, shift_accuracy=shift_accuracy, measures=measures, clean_cost=clean_cost

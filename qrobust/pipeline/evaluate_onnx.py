@@ -187,13 +187,31 @@ def _evaluate(
     opened = _open(choices, threads)
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
-    with _place_for(out, config, earlier) as place, processes(workers) as by:
-        cache = Cache(
-            place / "predictions",
-            place / "attacks.npz",
-            {name: _digest(path) for name, path in opened.paths.items()},
-            (choices.data, choices.input_range, choices.channel_order, opened.sums),
-        )
+    with _place_for(out, config, earlier) as place:
+        record = measure_opened(choices, config, opened, place, reporter, threads=threads, workers=workers)
+    write_evaluation(record, place)
+    promote(place)
+    return record
+
+
+def measure_opened(
+    choices: Choices,
+    config: dict[str, object],
+    opened: Opened,
+    place: Path,
+    reporter: Reporter,
+    *,
+    threads: int,
+    workers: int = 1,
+) -> EvaluationRecord:
+    """Measure what was opened; predictions are kept in `place`, so that one that was killed goes on."""
+    cache = Cache(
+        place / "predictions",
+        place / "attacks.npz",
+        {name: _digest(path) for name, path in opened.paths.items()},
+        (choices.data, choices.input_range, choices.channel_order, opened.sums),
+    )
+    with processes(workers) as by:
         found = evaluate(
             opened.classifiers,
             opened.split,
@@ -210,23 +228,25 @@ def _evaluate(
         confidence = confidence_of(
             found, opened.split, opened.classifiers, cache, workers=by or 1, progress=reporter.bar
         )
-    record = replace(
+    return replace(
         _record(choices, config, opened, found, threads),
         confidence=confidence,
         latency_ms=times_of(opened.classifiers, opened.split.source.image_size).latency_ms,
         footprint=footprints(opened.paths, _shapes(opened), threads=threads),
     )
+
+
+def write_evaluation(record: EvaluationRecord, place: Path) -> None:
+    """The record last, after its reports."""
     for name, text in (csv_files(record) | class_csv_files(record, wilson_interval)).items():
         write_text(place / name, text)
     write_text(place / "report.md", evaluation_report(record))
     write_text(place / "report.html", evaluation_html(record))
     write_json(place / "record.json", record.to_json())
-    promote(place)
-    return record
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """What is measured: files by name and as classifiers, images, conditions, how this CPU adds products."""
 
     paths: dict[str, Path]
@@ -238,7 +258,7 @@ class _Opened:
     sums: str
 
 
-def _shapes(opened: _Opened) -> dict[str, tuple[int, ...]]:
+def _shapes(opened: Opened) -> dict[str, tuple[int, ...]]:
     size = opened.split.source.image_size
     return {name: classifier.input_shape(size) for name, classifier in opened.classifiers.items()}
 
@@ -249,7 +269,7 @@ def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
 
 
-def _open(choices: Choices, threads: int) -> _Opened:
+def _open(choices: Choices, threads: int) -> Opened:
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     order = choices.channel_order or "rgb"
     classifiers = {name: ForeignClassifier(path, threads, choices.input_range, order) for name, path in paths.items()}
@@ -277,10 +297,10 @@ def _open(choices: Choices, threads: int) -> _Opened:
         raise InputError(
             f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
         )
-    return _Opened(paths, classifiers, split, table, conditions, stored, sums())
+    return Opened(paths, classifiers, split, table, conditions, stored, sums())
 
 
-def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
+def _try_out(opened: Opened, choices: Choices, reporter: Reporter) -> None:
     """Warn of what may surprise; ask each classifier once, try own shifts and read all images.
 
     Raises:
@@ -317,7 +337,7 @@ def _try_out(opened: _Opened, choices: Choices, reporter: Reporter) -> None:
 
 
 def _record(
-    choices: Choices, config: dict[str, object], opened: _Opened, found: Evaluation, threads: int
+    choices: Choices, config: dict[str, object], opened: Opened, found: Evaluation, threads: int
 ) -> EvaluationRecord:
     source = opened.split.source
     return EvaluationRecord(

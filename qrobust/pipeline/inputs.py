@@ -17,7 +17,7 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.start import check_above_chance, expected_seconds, look
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
-from qrobust.report.start import start_lines, time_lines
+from qrobust.report.start import accuracy_sentence, start_lines, time_lines
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, expand, find_shift
 from qrobust.shifts.rendering import render
@@ -40,24 +40,23 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     torch.set_num_threads(run.config.threads)
     _ = run.device
     expand(run.config.shifts.names)  # for a name that is unknown, no network is built
-    trained_on = training_conditions(run)
+    training_conditions(run)
     if run.config.qat.shifts and not run.config.shifts.train_on:
         raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
     _ = run.target, run.model_spec, run.model
     _ = run.conditions, run.target_images, run.stored, run.primary
     check_measured(run)
-    _read_images(run)
+    read_images(run)
     some = run.data.calibration.read(slice(0, TRIED_IMAGES))
-    for name, severity in dict.fromkeys((*run.conditions, *trained_on)):
-        if find_shift(name).is_custom:
-            render(some, name, severity, table=run.table, seed=run.config.seed)
+    try_own_shifts(run, some)
     _check_import(run, to_unit(some))
     with torch.inference_mode():
-        _refuse_probabilities(run.model(to_unit(some)))
+        refuse_probabilities(run.model(to_unit(some)))
     run.start = look(run)
     for line in (f"preprocessing: {run.preprocessing}", *start_lines(run.start, run.data.class_names)):
         run.reporter.say(line)
-    check_above_chance(run, run.start, anyway=anyway)
+    found = run.start.float_validation
+    check_above_chance(run, found, accuracy_sentence(found), anyway=anyway)
     _ = run.quantized
     if compensating:
         candidates(run.model, training_data(run), run.config.calibrator)
@@ -67,7 +66,7 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
             run.reporter.say(line)
 
 
-def _read_images(run: Run) -> None:
+def read_images(run: Run) -> None:
     """Read all images but those to train on; tell what is not used, and which are in two splits."""
     data = run.data
     if data.skipped:
@@ -89,6 +88,13 @@ def _read_images(run: Run) -> None:
         run.reporter.warn(f"warning: {duplicates_sentence(run.duplicates)}")
 
 
+def try_own_shifts(run: Run, images: torch.Tensor) -> None:
+    """Render a few images `(N, C, S, S)` uint8 under the user's own shifts, so that one that fails does so now."""
+    for name, severity in dict.fromkeys((*run.conditions, *training_conditions(run))):
+        if find_shift(name).is_custom:
+            render(images, name, severity, table=run.table, seed=run.config.seed)
+
+
 def _check_import(run: Run, images: torch.Tensor) -> None:
     """Hold a network that was read of an ONNX file against the file, on images of the data."""
     network = run.model.network
@@ -104,7 +110,7 @@ def _check_import(run: Run, images: torch.Tensor) -> None:
     )
 
 
-def _refuse_probabilities(logits: torch.Tensor) -> None:
+def refuse_probabilities(logits: torch.Tensor) -> None:
     """A second softmax would flatten what confidence, calibration error and margins are computed from.
 
     Raises:

@@ -46,8 +46,8 @@ NEW, READY, MOVING = ".qrobust-new", ".qrobust-ready", ".qrobust-moving"
 # `lost+found` is what a file system of its own holds from its beginning.
 NOT_CONTENT = (LOCK, NEW, READY, MOVING, "lost+found")
 CONFIG = "config.json"
-# The file that says that a run is quantized, that an evaluation is done.
-COMPLETE = (Path("stages", "quantize.json"), Path("record.json"))
+# The file that says that a run is quantized, that a quantized file is imported, that an evaluation is done.
+COMPLETE = (Path("stages", "quantize.json"), Path("stages", "import.json"), Path("record.json"))
 LEFT_BEHIND = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(PART)}")
 
 

@@ -10,7 +10,7 @@ from qrobust.data.target_images import folder_of
 from qrobust.errors import InputError
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import REMEDIES
-from qrobust.record import CompensationResult, Measures, QuantizationResult, RemedyResult, TrainingProvenance
+from qrobust.record import CompensationResult, Measures, RemedyResult, TrainingProvenance
 from qrobust.remedies import RETRAINED
 from qrobust.shifts.registry import defined_conditions, training_sets
 
@@ -106,18 +106,22 @@ def trained_shifts(run: Run) -> tuple[str, ...]:
     return tuple(sorted({*families, *(name for name, _ in training_conditions(run))}))
 
 
-def validation_measures(*, labels: bool, target_labelled: bool | None, shifted: bool) -> Measures:
+def validation_measures(
+    *, labels: bool, target_labelled: bool | None, shifted: bool, teacher: str = "float"
+) -> Measures:
     """What is called accuracy on validation images, clean and under shift: without labels it is something else.
 
     Args:
         labels: whether labels are used.
         target_labelled: whether target images have labels; None where there are none.
         shifted: whether images are rendered under shifts, too.
+        teacher: what says what images are where labels do not.
     """
-    named = "accuracy" if labels else "agreement with float"
+    named = "accuracy" if labels else f"agreement with {teacher}"
     if target_labelled is None or (target_labelled and labels):
         return Measures(clean=named, shift=named)
-    fit = "fit to what the float model expects"  # see Validation
+    expecting = "the float model" if teacher == "float" else teacher
+    fit = f"fit to what {expecting} expects"  # see Validation
     return Measures(clean=named, shift=f"mean of {named} and {fit}" if shifted else fit)
 
 
@@ -141,7 +145,7 @@ def check_images(run: Run) -> None:
     Raises:
         InputError: names the split.
     """
-    kept = run.require_folder().need_result(QuantizationResult, "quantize", "quantize").splits
+    kept = run.kept_splits
     for name in ("calibration", "training", "validation"):
         now = getattr(run.data, name).summary()
         if now != kept[name]:

@@ -6,12 +6,12 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -42,7 +42,7 @@ from qrobust.quantization.ptq import restore
 from qrobust.quantization.quantize import SEARCH_IMAGES, FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.target import Target
-from qrobust.record import CompensationResult, Duplicates, QuantizationResult, taken
+from qrobust.record import CompensationResult, Duplicates, QuantizationResult, SplitSummary, taken
 from qrobust.record.start import Start
 from qrobust.report.data import left_out_sentence
 from qrobust.shifts.registry import defined_conditions, expand, table_for
@@ -68,6 +68,7 @@ class Run:
     reporter: Reporter = field(default_factory=Reporter)
     start: Start | None = None  # what a new run found; one that is opened again has it in its folder
     duplicates: tuple[Duplicates, ...] = ()  # between splits, found where all of them are read
+    teacher_name: ClassVar[str] = "float"  # what says what images are where labels do not
 
     def __post_init__(self) -> None:
         trust(self.code_specs)
@@ -330,6 +331,11 @@ class Run:
         """What the folder's fake-quantized model was made by."""
         done = self.require_folder().need_result(QuantizationResult, "quantize", "quantize")
         return taken(Recipe, done.quantization.recipe)
+
+    @property
+    def kept_splits(self) -> Mapping[str, SplitSummary]:
+        """Which images each split held when the folder was made."""
+        return self.require_folder().need_result(QuantizationResult, "quantize", "quantize").splits
 
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:

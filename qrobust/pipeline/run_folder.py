@@ -144,6 +144,19 @@ def is_run(config: Mapping[str, object]) -> bool:
     return {"model", "data", "target", "calibration_images"} <= set(config)
 
 
+def refuse_file(path: Path) -> None:
+    """Stages of a run cannot work on what was made of a quantized file.
+
+    Raises:
+        InputError: the folder holds just that.
+    """
+    if RunFolder(path).is_done("import"):
+        raise InputError(
+            f"run folder: {path} is of a file that was quantized before, of which `qrobust compensate FILE.onnx` "
+            "makes everything; `qrobust evaluate-onnx` measures its graphs"
+        )
+
+
 def check_folder(
     path: Path,
     *,
@@ -249,5 +262,6 @@ def other_unfinished(place: Path) -> str:
 
 def discard_unfinished(folder: RunFolder) -> None:
     """Remove a run of which not even the first stage is done, nor any training begun; any other is kept."""
-    if not folder.is_done("quantize") and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
+    done = folder.is_done("quantize") or folder.is_done("import")
+    if not done and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
         discard(folder.path)

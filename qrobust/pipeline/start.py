@@ -24,7 +24,6 @@ from qrobust.pipeline.provenance import trained_shifts, training_data
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.record.start import FloatOnValidation, Start
-from qrobust.report.start import float_sentence
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 
@@ -47,11 +46,12 @@ def look(run: Run) -> Start:
         looked_at=len(heights),
         widths=(min(widths), max(widths)),
         heights=(min(heights), max(heights)),
-        float_validation=_float_on_validation(run),
+        float_validation=accuracy_on_validation(run),
     )
 
 
-def _float_on_validation(run: Run) -> FloatOnValidation:
+def accuracy_on_validation(run: Run) -> FloatOnValidation:
+    """What the network that a run was given makes of validation images."""
     split = run.data.validation.at_most(PARITY_IMAGES)
     with torch.inference_mode():
         predicted = torch.cat([logits_of(run.model, to_unit(images)).argmax(1) for images, _ in split.batches(100)])
@@ -174,22 +174,23 @@ def _rendering(run: Run, asked: Sequence[Asked]) -> Callable[[Sequence[Condition
     return lambda conditions: sum(taken[name] for name, _ in conditions) / len(images)
 
 
-def check_above_chance(run: Run, start: Start, *, anyway: bool) -> None:
+def check_above_chance(run: Run, found: FloatOnValidation, told: str, *, anyway: bool) -> None:
     """Refuse a trained network that tells nothing of these images, whatever is then done to it.
 
     Args:
         run: whose network it is.
-        start: what was found.
+        found: on validation images.
+        told: that, in a sentence.
         anyway: warn only, as is done of random weights and of what a user's code set itself.
 
     Raises:
         InputError: chance explains the accuracy of weights that were given.
     """
-    found, prepared = start.float_validation, run.preprocessing
+    prepared = run.preprocessing
     if not found.tells_nothing:
         return
     said = (
-        f"{float_sentence(found)}, which explains it. Likely causes: what is subtracted and divided by "
+        f"{told}, which explains it. Likely causes: what is subtracted and divided by "
         f"(--normalization), the order of channels (--channel-order, now {prepared.channel_order}), the order of "
         f"classes (--class-names; class 0 is {run.data.class_names[0]!r} now), or how images are resized (--resize, "
         "--image-size)"

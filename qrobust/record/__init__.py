@@ -41,6 +41,7 @@ from qrobust.record.deployment import (
 )
 from qrobust.record.fleet import DONE, FAILED, FLEET_SCHEMA, WAITING, FleetFigures, FleetRecord, FleetRun
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
+from qrobust.record.imported import FileCompensation, ImportedFile, ImportResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -172,6 +173,7 @@ __all__ = [
     "ExportResult",
     "ExportedGraphs",
     "Fidelity",
+    "FileCompensation",
     "FleetFigures",
     "FleetRecord",
     "FleetRun",
@@ -184,6 +186,8 @@ __all__ = [
     "GraphEffect",
     "GraphInput",
     "Hardware",
+    "ImportResult",
+    "ImportedFile",
     "KeptFloat",
     "Latency",
     "LatencyRatio",

@@ -14,6 +14,7 @@ from qrobust.record.classes import Classes
 from qrobust.record.compensation import Compensation, Remedy, SplitSummary
 from qrobust.record.confidence import Confidence
 from qrobust.record.data import Duplicates, LeftOut
+from qrobust.record.imported import FileCompensation
 from qrobust.record.measurements import (
     ConditionComparison,
     ConditionResult,
@@ -164,6 +165,7 @@ class EvaluationRecord(JsonFile):
         confidence: what confidence is worth, above a threshold and on foreign images; null where not measured.
         latency_ms: per classifier, in milliseconds per batch; null in records of earlier versions.
         footprint: per classifier, memory and load time; null in records of earlier versions.
+        compensation: the calibrator that `qrobust compensate FILE.onnx` put in front of a file; else null.
     """
 
     schema: Annotated[str, OneOf(EVALUATION_SCHEMA)] = EVALUATION_SCHEMA
@@ -195,6 +197,7 @@ class EvaluationRecord(JsonFile):
     confidence: Confidence | None = None
     latency_ms: dict[str, Latency] | None = None
     footprint: dict[str, Footprint] | None = None
+    compensation: FileCompensation | None = None
 
 
 def read_record(path: str | Path) -> Record:

@@ -17,6 +17,7 @@ from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import left_out_sentence
 from qrobust.report.figures import bounds, percent, points
 from qrobust.report.html import environment
+from qrobust.report.imported import file_sentences
 from qrobust.report.markdown import evaluation_table, sample, skipped_sentence
 from qrobust.report.plots import (
     Looks,
@@ -142,7 +143,7 @@ def evaluation_tiles(record: EvaluationRecord) -> list[Tile]:
 
 def _notes(record: EvaluationRecord) -> list[str]:
     skipped = [skipped_sentence(record.skipped_images)] if record.skipped_images else []
-    return [*skipped, *filter(None, [left_out_sentence(record.left_out)])]
+    return [*file_sentences(record), *skipped, *filter(None, [left_out_sentence(record.left_out)])]
 
 
 def _conditions(record: EvaluationRecord) -> tuple[list[list[str]], list[bool]]:

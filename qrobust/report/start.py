@@ -34,7 +34,7 @@ def start_lines(start: Start, class_names: Sequence[str]) -> list[str]:
     return [
         f"data: {len(class_names):,} classes{of}; {'; '.join(splits)}",
         f"sizes of {start.looked_at} of the images: {sides} px",
-        float_sentence(start.float_validation),
+        accuracy_sentence(start.float_validation),
     ]
 
 
@@ -61,10 +61,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def float_sentence(found: FloatOnValidation) -> str:
-    """The float network's accuracy."""
+def accuracy_sentence(found: FloatOnValidation, what: str = "float accuracy") -> str:
+    """The accuracy of the network that a run was given."""
     return (
-        f"float accuracy on {found.n:,} validation images: {percent(found.accuracy)} {bounds(found.interval)}; by "
+        f"{what} on {found.n:,} validation images: {percent(found.accuracy)} {bounds(found.interval)}; by "
         f"chance {percent(found.chance)}"
     )
 

@@ -162,7 +162,6 @@ BRANCH = helper.make_graph(
     [helper.make_node("Identity", ["z"], ["i"])], "branch", [], [helper.make_empty_tensor_value_info("i")]
 )
 EXTRA = helper.make_tensor_value_info("other", FLOAT, ["N", 3, 16, 16])
-QUANTIZED = helper.make_node("QuantizeLinear", ["z", "head.bias"], ["q"])
 REFUSED = {
     "control flow": (
         {"nodes": [*BODY, helper.make_node("If", ["t"], ["i"], then_branch=BRANCH, else_branch=BRANCH)]},
@@ -175,10 +174,6 @@ REFUSED = {
     "custom operators": (
         {"nodes": [*BODY, helper.make_node("Magic", ["z"], ["m"], domain="mine")], "domains": ["mine"]},
         "needs custom operators: mine:Magic",
-    ),
-    "integers": (
-        {"nodes": [*BODY, QUANTIZED]},
-        "is quantized already (QuantizeLinear); expected the float network that it was made of",
     ),
     "an operator without a torch form": (
         {"nodes": [*BODY, helper.make_node("Det", ["z"], ["d"], name="last")], "outputs": ["d"]},

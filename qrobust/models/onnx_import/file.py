@@ -19,7 +19,17 @@ Attribute: TypeAlias = int | float | str | torch.Tensor | Sequence[int] | Sequen
 CHANNELS = (1, 3)
 CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 # Beginnings of operators on integers, and types that an image may have.
-INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger")
+INTEGERS = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantize",
+    "QLinear",
+    "QGemm",
+    "ConvInteger",
+    "MatMulInteger",
+)
+# Operators of onnxruntime's own domain that say what ONNX's say of integers.
+MICROSOFT, KNOWN = "com.microsoft", ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm")
 PIXELS: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.FLOAT16: torch.float16,
@@ -28,6 +38,8 @@ PIXELS: dict[int, torch.dtype] = {
 }
 
 
+# Of fewer than 8 bits, each in a byte of its own once it is read.
+SMALL = ("int4", "uint4", "int2", "uint2")
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -69,6 +81,7 @@ class OnnxFile:
         outputs: names of the outputs.
         metadata: strings that its maker left.
         is_half: whether numbers are stored in half precision, in which they are then computed.
+        integer: kinds of operators on integers, sorted; none in a float file.
     """
 
     path: Path
@@ -85,14 +98,15 @@ class OnnxFile:
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
     is_half: bool
+    integer: tuple[str, ...] = ()
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read a float classifier.
+    """Read a classifier.
 
     Raises:
-        InputError: it is not ONNX, has control flow, operators of its own or on integers, weights in other files, or
-            not one image as input.
+        InputError: it is not ONNX, has control flow, operators of its own, weights in other files, or not one image
+            as input.
     """
     check_file(path, "model")
     content = path.read_bytes()
@@ -122,6 +136,7 @@ def read_onnx(path: Path) -> OnnxFile:
         outputs=tuple(value.name for value in proto.graph.output),
         metadata={entry.key: entry.value for entry in proto.metadata_props},
         is_half=any(t.data_type in HALVES for t in proto.graph.initializer) or pixels == torch.float16,
+        integer=tuple(sorted({o.kind for o in operators if o.kind.startswith(INTEGERS)})),
     )
 
 
@@ -143,13 +158,7 @@ def _refuse(path: Path, proto: onnx.ModelProto) -> None:
     control = sorted({node.op_type for node in nodes if node.op_type in CONTROL or _has_graph(node)})
     if control:
         raise InputError(f"model: {path} has control flow ({', '.join(control)}); expected operators alone")
-    integer = sorted({node.op_type for node in nodes if node.op_type.startswith(INTEGERS)})
-    if integer:
-        raise InputError(
-            f"model: {path} is quantized already ({', '.join(integer)}); expected the float network that it was made "
-            "of"
-        )
-    custom = sorted({f"{node.domain}:{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
+    custom = sorted({f"{node.domain}:{node.op_type}" for node in nodes if not _is_known(node)})
     if custom:
         raise InputError(f"model: {path} needs custom operators: {', '.join(custom)}")
     outside = sorted({e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"})
@@ -158,6 +167,10 @@ def _refuse(path: Path, proto: onnx.ModelProto) -> None:
             f"model: {path} keeps weights in other files ({outside[0]}); expected one file, which "
             "onnx.save(onnx.load(FILE), OTHER) makes of them"
         )
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx") or (node.domain == MICROSOFT and node.op_type.startswith(KNOWN))
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
@@ -210,7 +223,10 @@ def _attribute(value: Any) -> Attribute:
 
 
 def _tensor(stored: onnx.TensorProto) -> torch.Tensor:
-    value = torch.from_numpy(onnx.numpy_helper.to_array(stored).copy())
+    numbers = onnx.numpy_helper.to_array(stored)
+    if numbers.dtype.name in SMALL:
+        numbers = numbers.astype("uint8" if numbers.dtype.name.startswith("u") else "int8")
+    value = torch.from_numpy(numbers.copy())
     return value.float() if value.is_floating_point() else value
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import fx, nn
 
 from qrobust.errors import InputError
-from qrobust.models.onnx_import import elementwise, layers, shapes
+from qrobust.models.onnx_import import elementwise, integers, layers, shapes
 from qrobust.models.onnx_import.file import OnnxFile, Operator
 from qrobust.models.onnx_import.patterns import combined
 from qrobust.models.onnx_import.site import Site
 from qrobust.models.onnx_import.values import BATCHES, Builder, UnsupportedError, Value, constant
 
-RULES: dict[str, shapes.Rule] = {**layers.RULES, **elementwise.RULES, **shapes.RULES}
+RULES: dict[str, shapes.Rule] = {**layers.RULES, **elementwise.RULES, **shapes.RULES, **integers.RULES}
 # They may become nothing, and then another operator's value would bear their name.
 MOVING = ("Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Pad")
 # Of images that a file leaves open.
@@ -187,6 +187,10 @@ class _Reader:
         nodes = {name: value.node for name, value in found.items()}
         self.builder.graph.output(next(iter(nodes.values())) if len(nodes) == 1 else nodes)
         network = fx.GraphModule(self.builder.root, self.builder.graph, "OnnxNetwork")
+        if self.file.integer:
+            integers.fused(network)
+            if self.file.pixels == torch.uint8:
+                integers.pixels(network)
         network.graph.eliminate_dead_code()
         network.recompile()
         network.delete_all_unused_submodules()

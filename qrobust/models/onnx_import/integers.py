@@ -1,0 +1,258 @@
+"""Rules for files that are quantized: integers in a file become the same integers in torch, as float numbers.
+
+QuantizeLinear rounds to integers, DequantizeLinear makes numbers of them, and the operators between compute in float
+what integer kernels compute; operators on integers (QLinearConv, ...) are read as these three. Gradients go straight
+through the rounding (Bengio et al., arXiv 1308.3432), where nothing saturated.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from qrobust.models.onnx_import import layers
+from qrobust.models.onnx_import.site import Site
+from qrobust.models.onnx_import.values import UnsupportedError, Value, constant
+
+# Integers that are read, and those that a QuantizeLinear may make.
+KINDS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32)
+ROUNDED = KINDS[:4]
+
+
+class _Round(torch.autograd.Function):
+    """`factor * clamp(round(x / scale), low, high)`; going back, the gradient of `factor / scale * x` inside."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: torch.Tensor,
+        scale: float,
+        low: float,
+        high: float,
+        factor: float,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.about = scale * (low - 0.5), scale * (high + 0.5), factor / scale  # type: ignore[attr-defined]  # torch types ctx without it
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(factor)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]  # torch types ctx without it
+        low, high, slope = ctx.about  # type: ignore[attr-defined]  # set in forward
+        inside = torch.ops.aten.hardtanh_backward(grads[0], x, low, high)
+        return inside if slope == 1 else inside * slope, None, None, None, None
+
+
+class Quantize(nn.Module):
+    """Any tensor to integers `round(x / scale) + zero_point` in [low, high], as float."""
+
+    def __init__(self, scale: float, zero_point: int, low: int, high: int) -> None:
+        super().__init__()
+        self.scale, self.zero_point, self.low, self.high = scale, zero_point, low, high
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.levels(x, 1.0) + self.zero_point
+
+    def levels(self, x: torch.Tensor, factor: float) -> torch.Tensor:
+        """Integers without the zero point, times a factor."""
+        found: torch.Tensor = _Round.apply(
+            x, self.scale, self.low - self.zero_point, self.high - self.zero_point, factor
+        )
+        return found
+
+
+class Dequantize(nn.Module):
+    """Integers as float to the numbers that they stand for, `scale * (q - zero_point)`."""
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        self.scale, self.zero_point = scale, zero_point
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.zero_point) * self.scale
+
+
+class FakeQuantize(nn.Module):
+    """`Quantize` and `Dequantize` of one grid in one step."""
+
+    def __init__(self, quantize: Quantize) -> None:
+        super().__init__()
+        self.quantize = quantize
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.quantize.levels(x, self.quantize.scale)
+
+
+def _zero_point(site: Site, place: int, like: torch.Tensor) -> torch.Tensor:
+    """A zero point of the scale's shape; 0 where it is left out."""
+    if not site.has(place):
+        return torch.zeros_like(like, dtype=torch.uint8)
+    found = site.tensor(place, "a zero point")
+    if found.dtype not in KINDS:
+        raise UnsupportedError(f"with integers of type {str(found.dtype).removeprefix('torch.')}")
+    return found.expand(like.shape) if found.numel() == 1 else found.reshape(like.shape)
+
+
+def _along(numbers: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
+    """One number per channel where it meets the numbers of a tensor."""
+    if numbers.numel() == 1:
+        return numbers.reshape(())
+    shape = [1] * rank
+    shape[axis % rank] = numbers.numel()
+    return numbers.reshape(shape)
+
+
+def _one(numbers: torch.Tensor) -> float:
+    if numbers.numel() != 1:
+        raise UnsupportedError("of what the image changes, with a scale per channel,")
+    return float(numbers)
+
+
+def _scale(site: Site, place: int) -> torch.Tensor:
+    found = site.tensor(place, "a scale").float()
+    if not bool((torch.isfinite(found) & (found > 0)).all()):
+        raise UnsupportedError("with a scale that is no positive number")
+    return found
+
+
+def _quantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, axis: int) -> Value:
+    if zero.dtype not in ROUNDED:
+        raise UnsupportedError(f"to integers of type {str(zero.dtype).removeprefix('torch.')}")
+    limits = torch.iinfo(zero.dtype)
+    if x.node is not None:
+        return site.builder.call(Quantize(_one(scale), int(_one(zero)), limits.min, limits.max), x)
+    s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
+    return site.builder.apply(lambda v: (torch.round(v / s) + z).clamp(limits.min, limits.max), x)
+
+
+def _dequantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, axis: int) -> Value:
+    if x.node is not None:
+        return site.builder.call(Dequantize(_one(scale), int(_one(zero))), x)
+    s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
+    return site.builder.apply(lambda v: (v.float() - z) * s, x)
+
+
+def _axis(site: Site) -> int:
+    if site.integer("block_size", 0):
+        raise UnsupportedError("with blocks of scales")
+    return site.integer("axis", 1)
+
+
+def quantize(site: Site) -> Value:
+    scale = _scale(site, 1)
+    if not site.has(2) and site.integer("output_dtype", 2) not in (0, 2):
+        raise UnsupportedError("to integers of a type without a zero point")
+    return _quantized(site, site.value(), scale, _zero_point(site, 2, scale), _axis(site))
+
+
+def dequantize(site: Site) -> Value:
+    scale = _scale(site, 1)
+    return _dequantized(site, site.value(), scale, _zero_point(site, 2, scale), _axis(site))
+
+
+def _operand(site: Site, place: int, axis: int = 1) -> Value:
+    """The numbers of an input of integers, whose scale and zero point follow it."""
+    scale = _scale(site, place + 1)
+    return _dequantized(site, site.value(place), scale, _zero_point(site, place + 2, scale), axis)
+
+
+def _result(site: Site, found: Value, place: int) -> Value:
+    """A result as integers, where a scale for it is given."""
+    if not site.has(place):
+        return found
+    scale = _scale(site, place)
+    return _quantized(site, found, scale, _zero_point(site, place + 1, scale), 1)
+
+
+def _bias(site: Site, place: int) -> list[Value]:
+    """An int32 bias, at the scale of the input times that of the weights."""
+    if not site.has(place):
+        return []
+    return [constant(site.tensor(place, "a bias").float() * (_scale(site, 1) * _scale(site, 4)))]
+
+
+def convolution(site: Site) -> Value:
+    inputs = [_operand(site, 0), _operand(site, 3, 0), *_bias(site, 8)]
+    return _result(site, layers.convolution(replace(site, inputs=inputs)), 6)
+
+
+def matrix_product(site: Site) -> Value:
+    inputs = [_operand(site, 0), _operand(site, 3, -1)]
+    return _result(site, layers.matrix_product(replace(site, inputs=inputs)), 6)
+
+
+def general_product(site: Site) -> Value:
+    """`QGemm` of onnxruntime."""
+    columns = 0 if site.integer("transB", 0) else 1
+    inputs = [_operand(site, 0), _operand(site, 3, columns), *_bias(site, 6)]
+    return _result(site, layers.general_product(replace(site, inputs=inputs)), 7)
+
+
+def _of_two(function: Callable[..., torch.Tensor]) -> Callable[[Site], Value]:
+    def rule(site: Site) -> Value:
+        return _result(site, site.builder.apply(function, _operand(site, 0), _operand(site, 3)), 6)
+
+    return rule
+
+
+def _of_one(rule: Callable[[Site], Value]) -> Callable[[Site], Value]:
+    """A rule for one input, on integers."""
+
+    def on_integers(site: Site) -> Value:
+        if site.integer("channels_last", 0):
+            raise UnsupportedError("with channels last")
+        return _result(site, rule(replace(site, inputs=[_operand(site, 0)])), 3)
+
+    return on_integers
+
+
+def concatenation(site: Site) -> Value:
+    values = [_operand(site, place) for place in range(2, len(site.inputs), 3)]
+    return _result(site, site.builder.apply(torch.cat, values, site.integer("axis", 0)), 0)
+
+
+def fused(graph: fx.GraphModule) -> None:
+    """Rounding to integers and back in one step, wherever nothing lies between."""
+    for node in list(graph.graph.nodes):
+        before = node.args[0] if node.op == "call_module" else None
+        if not (isinstance(before, fx.Node) and before.op == "call_module"):
+            continue
+        first, last = (graph.get_submodule(str(n.target)) for n in (before, node))
+        if not (isinstance(first, Quantize) and isinstance(last, Dequantize)):
+            continue
+        if (first.scale, first.zero_point) == (last.scale, last.zero_point):
+            graph.set_submodule(str(node.target), FakeQuantize(first))
+            node.args = before.args
+
+
+RULES: dict[str, Callable[[Site], Value]] = {
+    "QuantizeLinear": quantize,
+    "DequantizeLinear": dequantize,
+    "QLinearConv": convolution,
+    "QLinearMatMul": matrix_product,
+    "QGemm": general_product,
+    "QLinearAdd": _of_two(operator.add),
+    "QLinearMul": _of_two(operator.mul),
+    "QLinearConcat": concatenation,
+    "QLinearGlobalAveragePool": _of_one(layers.global_average),
+    "QLinearAveragePool": _of_one(layers.average_pool),
+    "QLinearSigmoid": _of_one(lambda site: site.builder.call(nn.Sigmoid(), site.value())),
+    "QLinearLeakyRelu": _of_one(
+        lambda site: site.builder.call(nn.LeakyReLU(site.number("alpha", 0.01)), site.value())
+    ),
+}
+
+
+def pixels(graph: fx.GraphModule) -> None:
+    """Round what a file of bytes is given, as its input is rounded that stands behind a calibrator."""
+    image = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    users: Sequence[fx.Node] = list(image.users)
+    graph.add_submodule("bytes", Quantize(1.0, 0, 0, 255))
+    with graph.graph.inserting_after(image):
+        rounded = graph.graph.call_module("bytes", (image,))
+    for user in users:
+        user.replace_input_with(image, rounded)

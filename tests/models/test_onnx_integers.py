@@ -1,0 +1,99 @@
+"""The integers of a quantized file as a torch network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from quantized_files import KINDS, SIZE, float_file, quantized_file
+
+from qrobust.deployment.session import open_session
+from qrobust.errors import InputError
+from qrobust.models.onnx_import.file import read_onnx
+from qrobust.models.onnx_import.integers import Quantize
+from qrobust.models.onnx_import.network import as_network
+from qrobust.models.registry import find_model
+
+
+def one_node(path: Path, *nodes: onnx.NodeProto, constants: dict[str, np.ndarray], opset: int = 17) -> Path:
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_says_what_onnxruntime_says_before_it_fuses(kind: str, tmp_path: Path) -> None:
+    path = quantized_file(tmp_path / "a.onnx", seed=3, **KINDS[kind])
+    images = torch.randn((40, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    session = open_session(path, 1, level="none")
+    wanted = torch.from_numpy(session.run(None, {"x": images.numpy()})[0])
+    got = as_network(read_onnx(path))(images)
+    # Sums in another order may lie on the other side of halfway between two steps: few do, by one step.
+    step = np.unique(np.diff(np.unique(wanted.numpy()))).min()
+    assert float((wanted - got).abs().max()) <= 1.01 * step
+    assert float((wanted == got).double().mean()) > 0.95
+
+
+def test_rounding_is_to_even_and_saturates() -> None:
+    x = torch.tensor([0.5, 1.5, -0.5, 300.0, -300.0])
+    assert Quantize(1.0, 10, 0, 255)(x).tolist() == [10, 12, 10, 255, 0]
+
+
+def test_gradients_pass_where_nothing_saturates(tmp_path: Path) -> None:
+    grid = {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8)}
+    path = one_node(
+        tmp_path / "a.onnx",
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        constants=grid,
+    )
+    images = torch.linspace(-100, 100, 48).reshape(1, 3, 4, 4).requires_grad_()
+    as_network(read_onnx(path))(images).sum().backward()
+    inside = (images > 0.5 * -128.5) & (images < 0.5 * 127.5)
+    assert torch.equal(images.grad, inside.float())
+
+
+def test_weights_may_be_quantized_in_the_graph_along_an_axis(tmp_path: Path) -> None:
+    scales = np.array([0.01, 0.02], np.float32)
+    weights = np.random.default_rng(0).normal(0, 1, (2, 3, 1, 1)).astype(np.float32)
+    path = one_node(
+        tmp_path / "a.onnx",
+        helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"], axis=0),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], axis=0),
+        helper.make_node("Conv", ["x", "d"], ["y"]),
+        constants={"w": weights, "s": scales, "z": np.zeros(2, np.int8)},
+    )
+    wanted = np.clip(np.rint(weights / scales[:, None, None, None]), -128, 127) * scales[:, None, None, None]
+    network = as_network(read_onnx(path))
+    (found,) = (m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+    np.testing.assert_array_equal(found.weight.numpy(), wanted)
+
+
+def test_activations_with_a_scale_per_channel_are_refused_by_name(tmp_path: Path) -> None:
+    grid = {"s": np.full(3, 0.5, np.float32), "z": np.zeros(3, np.int8)}
+    path = one_node(
+        tmp_path / "a.onnx",
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "input_quantizer"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        constants=grid,
+    )
+    with pytest.raises(InputError, match="QuantizeLinear 'input_quantizer' of what the image changes, with a scale"):
+        as_network(read_onnx(path))
+
+
+def test_a_file_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    path = quantized_file(tmp_path / "a.onnx")
+    with pytest.raises(InputError, match=r"is quantized already \(DequantizeLinear, QuantizeLinear\); expected the"):
+        find_model(str(path))
+    with pytest.raises(InputError, match=r"expected a file that is quantized, .* is float; `qrobust run --model"):
+        find_model(str(float_file(tmp_path / "b.onnx")), quantized=True)

@@ -1,0 +1,212 @@
+"""`qrobust compensate FILE.onnx`: a file that is quantized already, from its integers to the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import qrobust, save_npz
+from onnx import TensorProto, helper, numpy_helper
+from quantized_files import KINDS, NORMALIZATION, SIZE, float_file, quantized_file, with_batch, with_input
+
+from qrobust.deployment.front import same_parts
+from qrobust.record import read_evaluation
+
+# A calibrator that has hardly learned: what is tried is what becomes of it.
+BRIEF = (
+    *("--calibration-images", 32, "--shifts", "contrast", "--severities", 5, "--train-on", "contrast"),
+    *("--steps", 10, "--batch-size", 16, "--mac-budget", 1, "--threads", 1),
+)
+
+
+def command(path: Path, out: Path, *options: object, normalization: str | None = NORMALIZATION) -> tuple[object, ...]:
+    data = out.parent / "d.npz"
+    if not data.exists():
+        save_npz(data, 300)
+    given = () if normalization is None else ("--normalization", normalization)
+    return ("compensate", path, "--data", f"npz:{data}", *given, *BRIEF, "--out", out, *options)
+
+
+@pytest.fixture(scope="module")
+def compensated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A file, the folder of what was made of it, and what the command printed."""
+    folder = tmp_path_factory.mktemp("files")
+    path, out = quantized_file(folder / "net.onnx"), folder / "out"
+    result = qrobust(*command(path, out))
+    assert result.exit_code == 0, result.output
+    return path, out, result.output
+
+
+@pytest.mark.slow  # trains and exports a calibrator
+def test_the_files_graph_is_in_both_graphs_byte_for_byte(compensated: tuple[Path, Path, str]) -> None:
+    path, out, output = compensated
+    assert same_parts(path, out / "int8.onnx")
+    assert same_parts(path, out / "compensated.onnx")
+    assert "its integers in torch say what onnxruntime says on 100.0 % of" in output
+
+
+@pytest.mark.slow  # trains and exports a calibrator
+def test_both_are_measured_and_no_float_network_is_told_of(compensated: tuple[Path, Path, str]) -> None:
+    path, out, output = compensated
+    record = read_evaluation(out / "record.json")
+    assert list(record.summary.clean_accuracy) == ["int8", "compensated"]
+    assert record.summary.clean_accuracy["int8"] > 0.9
+    assert record.compensation is not None
+    assert record.compensation.file.file == str(path)
+    assert record.compensation.calibrator.trained_on == ("contrast",)
+    report = (out / "report.md").read_text()
+    assert "its nodes and constants are in both, byte for byte" in report
+    assert "float" not in report.replace("No float network took part", "")
+    assert "float" not in output
+
+
+@pytest.mark.slow  # trains and exports a calibrator
+def test_what_is_done_is_kept_and_the_folder_can_be_checked(compensated: tuple[Path, Path, str]) -> None:
+    path, out, _ = compensated
+    kept = (out / "compensated.onnx").read_bytes()
+    result = qrobust("compensate", path, "--resume", "--out", out)
+    assert result.exit_code == 0, result.output
+    for stage in ("import", "compensate", "export"):
+        assert f"{stage}: done before, kept" in result.output
+    assert (out / "compensated.onnx").read_bytes() == kept
+    result = qrobust("check", out, "--min-accuracy", 0.9)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow  # trains and exports a calibrator
+def test_other_commands_say_what_the_folder_is(compensated: tuple[Path, Path, str]) -> None:
+    _, out, _ = compensated
+    for name in ("evaluate", "report", "export"):
+        result = qrobust(name, out)
+        assert result.exit_code == 2
+        assert "is of a file that was quantized before" in result.output
+
+
+@pytest.mark.slow  # trains and exports a calibrator
+def test_another_file_of_that_name_does_not_go_on(compensated: tuple[Path, Path, str]) -> None:
+    path, out, _ = compensated
+    kept = path.read_bytes()
+    quantized_file(path, seed=0)
+    try:
+        result = qrobust("compensate", path, "--resume", "--out", out)
+    finally:
+        path.write_bytes(kept)
+    assert result.exit_code == 2
+    assert f"--model: expected the file that {out} was made of, {path} is another" in result.output
+
+
+@pytest.mark.slow  # trains and exports a calibrator
+def test_bytes_channels_last_old_opset_one_image_and_operators_on_integers(tmp_path: Path) -> None:
+    source = quantized_file(tmp_path / "a.onnx", opset=11, **KINDS["QOperator, S8S8"])
+    path = with_batch(with_input(source, tmp_path / "net.onnx", TensorProto.UINT8, channels_last=True), 1)
+    result = qrobust(*command(path, tmp_path / "out", "--no-labels", normalization=None))
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    file = record["compensation"]["file"]
+    assert (file["opset"], file["converted_to"], file["layout"], file["pixels"]) == (11, 13, "NHWC", "uint8")
+    assert file["bit_equal_images"] > 0
+    assert record["compensation"]["calibrator"]["branches"] == ["residual", "photometric"]
+    assert record["compensation"]["calibrator"]["validation"]["measures"]["clean"] == "agreement with the file"
+    assert "its logits are equal to the bit on" in (tmp_path / "out" / "report.md").read_text()
+
+
+def controlled(path: Path) -> Path:
+    model = onnx.load(quantized_file(path))
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["logits"], ["i"])],
+        "b",
+        [],
+        [helper.make_tensor_value_info("i", TensorProto.FLOAT, None)],
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "t"))
+    model.graph.node.append(helper.make_node("If", ["t"], ["z"], then_branch=branch, else_branch=branch))
+    onnx.save(model, path)
+    return path
+
+
+def custom(path: Path) -> Path:
+    model = onnx.load(quantized_file(path))
+    model.graph.node.append(helper.make_node("Magic", ["logits"], ["z"], domain="mine"))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    onnx.save(model, path)
+    return path
+
+
+def two_images(path: Path) -> Path:
+    model = onnx.load(quantized_file(path))
+    model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["N", 3, SIZE, SIZE]))
+    onnx.save(model, path)
+    return path
+
+
+def outside(path: Path) -> Path:
+    onnx.save(
+        onnx.load(quantized_file(path)), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    return path
+
+
+def dynamic(path: Path) -> Path:
+    model = onnx.load(float_file(path))
+    model.graph.node.append(helper.make_node("DynamicQuantizeLinear", ["logits"], ["q", "s", "z"], "rounding"))
+    model.graph.output[0].name = "s"
+    onnx.save(model, path)
+    return path
+
+
+BAD = {
+    "control flow": (controlled, "has control flow (If); expected operators alone"),
+    "custom operators": (custom, "needs custom operators: mine:Magic"),
+    "two images": (two_images, "expected one image as input, got 2 inputs"),
+    "float": (float_file, "--model: expected a file that is quantized, "),
+    "weights outside": (outside, "keeps weights in other files (weights.bin)"),
+    "dynamic quantization": (dynamic, "DynamicQuantizeLinear 'rounding' has no torch form here"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_taken_is_one_line(name: str, tmp_path: Path) -> None:
+    make, message = BAD[name]
+    result = qrobust(*command(make(tmp_path / "net.onnx"), tmp_path / "out"))
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--remedy", "scales"), "--remedy: expected calibrator, which leaves "),
+        (("--compare",), "--remedy: expected calibrator, which leaves "),
+        (("--attacks", "quick"), "--attacks: expected with a run only"),
+        (("--branches", "geometric"), "--branches: expected none that moves the image, which needs opset 16"),
+    ],
+)
+def test_options_that_a_file_cannot_have_are_refused(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    path = quantized_file(tmp_path / "net.onnx", opset=13)
+    result = qrobust(*command(path, tmp_path / "out", *options))
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_run_takes_no_options_of_files(tmp_path: Path) -> None:
+    result = qrobust("compensate", tmp_path, "--data", "digits")
+    assert result.exit_code == 2
+    assert "--data: expected with FILE.onnx only" in result.output
+
+
+def test_integers_that_say_something_else_are_refused_with_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qrobust.models.onnx_import.integers import FakeQuantize
+
+    path = quantized_file(tmp_path / "net.onnx")
+    monkeypatch.setattr(FakeQuantize, "forward", lambda self, x: -x)
+    result = qrobust(*command(path, tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "as a torch network agree with the file on" in result.output
+    assert "; first at DequantizeLinear" in result.output
