@@ -6,13 +6,15 @@
 Runs the demo, or with `--options` another run, at each commit, from its files below WORK; a run that is there is not
 made again. Compares the records as the present reader understands both, without times: keys that both have must be
 equal. Compares the graphs after their values were renamed in order: nodes, constants and metadata but for the version
-must be equal, and outputs on images bit-equal. Leaves results/same_figures.json.
+must be equal, and outputs on images bit-equal. results/same_figures.json keeps what was found of the demo beside what
+was found of a run.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from figures import ROOT, git_commit
 from qrobust.data.loading import open_data
 from qrobust.deployment.session import open_session
 from qrobust.record import hardware, read_record, to_json, versions, without_timings
-from qrobust.storage import write_json
+from qrobust.storage import read_json, write_json
 
 RESULT = Path(__file__).parent / "results" / "same_figures.json"
 # What tells one version or one checkout from the other.
@@ -141,23 +143,27 @@ def main(earlier: str, later: str, work: Path, options: str, data: str) -> None:
     for name, graph in graphs.items():
         click.echo(f"{name}: {graph}")
     click.echo(f"{len(common)} figures in both, {len(differing)} differ")
-    write_json(
-        RESULT,
-        {
-            "commits": [earlier, later],
-            "options": options or "demo",
-            "n_figures": len(common),
-            "differing": differing,
-            "only_earlier": sorted(set(before) - set(after)),
-            "only_later": sorted(set(after) - set(before)),
-            "n_images": len(images),
-            "graphs": graphs,
-            "hardware": to_json(hardware(1)),
-            "versions": versions(),
-            "commit": git_commit(),
-            "command": " ".join(["python", *sys.argv]),
-        },
-    )
+    found = {
+        "commits": [earlier, later],
+        "options": _plain(options) or "demo",
+        "n_figures": len(common),
+        "differing": differing,
+        "only_earlier": sorted(set(before) - set(after)),
+        "only_later": sorted(set(after) - set(before)),
+        "n_images": len(images),
+        "graphs": graphs,
+        "hardware": to_json(hardware(1)),
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    known = read_json(RESULT)["runs"] if RESULT.exists() else {}
+    told = "figures and graphs of the same run by two commits"
+    write_json(RESULT, {"what": told, "runs": known | {"run" if options else "demo": found}})
+
+
+def _plain(options: str) -> str:
+    """Options without the folders of this machine."""
+    return re.sub(r"(?<=[\s:])[~/][^\s]*/", "", options)
 
 
 if __name__ == "__main__":
