@@ -49,6 +49,7 @@ ADAPTERS = {
         "deployment/export.py",
         "deployment/front.py",
         "deployment/onnx_graph.py",
+        "deployment/plain_graph.py",
         "models/onnx_import/file.py",
     },
     "onnxruntime": {"deployment/session.py", "deployment/infer.py"},

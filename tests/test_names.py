@@ -384,7 +384,7 @@ def test_memory_that_runs_out_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         raise MemoryError
 
     monkeypatch.setattr("qrobust.deployment.audit.explained_audit", full)
-    result = qrobust("audit", tmp_path)
+    result = qrobust("audit", classifier_graph(tmp_path / "m.onnx"))
     assert (result.exit_code, result.output) == (2, "Error: memory: not enough for this (no more is known)\n")
 
 

@@ -18,6 +18,17 @@ from qrobust.text import printable
 if TYPE_CHECKING:
     from qrobust.record import EvaluationRecord
 
+FEED = click.option(
+    "--feed",
+    cls=Option,
+    group=MODEL,
+    advanced=True,
+    multiple=True,
+    metavar="NAME=VALUE",
+    unset="false for booleans",
+    help="The number that an input beside the image gets, such as keep_prob=1; repeat it for several.",
+)
+
 
 @click.command(
     "evaluate-onnx",
@@ -39,6 +50,25 @@ if TYPE_CHECKING:
     help="What the files take: unit ([0, 1]), byte ([0, 255]), imagenet, or means and standard deviations (M/S for "
     "one channel).",
 )
+@click.option(
+    "--output",
+    cls=Option,
+    group=MODEL,
+    advanced=True,
+    metavar="NAME",
+    unset="the only one",
+    help="Which output holds the logits, of files that have several.",
+)
+@click.option(
+    "--layout",
+    cls=Option,
+    group=MODEL,
+    advanced=True,
+    metavar="nchw|nhwc",
+    unset="as the input's shape tells",
+    help="How images lie in the input, where its shape does not tell.",
+)
+@FEED
 @with_options(
     "data_root",
     "class_names",
@@ -161,6 +191,7 @@ def predict(graph: Path, images: tuple[Path, ...], threads: int | None) -> None:
     metavar="PIXELS",
     help="Side of the images, where the file leaves it open.",
 )
+@FEED
 @with_options(
     "target", target={"group": MODEL, "unset": "this CPU", "help": "Fuse as onnxruntime does on that CPU family."}
 )
@@ -184,6 +215,7 @@ def predict(graph: Path, images: tuple[Path, ...], threads: int | None) -> None:
 def audit(
     file: Path,
     image_size: int | None,
+    feed: tuple[str, ...],
     target: str | None,
     min_integer: float | None,
     min_integer_nodes: float | None,
@@ -201,15 +233,21 @@ def audit(
     import json
 
     from qrobust.deployment.audit import check_share, explained_audit
+    from qrobust.deployment.plain_graph import Interface, plain_graph
     from qrobust.errors import InputError
     from qrobust.record import to_json
     from qrobust.report.audit import audit_lines
+    from qrobust.storage import scratch
 
     for name, share in (("min_integer", min_integer), ("min_integer_nodes", min_integer_nodes)):
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{name}: expected a share from 0 to 1, got {share:g}")
     signed = None if target is None else target == "arm64"
-    result = explained_audit(file, image_size, signed_activations=signed)
+    with scratch() as folder:
+        plain, said = plain_graph(file, folder, Interface(feed=feed), one_output=False)
+        result = explained_audit(plain, image_size, signed_activations=signed)
+    for sentence in said:
+        echo(sentence, err=True)
     if as_json:
         click.echo(json.dumps(to_json(result), indent=1))
     else:

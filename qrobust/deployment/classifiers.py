@@ -19,6 +19,9 @@ from qrobust.record.typed_json import from_json
 
 CHANNELS = (1, 3)
 TINY = torch.finfo(torch.float32).tiny
+LOGITS, SCORES = "logits", "scores"
+# What probabilities sum to.
+WHOLE = {"probabilities": 1.0, "percentages": 100.0}
 # Rows of probabilities sum to 1 but for rounding: at worst that of 8-bit outputs, half a step of 1/256 a class.
 SUM_TOLERANCE, STEP = 5e-3, 1 / 256
 
@@ -66,7 +69,8 @@ class ForeignClassifier:
         channels: C, which is 3 where the graph leaves it open.
         batch: the batch that the graph fixes, or None.
         layout: `NCHW` or `NHWC`.
-        probabilities: whether outputs are probabilities; known after `examine`.
+        output: what it gives: `logits`; `probabilities` or `percentages`, whose logarithms are taken for logits; or
+            `scores` in [0, 1] that are none of these, such as a sigmoid's for each class. Known after `examine`.
         declared: how images become the input of a graph that was exported here, as its metadata says; else None.
 
     Raises:
@@ -102,7 +106,7 @@ class ForeignClassifier:
         self.factor, self.mean, self.std = parse_input_range(
             "byte" if self.dtype == np.uint8 else input_range, self.channels
         )
-        self.probabilities = False
+        self.output = LOGITS
         self.declared = _declared(path, self.session.get_modelmeta().custom_metadata_map)
 
     def input_shape(self, image_size: int, batch_size: int = 1) -> tuple[int, ...]:
@@ -112,7 +116,7 @@ class ForeignClassifier:
         return (self.batch or batch_size, *axes)
 
     def examine(self, images: torch.Tensor, classes: int) -> None:
-        """See from real images whether outputs are probabilities, and whether there is one finite one per class.
+        """See from real images what outputs are, and whether there is one finite one per class.
 
         Args:
             images: `(N, C, S, S)` in [0, 1].
@@ -139,11 +143,16 @@ class ForeignClassifier:
             )
         rounded = bool((output / STEP == (output / STEP).round()).all())
         tolerance = max(SUM_TOLERANCE, classes * STEP / 2 if rounded else 0)
-        self.probabilities = bool(
-            (output >= 0).all()
-            and (output <= 1 + SUM_TOLERANCE).all()
-            and ((output.sum(1) - 1).abs() <= tolerance).all()
-        )
+        self.output = LOGITS
+        if (output < 0).any():
+            return
+        for kind, whole in WHOLE.items():
+            in_range = bool((output <= whole * (1 + SUM_TOLERANCE)).all())
+            if in_range and bool(((output.sum(1) - whole).abs() <= whole * tolerance).all()):
+                self.output = kind
+                return
+        if (output <= 1).all():
+            self.output = SCORES
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         ordered = images.flip(1) if self.channel_order == "bgr" else images
@@ -156,10 +165,10 @@ class ForeignClassifier:
         step = self.batch or len(pixels)
         output = np.concatenate([self._run(pixels[i : i + step], step) for i in range(0, len(pixels), step)])
         logits = torch.from_numpy(output.astype(np.float32)).flatten(1)
-        return logits.clamp(min=TINY).log() if self.probabilities else logits
+        return (logits / WHOLE[self.output]).clamp(min=TINY).log() if self.output in WHOLE else logits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_foreign, (self.path, self.input_range, self.channel_order, self.probabilities)
+        return _opened_foreign, (self.path, self.input_range, self.channel_order, self.output)
 
     def _run(self, pixels: np.ndarray, batch: int) -> np.ndarray:
         """One batch, filled up with its last image where it is short.
@@ -204,11 +213,9 @@ def _declared(path: Path, metadata: Mapping[str, str]) -> Preprocessing | None:
 
 
 @functools.cache
-def _opened_foreign(
-    path: Path, input_range: str | None, channel_order: str, probabilities: bool
-) -> ForeignClassifier:
+def _opened_foreign(path: Path, input_range: str | None, channel_order: str, output: str) -> ForeignClassifier:
     found = ForeignClassifier(path, 1, input_range, channel_order)
-    found.probabilities = probabilities
+    found.output = output
     return found
 
 

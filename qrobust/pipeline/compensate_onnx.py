@@ -354,7 +354,7 @@ def evaluate_file(run: FileRun, *, workers: int = 1) -> EvaluationRecord:
     classifiers = {name: ForeignClassifier(path, config.threads) for name, path in paths.items()}
     for classifier in classifiers.values():
         classifier.examine(to_unit(run.data.test.read(slice(0, BATCH))), len(source.class_names))
-    opened = Opened(paths, classifiers, run.data.test, run.table, run.conditions, run.stored, sums())
+    opened = Opened(paths, paths, classifiers, run.data.test, run.table, run.conditions, run.stored, sums())
     choices = _choices(run, paths)
     (folder.path / "predictions").mkdir(exist_ok=True)
     record = measure_opened(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 import qrobust
 from qrobust.data.loading import open_test
 from qrobust.data.splits import Split
-from qrobust.deployment.classifiers import ForeignClassifier
+from qrobust.deployment.classifiers import SCORES, WHOLE, ForeignClassifier
 from qrobust.deployment.footprint import footprints
 from qrobust.deployment.onnx_graph import files_of, is_quantized
+from qrobust.deployment.plain_graph import Interface, plain_graph
 from qrobust.deployment.session import sums
 from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
@@ -65,8 +67,10 @@ from qrobust.shifts.registry import (
     table_for,
 )
 from qrobust.shifts.rendering import render
-from qrobust.storage import read_json, write_json, write_text
+from qrobust.storage import read_json, scratch, write_json, write_text
 from qrobust.user_code import code_of, trust
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ class Choices:
     models: tuple[str, ...]
     data: str
     input_range: str | None = None
+    output: str | None = None
+    layout: str | None = None
+    feed: tuple[str, ...] = ()
     data_root: str | None = None
     class_names: str | None = None
     skip_bad_images: bool = False
@@ -110,12 +117,17 @@ class Choices:
             value = getattr(self, entry.name)
             if any(isinstance(v, str) and not v.strip() for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{entry.name}: expected a value, got an empty string")
-        _ = self.attack_choices, EvaluationConfig(primary=self.primary)
+        _ = self.interface, self.attack_choices, EvaluationConfig(primary=self.primary)
 
     @property
     def preprocessing(self) -> PreprocessingConfig:
         """What is said of the graphs' input."""
         return taken(PreprocessingConfig, self)
+
+    @property
+    def interface(self) -> Interface:
+        """How files are used that have more than an image in and logits out."""
+        return taken(Interface, self)
 
     @property
     def attack_choices(self) -> AttackConfig:
@@ -159,8 +171,10 @@ def evaluate_files(
     out = plain(out)
     if not (resume and configuration(out)):
         _check_folder(out, overwrite=overwrite)
-    with claimed(out, replacing=overwrite):
-        return _evaluate(choices, out, reporter, threads=threads, workers=workers, overwrite=overwrite, resume=resume)
+    with claimed(out, replacing=overwrite), scratch() as folder:
+        return _evaluate(
+            choices, out, folder, reporter, threads=threads, workers=workers, overwrite=overwrite, resume=resume
+        )
 
 
 def _check_folder(out: Path, *, overwrite: bool) -> None:
@@ -173,9 +187,17 @@ def _check_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def _evaluate(
-    choices: Choices, out: Path, reporter: Reporter, *, threads: int, workers: int, overwrite: bool, resume: bool
+    choices: Choices,
+    out: Path,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    threads: int,
+    workers: int,
+    overwrite: bool,
+    resume: bool,
 ) -> EvaluationRecord:
-    """`evaluate_files` in a claimed folder."""
+    """`evaluate_files` in a claimed folder, with another one for files that have to be rewritten."""
     earlier = begun(out) if resume else None
     config: dict[str, object] = {"schema": EVALUATION_SCHEMA, **choices.as_json()}
     if earlier:
@@ -184,7 +206,7 @@ def _evaluate(
         _check_folder(out, overwrite=overwrite)
     check_workers(workers)
     trust(choices.shifts)
-    opened = _open(choices, threads)
+    opened = _open(choices, threads, folder, reporter)
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
     with _place_for(out, config, earlier) as place:
@@ -209,7 +231,7 @@ def measure_opened(
         place / "predictions",
         place / "attacks.npz",
         {name: _digest(path) for name, path in opened.paths.items()},
-        (choices.data, choices.input_range, choices.channel_order, opened.sums),
+        (choices.data, choices.input_range, choices.channel_order, repr(choices.interface), opened.sums),
     )
     with processes(workers) as by:
         found = evaluate(
@@ -228,12 +250,13 @@ def measure_opened(
         confidence = confidence_of(
             found, opened.split, opened.classifiers, cache, workers=by or 1, progress=reporter.bar
         )
-    return replace(
+    record = replace(
         _record(choices, config, opened, found, threads),
         confidence=confidence,
         latency_ms=times_of(opened.classifiers, opened.split.source.image_size).latency_ms,
-        footprint=footprints(opened.paths, _shapes(opened), threads=threads),
+        footprint=footprints(opened.files, _shapes(opened), threads=threads),
     )
+    return _without_confidence(record, [n for n, c in opened.classifiers.items() if c.output == SCORES])
 
 
 def write_evaluation(record: EvaluationRecord, place: Path) -> None:
@@ -247,9 +270,10 @@ def write_evaluation(record: EvaluationRecord, place: Path) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """What is measured: files by name and as classifiers, images, conditions, how this CPU adds products."""
+    """What is measured: files by name, as they are run and as classifiers, images, conditions, how this CPU adds."""
 
     paths: dict[str, Path]
+    files: dict[str, Path]
     classifiers: dict[str, ForeignClassifier]
     split: Split
     table: str
@@ -269,10 +293,15 @@ def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other:
             raise InputError(f"resume: the evaluation was begun with {key}={kept.get(key)!r}, got {value!r}{other}")
 
 
-def _open(choices: Choices, threads: int) -> Opened:
+def _open(choices: Choices, threads: int, folder: Path, reporter: Reporter) -> Opened:
     paths = dict(zip(_names(choices.models), map(Path, choices.models), strict=True))
     order = choices.channel_order or "rgb"
-    classifiers = {name: ForeignClassifier(path, threads, choices.input_range, order) for name, path in paths.items()}
+    files = dict[str, Path]()
+    for name, path in paths.items():
+        files[name], said = plain_graph(path, folder, choices.interface)
+        for sentence in said:
+            reporter.say(sentence)
+    classifiers = {name: ForeignClassifier(path, threads, choices.input_range, order) for name, path in files.items()}
     split = open_test(
         choices.data,
         seed=choices.seed,
@@ -297,7 +326,7 @@ def _open(choices: Choices, threads: int) -> Opened:
         raise InputError(
             f"severities: expected one defined for {', '.join(choices.shifts)}, got {choices.severities}"
         )
-    return Opened(paths, classifiers, split, table, conditions, stored, sums())
+    return Opened(paths, files, classifiers, split, table, conditions, stored, sums())
 
 
 def _try_out(opened: Opened, choices: Choices, reporter: Reporter) -> None:
@@ -325,8 +354,10 @@ def _try_out(opened: Opened, choices: Choices, reporter: Reporter) -> None:
         )
     for name, classifier in opened.classifiers.items():
         classifier.examine(to_unit(split.read(slice(0, BATCH))), len(source.class_names))
-        if classifier.probabilities:
-            reporter.say(f"{name} returns probabilities: their logarithms are taken for logits")
+        if classifier.output in WHOLE:
+            reporter.say(f"{name} returns {classifier.output}: their logarithms are taken for logits")
+        if classifier.output == SCORES:
+            reporter.say(f"{name} returns scores in [0, 1] that do not sum to 1: of its confidence nothing is told")
     some = split.read(slice(0, TRIED_IMAGES))
     for name, severity in opened.conditions:
         if find_shift(name).is_custom:
@@ -366,6 +397,29 @@ def _record(
         hardware=hardware(threads, opened.sums),
         primary=find_primary(choices.primary, found.class_names, found.labels).name,
         classes=class_results(found.predictions, found.labels, len(found.class_names)),
+    )
+
+
+def _without_confidence(record: EvaluationRecord, names: Collection[str]) -> EvaluationRecord:
+    """Leave out what is told of the confidence of classifiers that have none."""
+
+    def rest(told: dict[str, T]) -> dict[str, T]:
+        return {name: value for name, value in told.items() if name not in names}
+
+    rows = tuple(
+        replace(
+            row,
+            ece=rest(row.ece),
+            confidence=rest(row.confidence),
+            confidence_shift=None if row.confidence_shift is None else rest(row.confidence_shift),
+        )
+        for row in record.rows
+    )
+    known = record.confidence
+    return replace(
+        record,
+        rows=rows,
+        confidence=None if known is None else replace(known, classifiers=rest(known.classifiers)),
     )
 
 
@@ -480,5 +534,5 @@ def _about_file(path: Path, classifier: ForeignClassifier) -> ModelFile:
         layout=classifier.layout,
         batch=classifier.batch,
         pixels=classifier.dtype.__name__,
-        output="probabilities" if classifier.probabilities else "logits",
+        output=classifier.output,
     )

@@ -71,7 +71,8 @@ class ModelFile:
         layout: `NCHW` or `NHWC`.
         batch: images per call; null where it is open.
         pixels: type of the input.
-        output: `logits`, or `probabilities`, whose logarithms are taken for logits.
+        output: `logits`; `probabilities` or `percentages`, whose logarithms are taken for logits; or `scores` in
+            [0, 1] that do not sum to 1, of whose confidence nothing is told.
     """
 
     file: str
@@ -81,7 +82,7 @@ class ModelFile:
     layout: Annotated[str, OneOf("NCHW", "NHWC")]
     batch: Positive | None
     pixels: str
-    output: Annotated[str, OneOf("logits", "probabilities")]
+    output: Annotated[str, OneOf("logits", "probabilities", "percentages", "scores")]
 
 
 def hardware(threads: int, sums: str | None = None) -> Hardware:

@@ -130,7 +130,7 @@ def test_sessions_in_processes_say_the_same(
     own = classifier_graph(tmp_path / "own.onnx")
     foreign = ForeignClassifier(classifier_graph(tmp_path / "softmax.onnx", softmax=True), 2)
     foreign.examine(split.read(slice(None)).float() / 255, 3)
-    assert foreign.probabilities
+    assert foreign.output == "probabilities"
     asked = {"own": OnnxClassifier(own, 2), "foreign": foreign}
     done: list[int] = []
     alone = predict(asked, split, condition, table="cifar-c", seed=0)

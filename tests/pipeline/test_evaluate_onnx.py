@@ -124,7 +124,7 @@ def test_probabilities_become_logits_with_the_same_margins(tmp_path: Path) -> No
     soft = ForeignClassifier(graph(tmp_path / "b.onnx", softmax=True), 1)
     for classifier in (plain, soft):
         classifier.examine(images, 3)
-    assert (plain.probabilities, soft.probabilities) == (False, True)
+    assert (plain.output, soft.output) == ("logits", "probabilities")
     assert torch.allclose(soft(images).softmax(1), plain(images).softmax(1), atol=1e-6)
     wanted, got = (c(images).topk(2).values for c in (plain, soft))
     # The second probability is at least e^-15 here, so float32 keeps its logarithm to 1e-4.
@@ -137,11 +137,19 @@ def test_rounded_probabilities_are_told_from_logits(tmp_path: Path) -> None:
     uneven = torch.tensor([[0.4, 0.3, 0.3], [0.9, 0.07, 0.03]])
     exact, rounded = uneven.numpy(), (256 * uneven).round().numpy() / 256
     rounded[1, 0] += 1 / 256
-    for output, expected in ((exact, True), (rounded, True), (exact * 1.01, False), (rounded + 4 / 256, False)):
-        classifier.probabilities = False
+    for output, expected in (
+        (exact, "probabilities"),
+        (rounded, "probabilities"),
+        (100 * exact, "percentages"),
+        (exact * 1.01, "scores"),
+        (rounded + 4 / 256, "scores"),
+        (exact * 1.2, "logits"),
+        (exact - 0.5, "logits"),
+    ):
+        classifier.output = "logits"
         classifier._run = lambda *_, output=output: output  # type: ignore[method-assign]
         classifier.examine(images, 3)
-        assert classifier.probabilities is expected
+        assert classifier.output == expected
 
 
 def test_evaluation_of_two_files(data: str, tmp_path: Path) -> None:
