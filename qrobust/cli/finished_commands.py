@@ -75,8 +75,14 @@ def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, overwri
     python deployed/infer.py photo.jpg
     """
     from qrobust.pipeline.deploy import deploy as write
+    from qrobust.pipeline.run_folder import RunFolder
+    from qrobust.record import read_record
+    from qrobust.report.recommendation import refusal
+    from qrobust.report.verdict import NAMES
 
     manifest = write(run_folder, out, graph=graph, camera=camera, overwrite=overwrite)
+    if refused := refusal(read_record(RunFolder(run_folder).record), manifest.name, NAMES):
+        echo(f"warning: {refused}", err=True)
     echo(f"{out / manifest.graph}: for {manifest.target}, onnxruntime {manifest.onnxruntime.at_least} or newer")
     if manifest.camera:
         echo(f"{out / manifest.camera}: the same for frames, uint8 RGB (N, H, W, 3) of any size")

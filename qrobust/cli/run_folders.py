@@ -273,7 +273,7 @@ def beginning(sentences: list[str]) -> list[str]:
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     lines: list[str] = []
     for sentence in sentences:
-        more = textwrap.wrap(sentence, width)
+        more = textwrap.wrap(sentence, width, break_on_hyphens=False)  # an option stays whole
         if lines and len(lines) + len(more) > VERDICT_LINES:
             break
         lines += more

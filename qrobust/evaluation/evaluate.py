@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ class Evaluation:
         attacks: the record's `attacks`.
     """
 
-    predictions: ConditionPredictions
-    labels: np.ndarray
-    indices: np.ndarray
+    predictions: ConditionPredictions = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    indices: np.ndarray = field(repr=False)
     of: int
     class_names: tuple[str, ...]
     severity_table: str

@@ -24,11 +24,9 @@ graph" has the keys `float`, `int8` and, once a calibrator was exported, `compen
 `X_pp` has its 95 % interval in `X_interval_pp`. Every key is always there; what was not measured is null.
 
 ```python
-from pathlib import Path
+import qrobust
 
-from qrobust.record import read_record
-
-record = read_record(Path("runs/one/record.json"))  # also of schema qrobust.run/1
+record = qrobust.read_record("runs/one/record.json")  # also of schema qrobust.run/1
 print(record.summary.clean_accuracy["int8"], [row.gain_pp for row in record.rows])
 ```
 

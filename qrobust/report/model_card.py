@@ -11,6 +11,7 @@ from qrobust.report.classes import evenness, recall_note, recall_table
 from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.figures import bounds, percent, points
 from qrobust.report.markdown import table
+from qrobust.report.recommendation import refusal
 from qrobust.report.verdict import (
     NAMES,
     float_operators,
@@ -205,7 +206,8 @@ def _unseen(record: Record, remedy: Remedy) -> str:
 
 
 def _limits(record: Record, graph: str, remedy: Remedy | None) -> list[str]:
-    limits = [
+    limits = [f"- {markdown(sentence)}" for sentence in [refusal(record, graph, NAMES)] if sentence]
+    limits += [
         "- Accuracy holds for images like those it was measured on. A shift that is not in the record is not known.",
         "- No robustness against attacks is claimed. The record has the figures of those that were tried.",
     ]

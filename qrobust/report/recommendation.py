@@ -38,13 +38,23 @@ def recommendation_sentences(record: Record, names: Mapping[str, str]) -> list[s
         return [_unknown(record)]
     shown = found.chosen or "int8"
     told = [_shipped(record, effects, shown, names) if found.graph else _nothing(record, effects, shown, names)]
-    for candidate in found.candidates:
-        if candidate.refused and candidate.graph != shown:
-            told.append(
-                f"{names[candidate.graph]} is not recommended: "
-                f"{'; '.join(_why(record, effects, candidate.graph, reason) for reason in candidate.refused)}."
-            )
-    return told
+    told += [refusal(record, found.graph, names) for found in found.candidates if found.graph != shown]
+    return [sentence for sentence in told if sentence]
+
+
+def refusal(record: Record, graph: str, names: Mapping[str, str]) -> str:
+    """Why a graph is not recommended, in a sentence; empty where that was not asked, or nothing speaks against it.
+
+    Args:
+        record: of a run.
+        graph: its name.
+        names: graphs to what they are called.
+    """
+    if not (record.recommendation and record.effects):
+        return ""
+    reasons = record.recommendation.refusals(graph)
+    told = "; ".join(_why(record, record.effects, graph, reason) for reason in reasons)
+    return f"{names[graph]} is not recommended: {told}." if told else ""
 
 
 def _unknown(record: Record) -> str:
@@ -70,7 +80,8 @@ def _nothing(record: Record, effects: Effects, graph: str, names: Mapping[str, s
     if reasons == (UNDECIDED,):
         found = _effect(effects, graph)
         otherwise = "INT8 as it is" if graph == "int8" else _praise(record, effects, found, names)
-        return f"Undecided: {_why(record, effects, graph, UNDECIDED)}. With --accept-undecided: ship {otherwise}."
+        why = _undecided(record, found, names[graph])
+        return f"Undecided: {why}. With `qrobust report RUN --accept-undecided`: ship {otherwise}."
     told = "; ".join(_why(record, effects, graph, reason) for reason in reasons)
     return f"Nothing is recommended. {names[graph]}: {told}."
 
@@ -110,11 +121,12 @@ def measure_name(record: Record) -> str:
 def _why(record: Record, effects: Effects, graph: str, reason: str) -> str:
     """One reason why a graph is not recommended."""
     found, row = _effect(effects, graph), _remedy(record, graph)
+    if reason == UNDECIDED:
+        return f"{_undecided(record, found, 'it')} is undecided"
     steps = row.provenance.steps if row and row.provenance else None
     validation, test = found.validation, found.test
     told = {
         HARM: f"harms {_classes(record, found.classes.harm, len(found.classes.harm))} on test images",
-        UNDECIDED: _undecided(record, found),
         NO_GAIN: f"gains {points(validation.gain_pp, validation.gain_interval_pp)} on validation images",
         CLEAN_COST: f"costs {points(validation.clean_cost_pp)} on clean validation images, more than half a point",
         CONTRADICTED: (
@@ -151,23 +163,26 @@ def _lowered(record: Record, graph: str) -> str:
     return f"its confidence is worth less than INT8's ({'; '.join(lost)})"
 
 
-def _undecided(record: Record, found: GraphEffect) -> str:
-    what = f"whether it harms {_classes(record, found.classes.undecided, found.classes.n_undecided)}"
-    worst = found.classes.undecided[0]
+def _undecided(record: Record, found: GraphEffect, what: str) -> str:
+    """What is undecided of a graph: the class that is nearest to harm, and how many others there are."""
+    worst, others = found.classes.undecided[0], found.classes.n_undecided - 1
     enough = f"about {worst.needed:,}" if worst.needed else "more than a million"
-    name = class_name(record.class_names, worst.class_index)
-    return f"{what} is undecided: {worst.n} images of class {name}, {enough} needed"
+    more = f" and {others} more" if others else ""
+    return f"whether {what} harms {_class(record, worst, f', {enough} needed')}{more}"
 
 
 def _classes(record: Record, effects: tuple[ClassEffect, ...], count: int) -> str:
     """The first classes, with what becomes of each."""
-    told = [
-        f"class {class_name(record.class_names, one.class_index)} {WHERE[one.where]} "
-        f"({points(one.difference_pp, one.interval_pp)}, n = {one.n})"
-        for one in effects[:NAMED]
-    ]
+    told = [_class(record, one) for one in effects[:NAMED]]
     more = f" and {count - len(told)} more" if count > len(told) else ""
     return f"{', '.join(told)}{more}"
+
+
+def _class(record: Record, one: ClassEffect, needed: str = "") -> str:
+    return (
+        f"class {class_name(record.class_names, one.class_index)} {WHERE[one.where]} "
+        f"({points(one.difference_pp, one.interval_pp)}, n = {one.n}{needed})"
+    )
 
 
 def _effect(effects: Effects, graph: str) -> GraphEffect:

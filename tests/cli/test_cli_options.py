@@ -349,6 +349,11 @@ def test_the_end_of_a_run_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(beginning(["word " * 300])) > VERDICT_LINES
 
 
+def test_an_option_at_the_end_of_a_line_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert beginning(["word " * 10 + "--accept-undecided"])[1] == "--accept-undecided"
+
+
 # What options reach
 
 

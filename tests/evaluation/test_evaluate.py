@@ -117,6 +117,10 @@ def test_own_images_keep_their_pixels_and_order() -> None:
     assert as_split((changed, split.labels)).identity() != as_split((images, split.labels)).identity()
 
 
+def test_what_is_printed_holds_no_arrays() -> None:
+    assert "array(" not in repr(evaluate({"a": always_dark}, flat(), [("fog", 3)]))
+
+
 def test_nothing_is_written_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     choices = AttackConfig(epsilons=(2 / 255,), images=5, steps=2)

@@ -26,7 +26,8 @@ from qrobust.evaluation.kept import CLEAN
 from qrobust.pipeline import deploy as stage
 from qrobust.pipeline.deploy import LEAST_ONNXRUNTIME, deploy
 from qrobust.quantization.target import TARGETS
-from qrobust.record import Manifest, from_json
+from qrobust.record import Manifest, from_json, read_record
+from qrobust.record.recommendation import FEW_STEPS
 from qrobust.storage import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,15 @@ def test_nothing_is_left_of_what_fails(finished_run: Path, tmp_path: Path, monke
     result = qrobust("deploy", finished_run, "--out", tmp_path / "out")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1), result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_is_not_recommended_is_deployed_with_a_warning(finished_run: Path, tmp_path: Path) -> None:
+    refusals = read_record(finished_run / "record.json").recommendation
+    assert refusals is not None
+    assert FEW_STEPS in refusals.refusals("compensated"), "the fixture's calibrator learned from a few steps"
+    result = qrobust("deploy", finished_run, "--out", tmp_path / "out")
+    assert result.stderr.startswith("warning: INT8 + calibrator is not recommended: ")
+    assert result.stderr.removeprefix("warning: ").strip() in (tmp_path / "out" / "model-card.md").read_text()
 
 
 def test_a_graph_other_than_was_measured_is_not_deployed(finished_run: Path, tmp_path: Path) -> None:

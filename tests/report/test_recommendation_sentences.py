@@ -101,9 +101,19 @@ def test_what_test_images_contradict_is_said_first(reason: str, said: str) -> No
 
 def test_undecided_is_said_first_with_what_would_decide() -> None:
     first = verdict(record(None, "undecided"))[0]
-    assert first.startswith("Undecided: whether it harms class 2 under shift")
-    assert "and 2 more is undecided: 12 images of class 2, about 340 needed" in first
-    assert "With --accept-undecided: ship INT8 + calibrator" in first
+    harm = "class 2 under shift (-25.0 points [-44.0, -6.0], n = 12, about 340 needed) and 2 more"
+    assert first.startswith(f"Undecided: whether INT8 + calibrator harms {harm}. ")
+    assert "With `qrobust report RUN --accept-undecided`: ship INT8 + calibrator" in first
+
+
+def test_a_reason_is_said_where_no_class_is_undecided() -> None:
+    of = record("int8", "slow", chosen=None)
+    assert of.effects is not None
+    decided = ClassEffects(harm=(), undecided=(), n_undecided=0, n_no_harm=20)
+    effects = replace(of.effects, graphs=tuple(replace(graph, classes=decided) for graph in of.effects.graphs))
+    assert verdict(replace(of, effects=effects))[1] == (
+        "INT8 + calibrator is not recommended: takes as long as float: INT8's speed is used up."
+    )
 
 
 @pytest.mark.parametrize(
