@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,16 @@ def test_wrong_arguments_are_value_errors_that_name_them() -> None:
             qrobust.register_shift(name, lambda images, *_: images)
     with pytest.raises(InputError, match=r"^strengths: expected 5, one per severity, got 1"):
         qrobust.register_shift("mine", lambda images, *_: images, strengths=(1.0,))
+
+
+def test_a_script_beside_a_clone_finds_the_package(tmp_path: Path) -> None:
+    """An editable install is a path: setuptools' finder comes after the folder `qrobust` beside the script."""
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "qrobust", tmp_path / "qrobust", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, "built"], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "built").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".pth"))
+    assert Path(path.strip()).samefile(tmp_path)
