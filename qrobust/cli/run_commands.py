@@ -266,8 +266,9 @@ def compensate(
         _compensate_file(run_folder, out, resume=resume, overwrite=overwrite, workers=workers, **options)
         return
     others = {name: options.pop(name) for name in OF_FILE if name in options}
-    for name, value in ({"out": out, "resume": resume, "overwrite": overwrite} | others).items():
-        if value not in (None, False):
+    own = {"out": out, "resume": resume or None, "overwrite": overwrite or None, "workers": workers - 1 or None}
+    for name, value in (own | others | {"anyway": others["anyway"] or None}).items():
+        if value is not None:
             raise InputError(f"{name}: expected with FILE.onnx only, {run_folder} is a run, which has its own")
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")

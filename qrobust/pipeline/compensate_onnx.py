@@ -14,6 +14,7 @@ from torch import fx, nn
 import qrobust
 from qrobust.classifier import Compensated, Normalization, Signalling, count_macs
 from qrobust.compensation.fit import candidates
+from qrobust.compensation.pace import expected_seconds
 from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import ForeignClassifier, OnnxClassifier
 from qrobust.deployment.deploy import open_on_target, session_options
@@ -58,7 +59,7 @@ from qrobust.record import (
     SplitSummary,
     taken,
 )
-from qrobust.report.start import accuracy_sentence
+from qrobust.report.start import accuracy_sentence, time_lines
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import TRIED_IMAGES, expand
 from qrobust.storage import replacement, scratch
@@ -209,6 +210,18 @@ def prepare_file(run: FileRun, *, anyway: bool = False) -> None:
     run.reporter.say(told)
     check_above_chance(run, start, told, anyway=anyway)
     run.config = replace(run.config, calibrator=replace(run.config.calibrator, branches=_branches(run)))
+    expected, _ = expected_seconds(
+        run.fake_quantized,
+        run.model,
+        run.deploy(run.fake_quantized),
+        training_data(run),
+        len(run.data.validation),
+        run.config.calibrator,
+        seed=run.config.seed,
+        device=run.device,
+    )
+    for line in time_lines(expected):
+        run.reporter.say(line)
 
 
 def _refuse_other_bytes(run: FileRun) -> None:

@@ -11,12 +11,18 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from quantized_files import KINDS, SIZE, float_file, quantized_file
 
+from qrobust.classifier import Normalization, NormalizedModel
+from qrobust.deployment.export import export
 from qrobust.deployment.session import open_session
 from qrobust.errors import InputError
 from qrobust.models.onnx_import.file import read_onnx
 from qrobust.models.onnx_import.integers import Quantize
 from qrobust.models.onnx_import.network import as_network
 from qrobust.models.registry import find_model
+from qrobust.models.resnet import SmallResNet
+from qrobust.quantization.ptq import build, observe
+from qrobust.quantization.recipe import Recipe
+from qrobust.quantization.target import TARGETS
 
 
 def one_node(path: Path, *nodes: onnx.NodeProto, constants: dict[str, np.ndarray], opset: int = 17) -> Path:
@@ -79,16 +85,59 @@ def test_weights_may_be_quantized_in_the_graph_along_an_axis(tmp_path: Path) -> 
     np.testing.assert_array_equal(found.weight.numpy(), wanted)
 
 
-def test_activations_with_a_scale_per_channel_are_refused_by_name(tmp_path: Path) -> None:
-    grid = {"s": np.full(3, 0.5, np.float32), "z": np.zeros(3, np.int8)}
-    path = one_node(
-        tmp_path / "a.onnx",
+def per_channel(path: Path, zero: list[int]) -> Path:
+    grid = {"s": np.array([0.5, 0.25, 1.5], np.float32), "z": np.array(zero, np.int8)}
+    return one_node(
+        path,
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "input_quantizer"),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
         constants=grid,
     )
-    with pytest.raises(InputError, match="QuantizeLinear 'input_quantizer' of what the image changes, with a scale"):
+
+
+def test_activations_may_have_a_scale_per_channel(tmp_path: Path) -> None:
+    path = per_channel(tmp_path / "a.onnx", [0, 0, 0])
+    images = 60 * torch.randn((5, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    (wanted,) = open_session(path, 1, level="none").run(None, {"x": images.numpy()})
+    assert torch.equal(as_network(read_onnx(path))(images), torch.from_numpy(wanted))
+
+
+def test_activations_with_a_zero_point_per_channel_are_refused_by_name(tmp_path: Path) -> None:
+    path = per_channel(tmp_path / "a.onnx", [0, 1, 2])
+    with pytest.raises(InputError, match="QuantizeLinear 'input_quantizer' of what the image changes, with a zero"):
         as_network(read_onnx(path))
+
+
+@pytest.mark.parametrize(
+    ("bits", "target", "storage"),
+    [("w8a8", "x86-vnni", "int8"), ("w8a8", "arm64", "int8"), ("w4a4", "x86-vnni", "int4")],
+)
+def test_a_graph_of_qrobusts_becomes_the_model_that_it_was_made_of(
+    bits: str, target: str, storage: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = SmallResNet(8, 3, 4)
+    model = NormalizedModel(network, Normalization((0.5,) * 3, (0.25,) * 3)).eval()
+    images, recipe = torch.rand((16, 3, SIZE, SIZE)), Recipe(bits)
+    fake_quantized = build(observe(model, [images], recipe), TARGETS[target], recipe)
+    export(fake_quantized, tmp_path / "a.onnx", SIZE, storage=storage)
+    with torch.inference_mode():
+        assert torch.equal(as_network(read_onnx(tmp_path / "a.onnx"))(images), fake_quantized(images))
+
+
+def test_a_softmax_behind_which_numbers_are_rounded_is_left_out(tmp_path: Path) -> None:
+    path = quantized_file(tmp_path / "a.onnx")
+    images = torch.randn((4, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    wanted = as_network(read_onnx(path))(images)
+    model = onnx.load(path)
+    for name, value in {"p_scale": np.array(1 / 256, np.float32), "p_zero": np.array(0, np.uint8)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    model.graph.node.append(helper.make_node("Softmax", ["logits"], ["p"]))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["p", "p_scale", "p_zero"], ["p_levels"]))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["p_levels", "p_scale", "p_zero"], ["rounded"]))
+    model.graph.output[0].name = "rounded"
+    onnx.save(model, path)
+    assert torch.equal(as_network(read_onnx(path))(images), wanted)
 
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path: Path) -> None:

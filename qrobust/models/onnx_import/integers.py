@@ -106,10 +106,11 @@ def _along(numbers: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
     return numbers.reshape(shape)
 
 
-def _one(numbers: torch.Tensor) -> float:
-    if numbers.numel() != 1:
-        raise UnsupportedError("of what the image changes, with a scale per channel,")
-    return float(numbers)
+def _level(zero: torch.Tensor) -> int:
+    """Of what the image changes, one zero point for all channels."""
+    if bool((zero != zero.flatten()[0]).any()):
+        raise UnsupportedError("of what the image changes, with a zero point per channel,")
+    return int(zero.flatten()[0])
 
 
 def _scale(site: Site, place: int) -> torch.Tensor:
@@ -124,14 +125,19 @@ def _quantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, ax
         raise UnsupportedError(f"to integers of type {str(zero.dtype).removeprefix('torch.')}")
     limits = torch.iinfo(zero.dtype)
     if x.node is not None:
-        return site.builder.call(Quantize(_one(scale), int(_one(zero)), limits.min, limits.max), x)
+        if scale.numel() > 1:
+            x, scale = site.builder.apply(torch.div, x, constant(_along(scale, axis, len(x.shape)))), torch.ones(1)
+        return site.builder.call(Quantize(float(scale), _level(zero), limits.min, limits.max), x)
     s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
     return site.builder.apply(lambda v: (torch.round(v / s) + z).clamp(limits.min, limits.max), x)
 
 
 def _dequantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, axis: int) -> Value:
     if x.node is not None:
-        return site.builder.call(Dequantize(_one(scale), int(_one(zero))), x)
+        if scale.numel() == 1:
+            return site.builder.call(Dequantize(float(scale), _level(zero)), x)
+        found = site.builder.call(Dequantize(1.0, _level(zero)), x)
+        return site.builder.apply(torch.mul, found, constant(_along(scale, axis, len(x.shape))))
     s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
     return site.builder.apply(lambda v: (v.float() - z) * s, x)
 

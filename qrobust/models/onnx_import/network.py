@@ -20,6 +20,8 @@ from qrobust.models.onnx_import.values import BATCHES, Builder, UnsupportedError
 RULES: dict[str, shapes.Rule] = {**layers.RULES, **elementwise.RULES, **shapes.RULES, **integers.RULES}
 # They may become nothing, and then another operator's value would bear their name.
 MOVING = ("Identity", "Dropout", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Pad")
+# They change nothing at the end of a file.
+PASSING = ("Identity", "Cast")
 # Of images that a file leaves open.
 USUAL_SIZE = 224
 
@@ -87,17 +89,23 @@ def _ending(file: OnnxFile) -> Ending:
     makers = {value: operator for operator in file.operators for value in operator.outputs}
     kinds, outputs = {}, {}
     for output in file.outputs:
-        value, maker = output, makers.get(output)
-        for _ in file.operators:  # not more often, where they lead in a circle
-            if maker is None or maker.kind not in ("Identity", "Cast"):
-                break
-            value = maker.inputs[0]
-            maker = makers.get(value)
+        outputs[output], _ = _before(output, makers, PASSING)
+        _, maker = _before(output, makers, (*PASSING, "QuantizeLinear", "DequantizeLinear"))
         if maker is not None and maker.kind in ("Softmax", "Sigmoid"):
             kinds[output] = maker.kind.lower()
-            value = maker.inputs[0]
-        outputs[output] = value
+            outputs[output] = maker.inputs[0]
     return Ending(kinds, outputs)
+
+
+def _before(value: str, makers: Mapping[str, Operator], passing: Sequence[str]) -> tuple[str, Operator | None]:
+    """What a value is before operators of some kinds, and the operator that makes that."""
+    maker = makers.get(value)
+    for _ in makers:  # not more often, where they lead in a circle
+        if maker is None or maker.kind not in passing:
+            break
+        value = maker.inputs[0]
+        maker = makers.get(value)
+    return value, maker
 
 
 def _needed(operators: Sequence[Operator], outputs: Iterable[str]) -> list[Operator]:

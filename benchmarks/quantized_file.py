@@ -1,0 +1,166 @@
+"""A calibrator in front of a file that `quantize_static` made, against one that was trained with the float parent.
+
+    python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS --normalization imagenet --work WORK
+
+onnxruntime's `quantize_static` quantizes a ResNet-20 (QDQ, U8S8, per channel). `qrobust compensate` puts a calibrator
+in front of that file, which is all that it is given. `qrobust run` quantizes the float network and trains a
+calibrator with it as the teacher. Both learn from random operations alone, as many steps, and are measured under the
+19 corruptions at severity 5 on the same test images. What is done in WORK is kept. `results/quantized_file.json`
+holds both gains.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+RESULTS = Path(__file__).parent / "results"
+SEED, CALIBRATION_IMAGES, BATCH, SIZE = 0, 256, 32, 32
+
+
+def quantize(data: str, weights: Path, normalization: str, path: Path) -> None:
+    """The network, exported in float and quantized by onnxruntime's own tool, on images of the calibration split."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    from qrobust.data.loading import open_data
+    from qrobust.deployment.export import export
+    from qrobust.models.loading import load_model
+    from qrobust.models.registry import find_model
+    from qrobust.preprocessing import Preprocessing
+    from qrobust.shifts.filters import to_unit
+
+    opened = open_data(data, seed=SEED, calibration_images=CALIBRATION_IMAGES)
+    opened = opened.prepared(Preprocessing(size=SIZE, crop_ratio=1.0))
+    model = load_model(
+        find_model("resnet20"),
+        classes=len(opened.class_names),
+        image_size=SIZE,
+        weights=weights,
+        pretrained=False,
+        normalization=normalization,
+        seed=SEED,
+    )
+    source = path.with_suffix(".float.onnx")
+    export(model.network, source, SIZE)
+
+    left = [model.normalization(to_unit(images)).numpy() for images, _ in opened.calibration.batches(BATCH)]
+
+    class Images(CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:
+            return {"images": left.pop()} if left else None
+
+    quantize_static(
+        source,
+        path,
+        Images(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def gain_of_file(out: Path) -> dict[str, Any]:
+    """What the record of a file says."""
+    from qrobust.record import read_evaluation, to_json
+
+    found = read_evaluation(out / "record.json")
+    versus, s = found.summary.versus["compensated"], found.summary
+    assert found.compensation is not None
+    assert versus.shift_quantization_drop_pp is not None
+    assert versus.shift_quantization_drop_interval_pp is not None
+    low, high = versus.shift_quantization_drop_interval_pp
+    return {
+        "n": s.n_test,
+        "conditions": s.n_conditions,
+        "clean_accuracy": s.clean_accuracy,
+        "shift_accuracy": s.shift_accuracy,
+        "gain_pp": -versus.shift_quantization_drop_pp,
+        "gain_interval_pp": [-high, -low],
+        "clean_cost_pp": versus.quantization_drop_pp,
+        "clean_cost_interval_pp": versus.quantization_drop_interval_pp,
+        "latency_ms": to_json(found.latency_ms),
+        "compensation": to_json(found.compensation),
+    }
+
+
+def gain_of_run(out: Path) -> dict[str, Any]:
+    """What the record of a run says."""
+    from qrobust.record import read_record, to_json
+
+    found = read_record(out / "record.json")
+    (row,) = (row for row in found.remedies if row.remedy == "compensated")
+    return {
+        "n": found.n_test,
+        "conditions": found.summary.n_conditions,
+        "clean_accuracy": found.summary.clean_accuracy,
+        "shift_accuracy": found.summary.shift_accuracy,
+        "gain_pp": row.gain_pp,
+        "gain_interval_pp": row.gain_interval_pp,
+        "clean_cost_pp": row.clean_cost_pp,
+        "clean_cost_interval_pp": row.clean_cost_interval_pp,
+        "latency_ms": to_json(found.summary.latency_ms),
+    }
+
+
+@click.command()
+@click.option("--data", required=True)
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--normalization", required=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the file and both runs.")
+@click.option("--steps", default=1500, show_default=True)
+@click.option("--test-images", default=2000, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(
+    data: str, weights: Path, normalization: str, work: Path, steps: int, test_images: int, threads: int
+) -> None:
+    """Quantize, compensate both ways, and keep the figures."""
+    from figures import git_commit
+
+    from qrobust.record import hardware, to_json, versions
+    from qrobust.storage import write_json
+
+    work.mkdir(parents=True, exist_ok=True)
+    file, of_file, of_run = work / "int8.onnx", work / "file", work / "run"
+    if not file.exists():
+        quantize(data, weights, normalization, file)
+    given = ["--data", data, "--normalization", normalization, "--steps", str(steps), "--seed", str(SEED)]
+    given += ["--test-images", str(test_images), "--shifts", "corruptions-19", "--severities", "5"]
+    given += ["--threads", str(threads)]
+    commands = {
+        of_file: ["compensate", str(file), *given],
+        of_run: ["run", "--model", "resnet20", "--weights", str(weights), "--attacks", "none", *given],
+    }
+    minutes = {}
+    for out, command in commands.items():
+        began = time.perf_counter()
+        if not (out / "record.json").exists():
+            again = ["--resume"] if out.exists() else []
+            subprocess.run([sys.executable, "-m", "qrobust", *command, *again, "--out", str(out)], check=True)
+        minutes[out.name] = (time.perf_counter() - began) / 60
+    found = {"file": gain_of_file(of_file), "float_parent": gain_of_run(of_run)}
+    write_json(
+        RESULTS / "quantized_file.json",
+        {
+            "what": "a calibrator in front of a file of quantize_static against one trained with the float parent",
+            "commit": git_commit(),
+            "command": "python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS "
+            f"--normalization {normalization} --work WORK --steps {steps} --test-images {test_images}",
+            "steps": steps,
+            "seed": SEED,
+            "minutes": minutes,
+            **found,
+            "difference_pp": found["float_parent"]["gain_pp"] - found["file"]["gain_pp"],
+            "versions": versions(),
+            "hardware": to_json(hardware(threads)),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
