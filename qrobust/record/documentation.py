@@ -62,7 +62,9 @@ below.
 
 `predictions/SHIFT-SEVERITY.npz`, from which every figure can be recomputed without inference: `shift`, `severity`,
 `label` and `index` (position in the data set) per image, and per graph `GRAPH.prediction`, `GRAPH.margin` (largest
-logit minus the second), `GRAPH.confidence` and `GRAPH.key` (changes with whatever they depend on).
+logit minus the second), `GRAPH.confidence` and `GRAPH.key` (changes with whatever they depend on). Rows are
+shuffled: of an `imagefolder`, `index` counts files sorted by path, class folder after class folder, from 0 in the
+folder that the split comes from.
 
 `attacks.npz`, from which `attacks` can be recomputed: `index` and `label` per image; per outcome `classifier`,
 `source`, `attack`, `kind`, `norm`, `epsilon`, `key` (changes with the graphs and whatever else it depends on) and
