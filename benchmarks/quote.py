@@ -16,6 +16,7 @@ from pathlib import Path
 from figures import ROOT, change, percent, record
 from quote_claims import CLAIMS
 from quote_compensation import COMPENSATION
+from quote_deploy import DEPLOY
 from quote_quantization import QUANTIZATION
 from quote_robustness import ROBUSTNESS
 from quote_shifts import SHIFTS
@@ -100,7 +101,7 @@ def facts() -> str:
 
 
 MAIN = (headline, shifts, facts)
-GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST)
+GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST, DEPLOY)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 
