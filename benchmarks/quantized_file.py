@@ -114,10 +114,18 @@ def gain_of_run(out: Path) -> dict[str, Any]:
 @click.option("--normalization", required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the file and both runs.")
 @click.option("--steps", default=1500, show_default=True)
-@click.option("--test-images", default=2000, show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--test-images", default=1000, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
-    data: str, weights: Path, normalization: str, work: Path, steps: int, test_images: int, threads: int
+    data: str,
+    weights: Path,
+    normalization: str,
+    work: Path,
+    steps: int,
+    batch_size: int,
+    test_images: int,
+    threads: int,
 ) -> None:
     """Quantize, compensate both ways, and keep the figures."""
     from figures import git_commit
@@ -130,6 +138,7 @@ def main(
     if not file.exists():
         quantize(data, weights, normalization, file)
     given = ["--data", data, "--normalization", normalization, "--steps", str(steps), "--seed", str(SEED)]
+    given += ["--batch-size", str(batch_size)]
     given += ["--test-images", str(test_images), "--shifts", "corruptions-19", "--severities", "5"]
     given += ["--threads", str(threads)]
     commands = {
@@ -150,8 +159,10 @@ def main(
             "what": "a calibrator in front of a file of quantize_static against one trained with the float parent",
             "commit": git_commit(),
             "command": "python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS "
-            f"--normalization {normalization} --work WORK --steps {steps} --test-images {test_images}",
+            f"--normalization {normalization} --work WORK --steps {steps} --batch-size {batch_size} "
+            f"--test-images {test_images}",
             "steps": steps,
+            "batch_size": batch_size,
             "seed": SEED,
             "minutes": minutes,
             **found,
