@@ -304,10 +304,11 @@ def _compensate_file(
     from qrobust.cli.file_commands import say_evaluation
     from qrobust.errors import InputError
     from qrobust.pipeline.compensate_onnx import compensate_file
+    from qrobust.report.imported import gain_sentence, recommended
 
     if out is None:
         raise InputError("out: expected a folder for what is made of an ONNX file, got none")
-    for name in (*ATTACK_OPTIONS, "accept_undecided"):
+    for name in ATTACK_OPTIONS:
         if options.pop(name) is not None:
             raise InputError(f"{name}: expected with a run only; `qrobust evaluate-onnx` attacks files")
     if options["model"] is not None:
@@ -315,6 +316,8 @@ def _compensate_file(
     opened = begin_or_resume_file(out, overwrite, resume, **options | {"model": str(file)})
     record = compensate_file(opened, resume=resume, workers=workers)
     say_evaluation(record)
+    for sentence in (gain_sentence(record), *recommended(record)):
+        echo(sentence)
     echo(f"Report: {opened.require_folder().html}")
 
 

@@ -189,6 +189,7 @@ def resumed(
         named=tuple(named),
         allow_code=allow_code,
         device=chosen.get("device"),
+        accept_undecided=chosen.get("accept_undecided"),
     )
     try:
         check_same_config(run, chosen)

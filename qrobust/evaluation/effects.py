@@ -160,7 +160,7 @@ def split_effect(after: Right, before: Right, primary: Primary, *, seed: int) ->
 def graph_effects(
     validation: Mapping[str, Right], test: Mapping[str, Right], primary: Primary, *, seed: int
 ) -> tuple[GraphEffect, ...]:
-    """What every graph but `float` does: `int8` against `float`, the others against `int8`.
+    """What every graph but `float` does: `int8` against `float` if that is there, the others against `int8`.
 
     Args:
         validation: per graph, on validation images.
@@ -171,6 +171,8 @@ def graph_effects(
     found = []
     for name in (name for name in test if name != "float"):
         reference = "float" if name == "int8" else "int8"
+        if reference not in test:
+            continue
         chosen, confirmed = (
             split_effect(split[name], split[reference], primary, seed=seed) for split in (validation, test)
         )

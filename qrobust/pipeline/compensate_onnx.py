@@ -31,11 +31,16 @@ from qrobust.deployment.imported import check_integers, origin_of
 from qrobust.deployment.parity import check_export, parity
 from qrobust.deployment.session import sums
 from qrobust.errors import ExportCheckError, InputError
+from qrobust.evaluation.evaluate import Evaluation
 from qrobust.evaluation.predictions import BATCH
+from qrobust.evaluation.recommendation import recommend
+from qrobust.evaluation.summary import remedy_gains
+from qrobust.evaluation.workers import processes
 from qrobust.models.onnx_import.integers import Dequantize, FakeQuantize, Quantize
 from qrobust.models.onnx_import.network import Origin
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.pipeline.compensate import compensate
+from qrobust.pipeline.evaluate import effects_of, target_images_of
 from qrobust.pipeline.evaluate_onnx import Choices, Opened, measure_opened, write_evaluation
 from qrobust.pipeline.export import PARITY_IMAGES
 from qrobust.pipeline.inputs import read_images, refuse_probabilities, try_own_shifts
@@ -56,12 +61,14 @@ from qrobust.record import (
     ImportResult,
     Macs,
     Parity,
+    Remedy,
     SplitSummary,
+    WeightChange,
     taken,
 )
 from qrobust.report.start import accuracy_sentence, time_lines
 from qrobust.shifts.filters import to_unit
-from qrobust.shifts.registry import TRIED_IMAGES, expand
+from qrobust.shifts.registry import TRIED_IMAGES, expand, with_mixture
 from qrobust.storage import replacement, scratch
 
 LEAVES = (Normalization, Quantize, Dequantize, FakeQuantize)
@@ -370,7 +377,7 @@ def evaluate_file(run: FileRun, *, workers: int = 1) -> EvaluationRecord:
     opened = Opened(paths, paths, classifiers, run.data.test, run.table, run.conditions, run.stored, sums())
     choices = _choices(run, paths)
     (folder.path / "predictions").mkdir(exist_ok=True)
-    record = measure_opened(
+    record, found = measure_opened(
         choices,
         run.config_with_code.as_json(),
         opened,
@@ -379,7 +386,7 @@ def evaluate_file(run: FileRun, *, workers: int = 1) -> EvaluationRecord:
         threads=config.threads,
         workers=workers,
     )
-    record = replace(record, compensation=_compensation(run))
+    record = replace(record, compensation=_compensation(run, record, found, classifiers, workers))
     write_evaluation(record, folder.path)
     return record
 
@@ -398,12 +405,27 @@ def _choices(run: FileRun, paths: dict[str, Path]) -> Choices:
     )
 
 
-def _compensation(run: FileRun) -> FileCompensation:
+def _compensation(
+    run: FileRun,
+    record: EvaluationRecord,
+    found: Evaluation,
+    classifiers: Mapping[str, ForeignClassifier],
+    workers: int,
+) -> FileCompensation:
+    """What was made of the file, what it gains, and whether to ship it."""
     folder = run.require_folder()
     imported = folder.need_result(ImportResult, "import", "compensate")
     made = folder.need_result(CompensationResult, "compensate", "compensate")
     exported = folder.need_result(ExportResult, "export", "compensate")
     whole = count_macs(run.model, run.data.image_size, run.model.channels)
+    with processes(workers) as by:
+        target = target_images_of(run, classifiers, by or 1)
+        effects = effects_of(run, found, classifiers, made.trained_on, by or 1)
+    remedy = _remedy(made, record, found)
+    recommendation = None
+    if effects and remedy:
+        accepting = run.config.evaluation.accept_undecided
+        recommendation = recommend(effects, [remedy], accept_undecided=accepting, confidence=record.confidence)
     return FileCompensation(
         file=imported.file,
         calibrator=taken(Compensation, made),
@@ -411,4 +433,36 @@ def _compensation(run: FileRun) -> FileCompensation:
         macs=Macs(classifier=whole, calibrator=made.macs.calibrator, calibrator_share=made.macs.calibrator / whole),
         audit=exported.audit,
         parity=exported.parity["compensated"],
+        remedy=remedy,
+        target_images=target,
+        effects=effects,
+        recommendation=recommendation,
+    )
+
+
+def _remedy(made: CompensationResult, record: EvaluationRecord, found: Evaluation) -> Remedy | None:
+    """The calibrator as a remedy of a run is told of, without what a float graph would say of it.
+
+    None where nothing but clean images was rendered.
+    """
+    seen = {"compensated": with_mixture(made.trained_on)}
+    gains = remedy_gains(found.predictions, found.labels, seed=found.seed, seen=seen)
+    if not gains:
+        return None
+    latency = record.latency_ms or {}
+    return taken(
+        Remedy,
+        gains[0],
+        runtime="onnxruntime",
+        macs=made.macs.calibrator,
+        trained_on=made.trained_on,
+        provenance=made.provenance,
+        training_s=made.duration_s,
+        diverged=made.training.diverged,
+        rising=made.training.rising,
+        classifier_hash=made.classifier_hash,
+        latency_ratio=latency["compensated"].over(latency["int8"]) if latency else None,
+        size_bytes=record.models["compensated"].size_bytes,
+        weight_change=WeightChange(relative_change=0.0, integers_changed=0.0),
+        validation=made.validation,
     )

@@ -193,7 +193,7 @@ def _result(
     seen = {name: (*shifts, *by_classifier) for name, shifts in learned.items()}
     gains = remedy_gains(*figures, seed=found.seed, seen=seen)
     gains += _in_torch(run, found, by_classifier) if in_torch else []
-    target_images, cache = _target_images(run, classifiers, workers), _cache(run, classifiers)
+    target_images, cache = target_images_of(run, classifiers, workers), _cache(run, classifiers)
     times = times_of(classifiers, run.data.image_size)
     return EvaluationResult(
         rows=tuple(
@@ -309,7 +309,7 @@ def _digests(run: Run, names: Collection[str]) -> dict[str, str]:
     return {name: sha256(run.require_folder().graph(name).read_bytes()).hexdigest() for name in names}
 
 
-def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: Workers) -> TargetImages | None:
+def target_images_of(run: Run, classifiers: Mapping[str, Classifier], workers: Workers) -> TargetImages | None:
     """What the graphs make of the test images of the target: accuracy where they have labels, else what is known."""
     spec, target_images = run.config.shifts.target_images, run.target_images
     if spec is None or target_images is None:
@@ -319,7 +319,7 @@ def _target_images(run: Run, classifiers: dict[str, OnnxClassifier], workers: Wo
 
 
 def _on_target(
-    run: Run, classifiers: dict[str, OnnxClassifier], split: Split, kept: str, workers: Workers
+    run: Run, classifiers: Mapping[str, Classifier], split: Split, kept: str, workers: Workers
 ) -> Evaluation:
     """What the graphs say of some target images, kept in a folder of that name."""
     cache = _cache(run, classifiers)
@@ -329,21 +329,36 @@ def _on_target(
 
 
 def _effects(run: Run, found: Evaluation, classifiers: dict[str, OnnxClassifier], workers: Workers) -> Effects | None:
-    """What each graph does, measured on validation images, too, under random operations.
-
-    They are of families that no remedy learned from, or where there are none, other draws; never what is measured.
-    None where nothing but clean images was measured, or target images that remedies learn from have no labels.
-    """
-    shifts, folder = run.config.shifts, run.require_folder()
-    target = None if shifts.train_on else run.target_images
-    rendered = [condition for condition in found.predictions if condition != CLEAN]
-    if (target and not target.labelled) or not (target or rendered):
-        return None
+    """`effects_of` all graphs of a run."""
+    folder = run.require_folder()
     made = [
         name for name in ("compensate", *REMEDIES) if {"compensate": "compensated"}.get(name, name) in classifiers
     ]
     qat = folder.need_result(QuantizationResult, "quantize", "quantize").quantization.qat
     learned = {*(qat.shifts if qat else ()), *(shift for name in made for shift in _trained_on(folder, name))}
+    return effects_of(run, found, classifiers, learned, workers)
+
+
+def effects_of(
+    run: Run, found: Evaluation, classifiers: Mapping[str, Classifier], learned: Collection[str], workers: Workers
+) -> Effects | None:
+    """What each graph does, measured on validation images, too, under random operations.
+
+    They are of families that no remedy learned from, or where there are none, other draws; never what is measured.
+    None where nothing but clean images was measured, or target images that remedies learn from have no labels.
+
+    Args:
+        run: of the graphs.
+        found: of them on test images.
+        classifiers: by name.
+        learned: names of the shifts that remedies and the classifier learned from.
+        workers: as for `evaluate`.
+    """
+    shifts = run.config.shifts
+    target = None if shifts.train_on else run.target_images
+    rendered = [condition for condition in found.predictions if condition != CLEAN]
+    if (target and not target.labelled) or not (target or rendered):
+        return None
     generic, withheld = recommendation_conditions(learned)
     conditions = [] if target else generic
     cache = _cache(run, classifiers)

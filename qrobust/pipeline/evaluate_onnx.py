@@ -210,7 +210,7 @@ def _evaluate(
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
     with _place_for(out, config, earlier) as place:
-        record = measure_opened(choices, config, opened, place, reporter, threads=threads, workers=workers)
+        record, _ = measure_opened(choices, config, opened, place, reporter, threads=threads, workers=workers)
     write_evaluation(record, place)
     promote(place)
     return record
@@ -225,7 +225,7 @@ def measure_opened(
     *,
     threads: int,
     workers: int = 1,
-) -> EvaluationRecord:
+) -> tuple[EvaluationRecord, Evaluation]:
     """Measure what was opened; predictions are kept in `place`, so that one that was killed goes on."""
     cache = Cache(
         place / "predictions",
@@ -256,7 +256,7 @@ def measure_opened(
         latency_ms=times_of(opened.classifiers, opened.split.source.image_size).latency_ms,
         footprint=footprints(opened.files, _shapes(opened), threads=threads),
     )
-    return _without_confidence(record, [n for n, c in opened.classifiers.items() if c.output == SCORES])
+    return _without_confidence(record, [n for n, c in opened.classifiers.items() if c.output == SCORES]), found
 
 
 def write_evaluation(record: EvaluationRecord, place: Path) -> None:

@@ -130,5 +130,5 @@ def check_same_config(run: Run, given: Mapping[str, object]) -> None:
     """
     kept = run.config.as_json()
     for key, value in given.items():
-        if key not in ("threads", "device") and kept.get(key) != value:
+        if key not in ("threads", "device", "accept_undecided") and kept.get(key) != value:
             raise InputError(f"{key}: expected {kept.get(key)!r}, with which the run was begun, got {value!r}")

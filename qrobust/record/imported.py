@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qrobust.record.compensation import Compensation, TrainingProvenance
+from qrobust.record.compensation import Compensation, Remedy, TrainingProvenance
 from qrobust.record.measurements import Macs
+from qrobust.record.other_images import TargetImages
 from qrobust.record.quantization import Audit, Parity
+from qrobust.record.recommendation import Effects, Recommendation
 from qrobust.record.stages import SplitSummary, StageResult
 from qrobust.record.units import Positive
 
@@ -62,6 +64,10 @@ class FileCompensation:
         macs: of both.
         audit: per graph, what onnxruntime runs on integers.
         parity: of the graph with the calibrator, torch against onnxruntime.
+        remedy: what it gains and costs on test images; null where nothing but clean images was rendered.
+        target_images: real images of the place of use (`--target-images DIR`), or null.
+        effects: what it does, on validation images, too; null where not measured.
+        recommendation: whether to ship it; null where not measured.
     """
 
     file: ImportedFile
@@ -70,3 +76,7 @@ class FileCompensation:
     macs: Macs
     audit: dict[str, Audit]
     parity: Parity
+    remedy: Remedy | None = None
+    target_images: TargetImages | None = None
+    effects: Effects | None = None
+    recommendation: Recommendation | None = None

@@ -17,7 +17,7 @@ from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import left_out_sentence
 from qrobust.report.figures import bounds, percent, points
 from qrobust.report.html import environment
-from qrobust.report.imported import file_sentences
+from qrobust.report.imported import file_sentences, recommended
 from qrobust.report.markdown import evaluation_table, sample, skipped_sentence
 from qrobust.report.plots import (
     Looks,
@@ -86,7 +86,7 @@ def _contents(record: EvaluationRecord, sets: list[str]) -> dict[str, str]:
 def _sentences(record: EvaluationRecord, names: dict[str, str]) -> list[str]:
     """What each file gains or loses against the first; of a single file its accuracies."""
     s, (reference, *others) = record.summary, names
-    told = []
+    told = recommended(record)
     if not others:
         clean = f"{percent(s.clean_accuracy[reference])} {bounds(s.clean_interval[reference])} right on clean images"
         interval = s.shift_interval[reference]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qrobust.record import EvaluationRecord, FileCompensation
-from qrobust.report.figures import percent
+from qrobust.report.figures import percent, points
+from qrobust.report.recommendation import Decided, recommendation_sentences
 
 
 def file_sentences(record: EvaluationRecord) -> list[str]:
@@ -14,6 +15,35 @@ def file_sentences(record: EvaluationRecord) -> list[str]:
     """
     found = record.compensation
     return [] if found is None else [_graphs(found), _learned(found), _validated(found)]
+
+
+def recommended(record: EvaluationRecord) -> list[str]:
+    """Whether to ship the calibrator, and why not."""
+    found = record.compensation
+    if found is None or found.recommendation is None:
+        return []
+    known = Decided(
+        recommendation=found.recommendation,
+        effects=found.effects,
+        remedies=(found.remedy,) if found.remedy else (),
+        target_images=found.target_images,
+        primary=record.primary,
+        confidence=record.confidence,
+        class_names=record.class_names,
+        accepting="`qrobust compensate FILE.onnx --resume --accept-undecided`",
+    )
+    return recommendation_sentences(known, {name: name for name in record.models})
+
+
+def gain_sentence(record: EvaluationRecord) -> str:
+    """What the calibrator gains under shift and costs on clean images, on test images."""
+    change = record.summary.versus["compensated"]
+    clean = points(change.quantization_drop_pp, change.quantization_drop_interval_pp)
+    drop, interval = change.shift_quantization_drop_pp, change.shift_quantization_drop_interval_pp
+    if drop is None or interval is None:
+        return f"The calibrator costs {clean} on clean images."
+    gain = points(0.0 - drop, (0.0 - interval[1], 0.0 - interval[0]))
+    return f"The calibrator gains {gain} under shift and costs {clean} on clean images."
 
 
 def _graphs(found: FileCompensation) -> str:
@@ -32,7 +62,7 @@ def _graphs(found: FileCompensation) -> str:
 
 def _learned(found: FileCompensation) -> str:
     parity, labels = found.file.parity, found.provenance is None or found.provenance.labels
-    teacher = "labels and what it says of clean images" if labels else "what the file says of clean images"
+    teacher = f"{'labels and ' if labels else ''}the file's own answers on clean images"
     return (
         f"No float network took part: the calibrator learned from {teacher}, on {found.calibrator.training_images:,} "
         f"training images under {', '.join(found.calibrator.trained_on)}. The file's integers, through which "

@@ -24,7 +24,7 @@ from qrobust.report.confidence import confidence_note, confidence_table
 from qrobust.report.corruption_sets import stored_tables
 from qrobust.report.data import duplicates_sentence, left_out_sentence
 from qrobust.report.figures import footprint_cells, percent, points
-from qrobust.report.imported import file_sentences
+from qrobust.report.imported import file_sentences, recommended
 from qrobust.report.verdict import (
     NAMES,
     comparison,
@@ -209,7 +209,7 @@ def evaluation_report(record: EvaluationRecord) -> str:
             *mce,
             sample(record.summary),
             "",
-            *(line for sentence in file_sentences(record) for line in _sentence(sentence)),
+            *(line for sentence in [*recommended(record), *file_sentences(record)] for line in _sentence(sentence)),
             *class_lines(record),
             *_skipped(record.skipped_images),
             *_sentence(left_out_sentence(record.left_out)),

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from qrobust.record import ClassEffect, Effects, GraphEffect, Record, Remedy
+from qrobust.record import (
+    ClassEffect,
+    Confidence,
+    Effects,
+    GraphEffect,
+    Recommendation,
+    Record,
+    Remedy,
+    TargetImages,
+)
 from qrobust.record.recommendation import (
     CLEAN_COST,
     CONFIDENCE,
@@ -26,11 +36,33 @@ NAMED = 3
 WHERE = {"clean": "on clean images", "shift": "under shift"}
 
 
-def recommendation_sentences(record: Record, names: Mapping[str, str]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What a recommendation is told of: a record of a run has it all.
+
+    Attributes:
+        recommendation, effects, remedies, target_images, primary, confidence, class_names: as in such a record.
+        accepting: the command that accepts what is undecided.
+    """
+
+    recommendation: Recommendation | None
+    effects: Effects | None
+    remedies: tuple[Remedy, ...]
+    target_images: TargetImages | None
+    primary: str
+    confidence: Confidence | None
+    class_names: tuple[str, ...]
+    accepting: str
+
+
+Told = Record | Decided
+
+
+def recommendation_sentences(record: Told, names: Mapping[str, str]) -> list[str]:
     """The recommendation first, then why other graphs are none.
 
     Args:
-        record: of a run with at least one remedy.
+        record: of a run with at least one remedy, or what it has of it.
         names: graphs to what they are called.
     """
     found, effects = record.recommendation, record.effects
@@ -42,7 +74,7 @@ def recommendation_sentences(record: Record, names: Mapping[str, str]) -> list[s
     return [sentence for sentence in told if sentence]
 
 
-def refusal(record: Record, graph: str, names: Mapping[str, str]) -> str:
+def refusal(record: Told, graph: str, names: Mapping[str, str]) -> str:
     """Why a graph is not recommended, in a sentence; empty where that was not asked, or nothing speaks against it.
 
     Args:
@@ -57,7 +89,7 @@ def refusal(record: Record, graph: str, names: Mapping[str, str]) -> str:
     return f"{names[graph]} is not recommended: {told}." if told else ""
 
 
-def _unknown(record: Record) -> str:
+def _unknown(record: Told) -> str:
     if record.target_images and not record.target_images.labelled:
         return "Which remedy to ship is not known: the target images have no labels."
     return (
@@ -66,14 +98,14 @@ def _unknown(record: Record) -> str:
     )
 
 
-def _shipped(record: Record, effects: Effects, graph: str, names: Mapping[str, str]) -> str:
-    found = _effect(effects, graph)
+def _shipped(record: Told, effects: Effects, graph: str, names: Mapping[str, str]) -> str:
     if graph == "int8":
         return "Ship the INT8 graph as it is: no remedy is better."
+    found = _effect(effects, graph)
     return f"Ship {_praise(record, effects, found, names)}: {_chosen(effects, found)}, confirmed on test images."
 
 
-def _nothing(record: Record, effects: Effects, graph: str, names: Mapping[str, str]) -> str:
+def _nothing(record: Told, effects: Effects, graph: str, names: Mapping[str, str]) -> str:
     """Why what validation images chose is not recommended; nothing is, for test images do not choose another."""
     assert record.recommendation is not None
     reasons = record.recommendation.refusals(graph)
@@ -81,7 +113,8 @@ def _nothing(record: Record, effects: Effects, graph: str, names: Mapping[str, s
         found = _effect(effects, graph)
         otherwise = "INT8 as it is" if graph == "int8" else _praise(record, effects, found, names)
         why = _undecided(record, found, names[graph])
-        return f"Undecided: {why}. With `qrobust report RUN --accept-undecided`: ship {otherwise}."
+        accepting = record.accepting if isinstance(record, Decided) else "`qrobust report RUN --accept-undecided`"
+        return f"Undecided: {why}. With {accepting}: ship {otherwise}."
     told = "; ".join(_why(record, effects, graph, reason) for reason in reasons)
     return f"Nothing is recommended. {names[graph]}: {told}."
 
@@ -97,7 +130,7 @@ def _chosen(effects: Effects, found: GraphEffect) -> str:
     return f"chosen on {found.validation.n} validation {where} ({gain})"
 
 
-def _praise(record: Record, effects: Effects, found: GraphEffect, names: Mapping[str, str]) -> str:
+def _praise(record: Told, effects: Effects, found: GraphEffect, names: Mapping[str, str]) -> str:
     row = _remedy(record, found.graph)
     times = f", {row.latency_ratio.batch_1:.2f} times the INT8 graph's time" if row and row.latency_ratio else ""
     where = "on the target images" if effects.target_images else "under shift"
@@ -108,17 +141,17 @@ def _praise(record: Record, effects: Effects, found: GraphEffect, names: Mapping
     )
 
 
-def _measure(record: Record) -> str:
+def _measure(record: Told) -> str:
     return {"accuracy": "accuracy", "balanced": "balanced accuracy"}.get(record.primary, record.primary)
 
 
-def measure_name(record: Record) -> str:
+def measure_name(record: Told) -> str:
     """The measure that decides, as a title begins."""
     name = _measure(record).replace(":", " of ")
     return name[0].upper() + name[1:]
 
 
-def _why(record: Record, effects: Effects, graph: str, reason: str) -> str:
+def _why(record: Told, effects: Effects, graph: str, reason: str) -> str:
     """One reason why a graph is not recommended."""
     found, row = _effect(effects, graph), _remedy(record, graph)
     if reason == UNDECIDED:
@@ -147,7 +180,7 @@ def _why(record: Record, effects: Effects, graph: str, reason: str) -> str:
     return told[reason]
 
 
-def _lowered(record: Record, graph: str) -> str:
+def _lowered(record: Told, graph: str) -> str:
     """What of its confidence is worth less than INT8's."""
     if record.confidence is None:
         return ""
@@ -163,7 +196,7 @@ def _lowered(record: Record, graph: str) -> str:
     return f"its confidence is worth less than INT8's ({'; '.join(lost)})"
 
 
-def _undecided(record: Record, found: GraphEffect, what: str) -> str:
+def _undecided(record: Told, found: GraphEffect, what: str) -> str:
     """What is undecided of a graph: the class that is nearest to harm, and how many others there are."""
     worst, others = found.classes.undecided[0], found.classes.n_undecided - 1
     enough = f"about {worst.needed:,}" if worst.needed else "more than a million"
@@ -171,14 +204,14 @@ def _undecided(record: Record, found: GraphEffect, what: str) -> str:
     return f"whether {what} harms {_class(record, worst, f', {enough} needed')}{more}"
 
 
-def _classes(record: Record, effects: tuple[ClassEffect, ...], count: int) -> str:
+def _classes(record: Told, effects: tuple[ClassEffect, ...], count: int) -> str:
     """The first classes, with what becomes of each."""
     told = [_class(record, one) for one in effects[:NAMED]]
     more = f" and {count - len(told)} more" if count > len(told) else ""
     return f"{', '.join(told)}{more}"
 
 
-def _class(record: Record, one: ClassEffect, needed: str = "") -> str:
+def _class(record: Told, one: ClassEffect, needed: str = "") -> str:
     return (
         f"class {class_name(record.class_names, one.class_index)} {WHERE[one.where]} "
         f"({points(one.difference_pp, one.interval_pp)}, n = {one.n}{needed})"
@@ -189,5 +222,5 @@ def _effect(effects: Effects, graph: str) -> GraphEffect:
     return next(found for found in effects.graphs if found.graph == graph)
 
 
-def _remedy(record: Record, graph: str) -> Remedy | None:
+def _remedy(record: Told, graph: str) -> Remedy | None:
     return next((row for row in record.remedies if row.remedy == graph), None)

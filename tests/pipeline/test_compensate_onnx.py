@@ -64,6 +64,19 @@ def test_both_are_measured_and_no_float_network_is_told_of(compensated: tuple[Pa
 
 
 @pytest.mark.slow  # trains and exports a calibrator
+def test_it_says_whether_to_ship_the_calibrator(compensated: tuple[Path, Path, str]) -> None:
+    _, out, output = compensated
+    told = "compensated is not recommended: was trained for 10 steps, too few to have learned"
+    assert told in output
+    for name in ("report.md", "report.html"):
+        assert told in (out / name).read_text()
+    found = read_evaluation(out / "record.json").compensation
+    assert found is not None
+    assert found.recommendation is not None
+    assert found.recommendation.graph == "int8"
+
+
+@pytest.mark.slow  # trains and exports a calibrator
 def test_what_is_done_is_kept_and_the_folder_can_be_checked(compensated: tuple[Path, Path, str]) -> None:
     path, out, _ = compensated
     kept = (out / "compensated.onnx").read_bytes()
