@@ -85,6 +85,28 @@ def test_weights_may_be_quantized_in_the_graph_along_an_axis(tmp_path: Path) -> 
     np.testing.assert_array_equal(found.weight.numpy(), wanted)
 
 
+def test_a_bias_in_float_is_rounded_as_onnxruntime_rounds_it(tmp_path: Path) -> None:
+    scales, bias = np.array([0.01, 0.02], np.float32), np.array([0.1234, -0.0567], np.float32)
+    grid = {"s": np.array(0.5, np.float32), "z": np.array(3, np.uint8)}
+    path = one_node(
+        tmp_path / "a.onnx",
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("Conv", ["d", "wd", "b"], ["y"]),
+        constants={
+            **grid,
+            "w": np.ones((2, 3, 1, 1), np.int8),
+            "ws": scales,
+            "wz": np.zeros(2, np.int8),
+            "b": bias,
+        },
+    )
+    (found,) = (m for m in as_network(read_onnx(path)).modules() if isinstance(m, torch.nn.Conv2d))
+    # 0.1234 is 24.68 steps of 0.5 * 0.01, -0.0567 is -5.67 steps of 0.5 * 0.02.
+    assert found.bias.tolist() == pytest.approx([25 * 0.005, -6 * 0.01])
+
+
 def per_channel(path: Path, zero: list[int]) -> Path:
     grid = {"s": np.array([0.5, 0.25, 1.5], np.float32), "z": np.array(zero, np.int8)}
     return one_node(

@@ -21,6 +21,7 @@ from qrobust.models.onnx_import.values import UnsupportedError, Value, constant
 # Integers that are read, and those that a QuantizeLinear may make.
 KINDS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32)
 ROUNDED = KINDS[:4]
+LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
 
 
 class _Round(torch.autograd.Function):
@@ -139,7 +140,9 @@ def _dequantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, 
         found = site.builder.call(Dequantize(1.0, _level(zero)), x)
         return site.builder.apply(torch.mul, found, constant(_along(scale, axis, len(x.shape))))
     s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
-    return site.builder.apply(lambda v: (v.float() - z) * s, x)
+    numbers = site.builder.apply(lambda v: (v.float() - z) * s, x)
+    site.builder.grids[numbers] = s
+    return numbers
 
 
 def _axis(site: Site) -> int:
@@ -216,6 +219,27 @@ def _of_one(rule: Callable[[Site], Value]) -> Callable[[Site], Value]:
     return on_integers
 
 
+def _with_integer_bias(rule: Callable[[Site], Value]) -> Callable[[Site], Value]:
+    """A layer of integers whose bias is stored in float: onnxruntime rounds it to the grid of its sums."""
+
+    def rounded(site: Site) -> Value:
+        grids = site.builder.grids
+        if not (site.has(2) and site.value(1) in grids and site.value(2).is_constant and site.value(2) not in grids):
+            return rule(site)
+        node, bias = site.value(0).node, site.value(2).samples[0].float()
+        layer = site.builder.root.get_submodule(str(node.target)) if node and node.op == "call_module" else None
+        if not isinstance(layer, Dequantize) or bias.numel() == 0:
+            return rule(site)
+        grid = (layer.scale * grids[site.value(1)]).flatten()
+        if grid.numel() not in (1, bias.numel()):
+            return rule(site)
+        steps = (bias.flatten() / grid).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
+        found = constant((steps * grid).reshape(bias.shape))
+        return rule(replace(site, inputs=[*site.inputs[:2], found]))
+
+    return rounded
+
+
 def concatenation(site: Site) -> Value:
     values = [_operand(site, place) for place in range(2, len(site.inputs), 3)]
     return _result(site, site.builder.apply(torch.cat, values, site.integer("axis", 0)), 0)
@@ -236,6 +260,8 @@ def fused(graph: fx.GraphModule) -> None:
 
 
 RULES: dict[str, Callable[[Site], Value]] = {
+    "Conv": _with_integer_bias(layers.convolution),
+    "Gemm": _with_integer_bias(layers.general_product),
     "QuantizeLinear": quantize,
     "DequantizeLinear": dequantize,
     "QLinearConv": convolution,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
@@ -75,6 +76,8 @@ class Builder:
         self.root, self.graph = nn.Module(), fx.Graph()
         self.images = Value(images, self.graph.placeholder("images"))
         self.scope = "graph"
+        # Scales of constants that were integers, as they are along the numbers.
+        self.grids: WeakKeyDictionary[Value, torch.Tensor] = WeakKeyDictionary()
         self._names: set[str] = set()
 
     def call(self, layer: nn.Module, value: Value) -> Value:
