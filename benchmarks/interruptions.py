@@ -11,6 +11,7 @@ what the folder then holds must be the old run to the byte, or the graphs and we
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -191,7 +192,7 @@ def note(
 
 def _plain(said: str) -> str:
     """What a command said, without the paths of this machine."""
-    return said.partition(";")[0].replace(tempfile.gettempdir(), "TMP")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/]+/", "", said.partition(";")[0])
 
 
 if __name__ == "__main__":
