@@ -241,23 +241,6 @@ def _with_proposals(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.
         handle.remove()
 
 
-def gate_loss(gate: torch.Tensor, is_shifted: torch.Tensor, gained: torch.Tensor | None = None) -> torch.Tensor:
-    """What teaches a gate to open where a correction helps, and to stay shut on clean images.
-
-    Args:
-        gate: its logits `(N, 1)`.
-        is_shifted: bool `(N,)`.
-        gained: by how much the correction lowers the classifier's loss of each image, as the gate is `(N,)`; it
-            opens for images that gain and shuts for those that lose, the more so the more it matters. Without it, it
-            opens for all shifted images.
-    """
-    opens, weight = is_shifted, torch.ones(len(is_shifted), device=gate.device)
-    if gained is not None:
-        opens, weight = is_shifted & (gained > 0), torch.where(is_shifted, gained.abs().clamp(max=1), weight)
-    weight = weight * torch.where(is_shifted, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
-    return 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate[:, 0], opens.float(), weight)
-
-
 def step_loss(
     calibrator: nn.Module,
     fake_quantized: nn.Module,
@@ -277,13 +260,14 @@ def step_loss(
     images, original, paired = to_unit(batch.shifted), to_unit(batch.clean), batch.paired
     calibrated, (*proposals, gate) = _with_proposals(calibrator, images)
     beyond = sum((F.relu(p.abs() - PROPOSAL_LIMIT).square().mean() for p in proposals), torch.zeros(()))
-    is_shifted = (images != original).flatten(1).any(1) | ~paired
-    beyond = PROPOSAL_WEIGHT * beyond
+    is_shifted = ((images != original).flatten(1).any(1) | ~paired).float()[:, None]
+    balance = torch.where(is_shifted > 0, CLEAN_GROUPS / GROUPS, 1 - CLEAN_GROUPS / GROUPS)
+    gate_loss = 2 * GATE_WEIGHT * F.binary_cross_entropy_with_logits(gate, is_shifted, balance)
+    bounds = gate_loss + PROPOSAL_WEIGHT * beyond
     pixel_loss = F.l1_loss(calibrated[paired], original[paired])
     labels = batch.labels if config.use_labels else torch.where(paired, batch.labels, -1)
     unknown = labels < 0
     if step < phase.restore_steps:
-        bounds = beyond + gate_loss(gate, is_shifted)
         if unknown.any() and isinstance(teacher, nn.Module) and norms(teacher):
             return pixel_loss + bounds + ALIGNMENT_WEIGHT * _expected(teacher, calibrated[unknown])
         return pixel_loss + bounds
@@ -293,14 +277,7 @@ def step_loss(
         targets[paired] = view.logits.argmax(1)
     seen = _outputs_of(fake_quantized, calibrated)
     logits = seen.logits
-    losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
-    gained = torch.zeros_like(losses)
-    told = is_shifted & (targets >= 0)
-    if told.any():
-        before = _teacher_output(fake_quantized, images[told]).logits
-        gained[told] = F.cross_entropy(before, targets[told], reduction="none") - losses[told].detach()
-    bounds = beyond + gate_loss(gate, is_shifted, gained)
-    loss = losses.sum() / (targets >= 0).sum().clamp(min=1) + PIXEL_WEIGHT * pixel_loss + bounds
+    loss = F.cross_entropy(logits, targets, ignore_index=-1) + PIXEL_WEIGHT * pixel_loss + bounds
     if unknown.any():
         loss = loss + ALIGNMENT_WEIGHT * _unlabelled_loss(teacher, calibrated[unknown], logits[unknown])
     if config.distillation_weight:
