@@ -114,7 +114,7 @@ def gain_of_run(out: Path) -> dict[str, Any]:
 @click.option("--normalization", required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the file and both runs.")
 @click.option("--steps", default=1500, show_default=True)
-@click.option("--batch-size", default=32, show_default=True)
+@click.option("--batch-size", default=16, show_default=True)
 @click.option("--test-images", default=1000, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
@@ -145,32 +145,32 @@ def main(
         of_file: ["compensate", str(file), *given],
         of_run: ["run", "--model", "resnet20", "--weights", str(weights), "--attacks", "none", *given],
     }
-    minutes = {}
+    found, minutes = dict[str, Any](), dict[str, float]()
     for out, command in commands.items():
         began = time.perf_counter()
         if not (out / "record.json").exists():
             again = ["--resume"] if out.exists() else []
             subprocess.run([sys.executable, "-m", "qrobust", *command, *again, "--out", str(out)], check=True)
-        minutes[out.name] = (time.perf_counter() - began) / 60
-    found = {"file": gain_of_file(of_file), "float_parent": gain_of_run(of_run)}
-    write_json(
-        RESULTS / "quantized_file.json",
-        {
-            "what": "a calibrator in front of a file of quantize_static against one trained with the float parent",
-            "commit": git_commit(),
-            "command": "python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS "
-            f"--normalization {normalization} --work WORK --steps {steps} --batch-size {batch_size} "
-            f"--test-images {test_images}",
-            "steps": steps,
-            "batch_size": batch_size,
-            "seed": SEED,
-            "minutes": minutes,
-            **found,
-            "difference_pp": found["float_parent"]["gain_pp"] - found["file"]["gain_pp"],
-            "versions": versions(),
-            "hardware": to_json(hardware(threads)),
-        },
-    )
+            minutes[out.name] = (time.perf_counter() - began) / 60
+        found[out.name] = gain_of_file(out) if out == of_file else gain_of_run(out)
+        write_json(
+            RESULTS / "quantized_file.json",
+            {
+                "what": "a calibrator for a file of quantize_static against one trained with the float parent",
+                "commit": git_commit(),
+                "command": "python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS "
+                f"--normalization {normalization} --work WORK --steps {steps} --batch-size {batch_size} "
+                f"--test-images {test_images}",
+                "steps": steps,
+                "batch_size": batch_size,
+                "seed": SEED,
+                "minutes": minutes,
+                **found,
+                "difference_pp": found["run"]["gain_pp"] - found["file"]["gain_pp"] if len(found) > 1 else None,
+                "versions": versions(),
+                "hardware": to_json(hardware(threads)),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def compensate(
     from qrobust.pipeline import stages
     from qrobust.record import CompensationResult
 
-    if run_folder.suffix == ".onnx":
+    if run_folder.suffix == ".onnx" and not run_folder.is_dir():
         if compare or remedy not in (None, "calibrator"):
             given = remedy or "--compare"
             raise InputError(f"remedy: expected calibrator, which leaves {run_folder} as it is, got {given}")
