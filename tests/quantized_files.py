@@ -118,3 +118,12 @@ def with_batch(path: Path, batch: int) -> Path:
     del model.graph.value_info[:]
     onnx.save(model, path)
     return path
+
+
+def with_softmax(path: Path) -> Path:
+    """The same file with probabilities for its output."""
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"], "softmax", axis=1))
+    model.graph.output[0].name = "probabilities"
+    onnx.save(model, path)
+    return path

@@ -56,7 +56,7 @@ def check_import(network: nn.Module, images: torch.Tensor, threads: int = 1) -> 
     wanted, found = _run(origin, session, names, images), network(images)
     got = found if isinstance(found, dict) else {names[0]: found}
     differences = [
-        _difference(torch.from_numpy(wanted[name]), _ended(got[name], origin.ending.kinds.get(name, "")))
+        _difference(torch.from_numpy(wanted[name]), ended(got[name], origin.ending.kinds.get(name, "")))
         for name in names
     ]
     most, tolerance = max(differences), HALF_TOLERANCE if origin.file.is_half else TOLERANCE
@@ -102,7 +102,7 @@ def check_integers(
     session = open_session(file.path, threads, signed_activations=signed_activations, exact_sums=exact_sums)
     wanted = torch.from_numpy(_run(origin, session, names, images)[names[0]]).flatten(1).float()
     got = torch.cat([network(part) for part in images.split(PART)])
-    found = compare(_ended(got, origin.ending.kinds.get(names[0], "")), wanted, labels)
+    found = compare(ended(got, origin.ending.kinds.get(names[0], "")), wanted, labels)
     if found.agreement_beyond_ties < LEAST_AGREEMENT:
         where = _first_difference(network, origin, images[:2], STEPS)
         raise InputError(
@@ -113,8 +113,8 @@ def check_integers(
     return found
 
 
-def _ended(logits: torch.Tensor, ending: str) -> torch.Tensor:
-    """What the file makes of logits at its end."""
+def ended(logits: torch.Tensor, ending: str) -> torch.Tensor:
+    """What a file makes of logits at its end: `softmax`, `sigmoid` or nothing."""
     return {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid}.get(ending, lambda z: z)(logits)
 
 

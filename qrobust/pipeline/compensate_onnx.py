@@ -27,7 +27,7 @@ from qrobust.deployment.front import (
     put_in_front,
     same_parts,
 )
-from qrobust.deployment.imported import check_integers, origin_of
+from qrobust.deployment.imported import check_integers, ended, origin_of
 from qrobust.deployment.parity import check_export, parity
 from qrobust.deployment.session import sums
 from qrobust.errors import ExportCheckError, InputError
@@ -105,6 +105,10 @@ class FileRun(Run):
         assert prepared.mean is not None
         assert prepared.std is not None
         return FileInput(prepared.mean, prepared.std, prepared.channel_order, prepared.size)
+
+    def as_the_file_ends(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits as the file gives them, which may be probabilities."""
+        return ended(logits, next(iter(self.origin.ending.kinds.values()), ""))
 
     @cached_property
     def fake_quantized(self) -> fx.GraphModule:
@@ -359,7 +363,8 @@ def export_file(run: FileRun) -> None:
                 raise ExportCheckError(f"export: {path.name} does not hold {source} as it is: a fault of qrobust")
             split = run.data.validation.at_most(PARITY_IMAGES)
             images = to_unit(split.read(slice(None)))
-            measured = parity(model, open_on_target(part, run.target, run.config.threads), images, split.labels)
+            deployed = open_on_target(part, run.target, run.config.threads)
+            measured = parity(lambda x: run.as_the_file_ends(model(x)), deployed, images, split.labels)
             audited = audit(part, signed_activations=run.target.signed or None)
             check_export("compensated", audited, measured)
             invalidate(run, "export")

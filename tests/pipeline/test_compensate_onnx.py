@@ -10,7 +10,16 @@ import onnx
 import pytest
 from conftest import qrobust, save_npz
 from onnx import TensorProto, helper, numpy_helper
-from quantized_files import KINDS, NORMALIZATION, SIZE, float_file, quantized_file, with_batch, with_input
+from quantized_files import (
+    KINDS,
+    NORMALIZATION,
+    SIZE,
+    float_file,
+    quantized_file,
+    with_batch,
+    with_input,
+    with_softmax,
+)
 
 from qrobust.deployment.front import same_parts
 from qrobust.record import read_evaluation
@@ -112,15 +121,18 @@ def test_another_file_of_that_name_does_not_go_on(compensated: tuple[Path, Path,
 
 
 @pytest.mark.slow  # trains and exports a calibrator
-def test_bytes_channels_last_old_opset_one_image_and_operators_on_integers(tmp_path: Path) -> None:
+def test_bytes_channels_last_old_opset_probabilities_one_image_and_operators_on_integers(tmp_path: Path) -> None:
     source = quantized_file(tmp_path / "a.onnx", opset=11, **KINDS["QOperator, S8S8"])
-    path = with_batch(with_input(source, tmp_path / "net.onnx", TensorProto.UINT8, channels_last=True), 1)
+    path = with_input(with_softmax(source), tmp_path / "net.onnx", TensorProto.UINT8, channels_last=True)
+    with_batch(path, 1)
     result = qrobust(*command(path, tmp_path / "out", "--no-labels", normalization=None))
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     file = record["compensation"]["file"]
     assert (file["opset"], file["converted_to"], file["layout"], file["pixels"]) == (11, 13, "NHWC", "uint8")
     assert file["bit_equal_images"] > 0
+    assert record["compensation"]["parity"]["max_logit_difference"] < 1  # of probabilities
+    assert record["models"]["compensated"]["output"] == "probabilities"
     assert record["compensation"]["calibrator"]["branches"] == ["residual", "photometric"]
     assert record["compensation"]["calibrator"]["validation"]["measures"]["clean"] == "agreement with the file"
     assert "its logits are equal to the bit on" in (tmp_path / "out" / "report.md").read_text()
