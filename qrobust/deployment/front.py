@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from qrobust.deployment.onnx_graph import CORRECTION, OPSET, array
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.storage import atomic_write
 
-# Names of what stands in front begin so, and those of the file do not.
-OPENING = "qrobust_front/"
+# Names of what stands in front begin so; with a number where those of the file do, too.
+OPENING = "qrobust_front"
 # The oldest opset that has QuantizeLinear per channel, and the oldest of which files are converted to it.
 LEAST_OPSET, CONVERTIBLE = 13, 10
 # The first opsets in which an operator is as the calibrator's graph has it, and what it was before.
@@ -97,10 +98,12 @@ def put_in_front(
     """
     model = converted(path)
     opset, names = opset_of(model), {name for node in model.graph.node for name in (*node.input, *node.output)}
+    names |= {node.name for node in model.graph.node} | {tensor.name for tensor in model.graph.initializer}
+    opening = next(p for p in _openings() if not any(name.startswith(p) for name in names))
     stored = {tensor.name for tensor in model.graph.initializer}
     own = next(value for value in model.graph.input if value.name not in stored)
-    images = next(name for name in ("images", f"{OPENING}images") if name not in names)
-    front = _Front(images)
+    images = "images" if "images" not in names else f"{opening}images"
+    front = _Front(images, opening)
     pixels = images
     if calibrator is not None:
         pixels = front.graph(onnx.load(calibrator), opset)
@@ -140,24 +143,28 @@ def _images(name: str, own: onnx.ValueInfoProto, given: FileInput) -> onnx.Value
     return value
 
 
-class _Front:
-    """Nodes and constants in front of a graph."""
+def _openings() -> Iterator[str]:
+    return (f"{OPENING}{number or ''}/" for number in itertools.count())
 
-    def __init__(self, images: str) -> None:
-        self.images = images
+
+class _Front:
+    """Nodes and constants in front of a graph, whose names all have one beginning."""
+
+    def __init__(self, images: str, opening: str) -> None:
+        self.images, self.opening = images, opening
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def op(self, kind: str, *inputs: str, result: str = "", **attributes: Any) -> str:
-        made = result or f"{OPENING}{kind}_{len(self.nodes)}"
+        made = result or f"{self.opening}{kind}_{len(self.nodes)}"
         self.nodes.append(
-            helper.make_node(kind, list(inputs), [made], name=f"{OPENING}{kind}_{len(self.nodes)}", **attributes)
+            helper.make_node(kind, list(inputs), [made], name=f"{self.opening}{kind}_{len(self.nodes)}", **attributes)
         )
         return made
 
     def constant(self, value: np.ndarray) -> str:
-        name = f"{OPENING}constant_{len(self.constants)}"
+        name = f"{self.opening}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 
@@ -165,16 +172,16 @@ class _Front:
         """All of a graph of images; what it makes of them, and beside that the gate if it tells it."""
         named = {model.graph.input[0].name: self.images, "": ""}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
-        named |= {name: f"{OPENING}{name}" for name in names - set(named)}
+        named |= {name: f"{self.opening}{name}" for name in names - set(named)}
         values = {tensor.name: array(tensor) for tensor in model.graph.initializer}
         for tensor in model.graph.initializer:
             stored = onnx.TensorProto()
             stored.CopyFrom(tensor)
-            stored.name = named.get(tensor.name, f"{OPENING}{tensor.name}")
+            stored.name = named.get(tensor.name, f"{self.opening}{tensor.name}")
             self.constants.append(stored)
         for index, node in enumerate(model.graph.node):
             lowered = _at_opset(node, opset, values)
-            lowered.name = f"{OPENING}{node.name or f'{node.op_type}_{index}'}"
+            lowered.name = f"{self.opening}{node.name or f'{node.op_type}_{index}'}"
             lowered.input[:] = [named[name] for name in lowered.input]
             lowered.output[:] = [named[name] for name in lowered.output]
             self.nodes.append(lowered)

@@ -109,6 +109,17 @@ def test_no_pixel_is_moved_where_the_opset_cannot(tmp_path: Path, calibrators: d
         put_in_front(path, GIVEN, tmp_path / "b.onnx", calibrator=calibrators[BRANCHES])
 
 
+def test_something_stands_in_front_of_what_stands_in_front(
+    tmp_path: Path, calibrators: dict[tuple[str, ...], Path]
+) -> None:
+    path, once, twice = quantized_file(tmp_path / "a.onnx"), tmp_path / "b.onnx", tmp_path / "c.onnx"
+    put_in_front(path, GIVEN, once, calibrator=calibrators[BRANCHES])
+    as_they_are = FileInput((0.0,) * 3, (1.0,) * 3, "rgb", SIZE)
+    put_in_front(once, as_they_are, twice, calibrator=calibrators[WITHOUT_WARPING])
+    wanted = OnnxClassifier(once)(OnnxClassifier(calibrators[WITHOUT_WARPING])(IMAGES))
+    assert torch.equal(OnnxClassifier(twice)(IMAGES), wanted)
+
+
 def test_metadata_of_both_are_kept(tmp_path: Path) -> None:
     path, made = quantized_file(tmp_path / "a.onnx"), tmp_path / "b.onnx"
     model = onnx.load(path)
