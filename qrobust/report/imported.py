@@ -5,6 +5,7 @@ from __future__ import annotations
 from qrobust.record import EvaluationRecord, FileCompensation
 from qrobust.report.figures import percent, points
 from qrobust.report.recommendation import Decided, recommendation_sentences
+from qrobust.report.verdict import target_sentence
 
 
 def file_sentences(record: EvaluationRecord) -> list[str]:
@@ -14,7 +15,10 @@ def file_sentences(record: EvaluationRecord) -> list[str]:
         record: of an evaluation; of one without a calibrator nothing is said.
     """
     found = record.compensation
-    return [] if found is None else [_graphs(found), _learned(found), _validated(found)]
+    if found is None:
+        return []
+    target = [target_sentence(found.target_images)] if found.target_images else []
+    return [*target, _graphs(found), _learned(found), _validated(found)]
 
 
 def recommended(record: EvaluationRecord) -> list[str]:
