@@ -36,7 +36,7 @@ from qrobust.storage import read_json, write_json
 RESULT = Path(__file__).parent / "results" / "same_figures.json"
 # What tells one version or one checkout from the other.
 ABOUT = ("qrobust", "schema", "config", "versions", "hardware", "stages", "weights")
-# Relative difference of two numbers that the same formula may leave when another library evaluates it.
+# Relative, near 0 absolute, difference of two numbers that the same formula may leave when another library evaluates it.
 ROUNDING = 1e-12
 IMAGES = 1000
 
@@ -70,7 +70,11 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 def is_rounding(first: Any, second: Any) -> bool:
     """Whether two values are numbers that are equal but for rounding."""
-    return isinstance(first, float) and isinstance(second, float) and math.isclose(first, second, rel_tol=ROUNDING)
+    return (
+        isinstance(first, float)
+        and isinstance(second, float)
+        and math.isclose(first, second, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    )
 
 
 def figures(run: Path) -> dict[str, Any]:
