@@ -36,7 +36,7 @@ from qrobust.storage import read_json, write_json
 RESULT = Path(__file__).parent / "results" / "same_figures.json"
 # What tells one version or one checkout from the other.
 ABOUT = ("qrobust", "schema", "config", "versions", "hardware", "stages", "weights")
-# Relative, near 0 absolute, difference of two numbers that the same formula may leave when another library evaluates it.
+# Difference, relative or near 0, that the same formula may leave when another library evaluates it.
 ROUNDING = 1e-12
 IMAGES = 1000
 
