@@ -44,8 +44,9 @@ and `--budget` the number of images.
 EVALUATION = """\
 ## The record of an evaluation of ONNX files
 
-`qrobust evaluate-onnx` writes a record of schema `qrobust.evaluation/2`, which `read_evaluation` reads. Its
-classifiers are named after their files, and the first is what the others are compared with.
+`qrobust evaluate-onnx` and `qrobust compensate FILE.onnx` write a record of schema `qrobust.evaluation/2`, which
+`read_evaluation` reads. Its classifiers are named after their files, and the first is what the others are compared
+with.
 """
 BESIDE = """\
 ## Beside the record
