@@ -27,6 +27,8 @@ OPTIONS = (
 )
 # Seconds for an answer: a busy machine starts the browser slowly.
 PATIENCE_S = 120.0
+# Codes of keys.
+KEYS = {"Tab": 9, "ArrowRight": 39}
 # Of a phone, in px.
 PHONE = 390
 
@@ -69,9 +71,9 @@ class Browser:
 
 
 class Page:
-    """An open page."""
+    """An open page, of a file or an address."""
 
-    def __init__(self, browser: Browser, file: Path, width: int) -> None:
+    def __init__(self, browser: Browser, at: Path | str, width: int) -> None:
         self._browser = browser
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -79,7 +81,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.resize(width)
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=at if isinstance(at, str) else at.as_uri())
         browser.until("Page.loadEventFired")
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
@@ -101,6 +103,24 @@ class Page:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Wait for JavaScript to come to something true."""
+        ends = time.monotonic() + PATIENCE_S
+        while not self.value(expression):
+            assert time.monotonic() < ends, expression
+            time.sleep(0.05)
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file where the page asks for one."""
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=node)
+
+    def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
     def requests(self) -> list[str]:
         """Addresses that the page asked for, without itself and what it holds."""
@@ -125,13 +145,13 @@ class Page:
 
 
 @contextlib.contextmanager
-def opened(profile: Path) -> Iterator[Browser]:
-    """A running browser, with its own profile folder."""
+def opened(profile: Path, *options: str) -> Iterator[Browser]:
+    """A running browser, with its own profile folder and further options."""
     assert PROGRAM
     (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
     # The protocol's pipes are descriptors 3 and 4 of the browser.
     line = f'exec "$@" 3<&{read_in} 4>&{write_out}'
-    command = ["bash", "-c", line, "bash", PROGRAM, *OPTIONS, f"--user-data-dir={profile}"]
+    command = ["bash", "-c", line, "bash", PROGRAM, *OPTIONS, *options, f"--user-data-dir={profile}"]
     running = subprocess.Popen(
         command, pass_fds=(read_in, write_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -61,8 +61,15 @@ def limit_options(command: Any) -> Any:
     is_flag=True,
     help="Also write a graph that takes frames as a camera gives them: it resizes, crops and scales itself.",
 )
+@click.option(
+    "--web",
+    cls=Option,
+    is_flag=True,
+    help="Also write a page that shows the graph beside int8 in a browser, offline: picture or camera, fog, noise, "
+    "darkness.",
+)
 @with_options("overwrite", overwrite={"help": "Replace what an earlier `deploy` made in --out."})
-def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, overwrite: bool) -> None:
+def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, web: bool, overwrite: bool) -> None:
     """Write a folder that goes to a device.
 
     It holds the graph, manifest.json (input, preprocessing, classes, target, versions, hashes), a model card, a
@@ -72,6 +79,7 @@ def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, overwri
     \b
     qrobust deploy runs/one --out deployed
     qrobust deploy runs/one --out deployed --camera
+    qrobust deploy runs/one --out deployed --web        # README.md says how to open the page
     python deployed/infer.py photo.jpg
     """
     from qrobust.pipeline.deploy import deploy as write
@@ -80,12 +88,15 @@ def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, overwri
     from qrobust.report.recommendation import refusal
     from qrobust.report.verdict import NAMES
 
-    manifest = write(run_folder, out, graph=graph, camera=camera, overwrite=overwrite)
+    manifest = write(run_folder, out, graph=graph, camera=camera, web=web, overwrite=overwrite)
     if refused := refusal(read_record(RunFolder(run_folder).record), manifest.name, NAMES):
         echo(f"warning: {refused}", err=True)
     echo(f"{out / manifest.graph}: for {manifest.target}, onnxruntime {manifest.onnxruntime.at_least} or newer")
     if manifest.camera:
         echo(f"{out / manifest.camera}: the same for frames, uint8 RGB (N, H, W, 3) of any size")
+    if manifest.web:
+        shown = " and ".join(graph.name for graph in manifest.web)
+        echo(f"{out / 'web' / 'index.html'}: {shown} in a browser; {out / 'README.md'} says how to open it")
     echo(f"python {out / 'infer.py'} IMAGE...")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,19 +22,32 @@ from qrobust.record import (
     MeasuredAccuracy,
     Record,
     RuntimeVersions,
+    WebGraph,
 )
 from qrobust.report.deployment import deployment_readme
 from qrobust.report.model_card import model_card
+from qrobust.report.verdict import NAMES
 from qrobust.storage import read_json, remove, write_json, write_text
 
 MANIFEST, README, CARD, CODE = "manifest.json", "README.md", "model-card.md", "infer.py"
-CAMERA = "camera"
+CAMERA, WEB = "camera", "web"
+# What a page shows beside the graph that is deployed.
+BESIDE = "int8"
+# Where `infer.py` and the page lie.
+PACKAGE = Path(qrobust.__file__).parent / "deployment"
+PAGE = PACKAGE / WEB
 # Oldest onnxruntime that qrobust supports, as its package requires.
 LEAST_ONNXRUNTIME = "1.20"
 
 
 def deploy(
-    run_folder: Path, out: Path, *, graph: str | None = None, camera: bool = False, overwrite: bool = False
+    run_folder: Path,
+    out: Path,
+    *,
+    graph: str | None = None,
+    camera: bool = False,
+    web: bool = False,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write a folder for a device; it appears whole or not at all.
 
@@ -42,10 +56,12 @@ def deploy(
         out: new, empty, or with `overwrite` a folder that this made.
         graph: its name. Default: the one with the calibrator, else `int8`.
         camera: whether to write, in a folder `camera`, the graph that takes frames as a camera gives them, too.
+        web: whether to write, in a folder `web`, a page that shows the graph beside `int8` in a browser, too.
         overwrite: whether to replace such a folder.
 
     Raises:
-        InputError: the run is not finished or does not say how images become its input, or `out` holds something.
+        InputError: the run is not finished or does not say how images become its input, `out` holds something,
+            or a graph for the page is not there.
         ExportCheckError: the graph's file is not the one that was measured.
     """
     _check_out(out, overwrite=overwrite)
@@ -58,16 +74,15 @@ def deploy(
     file = RunFolder(run_folder).graph(name)
     texts = {CARD: model_card(measured.record, name), CODE: _code()}
     manifest = _manifest(measured, measured.record, name, file, texts)
-    place = f"{CAMERA}/{file.name}"
+    shown = _shown(run_folder, measured, name) if web else {}
     part = out.with_name(f".{out.name}.{secrets.token_hex(8)}.part")
     part.mkdir(parents=True)
     try:
         (part / file.name).write_bytes(file.read_bytes())
         if camera:
-            (part / CAMERA).mkdir()
-            save_with_camera(file, part / place, manifest.steps)
-            hashes = manifest.sha256 | {place: sha256((part / place).read_bytes()).hexdigest()}
-            manifest = replace(manifest, camera=place, sha256=hashes)
+            manifest = _with_camera(manifest, file, part)
+        if web:
+            manifest = _with_page(manifest, shown, part)
         for title, text in (texts | {README: deployment_readme(manifest)}).items():
             write_text(part / title, text)
         write_json(part / MANIFEST, manifest.to_json())
@@ -78,6 +93,47 @@ def deploy(
         if part.exists():
             remove(part)
     return manifest
+
+
+def _with_camera(manifest: Manifest, file: Path, part: Path) -> Manifest:
+    """The manifest, once the graph that takes frames is written."""
+    place = f"{CAMERA}/{file.name}"
+    (part / CAMERA).mkdir()
+    save_with_camera(file, part / place, manifest.steps)
+    hashes = manifest.sha256 | {place: sha256((part / place).read_bytes()).hexdigest()}
+    return replace(manifest, camera=place, sha256=hashes)
+
+
+def _shown(run_folder: Path, measured: Measured, name: str) -> dict[str, Path]:
+    """The files of the graphs that a page shows by their names, the one that is deployed last.
+
+    Raises:
+        InputError: one is not in the run's folder.
+        ExportCheckError: one is not the file that was measured.
+    """
+    files = {each: RunFolder(run_folder).graph(each) for each in dict.fromkeys((BESIDE, name))}
+    for each, file in files.items():
+        if not file.is_file():
+            raise InputError(f"web: expected {file}, which the page shows, got no such file")
+        if failed := failed_checks(run_folder, measured, each):
+            raise ExportCheckError(f"web: {'; '.join(failed)}")
+    return files
+
+
+def _with_page(manifest: Manifest, shown: Mapping[str, Path], part: Path) -> Manifest:
+    """The manifest, once the page and what it shows beside the deployed graph are written."""
+    written = {f"{WEB}/{source.name}": source.read_bytes() for source in sorted(PAGE.iterdir()) if source.is_file()}
+    graphs = []
+    for name, file in shown.items():
+        place = file.name if name == manifest.name else f"{WEB}/{file.name}"
+        if place != file.name:
+            written[place] = file.read_bytes()
+        graphs.append(WebGraph(file=place, name=NAMES.get(name, name)))
+    (part / WEB).mkdir()
+    for place, content in written.items():
+        (part / place).write_bytes(content)
+    hashes = {place: sha256(content).hexdigest() for place, content in written.items()}
+    return replace(manifest, web=tuple(graphs), sha256=manifest.sha256 | hashes)
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -97,7 +153,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _code() -> str:
     """`infer.py` as it lies in this package."""
-    return (Path(qrobust.__file__).parent / "deployment" / CODE).read_text(encoding="utf-8")
+    return (PACKAGE / CODE).read_text(encoding="utf-8")
 
 
 def _manifest(measured: Measured, record: Record, name: str, file: Path, texts: dict[str, str]) -> Manifest:

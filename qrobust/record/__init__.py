@@ -38,6 +38,7 @@ from qrobust.record.deployment import (
     Manifest,
     MeasuredAccuracy,
     RuntimeVersions,
+    WebGraph,
 )
 from qrobust.record.fleet import DONE, FAILED, FLEET_SCHEMA, WAITING, FleetFigures, FleetRecord, FleetRun
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
@@ -234,6 +235,7 @@ __all__ = [
     "Trial",
     "Validation",
     "ValidationAgreement",
+    "WebGraph",
     "WeightChange",
     "WorstCase",
     "WorstClass",

@@ -68,6 +68,19 @@ class MeasuredAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebGraph:
+    """A graph that the page in `web/` shows.
+
+    Attributes:
+        file: within the folder.
+        name: as the page calls it.
+    """
+
+    file: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(JsonFile):
     """The manifest of a deployed graph, schema `qrobust.deployment/1`.
 
@@ -86,6 +99,7 @@ class Manifest(JsonFile):
         accuracy: as measured.
         sha256: per file of the folder but this one and the README.
         camera: file of the same graph that takes uint8 RGB frames `(N, H, W, 3)` of any size; null without one.
+        web: what the page in `web/` shows, side by side; none without a page.
     """
 
     schema: Annotated[str, OneOf(DEPLOYMENT_SCHEMA)] = DEPLOYMENT_SCHEMA
@@ -102,3 +116,4 @@ class Manifest(JsonFile):
     accuracy: MeasuredAccuracy
     sha256: dict[str, str]
     camera: str | None = None
+    web: tuple[WebGraph, ...] = ()

@@ -106,9 +106,32 @@ frames not much larger than the network's input.
 """
 
 
+WEB = """
+## In a browser
+
+`web/` holds a page that shows {shown} of a picture or of the camera, under fog, noise and darkness. It needs
+onnxruntime-web beside it, once, from npm (MIT licence); from then on nothing leaves the device:
+
+```
+npm install --prefix web --ignore-scripts onnxruntime-web@{version}
+python -m http.server --bind 127.0.0.1 8000
+```
+
+in this folder, then open <http://127.0.0.1:8000/web/>. The page resizes and crops as `infer.py` does, to the bit. The
+browser decodes: colours of a JPEG, and what is half transparent, may differ by a few grey levels. From another
+computer the page needs HTTPS for the camera.
+"""
+# Of onnxruntime-web, with which the page was tried.
+ONNXRUNTIME_WEB = "1.30.0"
+
+
 def deployment_readme(manifest: Manifest) -> str:
     """Markdown beside the graph."""
-    return _readme(manifest) + (CAMERA.format(camera=manifest.camera) if manifest.camera else "")
+    text = _readme(manifest) + (CAMERA.format(camera=manifest.camera) if manifest.camera else "")
+    if not manifest.web:
+        return text
+    shown = " beside ".join(f"what {markdown(graph.name)} says" for graph in manifest.web)
+    return text + WEB.format(shown=shown, version=ONNXRUNTIME_WEB)
 
 
 def _readme(manifest: Manifest) -> str:

@@ -163,6 +163,39 @@ def test_commands_of_the_page_run(finished_run: Path, tmp_path: Path, monkeypatc
             assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
 
 
+def test_a_page_comes_with_what_it_shows(finished_run: Path, tmp_path: Path) -> None:
+    result = qrobust("deploy", finished_run, "--out", tmp_path / "out", "--web")
+    assert result.exit_code == 0, result.output
+    found = from_json(Manifest, read_json(tmp_path / "out" / "manifest.json"), "manifest.json")
+    assert [graph.file for graph in found.web] == ["web/int8.onnx", "compensated.onnx"]
+    assert (tmp_path / "out" / "web" / "int8.onnx").read_bytes() == (finished_run / "int8.onnx").read_bytes()
+    files = {f"web/{path.name}" for path in (tmp_path / "out" / "web").iterdir()}
+    assert {"web/index.html", "web/page.js", "web/prepare.js"} < files < set(found.sha256)
+    for name in files:
+        assert sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == found.sha256[name], name
+    assert "npm install --prefix web" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_page_of_one_graph_shows_that(finished_run: Path, tmp_path: Path) -> None:
+    found = deploy(finished_run, tmp_path / "out", graph="int8", web=True)
+    assert [(graph.file, graph.name) for graph in found.web] == [("int8.onnx", "INT8")]
+
+
+def test_a_page_fetches_from_its_own_folder_alone() -> None:
+    """The library, too: what a page of another server loads may change."""
+    for path in (stage.PAGE).iterdir():
+        assert re.findall(r"https?://(?!127\.0\.0\.1)[^\s\"]*", path.read_text()) == [], path.name
+
+
+def test_a_page_without_its_graph_is_one_line(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (run / "int8.onnx").unlink()
+    result = qrobust("deploy", run, "--out", tmp_path / "out", "--web")
+    assert (result.exit_code, (tmp_path / "out").exists()) == (2, False)
+    assert len(result.output.strip().splitlines()) == 1
+    assert f"--web: expected {run / 'int8.onnx'}, which the page shows, got no such file" in result.output
+
+
 def test_a_camera_s_graph_says_what_the_run_said(finished_run: Path, tmp_path: Path) -> None:
     """Frames that hold the test images as they are: the logits are those of the graph without a camera."""
     result = qrobust("deploy", finished_run, "--out", tmp_path / "out", "--camera")
