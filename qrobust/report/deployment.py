@@ -118,8 +118,8 @@ python -m http.server --bind 127.0.0.1 8000
 ```
 
 in this folder, then open <http://127.0.0.1:8000/web/>. The page resizes and crops as `infer.py` does, to the bit. The
-browser decodes: colours of a JPEG, and what is half transparent, may differ by a few grey levels. From another
-computer the page needs HTTPS for the camera.
+browser decodes: what is lossy or half transparent may differ by a few grey levels. From another computer the page
+needs HTTPS for the camera.
 """
 # Of onnxruntime-web, with which the page was tried.
 ONNXRUNTIME_WEB = "1.30.0"

@@ -85,13 +85,20 @@ def page(chromium: browser.Browser, address: str) -> browser.Page:
     return opened
 
 
-def test_graphs_see_what_infer_prepares(page: browser.Page, deployed: Path, picture: Path) -> None:
-    page.choose("#file", picture)
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_graphs_see_what_infer_prepares(
+    page: browser.Page, deployed: Path, picture: Path, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"digit.{kind}"
+    Image.open(picture).save(path)
+    page.choose("#file", path)
     page.until(f"{STATE} === 'shown'")
     seen = "[...document.getElementById('shown').getContext('2d').getImageData(0, 0, 32, 32).data]"
     pixels = np.array(page.value(seen)).reshape(32, 32, 4)[:, :, :3].transpose(2, 0, 1)
     steps = json.loads((deployed / "manifest.json").read_text())["steps"]
-    assert np.array_equal(pixels, np.rint(prepare(picture, steps) * 255))
+    difference = np.abs(pixels - np.rint(prepare(path, steps) * 255)).max()
+    # Two decoders of JPEG may round otherwise.
+    assert difference == 0 if kind == "png" else difference <= 3
 
 
 def test_both_graphs_say_what_infer_says(page: browser.Page, deployed: Path, picture: Path, address: str) -> None:
