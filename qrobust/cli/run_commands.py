@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from qrobust.cli.run_folders import (
 from qrobust.cli.types import COMPARISON, FolderType
 
 if TYPE_CHECKING:
-    from qrobust.record import CorruptionSet, CorruptionSetSummary, Overview
+    from qrobust.record import CompensationResult, CorruptionSet, CorruptionSetSummary, Overview
 
 run_folder = click.argument("run_folder", metavar="RUN", type=FolderType())
 SEED_OF_RUN = {"--seed": "is for new runs: this one keeps the seed that drew its splits"}
@@ -261,15 +262,12 @@ def compensate(
 
     if run_folder.suffix == ".onnx" and not run_folder.is_dir():
         if compare or remedy not in (None, "calibrator"):
-            given = remedy or "--compare"
-            raise InputError(f"remedy: expected calibrator, which leaves {run_folder} as it is, got {given}")
+            other = remedy or "--compare"
+            raise InputError(f"remedy: expected calibrator, which leaves {run_folder} as it is, got {other}")
         _compensate_file(run_folder, out, resume=resume, overwrite=overwrite, workers=workers, **options)
         return
-    others = {name: options.pop(name) for name in OF_FILE if name in options}
-    own = {"out": out, "resume": resume or None, "overwrite": overwrite or None, "workers": workers - 1 or None}
-    for name, value in (own | others | {"anyway": others["anyway"] or None}).items():
-        if value is not None:
-            raise InputError(f"{name}: expected with FILE.onnx only, {run_folder} is a run, which has its own")
+    given = {name: options.pop(name) for name in OF_FILE if name in options}
+    _refuse_of_file(run_folder, given | {"out": out, "resume": resume, "overwrite": overwrite}, workers)
     if compare and remedy is not None:
         raise InputError(f"remedy: expected --compare, which makes all of them, or --remedy, got both ({remedy})")
     if remedy == "auto":
@@ -282,19 +280,32 @@ def compensate(
         finish(opened.require_folder(), stages.compare(opened, baselines=compare == "all"))
     elif remedy in (None, "calibrator"):
         stages.compensate(opened)
-        done = opened.require_folder().need_result(CompensationResult, "compensate", "compensate")
-        start, end = done.training.float, done.validation
-        echo(
-            f"on validation images, {end.measures.shift} under shift {100 * start.start_shift_accuracy:.1f} -> "
-            f"{100 * end.shift_accuracy:.1f} %, {end.measures.clean} on clean ones "
-            f"{100 * start.start_clean_accuracy:.1f} -> {100 * end.clean_accuracy:.1f} %"
-        )
+        _say_validation(opened.require_folder().need_result(CompensationResult, "compensate", "compensate"))
     elif remedy == "none":
         stages.delete_compensation(opened)
         echo(f"none: only float and INT8 are left; `qrobust evaluate {run_folder}` measures them")
     else:
         stages.make_baseline(opened, str(remedy))
         echo(f"{remedy}: made; `qrobust evaluate {run_folder}` measures it")
+
+
+def _say_validation(done: CompensationResult) -> None:
+    """What a calibrator did on validation images."""
+    start, end = done.training.float, done.validation
+    echo(
+        f"on validation images, {end.measures.shift} under shift {100 * start.start_shift_accuracy:.1f} -> "
+        f"{100 * end.shift_accuracy:.1f} %, {end.measures.clean} on clean ones "
+        f"{100 * start.start_clean_accuracy:.1f} -> {100 * end.clean_accuracy:.1f} %"
+    )
+
+
+def _refuse_of_file(run_folder: Path, given: Mapping[str, object], workers: int) -> None:
+    """A run has of its own what is given with a file."""
+    from qrobust.errors import InputError
+
+    for name, value in {**given, "workers": None if workers == 1 else workers}.items():
+        if value is not None and value is not False:
+            raise InputError(f"{name}: expected with FILE.onnx only, {run_folder} is a run, which has its own")
 
 
 def _compensate_file(
