@@ -72,4 +72,23 @@ def interruptions() -> str:
     )
 
 
-TRUST = (uneven_classes, malformed, interruptions)
+def same_figures() -> str:
+    """What two versions agree in."""
+    lines = [
+        "| run | figures in both | equal, but for rounding | other | graphs | nodes, constants and metadata equal "
+        "| outputs equal to the bit |",
+        "|---|---:|---:|---|---:|---|---|",
+    ]
+    for name, found in record("same_figures")["runs"].items():
+        graphs = found["graphs"].values()
+        parts = ("same_nodes", "same_constants", "same_metadata")
+        same = sum(all(graph[part] for part in parts) for graph in graphs)
+        lines.append(
+            f"| {name} | {found['n_figures']:,} | {found['n_figures'] - len(found['differing']):,} "
+            f"| {', '.join(f'`{key}`' for key in found['differing']) or 'none'} | {len(graphs)} | {same} "
+            f"| {sum(graph['same_outputs'] for graph in graphs)}, on {found['n_images']:,} images |"
+        )
+    return "\n".join(lines)
+
+
+TRUST = (same_figures, uneven_classes, malformed, interruptions)
