@@ -380,6 +380,35 @@ def unseen() -> str:
     )
 
 
+def quantized_file() -> str:
+    """A calibrator in front of a file, against one that was trained with the float network."""
+    r = record("quantized_file")
+    told = {
+        "file": "the file alone, made by `quantize_static`",
+        "run": "the float network, quantized by qrobust",
+    }
+    lines = ["| given | clean | under shift | gain | clean cost |", "|---|---:|---:|---:|---:|"]
+    for name, what in told.items():
+        found = r[name]
+        clean, shift = (
+            " → ".join(percent(found[f"{where}_accuracy"][graph]) for graph in ("int8", "compensated"))
+            for where in ("clean", "shift")
+        )
+        lines.append(f"| {what} | {clean} | {shift} | {change(found, 'gain')} | {change(found, 'clean_cost')} |")
+    parity, h = r["file"]["compensation"]["file"]["parity"], r["hardware"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The second gains {r['difference_pp']:+.1f} points more. The file's integers in torch predict what "
+            f"onnxruntime predicts on {percent(parity['agreement'])} of {parity['n']:,} validation images. "
+            f"{r['steps']:,} steps of {r['batch_size']} images, n = {r['file']['n']:,} test images, 95 % intervals "
+            f"over images, one seed; commit `{r['commit']}`, onnxruntime {r['versions']['onnxruntime']} with "
+            f"{h['threads']} thread(s) of {h['processor']}.",
+        ]
+    )
+
+
 # What each label of the results did.
 TRAINED = {
     "shifted": "gate: opens for every shifted image (kept)",
@@ -409,6 +438,7 @@ COMPENSATION = (
     ladder,
     withheld,
     unseen,
+    quantized_file,
     compensation_u13,
     compensation_u13_again,
     compensation_u13_small,
