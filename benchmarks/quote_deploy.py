@@ -6,6 +6,8 @@ from typing import Any
 
 from figures import percent, record
 
+from qrobust.evaluation.statistics import wilson_interval
+
 GRAPHS = {"int8": "INT8", "compensated": "INT8 + calibrator"}
 
 
@@ -40,6 +42,7 @@ def places() -> str:
     """A row per graph and place, and what was asked with what."""
     r = record("places")
     rows = [(graph, row) for graph in r["graphs"] for row in graph["places"]]
+    every = [row for _, row in rows if "missing" not in row]
     had = {row["place"]: row for _, row in rows if "missing" not in row}
     lines = [
         "| graph | place | same class as here | beyond ties | accuracy | images with equal logits "
@@ -47,14 +50,21 @@ def places() -> str:
         "|---|---|" + "---:|" * 7,
         *(_row(graph, row) for graph, row in rows),
         "",
-        f"ResNet-20 on CIFAR-10 (JPEG), n = {max(row['n'] for row in had.values()):,} test images. A tie: the two "
+        f"ResNet-20 on CIFAR-10 (JPEG), n = {max(row['n'] for row in every):,} test images. A tie: the two "
         f"largest logits lie closer than {r['tie_in_logit_standard_deviations']} standard deviations of all logits, "
-        f"which are {min(row['logit_std'] for row in had.values()):.1f} or more. Here: {r['hardware']['processor']} "
+        f"which are {min(row['logit_std'] for row in every):.1f} or more. Here: {r['hardware']['processor']} "
         f"({', '.join(r['hardware']['flags'])}), busy with other work: times tell orders of magnitude.",
         "",
         *(f"- {place}: {_versions(row)}." for place, row in had.items()),
     ]
-    inputs = all(row["same_input"] for row in had.values())
+    inputs = all(row["same_input"] for row in every)
+    least = min(
+        wilson_interval(row["beyond_ties"]["agreement"] * row["beyond_ties"]["n"], row["beyond_ties"]["n"])[0]
+        for row in every
+    )
+    lines.append(
+        f"- Beyond ties every place agrees with here on at least {percent(least)} of such images (95 % confidence)."
+    )
     lines.append(
         "- Where image files are decoded and resized, the network's input is "
         f"{'the same to the bit in every place' if inputs else 'not the same everywhere'}; the browser is given it."
