@@ -487,8 +487,9 @@ def test_demo_recommends_only_what_it_has(tmp_path: Path) -> None:
 def test_stages_keep_the_seed_of_the_splits(finished_run: Path) -> None:
     with pytest.raises(InputError, match="drawn with 0"):
         Run.open(finished_run, Reporter(), seed=3)
-    for command in ("sensitivity", "compensate", "export", "evaluate", "report"):
+    for command in ("sensitivity", "export", "evaluate", "report"):
         one_line_error([command, finished_run, "--seed", 0], None, "--seed is for new runs")
+    one_line_error(["compensate", finished_run, "--seed", 0], None, "--seed: expected with FILE.onnx only")
 
 
 @pytest.mark.parametrize(
