@@ -31,7 +31,7 @@ from qrobust.data.loading import open_test
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.evaluation import predictions
 from qrobust.evaluation.workers import processes
-from qrobust.record import hardware, versions
+from qrobust.record import hardware, to_json, versions
 from qrobust.shifts.registry import table_for
 from qrobust.storage import write_json
 
@@ -149,7 +149,7 @@ def main(images: str, before: Path | None, size: int, count: int, rounds: int, a
             for name, path in (("rendering", ""), ("rendering_and_mobilenet_v2", file))
         }
     asked = f"--size {size} --count {count} --rounds {rounds}"
-    about = {"workers": WORKERS, "commit": git_commit(), "versions": versions(), "hardware": hardware(1)}
+    about = {"workers": WORKERS, "commit": git_commit(), "versions": versions(), "hardware": to_json(hardware(1))}
     write_json(RESULTS, found | about | {"command": f"workers.py --before CHECKOUT --images imagefolder:DIR {asked}"})
 
 
