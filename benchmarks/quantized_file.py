@@ -114,8 +114,9 @@ def gain_of_run(out: Path) -> dict[str, Any]:
 @click.option("--normalization", required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the file and both runs.")
 @click.option("--steps", default=1500, show_default=True)
-@click.option("--batch-size", default=16, show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
 @click.option("--test-images", default=1000, show_default=True)
+@click.option("--results", default="quantized_file", show_default=True, help="Name of the file of results.")
 @click.option("--threads", default=1, show_default=True)
 def main(
     data: str,
@@ -125,6 +126,7 @@ def main(
     steps: int,
     batch_size: int,
     test_images: int,
+    results: str,
     threads: int,
 ) -> None:
     """Quantize, compensate both ways, and keep the figures."""
@@ -154,7 +156,7 @@ def main(
             minutes[out.name] = (time.perf_counter() - began) / 60
         found[out.name] = gain_of_file(out) if out == of_file else gain_of_run(out)
         write_json(
-            RESULTS / "quantized_file.json",
+            RESULTS / f"{results}.json",
             {
                 "what": "a calibrator for a file of quantize_static against one trained with the float parent",
                 "commit": git_commit(),

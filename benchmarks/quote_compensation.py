@@ -387,29 +387,33 @@ def unseen() -> str:
 
 def quantized_file() -> str:
     """A calibrator in front of a file, against one that was trained with the float network."""
-    r = record("quantized_file")
     told = {
         "file": "the file alone, made by `quantize_static`",
         "run": "the float network, quantized by qrobust",
     }
-    lines = ["| given | clean | under shift | gain | clean cost |", "|---|---:|---:|---:|---:|"]
-    for name, what in told.items():
-        found = r[name]
-        clean, shift = (
-            " → ".join(percent(found[f"{where}_accuracy"][graph]) for graph in ("int8", "compensated"))
-            for where in ("clean", "shift")
-        )
-        lines.append(f"| {what} | {clean} | {shift} | {change(found, 'gain')} | {change(found, 'clean_cost')} |")
-    parity, h = r["file"]["compensation"]["file"]["parity"], r["hardware"]
+    lines = ["| images a step | given | clean | under shift | gain | clean cost |", "|---:|---|---:|---:|---:|---:|"]
+    both = [record("quantized_file_16"), record("quantized_file")]
+    for r in both:
+        for name, what in told.items():
+            found = r[name]
+            clean, shift = (
+                " → ".join(percent(found[f"{where}_accuracy"][graph]) for graph in ("int8", "compensated"))
+                for where in ("clean", "shift")
+            )
+            gain, cost = change(found, "gain"), change(found, "clean_cost")
+            lines.append(f"| {r['batch_size']} | {what} | {clean} | {shift} | {gain} | {cost} |")
+    more = " and ".join(f"{r['difference_pp']:+.1f} points ({r['batch_size']} images)" for r in both)
+    last, h = both[-1], both[-1]["hardware"]
+    parity = last["file"]["compensation"]["file"]["parity"]
     return "\n".join(
         [
             *lines,
             "",
-            f"The second gains {r['difference_pp']:+.1f} points more. The file's integers in torch predict what "
+            f"With the float network the gain is higher by {more}. The file's integers in torch predict what "
             f"onnxruntime predicts on {percent(parity['agreement'])} of {parity['n']:,} validation images. "
-            f"{r['steps']:,} steps of {r['batch_size']} images, n = {r['file']['n']:,} test images, 95 % intervals "
-            f"over images, one seed; commit `{r['commit']}`, onnxruntime {r['versions']['onnxruntime']} with "
-            f"{h['threads']} thread(s) of {h['processor']}.",
+            f"{last['steps']:,} steps, n = {last['file']['n']:,} test images, 95 % intervals over images, one seed; "
+            f"commit `{last['commit']}`, onnxruntime {last['versions']['onnxruntime']} with {h['threads']} thread(s) "
+            f"of {h['processor']}.",
         ]
     )
 
