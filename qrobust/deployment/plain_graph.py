@@ -81,10 +81,12 @@ def plain_graph(path: Path, folder: Path, interface: Interface, *, one_output: b
         raise unknown("output", interface.output, outputs)
     if interface.output is None and len(outputs) > 1 and one_output:
         raise InputError(f"output: expected the one of {path} that holds logits, got none; has {', '.join(outputs)}")
+    numbers = [value.name for value in image if _is_number(value)]
+    if len(image) - len(numbers) > 1:  # whoever opens it says what is wrong
+        return path, []
     if len(image) > 1:
-        others = ", ".join(value.name for value in image)
         raise InputError(
-            f"feed: expected a value for every input of {path} but the image, got none for some of {others}"
+            f"feed: expected a value for every input of {path} but the image, got none for {', '.join(numbers)}"
         )
     changed = bool(values) or (interface.output is not None and len(graph.output) > 1)
     if image and _declare(image[0], interface.layout, path):
@@ -122,6 +124,14 @@ def _values(
             values[name] = "false"
             said.append(f"{path.name}: input {name!r} is given false; --feed {name}=true says otherwise")
     return values, said
+
+
+def _is_number(about: onnx.ValueInfoProto) -> bool:
+    """Whether an input is one number, as far as its shape tells."""
+    tensor = about.type.tensor_type
+    return (
+        tensor.HasField("shape") and len(tensor.shape.dim) < RANK and all(d.dim_value == 1 for d in tensor.shape.dim)
+    )
 
 
 def _constant(about: onnx.ValueInfoProto, value: str, path: Path) -> np.ndarray:

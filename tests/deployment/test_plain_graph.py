@@ -73,7 +73,7 @@ def test_numbers_beside_the_image_are_fed(tmp_path: Path) -> None:
     ]
     interface = Interface(output="told", feed=("keep_prob=0.5", "training=true"))
     assert torch.equal(logits(path, tmp_path, interface), 0 * plain)
-    with pytest.raises(InputError, match=r"feed: expected a value for every input of .* images, keep_prob"):
+    with pytest.raises(InputError, match=r"feed: expected a value for .* but the image, got none for keep_prob"):
         plain_graph(path, tmp_path, Interface(output="told"))
 
 
