@@ -31,7 +31,7 @@ from qrobust.data.loading import open_test
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.evaluation import predictions
 from qrobust.evaluation.workers import processes
-from qrobust.record import hardware, to_json, versions
+from qrobust.record import hardware, versions
 from qrobust.shifts.registry import table_for
 from qrobust.storage import write_json
 
@@ -136,6 +136,8 @@ def int8_file(folder: Path, images: str, size: int) -> Path:
 @click.option("--model", default="", hidden=True)
 def main(images: str, before: Path | None, size: int, count: int, rounds: int, as_server: bool, model: str) -> None:
     """Compare the two and keep the result."""
+    from qrobust.record import to_json  # not in `before`
+
     if as_server:
         serve(images, size, count, model)
         return

@@ -103,15 +103,19 @@ def qrobust(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+# What modules name that run commands, start processes or export networks, which takes seconds.
+NO_UNIT = {"CliRunner", "subprocess", "processes", "footprints", "browser", "export", "export_graph", "deploy"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as unit tests those of modules that run no command, in this process or in others; the slow ones go first.
+    """Mark as unit tests those of modules that do nothing in `NO_UNIT`; the slow ones go first.
 
     Else one worker may end with a slow one while the others wait.
     """
     for item in items:
         known = vars(item.module)  # type: ignore[attr-defined]  # every item is a function here
-        commands = known.get("qrobust") is qrobust or known.get("subprocess") or known.get("processes")
-        if not commands and "slow" not in item.keywords:
+        works = known.get("qrobust") is qrobust or NO_UNIT & {*known}
+        if not works and "slow" not in item.keywords:
             item.add_marker(pytest.mark.unit)
     items.sort(key=lambda item: "slow" not in item.keywords)
 
