@@ -136,13 +136,13 @@ def int8_file(folder: Path, images: str, size: int) -> Path:
 @click.option("--model", default="", hidden=True)
 def main(images: str, before: Path | None, size: int, count: int, rounds: int, as_server: bool, model: str) -> None:
     """Compare the two and keep the result."""
-    from qrobust.record import to_json  # not in `before`
-
     if as_server:
         serve(images, size, count, model)
         return
     if before is None:
         raise click.UsageError("--before: expected a checkout of commit 221fa58")
+    from qrobust.record import to_json  # `before` has none
+
     roots = {"before": before, "now": Path(__file__).parent.parent}
     with tempfile.TemporaryDirectory() as folder:
         file = str(int8_file(Path(folder), images, size))

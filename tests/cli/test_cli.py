@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from PIL import Image
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.summary import run_rows
+from qrobust.models.resnet import resnet8
 from qrobust.pipeline.provenance import training_images
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import RunFolder
@@ -249,138 +251,131 @@ def image_folder(root: Path) -> Path:
     return root
 
 
-def bad_case(kind: str, tmp_path: Path) -> tuple[list[object], str]:
-    """Options that must be refused, and a word of the refusal."""
-    npz = save_npz(tmp_path / "d.npz")
-    weights = tmp_path / "w.pt"
-    base: dict[str, object] = {"--model": "resnet8", "--data": f"npz:{npz}", "--calibration-images": 16}
-    flags: list[object] = []
-    match = ""
-    if kind == "model":
-        base["--model"], match = "resnet21", "--model: expected"
-    elif kind == "data":
-        base["--data"], match = "hdf5:x", "--data: expected"
-    elif kind == "missing weights":
-        base["--weights"], match = tmp_path / "no.pt", "no file"
-    elif kind == "corrupt weights":
-        weights.write_bytes(b"PK\x03\x04 nonsense")
-        base["--weights"], match = weights, "not a readable"
-    elif kind == "pickle":
-        torch.save({"net": torch.nn.Linear(2, 2)}, weights)
-        base["--weights"], match = weights, "does not fit the model"
-    elif kind == "shapes":
-        from qrobust.models.resnet import resnet8
-
-        torch.save(resnet8(10).state_dict(), weights)
-        base["--weights"], match = weights, "'fc.bias' has shape (10,)"
-    elif kind == "nan":
-        from qrobust.models.resnet import resnet8
-
-        torch.save(resnet8(3).state_dict() | {"conv1.weight": torch.full((16, 3, 3, 3), torch.nan)}, weights)
-        base["--weights"], match = weights, "NaN"
-    elif kind == "empty class":
-        root = image_folder(tmp_path / "f")
-        (root / "train" / "c").mkdir()
-        base["--data"], match = f"imagefolder:{root}", "holds no image"
-    elif kind == "truncated image":
-        root = image_folder(tmp_path / "f")
-        file = root / "test" / "b" / "7.jpg"
-        file.write_bytes(file.read_bytes()[:300])
-        base["--data"], match = f"imagefolder:{root}", "b/7.jpg"
-    elif kind == "classes":
-        (tmp_path / "m.py").write_text(
-            "from qrobust.models.resnet import resnet8\ndef net():\n    return resnet8(7)\n"
-        )
-        base["--model"], match = f"{tmp_path / 'm.py'}:net", "3 classes"
-    elif kind == "softmax":
-        (tmp_path / "m.py").write_text(
-            "from torch import nn\ndef net():\n"
-            "    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))\n"
-        )
-        base["--model"], base["--normalization"] = f"{tmp_path / 'm.py'}:net", "none"
-        match = (
-            "Error: --model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the "
-            "softmax out"
-        )
-    elif kind == "too few":
-        base["--calibration-images"], match = 60, "--calibration-images: expected fewer"
-    elif kind == "untraceable":
-        (tmp_path / "m.py").write_text(
-            "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        if x.mean() > 0:\n"
-            "            x = -x\n        return x.mean((2, 3))\ndef net():\n    return Net()\n"
-        )
-        base["--model"], base["--normalization"], match = f"{tmp_path / 'm.py'}:net", "none", "m.py:4"
-    elif kind == "shift":
-        base["--shifts"], match = "smog", "smog"
-    elif kind == "train-on":
-        base["--train-on"], match = "foog", "did you mean 'fog'?"
-    elif kind == "nothing to learn from":
-        base["--train-on"], match = "none", "--train-on: expected something to learn from, got none"
-    elif kind == "severity":
-        base["--severities"], match = "7", "--severities: expected at most 5, got 7"
-    elif kind == "severity text":
-        base["--severities"] = "3,x"
-        match = "Error: --severities: expected comma-separated integers, got '3,x'"
-    elif kind == "epsilon text":
-        base["--epsilons"] = "1/255,abc"
-        match = "Error: --epsilons: expected comma-separated numbers or fractions such as 8/255, got '1/255,abc'"
-    elif kind == "only stored":
-        match = "Error: --train-on: expected what can be rendered, got stored:x"
-        base["--train-on"] = "stored:x"
-    elif kind == "undefined severity":
-        base["--shifts"], base["--severities"] = "inversion", 3
-        match = "Error: --severities: expected one defined for inversion, got 3"
-    elif kind == "budget":
-        base["--mac-budget"], match = "1e-4", "smallest calibrator"
-    elif kind == "several at once":
-        base["--steps"], base["--attack-images"], match = 0, -1, "--attack-images: expected at least 0, got -1"
-    elif kind == "batch":
-        base["--batch-size"], match = 8, "--batch-size: expected at least 16, got 8"
-    elif kind == "target":
-        base["--target"], match = "riscv", "x86-vnni"
-    elif kind == "threads":
-        base["--threads"], match = 0, "threads"
-    elif kind == "pretrained":
-        flags, match = ["--pretrained"], "only models of torchvision and timm"
-    return ["run", *(w for pair in base.items() for w in pair), *flags], match
+# Options that must be refused, and a word of the refusal.
+Case = tuple[dict[str, object], str]
 
 
-KINDS = (
-    "model",
-    "data",
-    "missing weights",
-    "corrupt weights",
-    "pickle",
-    "shapes",
-    "nan",
-    "empty class",
-    "truncated image",
-    "classes",
-    "softmax",
-    "too few",
-    "untraceable",
-    "shift",
-    "train-on",
-    "nothing to learn from",
-    "severity",
-    "severity text",
-    "epsilon text",
-    "only stored",
-    "undefined severity",
-    "budget",
-    "several at once",
-    "batch",
-    "target",
-    "threads",
-    "pretrained",
+def corrupt_weights(folder: Path) -> Case:
+    (folder / "w.pt").write_bytes(b"PK\x03\x04 nonsense")
+    return {"--weights": folder / "w.pt"}, "not a readable"
+
+
+def weights_of_another_network(folder: Path) -> Case:
+    torch.save({"net": torch.nn.Linear(2, 2)}, folder / "w.pt")
+    return {"--weights": folder / "w.pt"}, "does not fit the model"
+
+
+def weights_of_other_shapes(folder: Path) -> Case:
+    torch.save(resnet8(10).state_dict(), folder / "w.pt")
+    return {"--weights": folder / "w.pt"}, "'fc.bias' has shape (10,)"
+
+
+def weights_with_nan(folder: Path) -> Case:
+    torch.save(resnet8(3).state_dict() | {"conv1.weight": torch.full((16, 3, 3, 3), torch.nan)}, folder / "w.pt")
+    return {"--weights": folder / "w.pt"}, "NaN"
+
+
+def empty_class(folder: Path) -> Case:
+    root = image_folder(folder / "f")
+    (root / "train" / "c").mkdir()
+    return {"--data": f"imagefolder:{root}"}, "holds no image"
+
+
+def truncated_image(folder: Path) -> Case:
+    root = image_folder(folder / "f")
+    file = root / "test" / "b" / "7.jpg"
+    file.write_bytes(file.read_bytes()[:300])
+    return {"--data": f"imagefolder:{root}"}, "b/7.jpg"
+
+
+def own_network(folder: Path, text: str, match: str, **options: object) -> Case:
+    (folder / "m.py").write_text(text)
+    return {"--model": f"{folder / 'm.py'}:net", **{f"--{key}": value for key, value in options.items()}}, match
+
+
+def other_classes(folder: Path) -> Case:
+    text = "from qrobust.models.resnet import resnet8\ndef net():\n    return resnet8(7)\n"
+    return own_network(folder, text, "3 classes")
+
+
+def softmax(folder: Path) -> Case:
+    text = (
+        "from torch import nn\ndef net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))\n"
+    )
+    match = (
+        "Error: --model: expected logits, got probabilities (rows that lie in [0, 1] and sum to 1): leave the "
+        "softmax out"
+    )
+    return own_network(folder, text, match, normalization="none")
+
+
+def untraceable(folder: Path) -> Case:
+    text = (
+        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        if x.mean() > 0:\n"
+        "            x = -x\n        return x.mean((2, 3))\ndef net():\n    return Net()\n"
+    )
+    return own_network(folder, text, "m.py:4", normalization="none")
+
+
+FILES = (
+    corrupt_weights,
+    weights_of_another_network,
+    weights_of_other_shapes,
+    weights_with_nan,
+    empty_class,
+    truncated_image,
+    other_classes,
+    softmax,
+    untraceable,
+)
+FLOATS = "expected comma-separated numbers or fractions such as 8/255, got '1/255,abc'"
+OPTIONS: tuple[Case, ...] = (
+    ({"--model": "resnet21"}, "--model: expected"),
+    ({"--data": "hdf5:x"}, "--data: expected"),
+    ({"--weights": "no.pt"}, "no file"),
+    ({"--calibration-images": 60}, "--calibration-images: expected fewer"),
+    ({"--shifts": "smog"}, "smog"),
+    ({"--train-on": "foog"}, "did you mean 'fog'?"),
+    ({"--train-on": "none"}, "--train-on: expected something to learn from, got none"),
+    ({"--severities": "7"}, "--severities: expected at most 5, got 7"),
+    ({"--severities": "3,x"}, "Error: --severities: expected comma-separated integers, got '3,x'"),
+    ({"--epsilons": "1/255,abc"}, f"Error: --epsilons: {FLOATS}"),
+    ({"--train-on": "stored:x"}, "Error: --train-on: expected what can be rendered, got stored:x"),
+    (
+        {"--shifts": "inversion", "--severities": 3},
+        "Error: --severities: expected one defined for inversion, got 3",
+    ),
+    ({"--mac-budget": "1e-4"}, "smallest calibrator"),
+    ({"--steps": 0, "--attack-images": -1}, "--attack-images: expected at least 0, got -1"),
+    ({"--batch-size": 8}, "--batch-size: expected at least 16, got 8"),
+    ({"--target": "riscv"}, "x86-vnni"),
+    ({"--threads": 0}, "threads"),
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bad_input_is_one_line_and_writes_nothing(kind: str, tmp_path: Path) -> None:
-    arguments, match = bad_case(kind, tmp_path)
+def arguments_of(folder: Path, options: dict[str, object]) -> list[object]:
+    """A run with these options, of which all others are good."""
+    base = {"--model": "resnet8", "--data": f"npz:{save_npz(folder / 'd.npz')}", "--calibration-images": 16}
+    return ["run", *(word for pair in (base | options).items() for word in pair)]
+
+
+@pytest.mark.parametrize(("options", "match"), OPTIONS)
+def test_a_bad_option_is_one_line_and_writes_nothing(options: dict[str, object], match: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    one_line_error([*arguments, "--out", out], out, match)
+    one_line_error([*arguments_of(tmp_path, options), "--out", out], out, match)
+
+
+@pytest.mark.parametrize("make", FILES)
+def test_a_bad_file_is_one_line_and_writes_nothing(make: Callable[[Path], Case], tmp_path: Path) -> None:
+    (options, match), out = make(tmp_path), tmp_path / "out"
+    one_line_error([*arguments_of(tmp_path, options), "--out", out], out, match)
+
+
+def test_own_weights_are_of_torchvision_and_timm(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [*arguments_of(tmp_path, {}), "--pretrained", "--out", out]
+    one_line_error(arguments, out, "only models of torchvision and timm")
 
 
 def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +383,7 @@ def test_failed_gate_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         raise ExportCheckError("parity: no")
 
     monkeypatch.setattr("qrobust.pipeline.export.check_export", refuse)
-    arguments, _ = bad_case("none", tmp_path)
+    arguments = arguments_of(tmp_path, {})
     result = qrobust(*arguments, "--out", tmp_path / "out", "-q")
     assert result.exit_code == 3
     assert "Error: parity: no" in result.output
@@ -441,7 +436,7 @@ def test_errors_are_one_line_whatever_they_quote(tmp_path: Path) -> None:
 def test_own_shifts_are_tried_before_a_folder_is_made(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text("def broken(images, strength, generators):\n    return images * float('nan')\n")
-    arguments, _ = bad_case("none", tmp_path)
+    arguments = arguments_of(tmp_path, {})
     one_line_error([*arguments, "--shifts", f"{own}:broken", "--out", tmp_path / "out"], tmp_path / "out", "got NaN")
 
 
@@ -565,7 +560,7 @@ def test_a_damaged_config_is_one_line(tmp_path: Path, config: str, message: str)
 
 
 def test_random_weights_are_announced(tmp_path: Path) -> None:
-    arguments, _ = bad_case("budget", tmp_path)
+    arguments = arguments_of(tmp_path, {"--mac-budget": "1e-4"})
     assert "random weights" in qrobust(*arguments, "--out", tmp_path / "out").output
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -165,44 +167,38 @@ def test_file_that_cannot_be_imported(tmp_path: Path) -> None:
         find_model(f"{tmp_path / 'bad.py'}:net")
 
 
-def bad_weights(tmp_path: Path, state: dict[str, torch.Tensor], kind: str) -> Path:
-    path = tmp_path / "w.pt"
-    if kind == "missing":
-        return tmp_path / "nowhere.pt"
-    if kind == "corrupt":
-        path.write_bytes(b"not a checkpoint")
-    elif kind == "truncated":
-        torch.save(state, path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif kind == "pickle of code":
-        path.write_bytes(pickle.dumps(Path))
-    elif kind == "list":
-        torch.save([1, 2, 3], path)
-    elif kind == "shape":
-        torch.save(state | {"fc.weight": torch.zeros(11, 64)}, path)
-    elif kind == "entries":
-        torch.save({k: v for k, v in state.items() if k != "fc.bias"} | {"head.bias": torch.zeros(10)}, path)
-    elif kind == "nan":
-        torch.save(state | {"fc.bias": torch.full((10,), torch.nan)}, path)
-    return path
+def saved(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+State = dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize(
-    ("kind", "match"),
+    ("content", "match"),
     [
-        ("missing", "no file"),
-        ("corrupt", "not a readable"),
-        ("truncated", "not a readable"),
-        ("pickle of code", "not a readable"),
-        ("list", "state dict of tensors"),
-        ("shape", r"\(11, 64\)"),
-        ("entries", "fc.bias"),
-        ("nan", "'fc.bias' holds NaN"),
+        (lambda _: None, "no file"),
+        (lambda _: b"not a checkpoint", "not a readable"),
+        (lambda state: saved(state)[:2000], "not a readable"),
+        (lambda _: pickle.dumps(Path), "not a readable"),
+        (lambda _: saved([1, 2, 3]), "state dict of tensors"),
+        (lambda state: saved(state | {"fc.weight": torch.zeros(11, 64)}), r"\(11, 64\)"),
+        (
+            lambda state: saved({k: v for k, v in state.items() if k != "fc.bias"} | {"head.bias": torch.zeros(10)}),
+            "fc.bias",
+        ),
+        (lambda state: saved(state | {"fc.bias": torch.full((10,), torch.nan)}), "'fc.bias' holds NaN"),
     ],
+    ids=["missing", "corrupt", "truncated", "code", "list", "shape", "entries", "nan"],
 )
-def test_bad_weights(kind: str, match: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_bad_weights(content: Callable[[State], bytes | None], match: str, state: State, tmp_path: Path) -> None:
+    path, found = tmp_path / "w.pt", content(state)
+    if found is not None:
+        path.write_bytes(found)
     with pytest.raises(InputError, match=match) as caught:
-        load(weights=bad_weights(tmp_path, state, kind))
+        load(weights=path)
     assert "\n" not in str(caught.value)
 
 
