@@ -222,6 +222,11 @@ def _cost() -> Iterator[Claim]:
     most = max(record("quantize_cost")["rows"], key=lambda row: row["images"])
     claim = f"Quantize MobileNetV2 at 224 px on {most['images']:,} calibration images"
     yield Claim(claim, f"{most['quantize_s']:.0f} s", "-", most["images"], "quantize_cost.py", "cost.md")
+    workers = record("workers")
+    for key, what in (("rendering", "rendering alone"), ("rendering_and_mobilenet_v2", "with an INT8 MobileNetV2")):
+        found = workers[key]
+        claim = f"Two worker processes at {found['size']} px, {what}: time over that of shared memory by hand"
+        yield Claim(claim, f"{found['wall']['ratio']:.2f}x", "-", found["n"], "workers.py", "cost.md")
     speed = record("corruptions")["speed"]
     for size in (k for k in speed if k.isdigit()):
         ratio = f"{speed[size]['mean_of_15']['ratio']:.1f}x"
