@@ -141,10 +141,15 @@ def _constant(about: onnx.ValueInfoProto, value: str, path: Path) -> np.ndarray:
     dims = [dim.dim_value or 1 for dim in tensor.shape.dim]
     if np.prod(dims, dtype=int) != 1:
         raise InputError(f"feed: expected an input of one number, {about.name} of {path} is of shape {tuple(dims)}")
+    refused = InputError(f"feed: expected a number of {dtype.name} for {about.name}, got {value!r}")
+    if dtype == np.object_:  # texts
+        raise refused
     try:
         number = BOOLS[value.lower()] if dtype == np.bool_ else dtype.type(value)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"feed: expected a number of {dtype.name} for {about.name}, got {value!r}") from error
+    except (KeyError, ValueError, OverflowError) as error:
+        raise refused from error
+    if not np.isfinite(number):
+        raise refused
     return np.full(dims, number, dtype)
 
 

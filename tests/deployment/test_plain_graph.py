@@ -117,6 +117,24 @@ def test_what_does_not_fit_the_file_is_refused(interface: dict, match: str, tmp_
         plain_graph(path, tmp_path, Interface(**interface))
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (TensorProto.UINT8, "300"),
+        (TensorProto.INT64, "9" * 40),
+        (TensorProto.INT64, "1.5"),
+        (TensorProto.FLOAT, "nan"),
+        (TensorProto.FLOAT, "1e400"),
+        (TensorProto.BOOL, "maybe"),
+        (TensorProto.STRING, "x"),
+    ],
+)
+def test_a_number_that_the_input_cannot_hold_is_refused(kind: int, value: str, tmp_path: Path) -> None:
+    path = changed(classifier_graph(tmp_path / "m.onnx"), [("size", kind, [])])
+    with pytest.raises(InputError, match=r"feed: expected a number of \w+ for size, got"):
+        plain_graph(path, tmp_path, Interface(feed=(f"size={value}",)))
+
+
 def test_both_commands_take_such_files(tmp_path: Path) -> None:
     data = f"npz:{save_npz(tmp_path / 'd.npz')}"
     path = changed(classifier_graph(tmp_path / "m.onnx"), [("training", TensorProto.BOOL, [])], ["mean"])
