@@ -1,4 +1,4 @@
-"""Two worker processes: batches pickled through a pipe, against slots of shared memory as there were before.
+"""Two worker processes: whole batches for each, against parts of every batch as there were before.
 
     python benchmarks/workers.py --before CHECKOUT --images imagefolder:DIR
 

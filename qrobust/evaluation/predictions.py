@@ -28,7 +28,8 @@ from qrobust.user_code import expect, ran
 
 # What `within_budget` chose, in the folder of predictions.
 SUBSET = "subset.json"
-BATCH = 100
+# Images of 224 px in single precision stay below the 32 MiB from which the C library asks for new memory each time.
+BATCH = 50
 # Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
 PROBE, PROBE_SHARE, LEAST = 32, 0.1, 10
 

@@ -1,21 +1,21 @@
-"""Worker processes that render and classify batches of images."""
+"""Worker processes that render and classify batches of images, which lie in memory that all of them share."""
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import torch
 
 from qrobust.errors import InputError, QRobustError
@@ -25,13 +25,16 @@ T = TypeVar("T")
 AHEAD = 2
 # Each takes some hundred megabytes, and beyond one for each core nothing is gained.
 WORKERS_PER_CORE = 4
+# In a worker: the memory that it shares.
+_SHARED: list[Any] = []
 
 
 class Processes:
     """Processes of one thread each that do something with batches of images; see `processes`.
 
-    Each batch goes whole to one process, so that a classifier sees the same batches whatever their number. Processes
-    start with the first batches.
+    Each batch goes whole to one process, so that a classifier sees the same batches whatever their number. It lies in
+    a slot of shared memory: pickled or as a shared tensor of its own, the way of the pixels takes longer
+    (`benchmarks/workers.py`). Processes start with the first batch, and anew with one that no slot can hold.
 
     Args:
         count: how many processes.
@@ -39,7 +42,9 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ProcessPoolExecutor(count, get_context("spawn"), _begin)
+        self._slots, self._slot_bytes = AHEAD * count, 0
+        self._memory: Any = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def ask(self, work: Iterable[tuple[Callable[[torch.Tensor], T], torch.Tensor]]) -> Iterator[T]:
         """Call a task with each batch, a few batches ahead; results come in order.
@@ -52,14 +57,17 @@ class Processes:
             QRobustError: a process died.
         """
         waiting: deque[Future[T]] = deque()
-        packed_task, packed = None, b""
+        packed_task, packed, slot = None, b"", 0
         try:
             for task, images in work:
-                if len(waiting) == AHEAD * self.count:
+                while waiting and (len(waiting) == self._slots or images.numel() > self._slot_bytes):
                     yield waiting.popleft().result()
                 if task is not packed_task:
                     packed_task, packed = task, _packed(task)
-                waiting.append(self._pool.submit(_do, packed, images.numpy()))
+                pool = self._with_slots_of(images.numel())
+                offset, slot = slot * self._slot_bytes, (slot + 1) % self._slots
+                _view(self._memory, offset, images.shape).copy_(images)
+                waiting.append(pool.submit(_do, packed, offset, images.shape))
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
@@ -70,10 +78,21 @@ class Processes:
         finally:
             for future in waiting:
                 future.cancel()
+            wait(waiting)  # nobody reads from a slot any more
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _with_slots_of(self, size: int) -> ProcessPoolExecutor:
+        """The processes, which share memory with slots of so many bytes at least."""
+        if self._pool is None or size > self._slot_bytes:
+            self.close()
+            context = get_context("spawn")
+            self._slot_bytes, self._memory = size, context.RawArray("B", self._slots * size)
+            self._pool = ProcessPoolExecutor(self.count, context, _begin, (self._memory,))
+        return self._pool
 
 
 # How many processes, or processes that have started for what came before.
@@ -116,9 +135,10 @@ def processes(workers: Workers) -> Iterator[Processes | None]:
         found.close()
 
 
-def _begin() -> None:
+def _begin(memory: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(1)
+    _SHARED.append(memory)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -140,8 +160,13 @@ def _packed(task: object) -> bytes:
         ) from error
 
 
-def _do(packed: bytes, pixels: np.ndarray) -> Any:
-    return _unpacked(packed)(torch.from_numpy(pixels))
+def _do(packed: bytes, offset: int, shape: torch.Size) -> Any:
+    return _unpacked(packed)(_view(_SHARED[0], offset, shape))
+
+
+def _view(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
+    """A batch that lies in shared memory."""
+    return torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=offset).view(shape)
 
 
 @functools.lru_cache(maxsize=1)
