@@ -3,20 +3,20 @@
     python benchmarks/train_baselines.py --data imagefolder:~/data/cifar10 --model resnet20 --out ~/runs/resnet20
     python benchmarks/main_job.py --data imagefolder:~/data/cifar10 --training ~/runs/resnet20 --out ~/runs/main
 
-It calls `qrobust run` with its defaults, and copies the record and the report (without pictures of the data) to
-`benchmarks/results/`.
+It calls `qrobust run` with its defaults, copies the record to `benchmarks/results/`, and draws the report from it
+(without pictures of the data).
 """
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 from figures import git_commit
+from report_picture import redraw
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,15 +39,13 @@ def main(data: str, training: Path, out: Path, threads: int) -> None:
         "commit": git_commit(),
         "training": json.loads((training / "training.json").read_text()),
     }
-    text, page = json.dumps(record, indent=1), (out / "report.html").read_text()
+    text = json.dumps(record, indent=1)
     # A result says what was run, not where: folders of this machine are left out.
     for folder, name in ((str(out.parent), "RUNS"), (str(training.parent), "RUNS"), (str(Path.home()), "~")):
-        text, page = text.replace(folder, name), page.replace(folder, name)
+        text = text.replace(folder, name)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "main_job.json").write_text(text + "\n")
-    page = re.sub(r'<section id="pictures">.*?</section>|<li><a href="#pictures">.*?</li>', "", page, flags=re.DOTALL)
-    (RESULTS / "main_job.html").write_text(page)
-    (RESULTS / "main_job.md").write_text((out / "report.md").read_text())
+    redraw()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/quote.py            # rewrite the quotes
     python benchmarks/quote.py --check    # exit with 1 if a quote is not what the results say
 
-Tables and lists of figures are never typed by hand; a test runs the check. The plot in README is the main job's.
+Tables and lists of figures are never typed by hand; a test runs the check, of the figures in README's picture, too.
 """
 
 from __future__ import annotations
@@ -23,21 +23,9 @@ from quote_shifts import SHIFTS
 from quote_targets import TARGETS
 from quote_trust import TRUST
 from quote_zoo import ZOO
+from report_picture import picture, stale
 
-from qrobust.record import read_record
-from qrobust.report.plots import gains_plot, looks_of
-
-PLOT = ROOT / "docs" / "report.svg"
 QUOTE = re.compile(r"(<!-- quote: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-NAMESPACE = "http://www.w3.org/2000/svg"
-# What the report's own style gives the plot there.
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #14181f } .tick, .axis { fill: #566070 } .tick { font-size: 11px }
-path { fill: none } .grid { stroke: #dfe3e8 } .zero { stroke: #566070 } .mark { stroke: white }
-.join { stroke: #dfe3e8; stroke-width: 5; stroke-linecap: round }
-.mark.c-float { fill: none; stroke: #6b7280; stroke-width: 1.6 }
-.mark.c-int8 { fill: #d55e00 } .mark.c-calibrator { fill: #0072b2 }
-"""
 NAMES = {"float": "float", "int8": "INT8", "compensated": "INT8 + calibrator"}
 
 
@@ -100,7 +88,7 @@ def facts() -> str:
     )
 
 
-MAIN = (headline, shifts, facts)
+MAIN = (headline, shifts, facts, picture)
 GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST, DEPLOY)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
@@ -110,27 +98,22 @@ def quoted(text: str) -> str:
     return QUOTE.sub(lambda m: f"{m[1]}{QUOTES[m[2]]()}\n{m[4]}", text)
 
 
-def plot() -> str:
-    """The plot of shifts of the main job's report, standing alone on white."""
-    record = read_record(ROOT / "benchmarks" / "results" / "main_job.json")
-    drawn = gains_plot(record.rows, looks_of(NAMES, NAMES), legend=True)
-    attributes, inside = drawn.removeprefix("<svg").split(">", 1)
-    return f'<svg xmlns="{NAMESPACE}" style="background: white"{attributes}><style>{STYLE}</style>{inside}\n'
-
-
 def pages() -> list[Path]:
     """Every page that may quote a figure."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> int:
-    wanted = {path: quoted(path.read_text()) for path in pages()} | {PLOT: plot()}
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    wanted = {path: quoted(path.read_text()) for path in pages()}
+    differing = [path for path, text in wanted.items() if path.read_text() != text]
     if "--check" not in sys.argv:
-        for path in stale:
+        for path in differing:
             path.write_text(wanted[path])
-    print("\n".join(f"quotes of {path.name} differed" for path in stale) or "all quotes are what the results say")
-    return 1 if stale and "--check" in sys.argv else 0
+    said = [f"quotes of {path.name} differed" for path in differing]
+    if stale():
+        said.append("docs/report.png shows other figures than the record: python benchmarks/report_picture.py")
+    print("\n".join(said) or "all quotes are what the results say")
+    return 1 if stale() or (differing and "--check" in sys.argv) else 0
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Row:
 
 
 def dot_rows(
-    rows: Sequence[Row], series: Sequence[Look], axis: Axis, label: str, *, width: float = 520, legend: bool = False
+    rows: Sequence[Row], series: Sequence[Look], axis: Axis, label: str, *, width: float = 520
 ) -> markupsafe.Markup:
     """A row per name with a point per series, and a bar between the outermost points.
 
@@ -73,16 +73,14 @@ def dot_rows(
         axis: of all values.
         label: what it shows, for who does not see it.
         width: in px.
-        legend: say above it how series look, for a drawing that stands alone.
     """
     left = 16 + min(width / 3, LETTER * max(len(row.name) for row in rows))
-    top = TOP + (ROW if legend else 0)
-    bottom = top + ROW * len(rows)
+    bottom = TOP + ROW * len(rows)
     shown = [value for row in rows for value in row.values if value is not None]
     scale = axis.scale(shown, left, width - 16)
-    parts = [*(_legend(series, left) if legend else []), *_below(scale, axis.label, top, bottom)]
+    parts = _below(scale, axis.label, TOP, bottom)
     for index, row in enumerate(rows):
-        y = top + ROW * (index + 0.5)
+        y = TOP + ROW * (index + 0.5)
         parts.append(text(left - 10, y + 4, cut(row.name, (left - 10) / LETTER), anchor="end"))
         there = [value for value in row.values if value is not None]
         if len(there) > 1:
@@ -92,15 +90,6 @@ def dot_rows(
                 told = f"{row.name}, {look.name}: {value:.3g}"
                 parts.append(mark(look.shape, scale(value), y, look.colour, told))
     return figure(width, bottom + BOTTOM, parts, label)
-
-
-def _legend(series: Sequence[Look], x: float) -> list[str]:
-    """Marks and names of series in one line."""
-    parts = []
-    for look in series:
-        parts += [mark(look.shape, x + 6, TOP + 6, look.colour), text(x + 16, TOP + 10, look.name)]
-        x += 34 + LETTER * len(look.name)
-    return parts
 
 
 def _below(scale: Scale, label: str, top: float, bottom: float) -> list[str]:

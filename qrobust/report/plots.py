@@ -92,13 +92,12 @@ def shift_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def gains_plot(rows: Sequence[Condition], looks: Looks, *, legend: bool = False) -> markupsafe.Markup:
+def gains_plot(rows: Sequence[Condition], looks: Looks) -> markupsafe.Markup:
     """Accuracy per shift, mean over its severities, a point per classifier.
 
     Args:
         rows: of a record.
         looks: classifiers to show.
-        legend: say above it how they look, for a drawing that stands alone.
     """
     shifts = list(dict.fromkeys(row.shift for row in rows))
     drawn = [
@@ -109,9 +108,7 @@ def gains_plot(rows: Sequence[Condition], looks: Looks, *, legend: bool = False)
         for name in shifts
     ]
     label = f"Accuracy of {listed(looks)} under each shift. {NUMBERS_BELOW}"
-    return dot_rows(
-        drawn, list(looks.values()), Axis("accuracy, % (mean over severities)", 0, 100), label, legend=legend
-    )
+    return dot_rows(drawn, list(looks.values()), Axis("accuracy, % (mean over severities)", 0, 100), label)
 
 
 def severity_plots(rows: Sequence[Condition], looks: Looks) -> list[markupsafe.Markup]:
