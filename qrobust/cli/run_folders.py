@@ -16,8 +16,8 @@ from qrobust.cli.interrupts import work_on
 from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
-    from qrobust.pipeline.compensate_onnx import FileRun
     from qrobust.pipeline.config import RunConfig
+    from qrobust.pipeline.file_run import FileRun
     from qrobust.pipeline.run import Run
     from qrobust.pipeline.run_folder import RunFolder
     from qrobust.record import Record
@@ -98,7 +98,8 @@ def begin_or_resume_file(
 ) -> FileRun:
     """A new run of a quantized file, or one that was interrupted."""
     from qrobust.errors import InputError
-    from qrobust.pipeline.compensate_onnx import FileRun, prepare_file
+    from qrobust.pipeline.file_inputs import prepare_file
+    from qrobust.pipeline.file_run import FileRun
     from qrobust.pipeline.output_folder import configuration
     from qrobust.pipeline.run_folder import create_folder
 

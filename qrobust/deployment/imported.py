@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,6 @@ TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
 # Least share of images on which a quantized file and its integers in torch say the same, ties apart; and the largest
 # difference of one of its values before anything is fused, which leaves room for single steps of 8 bits.
 LEAST_AGREEMENT, STEPS = 0.995, 2e-2
-# Images that a torch network is asked about at once.
-PART = 100
 
 
 def origin_of(network: nn.Module) -> Origin | None:
@@ -72,8 +70,7 @@ def check_import(network: nn.Module, images: torch.Tensor, threads: int = 1) -> 
 @torch.inference_mode()
 def check_integers(
     network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     threads: int = 1,
     *,
     signed_activations: bool | None = None,
@@ -83,8 +80,7 @@ def check_integers(
 
     Args:
         network: read of a file with one output.
-        images: `(N, C, S, S)`, as the network takes them: normalised.
-        labels: `(N,)`.
+        batches: of images `(n, C, S, S)`, as the network takes them, normalised; and labels `(n,)`.
         threads: of onnxruntime.
         signed_activations, exact_sums: see `open_session`.
 
@@ -97,17 +93,23 @@ def check_integers(
     file, names = origin.file, list(origin.file.outputs)
     if len(names) > 1:
         raise InputError(f"model: expected one output of {file.path}, got {len(names)} ({', '.join(names)})")
-    if file.pixels == torch.uint8:
-        images = images.round()
     session = open_session(file.path, threads, signed_activations=signed_activations, exact_sums=exact_sums)
-    wanted = torch.from_numpy(_run(origin, session, names, images)[names[0]]).flatten(1).float()
-    got = torch.cat([network(part) for part in images.split(PART)])
-    found = compare(ended(got, origin.ending.kinds.get(names[0], "")), wanted, labels)
+    first, wanted, got, labels = None, [], [], []
+    for given, named in batches:
+        images = given.round() if file.pixels == torch.uint8 else given
+        first = images[:2] if first is None else first
+        wanted.append(torch.from_numpy(_run(origin, session, names, images)[names[0]]).flatten(1).float())
+        got.append(network(images))
+        labels.append(named)
+    assert first is not None
+    found = compare(
+        ended(torch.cat(got), origin.ending.kinds.get(names[0], "")), torch.cat(wanted), torch.cat(labels)
+    )
     if found.agreement_beyond_ties < LEAST_AGREEMENT:
-        where = _first_difference(network, origin, images[:2], STEPS)
+        where = _first_difference(network, origin, first, STEPS)
         raise InputError(
             f"model: the integers of {file.path} as a torch network agree with the file on "
-            f"{100 * found.agreement_beyond_ties:.1f} % of {len(images)} images (ties apart), expected at least "
+            f"{100 * found.agreement_beyond_ties:.1f} % of {found.n} images (ties apart), expected at least "
             f"{100 * LEAST_AGREEMENT:g} %{where or '; no node differs before onnxruntime fuses them'}"
         )
     return found

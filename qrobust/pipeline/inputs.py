@@ -37,21 +37,10 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     Raises:
         InputError: any of it is not usable.
     """
-    torch.set_num_threads(run.config.threads)
-    _ = run.device
-    expand(run.config.shifts.names)  # for a name that is unknown, no network is built
-    training_conditions(run)
-    if run.config.qat.shifts and not run.config.shifts.train_on:
-        raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
-    _ = run.target, run.model_spec, run.model
-    _ = run.conditions, run.target_images, run.stored, run.primary
-    check_measured(run)
-    read_images(run)
-    some = run.data.calibration.read(slice(0, TRIED_IMAGES))
-    try_own_shifts(run, some)
-    _check_import(run, to_unit(some))
+    some = open_inputs(run)
+    _check_import(run, some)
     with torch.inference_mode():
-        refuse_probabilities(run.model(to_unit(some)))
+        refuse_probabilities(run.model(some))
     run.start = look(run)
     for line in (f"preprocessing: {run.preprocessing}", *start_lines(run.start, run.data.class_names)):
         run.reporter.say(line)
@@ -66,7 +55,31 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
             run.reporter.say(line)
 
 
-def read_images(run: Run) -> None:
+def open_inputs(run: Run) -> torch.Tensor:
+    """Open what any run reads: the network, the images, the shifts.
+
+    Returns:
+        The first calibration images `(N, C, S, S)` in [0, 1].
+
+    Raises:
+        InputError: any of it is not usable.
+    """
+    torch.set_num_threads(run.config.threads)
+    _ = run.device
+    expand(run.config.shifts.names)  # for a name that is unknown, no network is built
+    training_conditions(run)
+    if run.config.qat.shifts and not run.config.shifts.train_on:
+        raise InputError("qat_shifts: expected shifts that can be rendered, got target images alone")
+    _ = run.target, run.model_spec, run.model
+    _ = run.conditions, run.target_images, run.stored, run.primary
+    check_measured(run)
+    _read_images(run)
+    some = run.data.calibration.read(slice(0, TRIED_IMAGES))
+    _try_own_shifts(run, some)
+    return to_unit(some)
+
+
+def _read_images(run: Run) -> None:
     """Read all images but those to train on; tell what is not used, and which are in two splits."""
     data = run.data
     if data.skipped:
@@ -88,7 +101,7 @@ def read_images(run: Run) -> None:
         run.reporter.warn(f"warning: {duplicates_sentence(run.duplicates)}")
 
 
-def try_own_shifts(run: Run, images: torch.Tensor) -> None:
+def _try_own_shifts(run: Run, images: torch.Tensor) -> None:
     """Render a few images `(N, C, S, S)` uint8 under the user's own shifts, so that one that fails does so now."""
     for name, severity in dict.fromkeys((*run.conditions, *training_conditions(run))):
         if find_shift(name).is_custom:

@@ -70,8 +70,8 @@ def _learned(found: FileCompensation) -> str:
     return (
         f"No float network took part: the calibrator learned from {teacher}, on {found.calibrator.training_images:,} "
         f"training images under {', '.join(found.calibrator.trained_on)}. The file's integers, through which "
-        f"it learned, say what the file says on {percent(parity.agreement_beyond_ties)} of {parity.n:,} validation "
-        "images, ties apart."
+        f"it learned, say what the file says on {percent(parity.agreement_beyond_ties)} of {parity.n:,} images, "
+        "ties apart."
     )
 
 

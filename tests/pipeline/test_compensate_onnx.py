@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import qrobust, save_npz
 from onnx import TensorProto, helper, numpy_helper
 from quantized_files import (
@@ -21,8 +22,16 @@ from quantized_files import (
     with_softmax,
 )
 
+from qrobust.data.loading import open_data
+from qrobust.data.splits import Data
 from qrobust.deployment.front import same_parts
+from qrobust.deployment.imported import check_integers
+from qrobust.errors import InputError
+from qrobust.models.onnx_import.file import read_onnx
+from qrobust.models.onnx_import.network import as_network
+from qrobust.pipeline.file_run import batches_to_compare
 from qrobust.record import read_evaluation
+from qrobust.shifts.filters import to_unit
 
 # A calibrator that has hardly learned: what is tried is what becomes of it.
 BRIEF = (
@@ -54,7 +63,7 @@ def test_the_files_graph_is_in_both_graphs_byte_for_byte(compensated: tuple[Path
     path, out, output = compensated
     assert same_parts(path, out / "int8.onnx")
     assert same_parts(path, out / "compensated.onnx")
-    assert "its integers in torch say what onnxruntime says on 100.0 % of" in output
+    assert "its integers in torch say what onnxruntime says on 100.0 % of 1,000 images" in output
 
 
 @pytest.mark.slow  # trains and exports a calibrator
@@ -222,6 +231,43 @@ def test_a_run_takes_no_options_of_files(tmp_path: Path) -> None:
     result = qrobust("compensate", tmp_path, "--data", "digits")
     assert result.exit_code == 2
     assert "--data: expected with FILE.onnx only" in result.output
+
+
+def few_images(folder: Path, **options: int) -> Data:
+    data = open_data(f"npz:{save_npz(folder / 'd.npz', 60)}", seed=0, calibration_images=10, **options)
+    assert len(data.validation) + len(data.calibration) + len(data.training) == 48
+    return data
+
+
+def test_few_images_are_compared_in_all_symmetries_of_a_square(tmp_path: Path) -> None:
+    data = few_images(tmp_path)
+    pixels = torch.cat([images for images, _ in batches_to_compare(data)])
+    assert len(pixels) == 8 * 48
+    assert torch.equal(pixels[: len(data.validation)], data.validation.read(slice(None)))
+    different = {image.numpy().tobytes() for image in pixels}
+    assert len(different) == len(pixels)
+    assert not different & {image.numpy().tobytes() for image in data.test.read(slice(None))}
+
+
+def test_large_images_are_compared_until_one_may_differ(tmp_path: Path) -> None:
+    data = few_images(tmp_path, image_size=512)  # of which 2**24 pixels are 64 images
+    assert sum(len(labels) for _, labels in batches_to_compare(data)) == 200
+
+
+def test_one_image_that_rounds_otherwise_does_not_refuse_a_file(tmp_path: Path) -> None:
+    data = few_images(tmp_path)
+    network = as_network(read_onnx(quantized_file(tmp_path / "net.onnx")))
+    odd, forward = to_unit(data.validation.read(slice(0, 1))), network.forward
+
+    def rounding(images: torch.Tensor) -> torch.Tensor:
+        same = (images == odd).all(3).all(2).all(1)
+        return torch.where(same[:, None], -forward(images), forward(images))
+
+    network.forward = rounding
+    batches = [(to_unit(pixels), labels) for pixels, labels in batches_to_compare(data)]
+    assert check_integers(network, batches).agreement_beyond_ties == pytest.approx(1 - 1 / (8 * 48))
+    with pytest.raises(InputError, match=r"agree with the file on 88.9 % of 9 images \(ties apart\), expected"):
+        check_integers(network, batches[:1])
 
 
 def test_integers_that_say_something_else_are_refused_with_the_node(
