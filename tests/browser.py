@@ -31,6 +31,15 @@ PATIENCE_S = 120.0
 KEYS = {"Tab": 9, "ArrowRight": 39}
 # Of a phone, in px.
 PHONE = 390
+# What npm installs, which is not kept here.
+MODULES = Path(__file__).parents[1] / "build" / "web" / "node_modules"
+AXE = MODULES / "axe-core" / "axe.min.js"
+INSTALL_AXE = "npm install --prefix build/web --ignore-scripts axe-core@4.14.1"
+# What axe-core finds: rule, what it asks for, elements.
+AXE_FOUND = """axe.run().then(found => {
+    const of = one => one.nodes.map(node => node.html.slice(0, 100)).join(" | ");
+    window.axeFound = found.violations.map(one => `${one.id} (${one.impact}): ${one.help}: ${of(one)}`);
+}); null"""
 
 
 class Browser:
@@ -133,6 +142,13 @@ class Page:
         """Errors and warnings of console and log."""
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         return [event for event in self._browser.events if event["method"] in kinds]
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds to be in the way of readers with a disability, be it minor."""
+        self.value(AXE.read_text(encoding="utf-8") + "; null")
+        self.value(AXE_FOUND)
+        self.until("window.axeFound !== undefined")
+        return self.value("window.axeFound")
 
     def pdf(self) -> bytes:
         """As printed."""

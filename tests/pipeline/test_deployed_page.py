@@ -21,7 +21,7 @@ from qrobust.deployment.infer import Network, prepare
 from qrobust.pipeline.deploy import deploy
 from qrobust.report.deployment import ONNXRUNTIME_WEB
 
-PACKAGE = Path(__file__).parents[2] / "build" / "web" / "node_modules" / "onnxruntime-web"
+PACKAGE = browser.MODULES / "onnxruntime-web"
 INSTALL = f"npm install --prefix build/web --ignore-scripts onnxruntime-web@{ONNXRUNTIME_WEB}"
 pytestmark = [
     pytest.mark.skipif(browser.PROGRAM is None, reason="needs chromium: apt-get install chromium"),
@@ -167,6 +167,15 @@ def test_it_fits_a_phone_and_the_dark(page: browser.Page, picture: Path) -> None
         page.media("screen", scheme)
         backgrounds.append(page.value("getComputedStyle(document.body).backgroundColor"))
     assert backgrounds == ["rgb(255, 255, 255)", "rgb(18, 21, 26)"]
+
+
+@pytest.mark.skipif(not browser.AXE.is_file(), reason=f"needs {browser.INSTALL_AXE}")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(page: browser.Page, picture: Path, scheme: str) -> None:
+    page.media("screen", scheme)
+    page.choose("#file", picture)
+    page.until(f"{STATE} === 'shown'")
+    assert page.barriers() == []
 
 
 def test_without_a_server_it_says_what_to_do(chromium: browser.Browser, deployed: Path) -> None:

@@ -20,6 +20,7 @@ from qrobust.report.html import html_report
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="needs chromium: apt-get install chromium")
 WIDTHS = (1280, browser.PHONE)
+needs_axe = pytest.mark.skipif(not browser.AXE.is_file(), reason=f"needs {browser.INSTALL_AXE}")
 # Of an A4 sheet in landscape between its margins, in px.
 SHEET = 1031
 FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
@@ -100,6 +101,15 @@ def test_dark_follows_the_reader(chromium: browser.Browser, file: Path) -> None:
     assert found == ["rgb(255, 255, 255)", "rgb(18, 21, 26)"]
 
 
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(chromium: browser.Browser, file: Path, scheme: str) -> None:
+    page = browser.Page(chromium, file, 1280)
+    page.media("screen", scheme)
+    page.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert page.barriers() == []
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an evaluation of a file, and with a comparison of two such evaluations."""
@@ -123,3 +133,10 @@ def test_other_pages_fit_and_fail_nowhere(chromium: browser.Browser, others: Pat
     assert page.value(FITS)
     assert page.requests() == []
     assert page.complaints() == []
+
+
+@needs_axe
+@pytest.mark.parametrize("name", ["comparison", "evaluation"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_no_barrier_in_other_pages(chromium: browser.Browser, others: Path, name: str, width: int) -> None:
+    assert browser.Page(chromium, others / f"{name}.html", width).barriers() == []
