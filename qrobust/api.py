@@ -6,7 +6,7 @@ anything that maps them to logits `(N, K)`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from qrobust.data.own_images import as_split
 from qrobust.data.splits import Data, TrainingData
 from qrobust.deployment.audit import explained_audit
 from qrobust.deployment.classifiers import OnnxClassifier
-from qrobust.deployment.deploy import deploy
+from qrobust.deployment.deploy import deploy, times_ms
 from qrobust.deployment.export import export
 from qrobust.deployment.imported import check_import, origin_of
 from qrobust.deployment.parity import parity as compare_outputs
@@ -36,7 +36,7 @@ from qrobust.paths import user_path
 from qrobust.preprocessing import Preprocessing, PreprocessingConfig, resolve
 from qrobust.progress import Reporter
 from qrobust.quantization.config import QuantizationConfig
-from qrobust.quantization.quantize import FakeQuantizedModel, quantize_classifier
+from qrobust.quantization.quantize import FakeQuantizedModel, find_target, quantize_classifier
 from qrobust.quantization.sensitivity import LayerEffect, layer_effects
 from qrobust.quantization.tracing import folded
 from qrobust.record import ExplainedAudit, Parity
@@ -165,8 +165,21 @@ def quantize(
     observed_on = as_split(calibration)
     chosen_by = observed_on if validation is None else as_split(validation)
     chosen = config or QuantizationConfig()
-    place = find_device(device)
-    return quantize_classifier(model, observed_on, chosen_by, chosen, seed=seed, device=place, reporter=reporter)
+    shape = observed_on.read(slice(1)).shape
+
+    def timer(first: nn.Module, others: Iterable[nn.Module]) -> list[float]:
+        return times_ms(first, others, find_target(chosen.target), image_size=shape[-1], channels=shape[1])
+
+    return quantize_classifier(
+        model,
+        observed_on,
+        chosen_by,
+        chosen,
+        seed=seed,
+        device=find_device(device),
+        timer=timer,
+        reporter=reporter,
+    )
 
 
 def sensitivity(quantized: FakeQuantizedModel, validation: Any, *, device: str = "auto") -> list[LayerEffect]:

@@ -223,6 +223,26 @@ _declare(
     help="Layers to leave in float, or auto:N for the N most sensitive.",
 )
 _declare(
+    "--target-drop",
+    group=QUANTIZATION,
+    advanced=True,
+    type=NUMBER,
+    metavar="POINTS",
+    unset="any",
+    help="Maximum loss by quantization on validation images, in percentage points. The most sensitive layers get 8 "
+    "bits, then float, until it is met.",
+)
+_declare(
+    "--target-latency",
+    group=QUANTIZATION,
+    advanced=True,
+    type=NUMBER,
+    metavar="MS",
+    unset="any",
+    help="Maximum time for one image with --target-drop, in milliseconds on this CPU: layers that cost time and are "
+    "not needed get integers again.",
+)
+_declare(
     "--ptq",
     group=QUANTIZATION,
     help="auto tries ranges, equalization, rounding and bias correction on validation images and keeps the best.",
@@ -604,6 +624,8 @@ QUANTIZATION_OPTIONS = (
     "edges",
     "layer_bits",
     "keep_float",
+    "target_drop",
+    "target_latency",
     "ptq",
     "observer",
     "equalize",

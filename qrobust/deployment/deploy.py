@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
+from qrobust.deployment.profiling import latencies_ms
 from qrobust.quantization.target import Target
 from qrobust.storage import scratch
 
@@ -49,3 +51,34 @@ def deploy(
         path = folder / "graph.onnx"
         export(model, path, image_size, channels=channels)
         return open_on_target(path, target, threads)
+
+
+def times_ms(
+    first: nn.Module,
+    others: Iterable[nn.Module],
+    target: Target,
+    *,
+    image_size: int,
+    channels: int = 3,
+    threads: int = 1,
+) -> list[float]:
+    """Milliseconds for one image of the first classifier, and of each other as measured in turn with the first.
+
+    Args:
+        first: as for `deploy`.
+        others: likewise; no two of them are held at once.
+        target, image_size, channels, threads: as for `deploy`.
+
+    Raises:
+        ExportCheckError: an exported file is not valid ONNX.
+    """
+
+    def deployed(model: nn.Module) -> OnnxClassifier:
+        return deploy(model, target, image_size=image_size, channels=channels, threads=threads)
+
+    reference = deployed(first)
+    times = [latencies_ms({"first": reference}, image_size, 1)["first"]]
+    for other in others:
+        both = latencies_ms({"first": reference, "other": deployed(other)}, image_size, 1)
+        times.append(times[0] * both["other"] / both["first"])
+    return times

@@ -39,6 +39,7 @@ from qrobust.record import (
     LayerEffect,
     LayerNoise,
     Macs,
+    MixedPrecision,
     QatFit,
     QatTraining,
     Quantization,
@@ -48,6 +49,7 @@ from qrobust.record import (
     ValidationAgreement,
     taken,
 )
+from qrobust.report.mixed_precision import mixed_precision_sentence, unmet_sentences
 from qrobust.shifts.filters import to_unit
 
 NOISE_IMAGES, NOISE_PIXELS = 32, 2**19
@@ -90,6 +92,7 @@ def _quantize(run: Run) -> None:
         )
         audited = graphs[1].audit
         _warn_of_float(run, audited, len(in_float))
+        _tell_mixed_precision(run, quantized.mixed_precision)
         run.save_model()
         run.save_fake_quantized(fake_quantized)
         run.require_folder().drop_checkpoints(run.require_folder().checkpoints.glob("qat-*"))
@@ -110,6 +113,7 @@ def _quantize(run: Run) -> None:
             layer_effects=tuple(quantized.effects),
             qat=taken(QatTraining, fit, shifts=trained_shifts(run) if config.shifts else ()) if fit else None,
             saturation=_saturation(run, fake_quantized),
+            mixed_precision=quantized.mixed_precision,
         )
         running.result = taken(
             QuantizationResult,
@@ -217,6 +221,15 @@ def _bought(run: Run, gained: tuple[Fidelity, Fidelity] | None, audited: Audit) 
         f"the multiply-accumulates in float"
     )
     return KeptFloat(without=without, kept=kept, float_mac_share=1 - share)
+
+
+def _tell_mixed_precision(run: Run, mixed: MixedPrecision | None) -> None:
+    """Which layers got more bits for `--target-drop`, and a warning for each bound that is not met."""
+    if mixed is None:
+        return
+    run.reporter.say(mixed_precision_sentence(mixed, run.primary.told))
+    for sentence in unmet_sentences(mixed):
+        run.reporter.warn(f"warning: {sentence}")
 
 
 def _saturation(run: Run, fake_quantized: fx.GraphModule) -> SaturationRisk | None:

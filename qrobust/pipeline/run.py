@@ -6,7 +6,7 @@ the configuration, the float weights, the integers of the fake-quantized model a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +25,7 @@ from qrobust.data.loading import open_data
 from qrobust.data.splits import Data
 from qrobust.data.target_images import TargetImages, folder_of, naming_target_images, open_target_images
 from qrobust.deployment.classifiers import OnnxClassifier
-from qrobust.deployment.deploy import deploy, open_on_target
+from qrobust.deployment.deploy import deploy, open_on_target, times_ms
 from qrobust.device import Device, find_device
 from qrobust.errors import InputError
 from qrobust.evaluation.config import AUTO
@@ -323,7 +323,19 @@ class Run:
             primary=self.primary,
             seed=self.config.seed,
             device=self.device,
+            timer=self._times_ms,
             reporter=self.reporter,
+        )
+
+    def _times_ms(self, first: nn.Module, others: Iterable[nn.Module]) -> list[float]:
+        """See `times_ms`, of torch modules as onnxruntime runs them on the target."""
+        return times_ms(
+            first,
+            others,
+            self.target,
+            image_size=self.data.image_size,
+            channels=self.model.channels,
+            threads=self.config.threads,
         )
 
     @property

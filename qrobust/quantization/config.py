@@ -27,6 +27,9 @@ class QuantizationConfig(Section):
         bias_correction: of each channel's mean error (same paper).
         rounding: of weights below 8 bits: to the nearest, or learned (AdaRound, arXiv 2004.10568).
         storage: how 4-bit weights lie in the file.
+        target_drop: percentage points that quantization may cost on validation images: layers get more bits until
+            it costs no more. None: any.
+        target_latency: milliseconds for one image that the network may then take. None: any.
     """
 
     target: str = choice("x86-vnni", one_of=tuple(TARGETS))
@@ -40,6 +43,8 @@ class QuantizationConfig(Section):
     bias_correction: bool = False
     rounding: str = choice("nearest", one_of=("nearest", "adaround"))
     storage: str = choice("int8", one_of=("int8", "int4"))
+    target_drop: float | None = choice(None, at_least=0, at_most=100)
+    target_latency: float | None = choice(None, above=0, at_most=10**6)
 
     def mistakes(self) -> Iterator[str]:
         """See `Section`."""
@@ -52,6 +57,10 @@ class QuantizationConfig(Section):
         automatic = [entry for entry in self.keep_float if entry.startswith("auto:")]
         if automatic and (len(automatic) > 1 or not automatic[0].removeprefix("auto:").isdecimal()):
             yield f"keep_float: expected layer names or one auto:N, got {', '.join(automatic)}"
+        if self.target_drop is None and self.target_latency is not None:
+            yield "target_latency: expected a bound on the drop, too, got no target_drop"
+        if self.target_drop is not None and automatic:
+            yield f"target_drop: expected it or keep_float auto:N, got both ({automatic[0]})"
         words = {self.bits, *(entry.rpartition("=")[2] for entry in self.layer_bits)}
         if not any(word.startswith(("w4", "w6")) for word in words) and self.rounding != "nearest":
             yield f"rounding: {self.rounding} is for weights of fewer than 8 bits, bits are {self.bits}"

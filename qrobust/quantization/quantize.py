@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from qrobust.errors import InputError, unknown
 from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
+from qrobust.quantization.mixed_precision import Material, Timer, within_bounds
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
 from qrobust.quantization.qat import QatFit, train
@@ -26,6 +27,7 @@ from qrobust.quantization.rewrites.fx_utils import public_name
 from qrobust.quantization.sensitivity import Fidelity, LayerEffect, fidelity, logits_on
 from qrobust.quantization.target import TARGETS, Target
 from qrobust.quantization.tracing import LAYERS, calls, channels_last
+from qrobust.record import MixedPrecision, PrecisionBounds
 from qrobust.shifts.filters import to_unit
 from qrobust.stopwatch import timing
 
@@ -45,9 +47,10 @@ class FakeQuantizedModel:
         observed: the float graph that it was made from.
         target: whose integer kernels it computes like.
         trials: what `ptq="auto"` tried, in order; empty without.
-        effects: of each layer alone, where `keep_float="auto:N"` measured them.
+        effects: of each layer alone, where `keep_float="auto:N"` or `target_drop` measured them.
         gained: where `keep_float="auto:N"` left layers in float: the fake-quantized model without and with them in
             float, on the same validation images.
+        mixed_precision: which layers got more bits for `target_drop`; None without.
         seconds: how long all of it took.
     """
 
@@ -58,6 +61,7 @@ class FakeQuantizedModel:
     trials: list[Trial]
     effects: list[LayerEffect]
     gained: tuple[Fidelity, Fidelity] | None = None
+    mixed_precision: MixedPrecision | None = None
     seconds: float = 0.0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -128,6 +132,7 @@ def quantize_classifier(
     primary: Primary = ACCURACY,
     seed: int = 0,
     device: Device = CPU_ONLY,
+    timer: Timer | None = None,
     reporter: Reporter | None = None,
 ) -> FakeQuantizedModel:
     """Post-training quantization of a float classifier.
@@ -140,6 +145,7 @@ def quantize_classifier(
         primary: the measure that decides: `ptq="auto"` weighs images as it does.
         seed: of learned rounding.
         device: to observe and learn on.
+        timer: of classifiers, for `target_drop` and `target_latency`; without one no time is known.
         reporter: where progress is told.
 
     Raises:
@@ -167,29 +173,71 @@ def quantize_classifier(
         module = build(observed, target, chosen, seed=seed, device=device)
         return FakeQuantizedModel(module, chosen, observed, target, [], [])
 
-    if config.worst_in_float is None:
-        found = made(recipe)
+    material = Material(
+        model=model,
+        target=target,
+        calibration_images=lambda: calibration_batches(calibration, reporter),
+        validation=validation.at_most(SEARCH_IMAGES),
+        sensitivity=validation.at_most(SENSITIVITY_IMAGES),
+        primary=primary,
+        seed=seed,
+        device=device,
+    )
+    if config.worst_in_float is not None:
+        found = _worst_in_float(material, recipe, config.worst_in_float, made, reporter)
+    elif config.target_drop is not None:
+        bounds = PrecisionBounds(config.target_drop, config.target_latency)
+        found = _within_bounds(material, made(recipe), bounds, timer, reporter)
     else:
-        some = validation.at_most(SENSITIVITY_IMAGES)
-        layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
-        with reporter.bar("measure layers", layers) as bar:
-            keeping, effects = keep_worst_in_float(
-                model,
-                target,
-                lambda: calibration_batches(calibration, reporter),
-                some,
-                recipe,
-                config.worst_in_float,
-                device=device,
-                progress=lambda name: bar.update(1, name),
-            )
-        without, kept = made(recipe), made(keeping)
-        reference = logits_on(kept.observed.graph, some)
-        before, after = (fidelity(reference, logits_on(q.module, some), some.labels) for q in (without, kept))
-        found = replace(kept, effects=effects, gained=(before, after))
+        found = made(recipe)
     _check_choices(found, config)
     _warn_of_idle(found, reporter)
     return replace(found, seconds=time.perf_counter() - started)
+
+
+def _worst_in_float(
+    material: Material,
+    recipe: Recipe,
+    count: int,
+    made: Callable[[Recipe], FakeQuantizedModel],
+    reporter: Reporter,
+) -> FakeQuantizedModel:
+    """What a recipe makes with so many layers left in float, and what that gains."""
+    some = material.sensitivity
+    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in material.model.modules())
+    with reporter.bar("measure layers", layers) as bar:
+        keeping, effects = keep_worst_in_float(
+            material.model,
+            material.target,
+            material.calibration_images,
+            some,
+            recipe,
+            count,
+            device=material.device,
+            progress=lambda name: bar.update(1, name),
+        )
+    without, kept = made(recipe), made(keeping)
+    reference = logits_on(kept.observed.graph, some)
+    before, after = (fidelity(reference, logits_on(q.module, some), some.labels) for q in (without, kept))
+    return replace(kept, effects=effects, gained=(before, after))
+
+
+def _within_bounds(
+    material: Material, asked: FakeQuantizedModel, bounds: PrecisionBounds, timer: Timer | None, reporter: Reporter
+) -> FakeQuantizedModel:
+    """What was asked for, with more bits for as many layers as the bounds need."""
+    start = material.measured(asked.recipe, (), asked.observed, asked.module)
+    found, mixed, effects = within_bounds(
+        material, start, bounds, timer=timer, progress=lambda trial: reporter.say(f"  {trial}")
+    )
+    return replace(
+        asked,
+        module=found.module,
+        recipe=found.recipe,
+        observed=found.observed,
+        effects=effects,
+        mixed_precision=mixed,
+    )
 
 
 def _warn_of_idle(found: FakeQuantizedModel, reporter: Reporter) -> None:

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from qrobust.record.typed_json import Unit
-from qrobust.record.units import Count, Decibels, Interval, Nats, Positive, Seconds, Share
+from qrobust.record.units import (
+    Count,
+    Decibels,
+    Interval,
+    Milliseconds,
+    Nats,
+    Points,
+    PointsInterval,
+    Positive,
+    Seconds,
+    Share,
+)
 
 Change = Annotated[float, Unit("fraction", -1, 1)]
 Deviations = Annotated[float, Unit("standard deviations of the layer's output", 0)]
@@ -187,6 +198,67 @@ class KeptFloat:
     float_mac_share: Share
 
 
+@dataclass(frozen=True)
+class LayerStep:
+    """A layer that got more bits so that a bound is met.
+
+    Attributes:
+        name: of the layer.
+        bits: `w8a8` or `float`.
+        latency_ms: of the network for one image, with this layer and those before it; null where it was not timed.
+    """
+
+    name: str
+    bits: str
+    latency_ms: Milliseconds | None
+
+
+@dataclass(frozen=True)
+class PrecisionBounds:
+    """What `--target-drop` and `--target-latency` ask for.
+
+    Attributes:
+        drop_pp: the most that quantization may cost on validation images, in the measure that decides.
+        latency_ms: the most time for one image; null for any.
+    """
+
+    drop_pp: Points
+    latency_ms: Milliseconds | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
+    """Layers that got more bits for `--target-drop`, chosen on validation images before training.
+
+    Attributes:
+        bounds: what was asked for.
+        n: validation images.
+        tried: networks that were measured.
+        start_drop_pp: float minus the network as asked for, in the measure that decides.
+        start_drop_interval_pp: of that, paired, at 95 %.
+        start_latency_ms: of that network for one image; null where it was not timed.
+        layers: that got more bits, the most sensitive first.
+        drop_pp: float minus the network that was chosen.
+        drop_interval_pp: of that, paired, at 95 %.
+        latency_ms: of that network for one image; null where it was not timed.
+        drop_met: its drop is within its bound.
+        latency_met: its time is within its bound; null where none was asked for.
+    """
+
+    bounds: PrecisionBounds
+    n: Positive
+    tried: Positive
+    start_drop_pp: Points
+    start_drop_interval_pp: PointsInterval
+    start_latency_ms: Milliseconds | None
+    layers: tuple[LayerStep, ...]
+    drop_pp: Points
+    drop_interval_pp: PointsInterval
+    latency_ms: Milliseconds | None
+    drop_met: bool
+    latency_met: bool | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class SaturationRisk:
     """What an x86 CPU without VNNI would make of the network, simulated on validation images.
@@ -244,6 +316,7 @@ class Quantization:
         layer_effects: one per layer, after `qrobust sensitivity`, whose `--json` joins both by `name`.
         qat: quantization-aware training, or null.
         saturation: what a CPU without VNNI would make of it; null where activations are signed.
+        mixed_precision: what `--target-drop` chose, or null.
     """
 
     target: str
@@ -256,6 +329,7 @@ class Quantization:
     qat: QatTraining | None
     saturation: SaturationRisk | None
     validation: ValidationAgreement | None = None
+    mixed_precision: MixedPrecision | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from qrobust.record import Audit, MeanCorruptionError, Record, TargetImages, Val
 from qrobust.report.attacks import flag_sentences
 from qrobust.report.classes import balanced_sentence, evenness, primary_sentence
 from qrobust.report.figures import bounds, footprint_cells, percent, points
+from qrobust.report.mixed_precision import mixed_precision_sentence, unmet_sentences
 from qrobust.report.recommendation import recommendation_sentences
 
 NAMES = {
@@ -188,6 +189,9 @@ def _quantization_sentences(record: Record) -> list[str]:
         f"onnxruntime runs {audit.integer_ops} of {audit.quantizable_ops} convolutions and matrix products of "
         f"the INT8 graph on integers.",
     ]
+    if mixed := record.quantization.mixed_precision:
+        measure = {"balanced": "balanced accuracy"}.get(record.primary, record.primary)
+        sentences += [mixed_precision_sentence(mixed, measure), *(f"{told}." for told in unmet_sentences(mixed))]
     if saturation and not saturation.proven:
         sentences.append(
             f"On an x86 CPU without VNNI expect {percent(saturation.accuracy_without_vnni)} "

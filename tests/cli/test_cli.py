@@ -605,6 +605,21 @@ def test_narrow_bits_stay_integer_and_int4_is_smaller(weights: Path, tmp_path: P
     assert sizes["int8"] - sizes["int4"] > 30_000
 
 
+@pytest.mark.slow  # a table of layers, and several networks observed, exported and timed
+def test_bounds_are_met_or_said_not_to_be(weights: Path, tmp_path: Path) -> None:
+    bounds = ["--bits", "w4a4", "--target-drop", "1", "--target-latency", "0.0001"]
+    result = qrobust(*(o for o in small_quantize(weights, tmp_path / "run", *bounds) if o != "-q"))
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "run" / "stages" / "quantize.json").read_text())["quantization"]
+    mixed = found["mixed_precision"]
+    assert mixed["bounds"] == {"drop_pp": 1, "latency_ms": 0.0001}
+    assert mixed["drop_met"] == (mixed["drop_pp"] <= 1)
+    assert not mixed["latency_met"]
+    assert "warning: --target-latency 0.0001 is not met" in result.output
+    assert [[layer["name"], layer["bits"]] for layer in mixed["layers"]] == found["recipe"]["exceptions"]
+    assert all(layer["latency_ms"] > 0 for layer in mixed["layers"])
+
+
 @pytest.mark.slow  # two searches and two tables of layers
 def test_search_exceptions_and_sensitivity(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptq, "ROUNDING_STEPS", 20)  # what is learned, tests/quantization/test_ptq.py knows
