@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ LEAST_COMMON = 3
 FIXED_SIZE = ("vit", "maxvit", "swin", "vgg", "alexnet")
 # Beyond the limit, but the smallest of their kind.
 ALSO = ("vit_b_32", "vgg11", "vgg11_bn")
+# Names of factors that begin near zero, with which a block does nothing yet.
+LAYER_SCALES = ("layer_scale", "gamma", "layer_scale_1", "layer_scale_2", "gamma1", "gamma2", "gamma_1", "gamma_2")
 # They move or choose numbers, on whatever type these are.
 MOVING = (
     "Transpose",
@@ -117,7 +121,7 @@ def unsettle(model: Any, pixels: Any) -> None:
         norm.bias.normal_(0, 0.3)
 
     for name, parameter in model.named_parameters():
-        if name.endswith("layer_scale"):
+        if name.endswith(LAYER_SCALES):
             parameter.uniform_(0.05, 0.2)
         elif not parameter.any() and name.endswith(("weight", "class_token")):
             parameter.normal_(0, 0.02)
@@ -138,8 +142,19 @@ def float_layers(plain: Any) -> list[str]:
     return layers + [f.__name__ for f in closed]
 
 
-def measure(name: str, side: int | None) -> dict[str, Any]:
-    """Take one network as far as it goes."""
+def side_of(name: str, preferred: int, millions: float) -> int:
+    """At which size a network is measured: its own, or a smaller one where that takes long and tells as much."""
+    large = millions > LARGE_MILLIONS and not name.startswith(FIXED_SIZE)
+    return min(preferred, SMALLER_SIDE if large else 224)
+
+
+def measure(spec: str, choose_side: Callable[[int, float], int]) -> dict[str, Any]:
+    """Take one network as far as it goes.
+
+    Args:
+        spec: such as `torchvision:resnet18`.
+        choose_side: from its preferred size and its millions of parameters to the size to measure at.
+    """
     import torch
 
     from qrobust.deployment.audit import audit
@@ -155,7 +170,7 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     from qrobust.quantization.tracing import folded
 
     torch.set_num_threads(1)
-    found = find_model(f"torchvision:{name}")
+    found = find_model(spec)
     started = time.monotonic()
     assert found.preset.image_size is not None
     model = load_model(
@@ -169,9 +184,7 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     )
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     preferred = found.preset.image_size
-    if side is None:
-        large = millions > LARGE_MILLIONS and not name.startswith(FIXED_SIZE)
-        side = min(preferred, SMALLER_SIDE if large else 224)
+    side = choose_side(preferred, millions)
     row: dict[str, Any] = {"parameters_millions": millions, "image_size": side, "preferred_size": preferred}
     unsettle(model, images(CALIBRATION_IMAGES, side, SEED + 1))
     pixels, tests = images(CALIBRATION_IMAGES, side, SEED + 2), images(TEST_IMAGES, side, SEED + 3)
@@ -219,9 +232,9 @@ def measure(name: str, side: int | None) -> dict[str, Any]:
     }
 
 
-def in_a_process(name: str, side: int | None, timeout: float, memory_gib: float) -> dict[str, Any]:
-    """The row of one network, whatever becomes of its process."""
-    command = [sys.executable, __file__, "--worker", name, *(["--image-size", str(side)] if side else [])]
+def in_a_process(script: str, name: str, side: int | None, timeout: float, memory_gib: float) -> dict[str, Any]:
+    """The row of one network by a script's hidden `--worker`, whatever becomes of its process."""
+    command = [sys.executable, script, "--worker", name, *(["--image-size", str(side)] if side else [])]
     limit = int(memory_gib * 2**30)
     started = time.monotonic()
     try:
@@ -241,6 +254,19 @@ def in_a_process(name: str, side: int | None, timeout: float, memory_gib: float)
         return json.loads(lines[-1])
     said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     return {"step": "crash", "reason": said[-1][:300], "seconds": time.monotonic() - started}
+
+
+def keep(result: dict[str, Any], out: Path) -> None:
+    """Write a result file whole or not at all."""
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, out)
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    share = f"{row['integer_ops']} of {row['quantizable_ops']}" if "integer_ops" in row else row["reason"]
+    return f"{share}; {row.get('other_float', '')} {row['seconds']:.0f} s"
 
 
 def circumstances(command: str) -> dict[str, Any]:
@@ -276,7 +302,8 @@ def main(
 ) -> None:
     """Measure the networks one by one, and keep each row as soon as it is there."""
     if worker is not None:
-        click.echo(json.dumps(measure(worker, image_size)))
+        choose = (lambda *_: image_size) if image_size else partial(side_of, worker)
+        click.echo(json.dumps(measure(f"torchvision:{worker}", choose)))
         return
     names, bigger = networks()
     wanted = only.split(",") if only else names
@@ -290,15 +317,12 @@ def main(
     for name in wanted:
         if name in result["rows"] and not again:
             continue
-        row = in_a_process(name, image_size, timeout, memory)
+        row = in_a_process(__file__, name, image_size, timeout, memory)
         result["rows"][name] = row | {"commit": result["commit"]}
         result["rows"] = {n: result["rows"][n] for n in names if n in result["rows"]}
         result["sisters"] = {n: sister(n, list(result["rows"])) for n in (*names, *bigger) if n not in result["rows"]}
-        part = out.with_name(out.name + ".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(part, out)
-        share = f"{row['integer_ops']} of {row['quantizable_ops']}" if "integer_ops" in row else row["reason"]
-        click.echo(f"{name}: {share}; {row.get('other_float', '')} {row['seconds']:.0f} s")
+        keep(result, out)
+        click.echo(f"{name}: {told(row)}")
 
 
 if __name__ == "__main__":

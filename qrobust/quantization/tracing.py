@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,17 +18,19 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from qrobust.classifier import Normalization
 from qrobust.errors import InputError
+from qrobust.quantization import sized_tracing
 from qrobust.quantization.integer_layers import ActivationQuantizer, SelfAttention
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites import rewrite
 from qrobust.quantization.rewrites.constants import constants, fold_constants
-from qrobust.quantization.rewrites.fx_utils import public_name, remove_call
+from qrobust.quantization.rewrites.fx_utils import DIVISIONS, divides, public_name, remove_call
 from qrobust.quantization.rewrites.structure import (
     explicit_padding,
     out_of_place,
     own_weights,
     separate_repeated_modules,
 )
+from qrobust.quantization.sized_tracing import SizedTracer
 
 ADDITIONS = (operator.add, torch.add, "add")
 PRODUCTS = (operator.mul, torch.mul, "mul")
@@ -55,34 +57,51 @@ LAYERS = (nn.Conv2d, nn.Linear)
 CLAMPS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 # They read what a matrix product gives in float anyway: rounding it first would buy nothing.
 FLOAT_LAYERS = (nn.GELU, nn.LayerNorm, nn.Softmax, nn.LogSoftmax, nn.Tanh, SelfAttention)
+# A line in one of these is none of the user's.
+OWN_FILES = (__file__, sized_tracing.__file__)
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self.leaves = leaves
+def trace(
+    model: nn.Module, leaves: tuple[type[nn.Module], ...] = (Normalization,), example: torch.Tensor | None = None
+) -> fx.GraphModule:
+    """Trace a network into a graph whose layers have weights of their own.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = (Normalization,)) -> fx.GraphModule:
-    """Trace a network into a graph whose layers have weights of their own; `leaves` stay opaque.
+    Args:
+        model: to trace.
+        leaves: module classes that stay opaque.
+        example: one input `(1, C, S, S)`: sizes that do not depend on the batch are numbers then.
 
     Raises:
         InputError: the forward pass cannot be traced; the message names the line.
     """
-    tracer = _Tracer(leaves)
+    tracer, model = SizedTracer(leaves, example), _apart(model)
     try:
         graph = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:  # whatever user code does with a proxy
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
-        where = next((f for f in reversed(frames) if f.filename != __file__), None)
+        where = next((f for f in reversed(frames) if f.filename not in OWN_FILES), None)
         place = f" at {where.filename}:{where.lineno}: {where.line!r}" if where else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"model: torch.fx cannot trace {type(model).__name__}{place} ({reason})") from error
     own_weights(graph)
     return graph
+
+
+def _apart(model: nn.Module) -> nn.Module:
+    """The same tensors in modules of their own, so that what a forward pass keeps stays out of the model.
+
+    A window's bias that is kept for the next call would else be one of a graph that is long finished.
+    """
+    tensors = {
+        id(value): value
+        for module in model.modules()
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+        if isinstance(value, torch.Tensor)
+    }
+    try:
+        return copy.deepcopy(model, tensors)
+    except Exception:  # of whatever user code keeps in a module: it is traced as it is
+        return model
 
 
 class _Shapes(ShapeProp):
@@ -107,7 +126,7 @@ def traced(model: nn.Module, leaves: tuple[type[nn.Module], ...], example: torch
         InputError: see `trace` and `normal_form`; or tracing lost something, such as an in-place change that
             shows through a second name (`y = x; x += 1`).
     """
-    graph = trace(model, leaves)
+    graph = trace(model, leaves, example)
     plain = normal_form(graph, example)
     with torch.no_grad():
         wanted = model(example.clone())
@@ -229,6 +248,8 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
         elif not moves(tail, (*RESHAPES, *PARTS)):
             break
         tail = source
+    for node in [n for n in graph.graph.nodes if divides(n)]:
+        _divide_by_float(graph, node, lambda n: is_call(n, quantizer), lambda n: moves(n, (*RESHAPES, *PARTS)))
     for node, _ in calls(graph, quantizer):
         origin = node.args[0]
         while moves(origin, (*RESHAPES, *PARTS)):
@@ -237,6 +258,23 @@ def drop_quantizers(graph: fx.GraphModule, quantizer: type[nn.Module], leaves: t
             node.target = origin.target  # type: ignore[union-attr]  # a call, so a node
     graph.graph.lint()
     graph.recompile()
+
+
+def _divide_by_float(
+    graph: fx.GraphModule, divisor: fx.Node, is_quantizer: Callable[[object], bool], moves: Callable[[object], bool]
+) -> None:
+    """Let a divisor be what it was before it was rounded, through what only moves it or adds a constant to it."""
+    for user in [u for u in divisor.users if u.target in DIVISIONS]:
+        node, reader = divisor, user
+        while True:
+            if is_quantizer(node):
+                reader.replace_input_with(node, node.all_input_nodes[0])
+                node = node.all_input_nodes[0]
+            elif moves(node) or (node.target in ADDITIONS and len(node.all_input_nodes) == 1):
+                node, reader = node.all_input_nodes[0], node
+            else:
+                break
+    graph.graph.eliminate_dead_code()
 
 
 def folded(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:

@@ -26,7 +26,7 @@ from qrobust.quantization.rewrites.fx_utils import (
     replace,
     value_of,
 )
-from qrobust.quantization.rewrites.layers import absorb_padding, explicit_layer
+from qrobust.quantization.rewrites.layers import absorb_padding, explicit_layer, explicit_norm
 from qrobust.quantization.rewrites.pools import (
     average_without_counted_padding,
     explicit_average,
@@ -100,6 +100,8 @@ def rewrite(graph: fx.GraphModule, node: fx.Node) -> None:
         node, module = replace(graph, node, made), made
     elif module is None and node.target in (F.conv2d, F.linear):
         node, module = explicit_layer(graph, node)
+    elif module is None and node.target is F.batch_norm:
+        node, module = explicit_norm(graph, node)
     if isinstance(module, nn.Conv2d):
         absorb_padding(graph, node, module)
     if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd) or _is_idle(node):

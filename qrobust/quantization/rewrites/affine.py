@@ -14,6 +14,7 @@ from qrobust.quantization.rewrites.fx_utils import (
     argument,
     call_before,
     called,
+    divides,
     shape_of,
 )
 from qrobust.quantization.rewrites.layers import set_weights
@@ -40,7 +41,7 @@ def batch_norm(graph: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm1d | nn.B
 def constant_affine(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, torch.Tensor, torch.Tensor] | None:
     """The tensor, factor and offset per channel of arithmetic between an image tensor and a constant."""
     kind = next((k for k, names in _ARITHMETIC.items() if node.target in names), None)
-    if kind is None or len(node.args) != 2 or node.kwargs or len(shape_of(node)) != 4:
+    if kind is None or len(node.args) != 2 or node.kwargs or len(shape_of(node)) != 4 or divides(node):
         return None
     places = [i for i in (0, 1) if shape_of(node.args[i]) == shape_of(node) and node.args[i].op != "get_attr"]  # type: ignore[union-attr]  # has a shape, so is a node
     if len(places) != 1 or _reads_pixels(graph, node.args[places[0]]):

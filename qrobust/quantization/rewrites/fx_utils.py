@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
+
+DIVISIONS = (operator.truediv, torch.div, torch.true_divide, "div", "true_divide")
 
 
 def public_name(target: str) -> str:
@@ -64,6 +68,11 @@ def shape_of(node: object) -> tuple[int, ...]:
     """Of a tensor; nothing for what is none."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+
+
+def divides(node: fx.Node) -> bool:
+    """Something is divided by this node: a grid that has a zero would make infinity of it."""
+    return any(user.target in DIVISIONS and user.args[1:2] == (node,) for user in node.users)
 
 
 def argument(node: fx.Node, position: int, name: str, default: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from typing import Any
 
@@ -46,6 +47,25 @@ def explicit_layer(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, nn.Mo
     node.replace_all_uses_with(call)
     graph.graph.erase_node(node)
     return call, layer
+
+
+def explicit_norm(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, nn.Module | None]:
+    """A functional batch norm on stored statistics as the module that says the same."""
+    bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    names = [name for name in ("running_mean", "running_var", "weight", "bias") if given[name] is not None]
+    stored = [isinstance(given[name], fx.Node) and given[name].op == "get_attr" for name in names]
+    if given["training"] or "running_mean" not in names or not all(stored):
+        return node, None
+    values = {name: operator.attrgetter(str(given[name].target))(graph).detach() for name in names}
+    affine = "weight" in values or "bias" in values
+    norm = nn.BatchNorm2d(len(values["running_mean"]), given["eps"], affine=affine)
+    norm.load_state_dict(values, strict=False)  # without the count of batches, which nothing reads
+    call = call_before(graph, node, norm, given["input"], f"{node.name}_norm")
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
+    return call, norm
 
 
 def absorb_padding(graph: fx.GraphModule, node: fx.Node, layer: nn.Conv2d) -> None:
