@@ -35,7 +35,7 @@ def inside(calibrator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, t
     with torch.no_grad():
         calibrated = calibrator(images)
         handle.remove()
-        change, attention = correction.residual(seen[0][1], images)
+        change, attention = (correction.on_pixels(some, images) for some in correction.residual(seen[0][1]))
         gate = torch.sigmoid(seen[0][4])
     return (
         calibrated[0],

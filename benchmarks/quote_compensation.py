@@ -443,6 +443,32 @@ def withheld() -> str:
     )
 
 
+def calibrator_latency() -> str:
+    """Time over INT8 at 224 px behind calibrators, and over that of float."""
+    r = record("calibrator_latency")
+    lines = [
+        "| network | threads | batch | INT8 | calibrator | time over INT8 | faster than float |",
+        "|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for network, found in r["networks"].items():
+        for row in found["rows"]:
+            ms = row["ms"]
+            for name in (key for key in ms if key not in ("float", "int8")):
+                taken = " (default)" if name == found["default"] else ""
+                lines.append(
+                    f"| {network} | {row['threads']} | {row['batch']} | {ms['int8']:.1f} ms | {name}{taken} "
+                    f"| {ms[name] / ms['int8']:.2f} | {ms['float'] / ms[name]:.2f}x |"
+                )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians on {r['hardware']['processor']}, onnxruntime {r['versions']['onnxruntime']}, "
+            f"commit `{r['commit']}`.",
+        ]
+    )
+
+
 COMPENSATION = (
     ladder,
     withheld,
@@ -461,4 +487,5 @@ COMPENSATION = (
     risk,
     streams,
     imagenet_size,
+    calibrator_latency,
 )

@@ -25,6 +25,7 @@ from qrobust.cli.types import (
     FolderType,
     OneOf,
 )
+from qrobust.compensation.config import FINE_SIZE, LARGE_LATENCY_BUDGET
 
 Decorator = Callable[[Any], Any]
 _DECLARED: dict[str, Callable[..., Decorator]] = {}
@@ -364,9 +365,9 @@ _declare(
     advanced=True,
     type=NUMBER,
     metavar="FACTOR",
-    unset="0",
+    unset=f"{LARGE_LATENCY_BUDGET:g} above {FINE_SIZE} px as far as it can be kept, else 0",
     help="Maximum batch-1 latency of calibrator + classifier relative to INT8 alone, e.g. 1.25: a narrower "
-    "calibrator is chosen until it fits. 0: no limit.",
+    "calibrator, or one of fewer branches, is chosen until it fits. 0: no limit.",
 )
 _declare(
     "--clean-budget",

@@ -15,12 +15,14 @@ All of them are zero at initialisation, so the calibrator starts as the identity
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from qrobust.classifier import count_macs
+from qrobust.compensation.config import FINE_SIZE
 from qrobust.errors import InputError
 
 # Of what the weights mean: a calibrator of another version cannot be read.
@@ -34,12 +36,12 @@ OFFSET_BOUND = 2.0  # of the [0, 1] scale
 TONE_BOUND = 1.0  # of x (1 - x), added to x: up to here the curve is monotone
 WARP_BOUND = 0.8  # per entry of the affine matrix, beside the identity; 1 is half the image
 GEOMETRIC = 6
-# Images larger than this are looked at through a stride of 4 instead of 2.
-FINE_SIZE = 64
 HIDDEN, GRID = 64, 4
 BRANCHES = ("residual", "photometric", "geometric")
 # Without the residual, which takes most of the multiply-accumulates, a much smaller budget is enough.
 FRUGAL = ("photometric", "geometric")
+# Of large images sampling at other places, in float, takes most of the time: first to go where time is bounded.
+FRUGAL_LARGE = (("residual", "photometric"), ("photometric",))
 
 
 class Correction(nn.Module):
@@ -54,6 +56,8 @@ class Correction(nn.Module):
     def __init__(self, image_size: int, stride: int, channels: int = 3) -> None:
         super().__init__()
         self.stride, self.channels = stride, channels
+        # How faint an image is, some of the pixels of a large one tell.
+        self.every = 1 if image_size <= FINE_SIZE else 4
         # Few operators on whole tensors: at batch 1 a device spends more on their number than on their arithmetic.
         self.bounds: torch.Tensor
         self.softness: torch.Tensor
@@ -64,7 +68,10 @@ class Correction(nn.Module):
         bounds = torch.tensor([[STRETCH_BOUND, *[MATRIX_BOUND] * channels, OFFSET_BOUND, TONE_BOUND] * channels])
         self.register_buffer("bounds", bounds, persistent=False)
         self.register_buffer("softness", torch.where(bounds == STRETCH_BOUND, 1.0, bounds), persistent=False)
-        self.register_buffer("faint", torch.tensor(FAINT * channels * image_size**2), persistent=False)
+        told_by = channels * len(range(0, image_size, self.every)) ** 2
+        self.register_buffer("faint", torch.tensor(FAINT * told_by), persistent=False)
+        self.identity: torch.Tensor
+        self.register_buffer("identity", torch.eye(channels), persistent=False)
         along = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
         rows, columns = torch.meshgrid(along, along, indexing="ij")
         self.register_buffer("centres", torch.stack([columns, rows]), persistent=False)
@@ -92,33 +99,49 @@ class Correction(nn.Module):
         # Plane by plane: operators on some of the channels take up to five times as long on interleaved ones.
         images = images.contiguous()
         if maps is not None:
-            change, attention = self.residual(maps, images)
-            images = images + change * (attention * gate[:, :, None, None])
+            change, attention = self.residual(maps)
+            images = images + self.on_pixels(change * (attention * gate[:, :, None, None, None]), images)
         if photometric is not None:
             images = self._photometric(images, photometric, gate)
         images = images.clamp(0, 1)
         return images if geometric is None else self._warp(images, geometric, gate)
 
-    def residual(self, maps: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The signed change of each pixel in [-1, 1], and how much of it is wanted there, up to `RESIDUAL_BOUND`."""
-        maps = F.pixel_shuffle(maps.contiguous(), self.stride)
-        if maps.shape[2] != images.shape[2]:
-            maps = maps[:, :, : images.shape[2], : images.shape[3]]
-        return torch.tanh(maps[:, : self.channels]), torch.sigmoid(maps[:, self.channels :]) * RESIDUAL_BOUND
+    def residual(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The signed change of each pixel in [-1, 1], and how much of it is wanted there, up to `RESIDUAL_BOUND`.
+
+        Both lie block by block, as proposed, `(N, C or 1, stride^2, S'/stride, S'/stride)`; see `on_pixels`.
+        """
+        blocks = maps.contiguous().unflatten(1, (-1, self.stride**2))
+        return torch.tanh(blocks[:, : self.channels]), torch.sigmoid(blocks[:, self.channels :]) * RESIDUAL_BOUND
+
+    def on_pixels(self, blocks: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """What lies block by block, laid out as the images are, without the padding."""
+        found = F.pixel_shuffle(blocks.flatten(1, 2), self.stride)
+        return found if found.shape[2] == images.shape[2] else found[:, :, : images.shape[2], : images.shape[3]]
 
     def _photometric(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """One tone curve, colour matrix and offset for each image; part of the matrix stretches faint images."""
         proposal = torch.tanh(proposal / self.softness) * (gate * self.bounds)
         colours = self.channels
         stretch, matrix, offset, tone = proposal.reshape(-1, colours, colours + 3).split([1, colours, 1, 1], 2)
         pixels = images.flatten(2)
         # The quadratic curve of Zero-DCE (Guo et al., arXiv 2001.06826), one for each colour of the image.
-        pixels = pixels + tone * (pixels - pixels * pixels)
-        away = pixels - pixels.mean(2, keepdim=True)
+        pixels = pixels * (1 + tone - tone * pixels)
+        some = pixels.view_as(images)[:, :, :: self.every, :: self.every].flatten(2) if self.every > 1 else pixels
+        mean = some.mean(2, keepdim=True)
         # Only faint images are stretched: the others stay as they are, whatever is proposed.
-        spread = away.abs().sum((1, 2), keepdim=True) + 0.01 / FAINT * self.faint
-        lacking = torch.relu(self.faint / spread - 1)
-        mixed = (pixels[:, None] * matrix[..., None]).sum(2)
-        return (pixels + stretch * lacking * away + mixed + offset).reshape(-1, *images.shape[1:])
+        spread = (some - mean).abs().sum((1, 2), keepdim=True) + 0.01 / FAINT * self.faint
+        stretch = stretch * torch.relu(self.faint / spread - 1)
+        # What stretches, mixes and stays is one small matrix for all pixels of an image.
+        matrix = matrix + self.identity * (1 + stretch)
+        found = offset - stretch * mean
+        if self.every > 1:
+            with _full_precision(pixels):
+                found = found + matrix @ pixels
+        else:  # as quick on few pixels, and no matrix product in float for an audit to count
+            for colour in range(colours):
+                found = found + matrix[:, :, colour : colour + 1] * pixels[:, colour : colour + 1]
+        return found.reshape(-1, *images.shape[1:])
 
     def _warp(self, images: torch.Tensor, proposal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         moved = (gate * torch.tanh(proposal)).reshape(-1, 2, 3, 1, 1)
@@ -127,6 +150,12 @@ class Correction(nn.Module):
         edge = 1 - 1 / images.shape[-1]
         grid = grid.clamp(-edge, edge)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _full_precision(pixels: torch.Tensor) -> AbstractContextManager[None]:
+    """Grey levels do not survive products in bfloat16, which training's autocast would make of them."""
+    kind = pixels.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class Calibrator(nn.Module):
@@ -235,13 +264,15 @@ def within_budget(
         image_size: S in pixels.
         budget: what the calibrator may take, as a fraction of what the classifier takes.
         classifier_macs: multiply-accumulates of the classifier.
-        branches: of `BRANCHES`; none given: all, or where they do not fit, those without the residual.
+        branches: of `BRANCHES`; none given: all, then fewer: without the residual, or above `FINE_SIZE` without the
+            geometric branch, then the photometric alone.
         channels: C of the images, 3 or 1.
 
     Raises:
         InputError: the budget is below the smallest calibrator; the message says how large that is.
     """
-    sets = (branches,) if branches else (BRANCHES, FRUGAL)
+    fewer = FRUGAL_LARGE if image_size > FINE_SIZE else (FRUGAL,)
+    sets = (branches,) if branches else (BRANCHES, *fewer)
     cost = {
         (w, b): count_macs(Calibrator(image_size, w, b, channels), image_size, channels)
         for b in sets

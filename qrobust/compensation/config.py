@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from qrobust.choices import Section, choice
 
+# Images larger than this are looked at through a stride of 4 instead of 2, and time is bounded unless that is waived:
+# float operators on whole pictures take as long as the classifier there.
+FINE_SIZE, LARGE_LATENCY_BUDGET = 64, 1.25
+
 
 @dataclass(frozen=True)
 class CalibratorConfig(Section):
@@ -14,8 +18,8 @@ class CalibratorConfig(Section):
 
     Attributes:
         mac_budget: multiply-accumulates, as a fraction of the classifier's.
-        latency_budget: most batch-1 time of the compensated classifier relative to the INT8 classifier alone; None or
-            0: no limit.
+        latency_budget: most batch-1 time of the compensated classifier relative to the INT8 classifier alone; 0: no
+            limit; None: `LARGE_LATENCY_BUDGET` above `FINE_SIZE` pixels as far as it can be kept, else no limit.
         clean_budget: clean accuracy on validation images, in percentage points, that the gate may cost.
         branches: corrections that it may make: residual, photometric, geometric; none given: all that fit.
         steps: training steps.
@@ -51,3 +55,9 @@ class CalibratorConfig(Section):
         yield from super().mistakes()
         if self.well_typed() and self.latency_budget and not self.latency_budget > 1:
             yield f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}"
+
+    def latency_limit(self, image_size: int) -> float:
+        """What `latency_budget` comes to for images of a size; 0: no limit."""
+        if self.latency_budget is not None:
+            return self.latency_budget
+        return LARGE_LATENCY_BUDGET if image_size > FINE_SIZE else 0.0

@@ -432,9 +432,10 @@ def choose_calibrator(
         The calibrator, and where there is a latency budget, the compensated classifier's time over the classifier's.
 
     Raises:
-        InputError: even the smallest is too slow; the message says how slow.
+        InputError: even the smallest is slower than was asked for; the message says how slow.
     """
-    choices, most = candidates(classifier.teacher, data.training, config), config.latency_budget
+    choices = candidates(classifier.teacher, data.training, config)
+    most = config.latency_limit(data.image_size)
 
     def fresh(width: int, branches: tuple[str, ...]) -> Calibrator:
         return new_calibrator(data.image_size, width, branches, data.channels, seed)
@@ -453,13 +454,17 @@ def choose_calibrator(
         ratio = measured["compensated"] / measured["alone"]
         reporter.detail(f"calibrator of width {choice[0]} ({', '.join(choice[1])}): {ratio:.2f}x")
         if ratio <= most:
-            chosen.parent.mkdir(exist_ok=True)
-            write_sealed(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
-            return fresh(*choice), ratio
-    raise InputError(
-        f"latency_budget: the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, "
-        f"expected at most {most:g}"
-    )
+            break
+    else:
+        slow = (
+            f"the smallest calibrator takes {ratio:.2f} times the INT8 graph's time here, expected at most {most:g}"
+        )
+        if config.latency_budget is not None:
+            raise InputError(f"latency_budget: {slow}")
+        reporter.warn(f"{slow}; it is taken, and --latency-budget 0 takes the largest")
+    chosen.parent.mkdir(exist_ok=True)
+    write_sealed(chosen, {"width": choice[0], "branches": choice[1], "latency_ratio": ratio})
+    return fresh(*choice), ratio
 
 
 def _as_if_trained(calibrator: Calibrator) -> Calibrator:

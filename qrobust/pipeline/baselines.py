@@ -157,7 +157,7 @@ def _reestimated_and_calibrated(run: Run) -> Made:
 
 def _calibrated(run: Run, fake_quantized: fx.GraphModule, made_from: fx.GraphModule | None = None) -> Made:
     """A calibrator in front of another classifier than the run's own."""
-    if is_current(run, "compensate") and run.config.calibrator.latency_budget:
+    if is_current(run, "compensate") and run.config.calibrator.latency_limit(run.data.image_size):
         # As large as the calibrator alone, so that the two differ in the classifier, not by what was timed when.
         alone = run.require_folder().need_result(CompensationResult, "compensate", "compensate")
         chosen = {"width": alone.width, "branches": list(alone.branches), "latency_ratio": alone.latency_ratio}

@@ -126,7 +126,7 @@ def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
         found["train the classifier"] = config.qat.epochs * len(data.training) * (gradient_s + float_s)
     if not compensating:
         return found | {"export": pace.exporting_s(2, 0, compared)}
-    training, by_latency = training_data(run), bool(config.calibrator.latency_budget)
+    training, by_latency = training_data(run), bool(config.calibrator.latency_limit(data.image_size))
     fitting, calibrator_s = compensation_seconds(
         quantized.module,
         run.model,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from qrobust.attacks.norms import Ball, L2Ball, LinfBall
 from qrobust.classifier import Compensated, NormalizedModel, Signalling, count_macs, state_hash
+from qrobust.compensation import fit as fitting
 from qrobust.compensation import training
 from qrobust.compensation.alignment import logits_and_features
 from qrobust.compensation.batches import sampling
@@ -166,6 +167,22 @@ def test_correction_undoes_low_contrast_inversion_and_a_shift(images: torch.Tens
     assert torch.allclose(shifted[:, :, :, :28], images[:, :, :, 4:], atol=1e-4)
     assert torch.allclose(shifted[:, :, :, 28:], images[:, :, :, 31:].expand(-1, -1, -1, 4), atol=1e-4)  # the border
     assert torch.allclose(correction(images, maps + 1, negative, moved, shut), images, atol=1e-4)
+
+
+def test_colours_of_large_images_are_mixed_as_those_of_small_ones(images: torch.Tensor) -> None:
+    """By one product for all pixels, which training in bfloat16 leaves in float32."""
+    generator = torch.Generator().manual_seed(0)
+    photometric, gate = torch.randn(24, 18, generator=generator), torch.randn(24, 1, generator=generator)
+    small, large = Correction(32, 2), Correction(96, 4)
+
+    def enlarged(some: torch.Tensor) -> torch.Tensor:
+        return some.repeat_interleave(3, 2).repeat_interleave(3, 3)
+
+    wanted = small(images, None, photometric, None, gate)
+    assert (wanted - images).abs().mean() > 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        found = large(enlarged(images), None, photometric, None, gate)
+    assert torch.allclose(found, enlarged(wanted), atol=1e-5)
 
 
 def test_correction_of_one_channel_is_that_of_equal_ones(images: torch.Tensor) -> None:
@@ -708,20 +725,18 @@ def test_sampling_favours_what_hurts() -> None:
     assert sampling(conditions, [0.2, 0.6, 0.1], 0.5).tolist() == pytest.approx([0.225, 0.425, 0.35])
 
 
-def test_latency_budget_narrows_the_calibrator(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from qrobust.compensation import fit as fitting
+Choice = tuple[int, tuple[str, ...]]
+
+
+@pytest.fixture
+def chosen_by(finished_run: Path, tmp_path: Path) -> Callable[[float | None], tuple[Choice, float | None]]:
+    """Width and branches of the calibrator that a latency budget chooses, and its time over INT8's."""
     from qrobust.pipeline.compensate import calibrator_data, checkpoints_of, frozen_classifier
 
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
+    shutil.copytree(finished_run, tmp_path / "run")
 
-    def opened_run(budget: float | None) -> Run:
-        return Run.open(run, Reporter(), threads=1, latency_budget=budget)
-
-    def chosen_by(budget: float | None) -> tuple[tuple[int, tuple[str, ...]], float | None]:
-        asked = opened_run(budget)
+    def choose(budget: float | None) -> tuple[Choice, float | None]:
+        asked = Run.open(tmp_path / "run", Reporter(), threads=1, latency_budget=budget)
         frozen = frozen_classifier(asked, asked.fake_quantized)
         calibrator, ratio = fitting.choose_calibrator(
             replace(frozen, deploy=lambda module: module),  # type: ignore[arg-type, return-value]  # its time is made up
@@ -733,9 +748,22 @@ def test_latency_budget_narrows_the_calibrator(
         )
         return (calibrator.width, calibrator.branches), ratio
 
-    asked = opened_run(None)
-    widest, *rest = candidates(asked.model, training_data(asked), asked.config.calibrator)
-    assert chosen_by(None) == (widest, None)
+    return choose
+
+
+@pytest.fixture
+def choices(finished_run: Path) -> list[Choice]:
+    """All calibrators within the run's budget of multiply-accumulates, best first."""
+    run = Run.open(finished_run, Reporter(), threads=1)
+    return candidates(run.model, training_data(run), run.config.calibrator)
+
+
+def test_latency_budget_narrows_the_calibrator(
+    chosen_by: Callable[[float | None], tuple[Choice, float | None]],
+    choices: list[Choice],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert chosen_by(None) == (choices[0], None)
     timed: list[dict[str, float]] = []
 
     def latencies(sessions: dict[str, object], size: int, batch: int) -> dict[str, float]:
@@ -744,15 +772,26 @@ def test_latency_budget_narrows_the_calibrator(
         return timed[-1]
 
     monkeypatch.setattr(fitting, "latencies_ms", latencies)
-    assert chosen_by(1.75) == (rest[0], pytest.approx(1.7))
+    assert chosen_by(1.75) == (choices[1], pytest.approx(1.7))
     timed.clear()
     monkeypatch.setattr(fitting, "latencies_ms", lambda *_: {"alone": 1.0, "compensated": 3.0})
     # A training that goes on keeps what was chosen, though times differ now.
-    assert chosen_by(1.75) == (rest[0], pytest.approx(1.7))
+    assert chosen_by(1.75) == (choices[1], pytest.approx(1.7))
     with pytest.raises(InputError, match=r"smallest calibrator takes 3\.00 times"):
         chosen_by(1.5)
     with pytest.raises(InputError, match=r"latency_budget: expected a factor above 1, or 0 for none, got 0\.5"):
-        opened_run(0.5)
+        chosen_by(0.5)
+
+
+def test_time_is_bounded_in_front_of_large_images_as_far_as_it_can_be(
+    chosen_by: Callable[[float | None], tuple[Choice, float | None]],
+    choices: list[Choice],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qrobust.compensation.config.FINE_SIZE", 16)  # 32 px are large now
+    monkeypatch.setattr(fitting, "latencies_ms", lambda *_: {"alone": 1.0, "compensated": 3.0})
+    assert chosen_by(0) == (choices[0], None)
+    assert chosen_by(None) == (choices[-1], 3.0)
 
 
 def test_views_are_what_the_teacher_says(small_model: NormalizedModel) -> None:
