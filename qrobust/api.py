@@ -165,9 +165,9 @@ def quantize(
     observed_on = as_split(calibration)
     chosen_by = observed_on if validation is None else as_split(validation)
     chosen = config or QuantizationConfig()
-    shape = observed_on.read(slice(1)).shape
 
     def timer(first: nn.Module, others: Iterable[nn.Module]) -> list[float]:
+        shape = observed_on.read(slice(1)).shape
         return times_ms(first, others, find_target(chosen.target), image_size=shape[-1], channels=shape[1])
 
     return quantize_classifier(

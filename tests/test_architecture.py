@@ -59,6 +59,7 @@ ADAPTERS = {
     "scipy": {"evaluation/statistics.py"},
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
     "timm": {"models/timm_networks.py"},
+    "mlflow": {"pipeline/mlflow_log.py"},
     "click": {
         "cli/command.py",
         "cli/configuration_commands.py",

@@ -68,8 +68,16 @@ def limit_options(command: Any) -> Any:
     help="Also write a page that shows the graph beside int8 in a browser, offline: picture or camera, fog, noise, "
     "darkness.",
 )
+@click.option(
+    "--ort",
+    cls=Option,
+    is_flag=True,
+    help="Also write the graph in onnxruntime's own format, for small builds of it that read no ONNX.",
+)
 @with_options("overwrite", overwrite={"help": "Replace what an earlier `deploy` made in --out."})
-def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, web: bool, overwrite: bool) -> None:
+def deploy(
+    run_folder: Path, out: Path, graph: str | None, camera: bool, web: bool, ort: bool, overwrite: bool
+) -> None:
     """Write a folder that goes to a device.
 
     It holds the graph, manifest.json (input, preprocessing, classes, target, versions, hashes), a model card, a
@@ -88,12 +96,14 @@ def deploy(run_folder: Path, out: Path, graph: str | None, camera: bool, web: bo
     from qrobust.report.recommendation import refusal
     from qrobust.report.verdict import NAMES
 
-    manifest = write(run_folder, out, graph=graph, camera=camera, web=web, overwrite=overwrite)
+    manifest = write(run_folder, out, graph=graph, camera=camera, web=web, ort=ort, overwrite=overwrite)
     if refused := refusal(read_record(RunFolder(run_folder).record), manifest.name, NAMES):
         echo(f"warning: {refused}", err=True)
     echo(f"{out / manifest.graph}: for {manifest.target}, onnxruntime {manifest.onnxruntime.at_least} or newer")
     if manifest.camera:
         echo(f"{out / manifest.camera}: the same for frames, uint8 RGB (N, H, W, 3) of any size")
+    if manifest.ort:
+        echo(f"{out / manifest.ort.file}: the same in ORT format, onnxruntime {manifest.ort.written_by} or newer")
     if manifest.web:
         shown = " and ".join(graph.name for graph in manifest.web)
         echo(f"{out / 'web' / 'index.html'}: {shown} in a browser; {out / 'README.md'} says how to open it")

@@ -561,6 +561,15 @@ _declare(
     help="Exit with code 3 where INT8 buys nothing: a graph has less than half of its work on integers, or takes "
     "longer than float. What was made stays.",
 )
+_declare(
+    "--mlflow",
+    group=RUN,
+    advanced=True,
+    type=str,
+    metavar="URI",
+    help="Log the finished run to an MLflow server (https://...) or a folder (file:DIR): choices, figures, report, "
+    "graphs. Needs `pip install mlflow-skinny`.",
+)
 _declare("--resume", group=RUN, is_flag=True, help="Continue what was interrupted in --out. Needs no other option.")
 _declare("--overwrite", group=RUN, is_flag=True, help="Replace what an earlier command made in --out.")
 _declare(

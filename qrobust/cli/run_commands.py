@@ -34,6 +34,7 @@ from qrobust.cli.run_folders import (
     claim_existing,
     finish,
     refuse_float,
+    refuse_mlflow,
     reopen,
     resumed,
     warn_of_float,
@@ -102,9 +103,10 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *DECIDING_OPTIONS,
     *CONFIG_OPTIONS,
     "strict",
+    "mlflow",
     *NEW_RUN_OPTIONS,
 )
-def run(out: Path, overwrite: bool, resume: bool, strict: bool, **options: Any) -> None:
+def run(out: Path, overwrite: bool, resume: bool, strict: bool, mlflow: str | None, **options: Any) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
 
     \b
@@ -115,8 +117,9 @@ def run(out: Path, overwrite: bool, resume: bool, strict: bool, **options: Any) 
     """
     from qrobust.pipeline import stages
 
+    refuse_mlflow(mlflow)
     opened = begin_or_resume(out, overwrite, resume, **options)
-    finish(opened.require_folder(), stages.run_all(opened, resume=resume), strict=strict)
+    finish(opened.require_folder(), stages.run_all(opened, resume=resume), strict=strict, mlflow=mlflow)
 
 
 @click.command(cls=Command)
@@ -410,19 +413,21 @@ def say_corruption_sets(entries: tuple[CorruptionSet, ...]) -> None:
 
 @click.command(cls=Command, former=SEED_OF_RUN)
 @run_folder
-@with_options("accept_undecided", "strict")
-def report(run_folder: Path, accept_undecided: bool | None, strict: bool) -> None:
+@with_options("accept_undecided", "strict", "mlflow")
+def report(run_folder: Path, accept_undecided: bool | None, strict: bool, mlflow: str | None) -> None:
     """Write the report of what the stages of a run found.
 
     Writes record.json, report.html, report.md, results.csv, and a model card beside every graph.
 
     \b
     qrobust report runs/one
+    qrobust report runs/one --mlflow https://mlflow.example.com
     """
     from qrobust.pipeline.report import write_report
     from qrobust.pipeline.run_folder import open_run, refuse_file
 
+    refuse_mlflow(mlflow)
     claim_existing(run_folder)
     refuse_file(run_folder)
     folder, _, config = open_run(run_folder, accept_undecided=accept_undecided)
-    finish(folder, write_report(folder, config), strict=strict)
+    finish(folder, write_report(folder, config), strict=strict, mlflow=mlflow)

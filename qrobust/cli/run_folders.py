@@ -231,8 +231,16 @@ def _open(
     return run
 
 
-def finish(folder: RunFolder, record: Record, *, strict: bool = False) -> None:
-    """Print the beginning of the verdict, where INT8 buys nothing, and where the report lies.
+def refuse_mlflow(uri: str | None) -> None:
+    """Before anything is computed, refuse a URI that no run can be logged to."""
+    if uri is not None:
+        from qrobust.pipeline.mlflow_log import check_mlflow
+
+        check_mlflow(uri)
+
+
+def finish(folder: RunFolder, record: Record, *, strict: bool = False, mlflow: str | None = None) -> None:
+    """Print the beginning of the verdict, where INT8 buys nothing, and where the report lies; log it, if wanted.
 
     Raises:
         ExportCheckError: INT8 buys nothing, and that is to be `strict`.
@@ -248,6 +256,10 @@ def finish(folder: RunFolder, record: Record, *, strict: bool = False) -> None:
     told = {candidate.graph for candidate in candidates if SLOW in candidate.refused}  # by the verdict
     warn_of_float([*in_float.values(), *(sentence for name, sentence in slower.items() if name not in told)])
     echo(f"Report: {folder.html}")
+    if mlflow is not None:
+        from qrobust.pipeline.mlflow_log import log_run
+
+        echo(f"MLflow: {mlflow}, run {log_run(mlflow, folder, record)}")
     if strict:
         refuse_float([*in_float.values(), *slower.values()])
 

@@ -49,7 +49,8 @@ class Network:
         class_names: in index order.
 
     Raises:
-        ValueError: its metadata does not say how images become its input.
+        ValueError: its metadata does not say how images become its input, or it is in ORT format, whose kernels are
+            chosen, and this CPU needs others.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -65,6 +66,8 @@ class Network:
                 "qrobust of this version writes such"
             ) from None
         if entry := _as_on(target):
+            if Path(path).suffix == ".ort" and target in EXACT:
+                raise ValueError(f"expected the ONNX file on this CPU, whose own kernels saturate, got {path}")
             self.session = _opened(path, threads, entry)
         (taken,) = self.session.get_inputs()
         self.input, self.shape = taken.name, tuple(taken.shape[1:])

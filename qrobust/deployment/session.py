@@ -29,6 +29,8 @@ LEVELS = {
 MOST_SIDE = 4096
 # Numbers in one batch of images: 1 GiB of float32.
 MOST_VALUES = 2**28
+# The transformer whose layouts depend on how wide this CPU's vectors are.
+OF_THIS_CPU = "NchwcTransformer"
 # Types an image input may have.
 PIXELS = {
     "tensor(float)": np.float32,
@@ -70,13 +72,8 @@ def open_session(
 
     check_file(path, "onnx")
     check_bounded(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options = _options(threads)
     options.graph_optimization_level = LEVELS[level]
-    # Else the threads of a session that is done spin on, and slow down the next session by two to three times.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     if signed_activations is not None:
         options.add_session_config_entry("session.qdqisint8allowed", str(int(signed_activations)))
     if exact_sums and not signed_activations and sums_saturate():
@@ -90,6 +87,53 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    return _opened(path, options, without)
+
+
+def save_ort(path: Path, to: Path, *, signed_activations: bool | None = None) -> None:
+    """Write the graph that onnxruntime executes in ORT format, without what is for this very CPU.
+
+    Args:
+        path: the ONNX file.
+        to: the copy.
+        signed_activations: as for `open_session`.
+
+    Raises:
+        InputError: as `open_session`.
+    """
+    from qrobust.deployment.onnx_graph import check_bounded
+
+    check_file(path, "onnx")
+    check_bounded(path)
+    options = _options(1)
+    options.optimized_model_filepath = str(to)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    if signed_activations is not None:
+        options.add_session_config_entry("session.qdqisint8allowed", str(int(signed_activations)))
+    _opened(path, options, (OF_THIS_CPU,))
+
+
+def open_ort(path: Path, threads: int) -> Session:
+    """A session of a file in ORT format, which `save_ort` wrote.
+
+    Raises:
+        InputError: the file is missing, or onnxruntime refuses it.
+    """
+    check_file(path, "ort")
+    return _opened(path, _options(threads))
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    # Else the threads of a session that is done spin on, and slow down the next session by two to three times.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _opened(path: Path, options: onnxruntime.SessionOptions, without: Sequence[str] = ()) -> Session:
     try:
         return onnxruntime.InferenceSession(
             str(path),

@@ -6,20 +6,26 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
 
 import qrobust
 from qrobust.comparison.measured import Measured
 from qrobust.deployment.camera import save_with_camera
 from qrobust.deployment.onnx_graph import load
+from qrobust.deployment.ort_format import save_checked_ort
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.pipeline.finished import failed_checks, open_finished
 from qrobust.pipeline.run_folder import RunFolder
+from qrobust.quantization.target import TARGETS
 from qrobust.record import (
     DEPLOYMENT_SCHEMA,
     GraphInput,
     Manifest,
     MeasuredAccuracy,
+    OrtCopy,
     Record,
     RuntimeVersions,
     WebGraph,
@@ -27,12 +33,14 @@ from qrobust.record import (
 from qrobust.report.deployment import deployment_readme
 from qrobust.report.model_card import model_card
 from qrobust.report.verdict import NAMES
-from qrobust.storage import read_json, remove, write_json, write_text
+from qrobust.storage import read_json, read_npz, remove, write_json, write_text
 
 MANIFEST, README, CARD, CODE = "manifest.json", "README.md", "model-card.md", "infer.py"
 CAMERA, WEB = "camera", "web"
 # What a page shows beside the graph that is deployed.
 BESIDE = "int8"
+# Random images that a copy in another format is tried on, beside the run's pictures.
+RANDOM_IMAGES = 32
 # Where `infer.py` and the page lie.
 PACKAGE = Path(qrobust.__file__).parent / "deployment"
 PAGE = PACKAGE / WEB
@@ -47,6 +55,7 @@ def deploy(
     graph: str | None = None,
     camera: bool = False,
     web: bool = False,
+    ort: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a folder for a device; it appears whole or not at all.
@@ -57,12 +66,13 @@ def deploy(
         graph: its name. Default: the one with the calibrator, else `int8`.
         camera: whether to write, in a folder `camera`, the graph that takes frames as a camera gives them, too.
         web: whether to write, in a folder `web`, a page that shows the graph beside `int8` in a browser, too.
+        ort: whether to write the graph in onnxruntime's own format, too.
         overwrite: whether to replace such a folder.
 
     Raises:
         InputError: the run is not finished or does not say how images become its input, `out` holds something,
             or a graph for the page is not there.
-        ExportCheckError: the graph's file is not the one that was measured.
+        ExportCheckError: the graph's file is not the one that was measured, or its copy predicts otherwise.
     """
     _check_out(out, overwrite=overwrite)
     measured = open_finished(run_folder, "run folder")
@@ -81,6 +91,8 @@ def deploy(
         (part / file.name).write_bytes(file.read_bytes())
         if camera:
             manifest = _with_camera(manifest, file, part)
+        if ort:
+            manifest = _with_ort(manifest, file, part, _check_images(run_folder, manifest))
         if web:
             manifest = _with_page(manifest, shown, part)
         for title, text in (texts | {README: deployment_readme(manifest)}).items():
@@ -102,6 +114,26 @@ def _with_camera(manifest: Manifest, file: Path, part: Path) -> Manifest:
     save_with_camera(file, part / place, manifest.steps)
     hashes = manifest.sha256 | {place: sha256((part / place).read_bytes()).hexdigest()}
     return replace(manifest, camera=place, sha256=hashes)
+
+
+def _with_ort(manifest: Manifest, file: Path, part: Path, images: np.ndarray) -> Manifest:
+    """The manifest, once the copy in ORT format is written and predicts what the graph does."""
+    place = f"{file.stem}.ort"
+    difference = save_checked_ort(file, part / place, TARGETS[manifest.target], images)
+    copy = OrtCopy(file=place, written_by=version("onnxruntime"), n=len(images), max_logit_difference=difference)
+    hashes = manifest.sha256 | {place: sha256((part / place).read_bytes()).hexdigest()}
+    return replace(manifest, ort=copy, sha256=hashes)
+
+
+def _check_images(run_folder: Path, manifest: Manifest) -> np.ndarray:
+    """Images `(N, C, S, S)` in [0, 1] to compare files on: the run's pictures, shifted ones too, and random ones."""
+    given = manifest.input
+    shape = (RANDOM_IMAGES, given.channels, given.side, given.side)
+    found = [np.random.default_rng(0).integers(0, 256, shape, np.uint8)]
+    if (pictures := RunFolder(run_folder).pictures).is_file():
+        kept = read_npz(pictures, "run folder")
+        found += [images for name, images in kept.items() if images.shape[1:] == shape[1:]]
+    return np.concatenate(found).astype(np.float32) / np.float32(255)
 
 
 def _shown(run_folder: Path, measured: Measured, name: str) -> dict[str, Path]:

@@ -37,6 +37,7 @@ from qrobust.record.deployment import (
     GraphInput,
     Manifest,
     MeasuredAccuracy,
+    OrtCopy,
     RuntimeVersions,
     WebGraph,
 )
@@ -209,6 +210,7 @@ __all__ = [
     "MissedImage",
     "MixedPrecision",
     "ModelFile",
+    "OrtCopy",
     "Overview",
     "Parity",
     "PhaseFit",

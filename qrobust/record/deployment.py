@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from qrobust.preprocessing import Preprocessing, Step
-from qrobust.record.typed_json import JsonFile, OneOf
+from qrobust.record.typed_json import JsonFile, OneOf, Unit
 from qrobust.record.units import Interval, Positive, Share
+
+Logits = Annotated[float, Unit("logits", 0)]
 
 DEPLOYMENT_SCHEMA = "qrobust.deployment/1"
 
@@ -81,6 +83,23 @@ class WebGraph:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OrtCopy:
+    """The same graph in onnxruntime's own format.
+
+    Attributes:
+        file: within the folder.
+        written_by: version of onnxruntime, the oldest that is known to read it.
+        n: images, of which both files predict the same classes.
+        max_logit_difference: the largest between the two files.
+    """
+
+    file: str
+    written_by: str
+    n: Positive
+    max_logit_difference: Logits
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(JsonFile):
     """The manifest of a deployed graph, schema `qrobust.deployment/1`.
 
@@ -100,6 +119,7 @@ class Manifest(JsonFile):
         sha256: per file of the folder but this one and the README.
         camera: file of the same graph that takes uint8 RGB frames `(N, H, W, 3)` of any size; null without one.
         web: what the page in `web/` shows, side by side; none without a page.
+        ort: the same graph in onnxruntime's own format; null without one.
     """
 
     schema: Annotated[str, OneOf(DEPLOYMENT_SCHEMA)] = DEPLOYMENT_SCHEMA
@@ -117,3 +137,4 @@ class Manifest(JsonFile):
     sha256: dict[str, str]
     camera: str | None = None
     web: tuple[WebGraph, ...] = ()
+    ort: OrtCopy | None = None

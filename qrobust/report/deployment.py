@@ -106,6 +106,16 @@ frames not much larger than the network's input.
 """
 
 
+ORT = """
+## ORT format
+
+`{file}` is the same graph in onnxruntime's own format, for onnxruntime {written_by} or newer, also for small builds
+that read no ONNX. It opens like the other one, and in `infer.py` by `--graph`. Of {n} images both predict the same
+classes; logits differ by at most {difference:.2g}. Its kernels were chosen for {target} when it was written, and
+session entries do not change them: on other CPUs take {graph}.
+"""
+
+
 WEB = """
 ## In a browser
 
@@ -128,6 +138,15 @@ ONNXRUNTIME_WEB = "1.30.0"
 def deployment_readme(manifest: Manifest) -> str:
     """Markdown beside the graph."""
     text = _readme(manifest) + (CAMERA.format(camera=manifest.camera) if manifest.camera else "")
+    if manifest.ort:
+        text += ORT.format(
+            file=manifest.ort.file,
+            written_by=manifest.ort.written_by,
+            n=manifest.ort.n,
+            difference=manifest.ort.max_logit_difference,
+            target=manifest.target,
+            graph=code(manifest.graph),
+        )
     if not manifest.web:
         return text
     shown = " beside ".join(f"what {markdown(graph.name)} says" for graph in manifest.web)

@@ -19,7 +19,7 @@ from conftest import make_folder, qrobust
 from finished_folders import evaluation_folder
 
 from qrobust.data.files import FORMATS
-from qrobust.deployment import infer
+from qrobust.deployment import infer, ort_format
 from qrobust.deployment.onnx_graph import one_product
 from qrobust.errors import InputError
 from qrobust.evaluation.kept import CLEAN
@@ -213,3 +213,44 @@ def test_a_camera_s_graph_says_what_the_run_said(finished_run: Path, tmp_path: P
     images = frames.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     wanted = without.run(None, {found.input.name: images})[0]
     assert np.array_equal(with_camera.run(None, {"frames": frames})[0], wanted)
+
+
+def test_a_copy_in_ort_format_predicts_the_same(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = qrobust("deploy", finished_run, "--out", tmp_path / "out", "--ort")
+    assert result.exit_code == 0, result.output
+    found = from_json(Manifest, read_json(tmp_path / "out" / "manifest.json"), "manifest.json")
+    assert found.ort is not None
+    file = tmp_path / "out" / found.ort.file
+    assert (found.ort.file, found.ort.written_by) == ("compensated.ort", onnxruntime.__version__)
+    assert sha256(file.read_bytes()).hexdigest() == found.sha256["compensated.ort"]
+    assert "`compensated.ort` is the same graph" in (tmp_path / "out" / "README.md").read_text()
+    # Random images, and the run's two pictures: clean, and before and after for each of four shifts.
+    assert found.ort.n == stage.RANDOM_IMAGES + 2 * (1 + 2 * 4)
+    images = sorted(make_folder(tmp_path / "images", parts=("",)).rglob("*.png"))
+    wanted, got = (infer.Network(tmp_path / "out" / name).logits(images) for name in (found.graph, found.ort.file))
+    assert np.abs(wanted - got).max() <= 1e-4
+    monkeypatch.setattr(infer, "sums_saturate", lambda: True)
+    with pytest.raises(ValueError, match="expected the ONNX file on this CPU, whose own kernels saturate"):
+        infer.Network(file)
+
+
+class Reversed:
+    """A session whose logits have the other sign."""
+
+    def __init__(self, path: Path, _threads: int) -> None:
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.get_inputs = self.session.get_inputs
+
+    def run(self, names: None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [-found for found in self.session.run(names, feed)]
+
+
+def test_a_copy_that_predicts_otherwise_is_not_deployed(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_format, "open_ort", Reversed)
+    result = qrobust("deploy", finished_run, "--graph", "int8", "--out", tmp_path / "out", "--ort")
+    assert (result.exit_code, (tmp_path / "out").exists()) == (3, False)
+    assert "ort: the copy in ORT format predicts another class for" in result.output
