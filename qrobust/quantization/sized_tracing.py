@@ -153,6 +153,10 @@ class SizedProxy(fx.Proxy):
         lengths = {len(value) for value in found if isinstance(value, tuple | list | torch.Tensor)}
         return lengths.pop() if len(lengths) == 1 else super().__len__()
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        # Whoever reads this value from now on reads the changed one; a second name of it, such as a view, does not.
+        self.node = assigned(self, index, value).node
+
     def __int__(self) -> int:
         return int(self._number("int"))
 
@@ -192,6 +196,15 @@ class _Attribute(fx.proxy.Attribute, SizedProxy):
 
 class _Device(_Attribute):
     type = "cpu"
+
+
+def assigned(tensor: Any, index: Any, value: Any) -> Any:
+    """A tensor of which a part has another value; one node, whichever tracer meets it."""
+    if isinstance(tensor, fx.Proxy):
+        return tensor.tracer.create_proxy("call_function", assigned, (tensor, index, value), {})
+    found = tensor.clone()
+    found[index] = value
+    return found
 
 
 class _Unknown:

@@ -89,6 +89,21 @@ class Strips(nn.Module):
         return torch.cat(halves, 1) + found[:, :, None]
 
 
+class Assigned(nn.Module):
+    """Changes parts of a tensor; reads one of them before, all of them afterwards."""
+
+    def __init__(self, view: bool = False) -> None:
+        super().__init__()
+        self.view = view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, first = x * 2, x[:, :4]
+        other = x.flatten(1) if self.view else first.flatten(1)
+        x[:, 4:] = x[:, 4:] + first
+        x[:, :, 1:] *= 0.5
+        return x + other.mean(1)[:, None, None, None]
+
+
 class Normalized(nn.Module):
     def __init__(self, normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -155,6 +170,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "normalize": lambda: network(front=Normalized(lambda x: transforms.normalize(x, MEAN, STD))),
     "functional batch norm": lambda: network(nn.Conv2d(8, 8, 1), normed()),
     "kept between calls": lambda: network(Kept()),
+    "parts assigned": lambda: network(Assigned()),
     "linear attention": lambda: network(Attention()),
 }
 
@@ -195,6 +211,11 @@ def test_a_functional_batch_norm_is_folded() -> None:
     graph = folded(load(network(nn.Conv2d(8, 8, 1), normed())), IMAGES[:1] / 255)
     assert not [node for node in graph.graph.nodes if node.target is F.batch_norm]
     assert not [module for module in graph.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_a_part_that_is_assigned_under_a_second_name_is_refused() -> None:
+    with pytest.raises(InputError, match="as a graph says something else than before"):
+        folded(load(network(Assigned(view=True))), IMAGES[:1] / 255)
 
 
 def test_what_a_network_keeps_is_not_a_graphs() -> None:
