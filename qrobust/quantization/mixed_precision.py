@@ -126,7 +126,7 @@ def within_bounds(
         start: as asked for, with no steps.
         bounds: what is to be met.
         timer: of classifiers; without one, no time is known, and a bound on it counts as not met.
-        progress: called with a line on each candidate.
+        progress: called with a line on each candidate, and where layers are measured.
 
     Returns:
         The choice, what it came to, and the effect of each layer alone where layers were ranked.
@@ -142,7 +142,7 @@ def within_bounds(
     found, effects = start, list[LayerEffect]()
     for bits in (WIDEST, FLOAT):
         if found.drop_pp > bounds.drop_pp:
-            layers, ranked = _ranked(material, found, bits)
+            layers, ranked = _ranked(material, found, bits, progress)
             effects = effects or ranked
             found = _raised(found, [(name, bits) for name in layers], bounds.drop_pp, attempt)
     if found.drop_pp > bounds.drop_pp:
@@ -155,12 +155,15 @@ def within_bounds(
     return found, _record(start, found, bounds, times, len(material.validation), len(tried)), effects
 
 
-def _ranked(material: Material, base: Candidate, bits: str) -> tuple[list[str], list[LayerEffect]]:
+def _ranked(
+    material: Material, base: Candidate, bits: str, progress: Callable[[str], None]
+) -> tuple[list[str], list[LayerEffect]]:
     """Layers that may get these bits, the most sensitive first, and the effects that this is by."""
     has = {layer_of(name): own for name, own in base.recipe.for_layers(base.observed.layers).items() if own}
     may = {name for name, own in has.items() if bits == FLOAT or min(own) < min(BITS[WIDEST])}
     if not may:
         return [], []
+    progress(f"drop {base.drop_pp:+.2f} points: measure what each layer alone costs")
     effects = layer_effects(base.observed.graph, base.module, material.sensitivity, device=material.device)
     ranked = [name for name in worst_layers(effects, len(effects)) if name in may]
     # A network without any layer on integers is no quantized one.
