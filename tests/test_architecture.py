@@ -39,6 +39,7 @@ ROWS = {
     "fleet": 10,
     "cli": 11,
     "__main__": 12,
+    "guarded": 0,
     "__init__": 12,
 }
 ADAPTERS = {
@@ -60,6 +61,8 @@ ADAPTERS = {
     "torchvision": {"data/sources.py", "models/registry.py", "models/cifar.py"},
     "timm": {"models/timm_networks.py"},
     "mlflow": {"pipeline/mlflow_log.py"},
+    "ray": {"fleet/ray_cluster.py"},
+    "submitit": {"fleet/slurm.py"},
     "click": {
         "cli/command.py",
         "cli/configuration_commands.py",
@@ -175,11 +178,12 @@ CODE = {
     "exec": {"user_code.py"},
     "compile": {"user_code.py"},
     "__import__": set(),
-    "runpy": set(),
+    # A module that ends with whoever began it; a unit names it.
+    "runpy": {"guarded.py"},
     "importlib": {"__init__.py", "user_code.py"},
     "ctypes": set(),
-    # Another Python: it loads one graph to measure its memory; it makes one run of a fleet.
-    "subprocess": {"deployment/footprint.py", "fleet/local.py"},
+    # Another Python: it loads one graph to measure its memory; it makes one run of a fleet. Slurm's commands.
+    "subprocess": {"deployment/footprint.py", "fleet/unit.py", "fleet/slurm.py"},
     "os.system": set(),
     "os.popen": set(),
     "os.startfile": set(),
@@ -197,7 +201,8 @@ CODE = {
     "torch.ops.load_library": set(),
     "torch.utils.cpp_extension": set(),
     "numpy.fromregex": set(),
-    "socket": set(),
+    # Whether anything listens at the address that a user names; Ray itself would try for minutes.
+    "socket": {"fleet/ray_cluster.py"},
     "ssl": set(),
     "http": set(),
     "ftplib": set(),

@@ -17,8 +17,8 @@ from qrobust.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Of pip, pytest and ruff.
-OTHERS = ("--target", "--durations", "--config")
+# Of pip, pytest, ruff and ray.
+OTHERS = ("--target", "--durations", "--config", "--head", "--address")
 CONTEXT = click.Context(main)
 
 

@@ -27,14 +27,30 @@ from qrobust.cli.parsing import cores
     help="Code that PLAN.toml names and that may run; repeat it for several.",
 )
 @click.option("--list", "listing", cls=Option, is_flag=True, help="Print the runs and make none.")
+@click.option(
+    "--runner",
+    "runner_name",
+    cls=Option,
+    default="local",
+    show_default=True,
+    metavar="local|ray[://HOST:PORT]|slurm",
+    help="Where runs are made: on this machine, on the hosts of a Ray cluster (without an address, one on this "
+    "machine), as Slurm jobs. Hosts share the folders.",
+)
+@click.option(
+    "--mixed-hosts", cls=Option, is_flag=True, help="Take hosts whose CPUs differ; figures may differ with them."
+)
 @with_options("threads", "verbose", "quiet", threads={"help": "Threads that runs at the same time share."})
 @click.pass_context
 def fleet(
     ctx: click.Context,
     plan_file: Path,
     out: Path,
+    *,
     named: tuple[str, ...],
     listing: bool,
+    runner_name: str,
+    mixed_hosts: bool,
     threads: int | None,
     verbose: bool,
     quiet: bool,
@@ -52,16 +68,18 @@ def fleet(
     \b
     qrobust fleet plan.toml --out fleets/one --list
     qrobust fleet plan.toml --out fleets/one
+    qrobust fleet plan.toml --out fleets/one --runner ray://head:6379
     """
     from qrobust.errors import InputError
     from qrobust.fleet.fleet import exit_code, make_fleet
-    from qrobust.fleet.local import LocalRunner
     from qrobust.fleet.plan import read_plan
+    from qrobust.fleet.runners import runner, split
     from qrobust.pipeline.output_folder import claimed, content
     from qrobust.record import FleetRecord
     from qrobust.report.fleet import fleet_csv, fleet_html, fleet_lines
     from qrobust.storage import write_json, write_text
 
+    split(runner_name)
     plan = read_plan(plan_file, threads=threads or cores(), named=named)
     if listing:
         for run in plan.runs:
@@ -77,8 +95,15 @@ def fleet(
         write_text(out / "index.html", fleet_html(record))
 
     ctx.with_resource(claimed(out))
-    runner = LocalRunner(plan.config.at_once)
-    record = make_fleet(plan, out, runner, reporter=console(verbose, quiet), written=written)
+    where = runner(
+        runner_name,
+        out,
+        at_once=plan.config.at_once,
+        threads=max(run.config.threads for run in plan.runs),
+        cpus=cores(),
+        mixed_hosts=mixed_hosts,
+    )
+    record = make_fleet(plan, out, where, reporter=console(verbose, quiet), written=written)
     for line in fleet_lines(record):
         echo(line)
     echo(str(out / "index.html"))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from qrobust import __version__
 from qrobust.comparison.bounds import check
 from qrobust.errors import InputError
 from qrobust.evaluation.statistics import CONFIDENCE
-from qrobust.fleet.local import Ending
 from qrobust.fleet.plan import Plan, PlannedRun
+from qrobust.fleet.unit import Ending, Runner, Unit
 from qrobust.pipeline.config import RunConfig
 from qrobust.pipeline.config_file import as_toml
 from qrobust.pipeline.finished import failed_checks, open_finished
@@ -31,16 +31,9 @@ RUNS, CONFIGS, LOGS = "runs", "configs", "logs"
 FINAL = (2, 3)
 OUTCOMES = {0: "pass", 1: "breach", 3: "failed", 4: "undecided"}
 LONGEST_MESSAGE = 300
-
-
-class Runner(Protocol):
-    """Where runs are made."""
-
-    def submit(self, arguments: Sequence[str], log: Path) -> Future[Ending | None]:
-        """Begin a `qrobust` command, now or later; its output is added to the log."""
-
-    def stop(self) -> None:
-        """End what runs, so that it can go on, and begin nothing more."""
+# How often a run is begun again because its host is gone: then it may be what takes hosts with it.
+MOST_LOSSES = 5
+LOOK_AGAIN_S = 10.0
 
 
 def make_fleet(
@@ -70,13 +63,17 @@ def make_fleet(
         (out / name).mkdir(exist_ok=True)
     made = {run.name: _looked_at(run, out, plan) for run in plan.runs}
 
+    most = 1
+
     def told() -> FleetRecord:
+        nonlocal most
+        most = max(most, runner.per_host())
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = FleetRecord(
             qrobust=__version__,
             created=created,
             axes=plan.axes,
-            at_once=plan.config.at_once,
+            at_once=most,
             runs=tuple(made[run.name] for run in plan.runs),
         )
         written(record)
@@ -107,23 +104,53 @@ def _attempts(
     may_begin: Callable[[], bool],
 ) -> Iterator[PlannedRun]:
     """Runs as they end for good, `made` telling how; as many at once as the plan says."""
-    queue, going = list(left), dict[Future[Ending | None], PlannedRun]()
+    queue, going, losses = list(left), dict[Future[Ending | None], PlannedRun](), Counter[str]()
     while queue or going:
-        while queue and len(going) < plan.config.at_once and may_begin():
+        while queue and len(going) < max(1, runner.room()) and may_begin():
             run = queue.pop(0)
-            going[runner.submit(arguments(run, out), out / LOGS / f"{run.name}.log")] = run
+            going[runner.submit(unit(run, out))] = run
         if not going:
             return  # no time is left
-        for future in wait(going, return_when=FIRST_COMPLETED).done:
+        # Hosts come and go: there may be more room before a run has ended.
+        for future in wait(going, LOOK_AGAIN_S, return_when=FIRST_COMPLETED).done:
             run = going.pop(future)
             ending = future.result()
             if ending is None:
                 continue
+            if ending.refused:
+                raise InputError(f"runner: {ending.refused}")
+            if ending.lost:
+                losses[run.name] += 1
+                _log(out / LOGS / f"{run.name}.log", ending.lost)
+                if losses[run.name] < MOST_LOSSES:
+                    queue.append(run)
+                    continue
             made[run.name] = found = _ended(run, ending, made[run.name], out, plan)
-            if found.state == FAILED and ending.exit_code not in FINAL and found.attempts < plan.config.attempts:
+            again = found.state == FAILED and ending.exit_code not in FINAL and not ending.lost
+            if again and found.attempts < plan.config.attempts:
                 queue.append(run)
             else:
                 yield run
+
+
+def unit(run: PlannedRun, out: Path) -> Unit:
+    """What makes a run, or goes on with it, wherever the fleet's folder is seen."""
+    out = out.absolute()
+    return Unit(
+        key=run.name,
+        arguments=tuple(arguments(run, out)),
+        folder=out / RUNS / run.name,
+        needed=out / CONFIGS / f"{run.name}.toml",
+        log=out / LOGS / f"{run.name}.log",
+        place=Path.cwd(),
+        threads=run.config.threads,
+        gpus=int(run.config.device.startswith("cuda")),
+    )
+
+
+def _log(file: Path, line: str) -> None:
+    with file.open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
 
 
 def arguments(run: PlannedRun, out: Path) -> list[str]:

@@ -1,61 +1,52 @@
-"""Commands in processes of this machine, some at a time."""
+"""Units in processes of this machine, some at a time."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
-# Seconds that a process has to keep what it made, once it was told to end.
-GRACE_S = 60
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a command ended.
-
-    Attributes:
-        exit_code: negative: the signal that ended it.
-        seconds: that it took.
-    """
-
-    exit_code: int
-    seconds: float
+from qrobust.errors import InputError
+from qrobust.fleet.unit import Ending, Expected, Process, Unit, begin, end, ended, this_host
 
 
 class LocalRunner:
-    """Runs `qrobust` commands in processes of their own; `stop` ends them, and each keeps what it made.
+    """Makes units in processes of their own; `stop` ends them, and each keeps what it made.
 
     Args:
-        at_once: commands at the same time.
+        at_once: units at the same time.
+        expected: what this host must be; None: anything.
     """
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, expected: Expected | None = None) -> None:
+        self._at_once, self._expected = at_once, expected
         self._threads = ThreadPoolExecutor(at_once)
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[Process] = set()
         self._lock, self._stopped = threading.Lock(), False
 
-    def submit(self, arguments: Sequence[str], log: Path) -> Future[Ending | None]:
-        """Begin a command as soon as there is room, its output added to a file; None: it was not begun any more."""
-        return self._threads.submit(self._run, [sys.executable, "-m", "qrobust", *arguments], log)
+    def room(self) -> int:
+        """Units at the same time."""
+        return self._at_once
 
-    def _run(self, command: list[str], log: Path) -> Ending | None:
+    def per_host(self) -> int:
+        """The same: there is one host."""
+        return self._at_once
+
+    def submit(self, unit: Unit) -> Future[Ending | None]:
+        """Begin a unit as soon as there is room; None: it was not begun any more."""
+        return self._threads.submit(self._run, unit)
+
+    def _run(self, unit: Unit) -> Ending | None:
+        refusal = self._expected.refusal(this_host()) if self._expected else ""
+        if refusal:
+            return Ending(InputError.exit_code, 0.0, refused=refusal)
         began = time.monotonic()
-        with log.open("ab") as file:
-            with self._lock:
-                if self._stopped:
-                    return None
-                # A group of its own: a Ctrl-C comes to it from here alone, once.
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-                )
-                self._running.add(process)
-            code = process.wait()
+        with self._lock:
+            if self._stopped:
+                return None
+            process = begin(unit)
+            self._running.add(process)
+        code = ended(process)
         with self._lock:
             self._running.discard(process)
         return Ending(code, time.monotonic() - began)
@@ -65,11 +56,5 @@ class LocalRunner:
         with self._lock:
             self._stopped = True
             running = list(self._running)
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        end(running)
         self._threads.shutdown(cancel_futures=True)

@@ -114,6 +114,17 @@ def claimed(path: Path, option: str = "out", *, replacing: bool = False) -> Iter
         _unmake(made)
 
 
+def wait_until_free(path: Path, seconds: float) -> None:
+    """Wait until no process has a folder, or for so many seconds; one that is about to end may still have it."""
+    if not path.is_dir():
+        return
+    lock = FileLock(path / LOCK, timeout=seconds)
+    with suppress(Timeout, OSError):
+        lock.acquire()
+        (path / LOCK).unlink()
+    lock.release()
+
+
 def configuration(path: Path) -> Path | None:
     """The configuration of what a command made in a folder, or left on its way there when it was killed."""
     places = (path, path / NEW, path / READY, path / MOVING)

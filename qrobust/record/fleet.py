@@ -98,7 +98,7 @@ class FleetRecord(JsonFile):
         qrobust: version.
         created: when this was written, UTC.
         axes: of the matrix.
-        at_once: runs that were made at the same time; more than one disturb each other's latencies.
+        at_once: runs that one host made at the same time; more than one disturb each other's latencies.
         runs: every run of the plan.
     """
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,11 +17,13 @@ from pathlib import Path
 import pytest
 from conftest import qrobust
 
-from qrobust.errors import InputError
+from qrobust.errors import InputError, QRobustError
 from qrobust.fleet import fleet as fleets
 from qrobust.fleet.fleet import arguments, exit_code, make_fleet
-from qrobust.fleet.local import Ending, LocalRunner
+from qrobust.fleet.local import LocalRunner
 from qrobust.fleet.plan import Plan, read_plan
+from qrobust.fleet.runners import split
+from qrobust.fleet.unit import Ending, Expected, Host, Process, Unit, begin, run_unit
 from qrobust.pipeline.config_file import read_choices
 from qrobust.record import FleetFigures, FleetRecord, FleetRun
 from qrobust.report.fleet import best, fleet_csv, fleet_html, runs_table, seeds_table
@@ -51,19 +55,25 @@ def planned(folder: Path, text: str, *, threads: int = 2, named: Sequence[str] =
 
 
 class Scripted:
-    """A runner that makes nothing: each command ends as the next of its codes says."""
+    """A runner that makes nothing: each command ends as the next of its codes says; None: its host is lost."""
 
-    def __init__(self, *codes: int, then: Callable[[Path], None] = lambda _: None) -> None:
+    def __init__(self, *codes: int | None, then: Callable[[Path], None] = lambda _: None) -> None:
         self.codes, self.given, self.stopped, self.then = list(codes), list[list[str]](), False, then
 
-    def submit(self, arguments: Sequence[str], log: Path) -> Future[Ending | None]:
-        self.given.append(list(arguments))
+    def room(self) -> int:
+        return 1
+
+    def per_host(self) -> int:
+        return 1
+
+    def submit(self, unit: Unit) -> Future[Ending | None]:
+        self.given.append(list(unit.arguments))
         code = self.codes.pop(0)
-        log.write_text(f"working\nended with {code}\n")
-        if not code:
-            self.then(Path(arguments[arguments.index("--out") + 1]))
+        unit.log.write_text(f"working\nended with {code}\n")
+        if code == 0:
+            self.then(unit.folder)
         future: Future[Ending | None] = Future()
-        future.set_result(Ending(code, 2.0))
+        future.set_result(Ending(-9, 0.0, lost="the host is gone") if code is None else Ending(code, 2.0))
         return future
 
     def stop(self) -> None:
@@ -232,25 +242,159 @@ def test_an_interruption_stops_what_runs(tmp_path: Path) -> None:
     assert runner.stopped
 
 
+def asking(folder: Path, *arguments: str) -> Unit:
+    """A unit that asks qrobust for something short."""
+    (folder / "needed").touch()
+    return Unit("one", arguments, folder / "out", folder / "needed", folder / "log", folder)
+
+
+def sleeping(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Unit:
+    """A unit that is at work until something ends it."""
+    (folder / "sleeping.py").write_text("import time\nprint('at work', flush=True)\ntime.sleep(600)\n")
+    monkeypatch.setattr("qrobust.fleet.unit.PROGRAM", "sleeping")
+    return asking(folder)
+
+
+def at_work(unit: Unit) -> None:
+    while not unit.log.is_file() or "at work" not in unit.log.read_text():
+        time.sleep(0.01)
+
+
 def test_a_local_runner_keeps_what_a_command_says(tmp_path: Path) -> None:
     runner = LocalRunner(1)
-    ending = runner.submit(["--version"], tmp_path / "log").result()
+    ending = runner.submit(asking(tmp_path, "--version")).result()
     runner.stop()
     assert ending is not None
     assert ending.exit_code == 0
     assert "qrobust" in (tmp_path / "log").read_text()
 
 
-def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path) -> None:
-    runner = LocalRunner(1)
-    runner._run = lambda command, log: LocalRunner._run(runner, ["sleep", "60"], log)  # type: ignore[method-assign]
-    going, waiting = runner.submit([], tmp_path / "one"), runner.submit([], tmp_path / "two")
-    while not runner._running:
-        time.sleep(0.01)
+def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, unit = LocalRunner(1), sleeping(tmp_path, monkeypatch)
+    going, waiting = runner.submit(unit), runner.submit(unit)
+    at_work(unit)
     runner.stop()
-    assert going.result() is not None
-    assert going.result().exit_code < 0  # type: ignore[union-attr]  # not None, see above
+    ending = going.result()
+    assert ending is not None
+    assert ending.exit_code < 0
     assert waiting.cancelled() or waiting.result() is None
+
+
+def test_a_command_ends_with_whoever_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host's share of a fleet may be killed; what it began must not go on writing."""
+    unit = sleeping(tmp_path, monkeypatch)
+    process = begin(unit)
+    at_work(unit)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(60) == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    ("codes", "state", "attempts"),
+    [((None, 0), "done", 1), ((None, None, None, 1, 0), "done", 2), ((None,) * fleets.MOST_LOSSES, "failed", 1)],
+)
+def test_a_lost_host_costs_no_attempt(
+    codes: tuple[int | None, ...], state: str, attempts: int, tmp_path: Path
+) -> None:
+    plan = planned(tmp_path, "[fleet]\nattempts = 2\n[fleet.matrix]\nseed = [0]\n")
+    (run,) = make_fleet(plan, tmp_path, Scripted(*codes)).runs
+    assert (run.state, run.attempts) == (state, attempts)
+
+
+def test_a_host_that_is_refused_ends_the_fleet(tmp_path: Path) -> None:
+    plan, runner = planned(tmp_path, "[fleet.matrix]\nseed = [0]\n"), Scripted()
+    refused: Future[Ending | None] = Future()
+    refused.set_result(Ending(2, 0.0, refused="expected torch 2 here"))
+    runner.submit = lambda unit: refused  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="runner: expected torch 2 here"):
+        make_fleet(plan, tmp_path, runner)
+
+
+def test_a_unit_is_all_that_another_host_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (run,) = planned(tmp_path, "[fleet.matrix]\nseed = [0]\n").runs
+    (tmp_path / "configs").mkdir()
+    unit = fleets.unit(run, Path("."))
+    assert (unit.threads, unit.gpus, unit.place) == (2, 0, tmp_path)
+    assert all(path.is_absolute() for path in (unit.folder, unit.needed, unit.log))
+    assert unit.needed.is_file()
+
+
+HERE = Host("here", ("avx2",), {"qrobust": "1", "onnxruntime": "2"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"versions": {"qrobust": "0", "onnxruntime": "2"}},
+            "expected qrobust 1 .* got 0 on there",
+        ),
+        ({"versions": {"qrobust": "1"}}, "expected onnxruntime 2 as here on every host, got none on there"),
+        ({"flags": ("amx_int8", "avx2")}, r"CPU flags of here \(avx2\).* got amx_int8, avx2 on there.*--mixed-hosts"),
+    ],
+)
+def test_a_host_of_another_kind_is_refused(changed: dict[str, object], told: str, tmp_path: Path) -> None:
+    expected = Expected(HERE.versions, tmp_path / "hosts.json")
+    assert not expected.refusal(HERE)
+    assert re.search(told, expected.refusal(replace(HERE, name="there", **changed)))  # type: ignore[arg-type]  # its fields
+    assert not expected.refusal(replace(HERE, name="there"))
+
+
+def test_cpus_may_differ_if_the_user_says_so() -> None:
+    assert not Expected(HERE.versions, None).refusal(replace(HERE, flags=()))
+
+
+def test_a_damaged_file_of_hosts_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "hosts.json").write_text("[]")
+    with pytest.raises(QRobustError, match="expected what the first host was"):
+        Expected(HERE.versions, tmp_path / "hosts.json").refusal(HERE)
+
+
+def test_a_host_without_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qrobust.fleet.unit.SEEN_AFTER_S", 0.0)
+    unit = asking(tmp_path)
+    unit.needed.unlink()
+    assert f"does not see {unit.needed}" in run_unit(unit).refused
+
+
+def test_a_unit_that_was_told_to_end_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster ends jobs by a signal: that is no fault of the run."""
+    (tmp_path / "ending.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    monkeypatch.setattr("qrobust.fleet.unit.PROGRAM", "ending")
+    ending = run_unit(asking(tmp_path))
+    assert ending.exit_code == -signal.SIGTERM
+    assert "told to end" in ending.lost
+
+
+def test_an_interrupted_unit_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, began = sleeping(tmp_path, monkeypatch), list[Process]()
+
+    def noted(unit: Unit) -> Process:
+        began.append(begin(unit))
+        return began[0]
+
+    monkeypatch.setattr("qrobust.fleet.unit.begin", noted)
+    monkeypatch.setattr("qrobust.fleet.unit.time.sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_unit(unit)
+    assert began[0].poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("local", ("local", None)), ("ray", ("ray", None)), ("ray://a:1", ("ray", "a:1")), ("slurm", ("slurm", None))],
+)
+def test_a_runner_has_a_name_and_may_have_an_address(name: str, found: tuple[str, str | None]) -> None:
+    assert split(name) == found
+
+
+@pytest.mark.parametrize("name", ["rya", "ray://", "slurm://x", "local://", ""])
+def test_another_name_is_no_runner(name: str) -> None:
+    with pytest.raises(InputError, match="runner: expected one of"):
+        split(name)
 
 
 def made(**of: FleetFigures | None) -> FleetRecord:
@@ -316,8 +460,12 @@ def test_a_fleet_of_a_finished_run(finished_run: Path, tmp_path: Path, monkeypat
     (tmp_path / "plan.toml").write_text(
         SHARED + "[check]\nmin_accuracy = 0.999999\n[fleet]\nattempts = 1\n[fleet.matrix]\nseed = [3]\n"
     )
-    runner = Scripted(0, then=lambda out: shutil.copytree(finished_run, out, symlinks=True))
-    monkeypatch.setattr("qrobust.fleet.local.LocalRunner", lambda at_once: runner)
+
+    def copied(out: Path) -> None:
+        shutil.copytree(finished_run, out, symlinks=True)
+
+    runner = Scripted(0, then=copied)
+    monkeypatch.setattr("qrobust.fleet.local.LocalRunner", lambda *_: runner)
     out = tmp_path / "fleet"
     result = qrobust("fleet", tmp_path / "plan.toml", "--out", out)
     record = json.loads((finished_run / "record.json").read_text())

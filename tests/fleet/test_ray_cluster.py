@@ -1,0 +1,114 @@
+"""Units on a Ray cluster: how they end, who may work on them, and addresses at which there is none."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import qrobust
+
+from qrobust.errors import InputError
+from qrobust.fleet import ray_cluster
+from qrobust.fleet.ray_cluster import RayRunner
+from qrobust.fleet.unit import Expected, Unit, this_host
+
+PLAN = '[model]\nspec = "resnet8"\n[data]\nspec = "digits"\n[fleet.matrix]\nseed = [0]\n'
+
+
+def has_ray() -> bool:
+    try:
+        ray_cluster._ray()
+    except InputError:
+        return False
+    return True
+
+
+needs_ray = pytest.mark.skipif(not has_ray(), reason="needs the package ray: pip install 'qrobust[ray]'")
+# Ray's own, and sockets and files that it leaves to the end of the process.
+ray_warns = pytest.mark.filterwarnings("ignore")
+
+
+def expected(folder: Path) -> Expected:
+    return Expected(kinds=folder / "hosts.json")
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[RayRunner]:
+    made = RayRunner(None, 1, expected(tmp_path), 2)
+    yield made
+    made.stop()
+
+
+def test_without_ray_the_line_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"ray needs the package ray.*pip install 'qrobust\[ray\]'"):
+        RayRunner(None, 1, expected(tmp_path), 2)
+
+
+@needs_ray
+def test_an_address_where_nothing_listens_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    result = qrobust("fleet", tmp_path / "plan.toml", "--out", tmp_path / "out", "--runner", f"ray://{address}")
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: runner: expected a Ray cluster")
+    assert len(result.output.splitlines()) == 1
+    assert address in result.output
+
+
+@needs_ray
+@ray_warns
+@pytest.mark.slow  # Ray tries for five seconds
+def test_an_address_where_something_else_listens_is_told_within_ten_seconds(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        began = time.monotonic()
+        with pytest.raises(InputError, match="no answer within 5 s"):
+            RayRunner(f"127.0.0.1:{other.getsockname()[1]}", 1, expected(tmp_path), 2)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("address", [":1", "a:b"])
+def test_an_address_has_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(InputError, match="expected ray://HOST:PORT"):
+        ray_cluster._answering(address)
+
+
+@needs_ray
+@ray_warns
+@pytest.mark.slow  # starts a cluster
+def test_units_run_on_a_cluster_of_this_machine(runner: RayRunner, tmp_path: Path) -> None:
+    (tmp_path / "needed").touch()
+    unit = Unit("one", ("--version",), tmp_path / "out", tmp_path / "needed", tmp_path / "log", tmp_path)
+    assert runner.room() == 2
+    ending = runner.submit(unit).result(120)
+    assert ending is not None
+    assert ending.exit_code == 0
+    assert "qrobust" in unit.log.read_text()
+    refused = replace(unit, needed=tmp_path / "not there")
+    ending = runner.submit(refused).result(120)
+    assert ending is not None
+    assert "does not see" in ending.refused
+
+
+@needs_ray
+@ray_warns
+@pytest.mark.slow  # starts clusters
+@pytest.mark.parametrize(
+    ("threads", "versions", "told"),
+    [(8, {}, "threads: expected at most the 2 CPUs"), (1, {"qrobust": "0.0.1"}, "expected qrobust 0.0.1 as here")],
+)
+def test_hosts_that_cannot_be_used_are_refused(
+    threads: int, versions: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    wanted = Expected({**this_host().versions, **versions}, tmp_path / "hosts.json")
+    with pytest.raises(InputError, match=told):
+        RayRunner(None, threads, wanted, 2)

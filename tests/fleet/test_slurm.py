@@ -1,0 +1,118 @@
+"""Units as jobs of submitit: in processes of this machine, and on Slurm where there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qrobust.errors import InputError
+from qrobust.fleet import slurm
+from qrobust.fleet.slurm import SlurmRunner
+from qrobust.fleet.unit import Expected, Unit
+
+
+def has_submitit() -> bool:
+    try:
+        slurm._submitit()
+    except InputError:
+        return False
+    return True
+
+
+def has_slurm() -> bool:
+    try:
+        slurm._queued()
+    except InputError:
+        return False
+    return has_submitit()
+
+
+needs_submitit = pytest.mark.skipif(not has_submitit(), reason="needs submitit: pip install 'qrobust[slurm]'")
+needs_slurm = pytest.mark.skipif(not has_slurm(), reason="needs submitit, and a Slurm cluster that answers")
+# Of submitit: files and processes that it leaves to the end of this one.
+leaves_open = pytest.mark.filterwarnings("ignore")
+
+
+def asking(folder: Path, *arguments: str) -> Unit:
+    (folder / "needed").touch()
+    return Unit("one", arguments, folder / "out", folder / "needed", folder / "log", folder)
+
+
+def test_without_submitit_the_line_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"slurm needs the package submitit.*pip install 'qrobust\[slurm\]'"):
+        SlurmRunner(tmp_path, Expected())
+
+
+def commands(folder: Path, squeue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's commands, one of which does this."""
+    for name, body in (("squeue", squeue), ("sbatch", "exit 0")):
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_queue_is_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands(tmp_path, 'echo "$@" > asked; printf "7\\n12\\n"', monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert slurm._queued() == {"7", "12"}
+    assert "--user=" in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "told"),
+    [
+        ("exec sleep 9", "controller to answer within 1 s"),
+        ("echo no contact >&2; exit 1", "squeue says: no contact"),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_told(
+    squeue: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, squeue, monkeypatch)
+    monkeypatch.setattr(slurm, "ANSWERS_S", 1.0)
+    with pytest.raises(InputError, match=told):
+        slurm._queued()
+
+
+def test_without_slurm_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"expected Slurm's commands \(sbatch, squeue\) on this machine, found none"):
+        slurm._queued()
+
+
+@needs_submitit
+@leaves_open
+@pytest.mark.slow  # another Python that imports torch
+def test_a_job_keeps_what_a_command_says(tmp_path: Path) -> None:
+    runner = SlurmRunner(tmp_path / "jobs", Expected(), "local")
+    ending = runner.submit(asking(tmp_path, "--version")).result(120)
+    runner.stop()
+    assert ending is not None
+    assert ending.exit_code == 0
+    assert "qrobust" in (tmp_path / "log").read_text()
+
+
+@needs_slurm
+@leaves_open
+@pytest.mark.slow  # waits in a queue
+def test_a_cancelled_job_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "SEEN_AFTER_S", 3.0)
+    runner = SlurmRunner(tmp_path / "jobs", Expected())
+    unit = asking(tmp_path, "demo", "--out", "demo")
+    told = runner.submit(unit)
+    (job,) = runner._jobs.values()
+    until = time.monotonic() + 60
+    while not unit.log.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    subprocess.run([str(shutil.which("scancel")), str(job.job_id)], check=True)
+    ending = told.result(120)
+    runner.stop()
+    assert ending is not None
+    assert "cancelled" in ending.lost
