@@ -207,7 +207,7 @@ class Ladder:
         }
         return {
             "n": n,
-            "suites": {suite: _under(found, suites[suite], clean) for suite in suites},
+            "suites": {suite: under(found, suites[suite], clean) for suite in suites},
             "graphs": graphs,
         }
 
@@ -216,7 +216,7 @@ def mean_accuracy(found: Evaluation, name: str, conditions: list[Condition]) -> 
     return statistics.mean(found.accuracy(name, condition) for condition in conditions)
 
 
-def _under(found: Evaluation, conditions: list[Condition], clean: dict[str, float]) -> dict[str, Any]:
+def under(found: Evaluation, conditions: list[Condition], clean: dict[str, float]) -> dict[str, Any]:
     """What each remedy gains under the shifts of a suite, and how much of what INT8 loses there it recovers."""
     predictions = {condition: found.predictions[condition] for condition in [CLEAN, *conditions]}
     before = mean_accuracy(found, "int8", conditions)
