@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from figures import percent, record
-from quote_compensation import single_shift_mean
+from quote_compensation import RUNS, single_shift_mean
 
 NETWORKS = {"cifar_resnet18": "ResNet18", "cifar_vgg16_bn": "VGG16-BN", "cifar_mobilenet_v2": "MobileNetV2"}
 MAIN = "ResNet-20"
@@ -118,10 +118,12 @@ def _robustness() -> Iterator[Claim]:
     claim = "Attacks: most accuracy that ours leave above Foolbox's and ART's"
     above = f"{attacks['most_above_library_pp']:.1f} points"
     yield Claim(claim, above, "-", attacks["rows"][0]["n"], "attacks.py", "../attacks.md")
-    for found in record("risk")["networks"].values():
+    for network, found in record("risk")["networks"].items():
+        about = "" if network == "resnet20" else f", {network.partition(', ')[2]}"
         worst = min(found["pair_minus_int8"], key=lambda row: row["pp"])
         left = _points(worst["pp"], worst["interval_pp"])
-        claim = f"{MAIN}: what attacks leave with calibrator, minus without, at {255 * worst['epsilon']:g}/255"
+        budget = f"{255 * worst['epsilon']:g}/255"
+        claim = f"{MAIN}: what attacks leave with calibrator{about}, minus without, at {budget}"
         yield Claim(claim, *left, found["n"], "risk.py", page)
     saturation = next(row for row in record("saturation")["networks"] if row["weights"] == "8 bit")
     lost = 100 * (saturation["accuracy"]["native"] - saturation["accuracy"]["emulated"])
@@ -190,6 +192,16 @@ def _unseen() -> Iterator[Claim]:
             gain = _difference(graphs[name]["gain"], "gain")
             claim = f"{MAIN}: gain of `{name}` under {named}, learned from random operations"
             yield Claim(claim, *gain, found["n"], script, page)
+    for run, r in record("unseen_runs")["runs"].items():
+        gain = _difference(r["suites"]["corruptions-19"]["graphs"][r["remedy"]]["gain"], "gain")
+        claim = f"{MAIN}, {RUNS[run]}: gain of `{r['remedy']}` under the 19 corruptions"
+        yield Claim(claim, *gain, r["n"], "unseen_runs.py", page)
+    stable = record("stability")
+    for name, graph in stable["graphs"].items():
+        if name not in ("float", "int8"):
+            most = max(graph.values(), key=lambda motion: motion["more_pp"])
+            claim = f"{MAIN}: flips from frame to frame with `{name}` beyond INT8's, worst of {len(graph)} motions"
+            yield Claim(claim, *_difference(most, "more"), stable["n"], "stability.py", "robustness.md")
 
 
 def _trust() -> Iterator[Claim]:

@@ -307,6 +307,15 @@ def imagenet_size() -> str:
 
 
 # Of the classifier, what each remedy of the ladder changes.
+RUNS = {
+    "w4a4": "W4A4, one epoch of quantization-aware training",
+    "few-100": "100 images, no labels",
+    "few-300": "300 images, no labels",
+    "few-1000": "1,000 images, no labels",
+    "seed-0": "seed 0",
+    "seed-1": "seed 1",
+    "seed-2": "seed 2",
+}
 CHANGES = {
     "calibrator": "nothing: a calibrator in front",
     "scales": "scales, activation ranges and biases; every integer weight stays",
@@ -382,6 +391,49 @@ def unseen() -> str:
     lines.append(f"- Negatives: a second look, {before:.1f} % become {after:.1f} %, at twice the time.")
     return "\n".join(
         [*lines, f"- A calibrator can harm: {worst:+.1f} points under the worst of the transformations."]
+    )
+
+
+def unseen_runs() -> str:
+    """What a remedy gains with another seed, with four bits, from few images."""
+    lines = [
+        "| run | remedy | clean, INT8 | with remedy | suite | INT8 | gain | recovered | worst shift |",
+        "|---|---|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    found = record("unseen_runs")["runs"]
+    for run, r in found.items():
+        clean = [percent(r["clean"][name]["accuracy"]) for name in ("int8", r["remedy"])]
+        for suite, under in r["suites"].items():
+            g = under["graphs"][r["remedy"]]
+            lines.append(
+                f"| {RUNS[run]} | `{r['remedy']}` | {' | '.join(clean)} | {suite} "
+                f"| {percent(under['graphs']['int8']['shift_accuracy'])} | {change(g['gain'], 'gain')} "
+                f"| {percent(g['recovered'], 0)} | {g['worst_pp']:+.1f} |"
+            )
+    n = next(iter(found.values()))["n"]
+    return "\n".join([*lines, "", f"n = {n:,} test images, severity 5, 95 % intervals over images."])
+
+
+def stability() -> str:
+    """How often predictions flip from frame to frame."""
+    r = record("stability")
+    motions = list(r["steps"])
+    lines = [
+        f"| | {' | '.join(f'{motion}: flips | more than INT8' for motion in motions)} |",
+        f"|---|{'---:|---:|' * len(motions)}",
+    ]
+    for name, graph in r["graphs"].items():
+        cells = [f"{percent(graph[m]['flips'])} | {change(graph[m], 'more')}" for m in motions]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    steps = r["steps"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"n = {r['n']:,} test images, {r['frames']} frames each, from one to the next {steps['translation']} "
+            f"pixels, {steps['rotation']} degrees or {percent(steps['zoom'], 0)} of the size; 95 % intervals over "
+            "images.",
+        ]
     )
 
 
@@ -473,6 +525,8 @@ COMPENSATION = (
     ladder,
     withheld,
     unseen,
+    unseen_runs,
+    stability,
     quantized_file,
     compensation_u13,
     compensation_u13_again,

@@ -1,11 +1,12 @@
 """Is a calibrator a new way in? Stronger attacks than an evaluation's, on more images, through each graph.
 
     python benchmarks/risk.py --runs OUT --models resnet20
+    python benchmarks/risk.py --run RUN --called NAME
 
-`OUT` is where compensation.py left its runs. PGD with five random starts through the float network, the INT8 graph's
-fake-quantized model, and the calibrator and the fake-quantized model together, each shown to all three graphs on
-onnxruntime: with the
-difference of INT8 and the pair on the same images, image by image. A run that was killed goes on.
+`OUT` is where compensation.py left its runs; RUN is any run with a calibrator, which is written beside these. PGD
+with five random starts through the float network, the INT8 graph's fake-quantized model, and the calibrator and the
+fake-quantized model together, each shown to all three graphs on onnxruntime: with the difference of INT8 and the pair
+on the same images, image by image. A run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.progress import Reporter
 from qrobust.record import hardware, to_json, versions
-from qrobust.storage import write_json
+from qrobust.storage import read_json, write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "risk.json"
 # Of `full`: what looks at gradients. What only asks finds less where there are any, at many times the cost.
 ATTACKS = ("pgd-10x5",)
 
@@ -80,27 +81,35 @@ def measure(run: Path, images: int, threads: int) -> dict[str, Any]:
             {"epsilon": epsilon, "pp": 100 * float(each.mean()), "interval_pp": [100 * low, 100 * high]}
         )
     found = figures(outcomes, level="full", classes=len(opened_run.data.class_names))
-    return to_json(found) | {"pair_minus_int8": differences, "run_commit": (run / "commit").read_text()}
+    commit = run / "commit"
+    made = {"run_commit": commit.read_text()} if commit.exists() else {}
+    return to_json(found) | {"pair_minus_int8": differences} | made
 
 
 @click.command()
-@click.option("--runs", type=click.Path(path_type=Path, exists=True), required=True, help="OUT of compensation.py.")
+@click.option("--runs", type=click.Path(path_type=Path, exists=True), help="OUT of compensation.py.")
 @click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--run", type=click.Path(path_type=Path, exists=True), help="A run with a calibrator.")
+@click.option("--called", default="", help="What --run is called in the results.")
 @click.option("--images", default=1000, show_default=True, help="The first test images.")
 @click.option("--threads", default=2, show_default=True)
-def main(runs: Path, models: str, images: int, threads: int) -> None:
-    """Attack every finished run and write results/risk.json."""
-    found = {model: measure(run, images, threads) for model, run in finished(runs, models, ADAPTIVE).items()}
-    write_json(
-        RESULTS / "risk.json",
-        {
-            "networks": found,
-            "hardware": to_json(hardware(threads)),
-            "versions": versions(),
-            "commit": git_commit(),
-            "command": f"python benchmarks/risk.py --runs OUT --models {models} --images {images}",
-        },
-    )
+def main(runs: Path | None, models: str, run: Path | None, called: str, images: int, threads: int) -> None:
+    """Attack every finished run, or one, and write results/risk.json."""
+    if (runs is None) == (run is None) or (run is not None) != bool(called):
+        raise click.UsageError("expected --runs, or --run and --called")
+    attacked, arguments = {called: run} if run else {}, f"--run RUN --called {called!r}"
+    if runs:
+        attacked, arguments = finished(runs, models, ADAPTIVE), f"--runs OUT --models {models}"
+    known = read_json(RESULTS)["networks"] if RESULTS.exists() else {}
+    about = {
+        "hardware": to_json(hardware(threads)),
+        "versions": versions(),
+        "commit": git_commit(),
+        "command": f"python benchmarks/risk.py {arguments} --images {images}",
+    }
+    for name, folder in attacked.items():
+        known[name] = measure(folder, images, threads) | about
+        write_json(RESULTS, {"networks": known})
 
 
 if __name__ == "__main__":

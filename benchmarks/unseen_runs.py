@@ -4,9 +4,9 @@
 
 A ResNet-20 is quantized and a remedy learns from random operations that name no corruption, by the command line:
 with another seed; with four bits; from 100, 300 or 1,000 images without labels, which are all that there are to
-observe ranges on, to learn from and to choose by. The exported graphs are measured by onnxruntime at severity 5 on the
-same test images as in `ladder.py`. A run that is done is kept, one that was killed goes on, and so does the results
-file; `--runs` chooses.
+observe ranges on, to learn from and to choose by. The exported graphs are measured by onnxruntime at severity 5 on
+the same test images as in `ladder.py`. A run that is done is kept, one that was killed goes on, and so does the
+results file; `--runs` chooses.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Run:
 FEW = ("--no-labels", "--steps", "750")
 RUNS = {
     "w4a4": Run(("--bits", "w4a4", "--qat-epochs", "1")),
-    **{f"few-{count}": Run((), FEW, "scales", count) for count in (100, 300, 1000)},
+    **{f"few-{count}": Run((), FEW, images=count) for count in (100, 300, 1000)},
     **{f"seed-{seed}": Run(("--seed", str(seed))) for seed in (0, 1, 2)},
 }
 
