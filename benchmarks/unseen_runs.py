@@ -53,7 +53,7 @@ FEW = ("--no-labels", "--steps", "750")
 RUNS = {
     "w4a4": Run(("--bits", "w4a4", "--qat-epochs", "1")),
     **{f"few-{count}": Run((), FEW, images=count) for count in (100, 300, 1000)},
-    **{f"seed-{seed}": Run(("--seed", str(seed))) for seed in (0, 1, 2)},
+    **{f"seed-{seed}": Run(("--seed", str(seed)), ("--steps", "750")) for seed in (0, 1, 2)},
 }
 
 
