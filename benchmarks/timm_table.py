@@ -67,7 +67,6 @@ ANY_SIZE = [
     "poolformer_s12",
     "pvt_v2_b0",
     "mambaout_femto",
-    "bat_resnext26ts",
 ]
 OWN_SIZE = [
     "mobilevit_xxs",
@@ -88,6 +87,7 @@ OWN_SIZE = [
     "resmlp_12_224",
     "gmlp_s16_224",
     "botnet26t_256",
+    "bat_resnext26ts",
     "shvit_s1",
     "mvitv2_tiny",
 ]

@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 # Of the fake images. Unlike in whether there are several, and in whether their number is odd.
 BATCHES = (1, 4)
 NUMBERS = (bool, int, float)
-# Functions that take sizes one by one.
+# Functions, and methods of a tensor, that take sizes one by one.
 SIZED = ("zeros", "ones", "empty", "rand", "randn")
+RESIZING = ("expand", "repeat", "view", "reshape", "new_zeros", "new_ones", "new_empty")
 # Functions of torchvision that ask for a tensor before they compute, and are given none while tracing.
 NORMALIZING = ("torchvision.transforms.functional", "torchvision.transforms.v2.functional")
 
@@ -42,8 +43,7 @@ class SizedTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         with ExitStack() as stack:
-            for name in SIZED:
-                stack.enter_context(_replaced(torch, name, _taking_nodes(getattr(torch, name))))
+            stack.enter_context(sizes_may_be_nodes())
             for module in filter(None, map(sys.modules.get, NORMALIZING)):
                 stack.enter_context(_normalizing_proxies(module))
             return super().trace(root, concrete_args)
@@ -256,7 +256,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 @contextmanager
-def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def _replaced(module: ModuleType | type, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Within this, a module's function is another one."""
     original = getattr(module, name)
     setattr(module, name, function)
@@ -264,6 +264,17 @@ def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> It
         yield
     finally:
         setattr(module, name, original)
+
+
+@contextmanager
+def sizes_may_be_nodes() -> Iterator[None]:
+    """Within this, stored tensors and functions of torch take sizes that depend on the batch, one by one."""
+    with ExitStack() as stack:
+        for name in SIZED:
+            stack.enter_context(_replaced(torch, name, _taking_nodes(getattr(torch, name))))
+        for name in RESIZING:
+            stack.enter_context(_replaced(torch.Tensor, name, _reading_nodes(name, getattr(torch.Tensor, name))))
+        yield
 
 
 def _taking_nodes(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -274,6 +285,18 @@ def _taking_nodes(make: Callable[..., Any]) -> Callable[..., Any]:
         return make(args, **options) if one_by_one else make(*args, **options)
 
     return made
+
+
+def _reading_nodes(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """`stored.expand(batch, 3)` becomes a node where a size is one."""
+
+    def read(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        nodes = [size for size in args if isinstance(size, fx.Proxy)]
+        if nodes:
+            return nodes[0].tracer.create_proxy("call_method", name, (tensor, *args), options)
+        return method(tensor, *args, **options)
+
+    return read
 
 
 def _is_normalize(module: nn.Module) -> bool:

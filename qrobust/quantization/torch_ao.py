@@ -16,6 +16,7 @@ from qrobust.classifier import Normalization
 from qrobust.quantization.integer_layers import GlobalAveragePool, PaddedConv2d, SelfAttention
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.rewrites.fx_utils import set_module
+from qrobust.quantization.sized_tracing import sizes_may_be_nodes
 from qrobust.quantization.tracing import (
     ADDITIONS,
     CLAMPS,
@@ -94,7 +95,7 @@ def insert_observers(
     custom = PrepareCustomConfig().set_non_traceable_module_classes(
         [*leaves, GlobalAveragePool, PaddedConv2d, SelfAttention]
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sizes_may_be_nodes():
         warnings.simplefilter("ignore")  # one deprecation warning per torch.ao call
         prepared = prepare_fx(
             graph.eval(), choice, (example,), prepare_custom_config=custom, backend_config=_backend_config()

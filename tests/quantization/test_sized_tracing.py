@@ -89,6 +89,21 @@ class Strips(nn.Module):
         return torch.cat(halves, 1) + found[:, :, None]
 
 
+class Positions(nn.Module):
+    """Adds a projection of positions that are made with the type of the projection's weight, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(2, 8, 1)
+        self.register_buffer("corner", torch.rand(1, 8, 1, 1, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(x.shape[-1], device=self.project.weight.device).to(self.project.weight.dtype) / SIZE
+        columns = steps.expand(x.shape[0], x.shape[2], -1)
+        x = x + self.corner.expand(x.shape[0], -1, *x.shape[2:])
+        return x + self.project(torch.stack([columns, columns.transpose(1, 2)], 1))
+
+
 class Assigned(nn.Module):
     """Changes parts of a tensor; reads one of them before, all of them afterwards."""
 
@@ -164,6 +179,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "TensorFlow's padding": lambda: network(Same(8, 8, 3, stride=2), Same(8, 8, 5), stem=Same(3, 8, 4, stride=2)),
     "windows": lambda: network(Windows()),
     "tokens": lambda: network(Tokens()),
+    "positions": lambda: network(Positions()),
     "strips": lambda: network(Strips()),
     "Normalize": lambda: network(front=Normalize(MEAN, STD)),
     "Normalize, version 2": lambda: network(front=v2.Normalize(list(MEAN), list(STD))),

@@ -58,6 +58,8 @@ def _origin(node: fx.Node) -> str:
 def _store(graph: fx.GraphModule, origin: str, value: torch.Tensor) -> str:
     """Keep a tensor beside the parameter that it came from; returns its name."""
     place, _, name = origin.rpartition(".")
+    if any(node.op == "call_module" and node.target == place for node in graph.graph.nodes):
+        place, name = "", origin.replace(".", "_")  # an integer layer will stand in that layer's place
     module = graph.get_submodule(place)
     kept, again = f"{name}{FOLDED}", 1
     while hasattr(module, kept):
