@@ -123,7 +123,7 @@ def _attempts(
                 losses[run.name] += 1
                 _log(out / LOGS / f"{run.name}.log", ending.lost)
                 if losses[run.name] < MOST_LOSSES:
-                    queue.append(run)
+                    queue.insert(0, run)  # a plan that begins with its longest runs goes on so: fewer hosts wait last
                     continue
             made[run.name] = found = _ended(run, ending, made[run.name], out, plan)
             again = found.state == FAILED and ending.exit_code not in FINAL and not ending.lost

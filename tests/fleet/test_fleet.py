@@ -303,6 +303,15 @@ def test_a_lost_host_costs_no_attempt(
     assert (run.state, run.attempts) == (state, attempts)
 
 
+@pytest.mark.usefixtures("unread")
+def test_a_lost_run_begins_again_before_others(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "[fleet.matrix]\nseed = [0, 1, 2]\n")
+    runner = Scripted(None, 0, 0, 0)
+    make_fleet(plan, tmp_path, runner)
+    first, again, *_ = (given[given.index("--out") + 1] for given in runner.given)
+    assert first == again
+
+
 def test_a_host_that_is_refused_ends_the_fleet(tmp_path: Path) -> None:
     plan, runner = planned(tmp_path, "[fleet.matrix]\nseed = [0]\n"), Scripted()
     refused: Future[Ending | None] = Future()
