@@ -6,7 +6,7 @@ Jobs are drawn from those of `compensation*.json` and `main_job.json`, with the 
 once an hour on average and are back a minute later; one attempt in twenty runs at a third of the speed. Each attempt
 takes ten seconds to begin. Runs are begun in the order of the plan, or the longest first. A run whose worker failed
 begins again at the front of the queue, as `qrobust fleet` does it, or at its end. It goes on from nothing, from its
-finished stages, or, as runs do, also from a checkpoint of its training (one a twentieth of the training).
+finished stages, or, as runs do, also from a checkpoint of its training (one a fifth of it).
 
 Efficiency is the work of the runs at full speed, over the time of all workers until the last run is done. What is
 missing is told by what it was: work done again, slowness, beginnings and failed workers, and workers that wait at the
@@ -42,7 +42,8 @@ RESULTS = Path(__file__).parent / "results"
 SOURCES = ("compensation", "compensation_resnet20", "compensation_mobilenet_v2", "main_job")
 STAGES = ("quantize", "compensate", "export", "evaluate")
 WORKERS, FAILS_EVERY_S, BACK_AFTER_S, BEGINS_S = 64, 3600.0, 60.0, 10.0
-SLOW_SHARE, SLOWNESS, CHECKPOINTS = 0.05, 3.0, 20
+# As many checkpoints as a training judges itself (`qrobust.compensation.training.VALIDATIONS`, which imports torch).
+SLOW_SHARE, SLOWNESS, CHECKPOINTS = 0.05, 3.0, 5
 COUNTS = (128, 640, 1000, 10_000)
 NOTHING, KEPT_STAGES, KEPT_ALL = GOES_ON_FROM = ("nothing", "stages", "stages and checkpoints")
 MEMORY_COUNTS = (100, 1000, 10_000)

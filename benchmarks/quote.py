@@ -17,6 +17,7 @@ from figures import ROOT, change, percent, record
 from quote_claims import CLAIMS
 from quote_compensation import COMPENSATION
 from quote_deploy import DEPLOY
+from quote_fleets import FLEETS
 from quote_quantization import QUANTIZATION
 from quote_robustness import ROBUSTNESS
 from quote_shifts import SHIFTS
@@ -89,7 +90,7 @@ def facts() -> str:
 
 
 MAIN = (headline, shifts, facts, picture)
-GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST, DEPLOY)
+GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST, DEPLOY, FLEETS)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 

@@ -29,8 +29,6 @@ POLL_S = 0.1
 # Exit codes of a command that a signal ended, and of one that kept what it made when it came.
 TOLD_TO_END = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 KINDS = "hosts.json"
-# Module that a process runs.
-PROGRAM = "qrobust"
 Process: TypeAlias = subprocess.Popen[bytes]
 
 
@@ -62,6 +60,7 @@ class Unit:
         place: current folder of the command.
         threads: CPUs that it takes.
         gpus: that it takes.
+        module: whose command it is.
     """
 
     key: str
@@ -72,6 +71,7 @@ class Unit:
     place: Path
     threads: int = 1
     gpus: int = 0
+    module: str = "qrobust"
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def run_unit(unit: Unit, expected: Expected | None = None) -> Ending:
 
 def begin(unit: Unit) -> Process:
     """The process of a unit's command; it ends when nobody holds the other end of its input any more."""
-    command = [sys.executable, "-m", "qrobust.guarded", PROGRAM, *unit.arguments]
+    command = [sys.executable, "-m", "qrobust.guarded", unit.module, *unit.arguments]
     with unit.log.open("ab") as log:
         # A session of its own: a Ctrl-C comes to it from here alone, once.
         return subprocess.Popen(

@@ -248,11 +248,10 @@ def asking(folder: Path, *arguments: str) -> Unit:
     return Unit("one", arguments, folder / "out", folder / "needed", folder / "log", folder)
 
 
-def sleeping(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Unit:
+def sleeping(folder: Path) -> Unit:
     """A unit that is at work until something ends it."""
     (folder / "sleeping.py").write_text("import time\nprint('at work', flush=True)\ntime.sleep(600)\n")
-    monkeypatch.setattr("qrobust.fleet.unit.PROGRAM", "sleeping")
-    return asking(folder)
+    return replace(asking(folder), module="sleeping")
 
 
 def at_work(unit: Unit) -> None:
@@ -269,8 +268,8 @@ def test_a_local_runner_keeps_what_a_command_says(tmp_path: Path) -> None:
     assert "qrobust" in (tmp_path / "log").read_text()
 
 
-def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, unit = LocalRunner(1), sleeping(tmp_path, monkeypatch)
+def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path) -> None:
+    runner, unit = LocalRunner(1), sleeping(tmp_path)
     going, waiting = runner.submit(unit), runner.submit(unit)
     at_work(unit)
     runner.stop()
@@ -280,9 +279,9 @@ def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path, monk
     assert waiting.cancelled() or waiting.result() is None
 
 
-def test_a_command_ends_with_whoever_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_ends_with_whoever_began_it(tmp_path: Path) -> None:
     """A host's share of a fleet may be killed; what it began must not go on writing."""
-    unit = sleeping(tmp_path, monkeypatch)
+    unit = sleeping(tmp_path)
     process = begin(unit)
     at_work(unit)
     assert process.stdin is not None
@@ -369,17 +368,16 @@ def test_a_host_without_the_folder_is_refused(tmp_path: Path, monkeypatch: pytes
     assert f"does not see {unit.needed}" in run_unit(unit).refused
 
 
-def test_a_unit_that_was_told_to_end_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_that_was_told_to_end_is_lost(tmp_path: Path) -> None:
     """A cluster ends jobs by a signal: that is no fault of the run."""
     (tmp_path / "ending.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
-    monkeypatch.setattr("qrobust.fleet.unit.PROGRAM", "ending")
-    ending = run_unit(asking(tmp_path))
+    ending = run_unit(replace(asking(tmp_path), module="ending"))
     assert ending.exit_code == -signal.SIGTERM
     assert "told to end" in ending.lost
 
 
 def test_an_interrupted_unit_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unit, began = sleeping(tmp_path, monkeypatch), list[Process]()
+    unit, began = sleeping(tmp_path), list[Process]()
 
     def noted(unit: Unit) -> Process:
         began.append(begin(unit))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +14,12 @@ import pytest
 from conftest import qrobust
 
 from qrobust.errors import InputError
+from qrobust.fleet import fleet as fleets
 from qrobust.fleet import ray_cluster
+from qrobust.fleet.plan import read_plan
 from qrobust.fleet.ray_cluster import RayRunner
 from qrobust.fleet.unit import Expected, Unit, this_host
+from qrobust.record import FleetRecord
 
 PLAN = '[model]\nspec = "resnet8"\n[data]\nspec = "digits"\n[fleet.matrix]\nseed = [0]\n'
 
@@ -112,3 +116,55 @@ def test_hosts_that_cannot_be_used_are_refused(
     wanted = Expected({**this_host().versions, **versions}, tmp_path / "hosts.json")
     with pytest.raises(InputError, match=told):
         RayRunner(None, threads, wanted, 2)
+
+
+# A run in short: it says that it is at work, works for a while, and leaves a record; two in one folder fail.
+STANDS_IN = """
+import sys, time
+from pathlib import Path
+from filelock import FileLock
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+with FileLock(folder / "alone", blocking=False):
+    print("at work", flush=True)
+    time.sleep(4)
+    (folder / "record.json").write_text("{}")
+"""
+
+
+@needs_ray
+@ray_warns
+@pytest.mark.slow  # starts a cluster, and waits for runs
+def test_a_killed_node_costs_its_run_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes, six runs; the second node is killed while it is at work."""
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "stands_in.py").write_text(STANDS_IN)
+    (tmp_path / "plan.toml").write_text(PLAN.replace("[0]", "[0, 1, 2, 3, 4, 5]"))
+    plan, units = read_plan(tmp_path / "plan.toml", threads=1), fleets.unit
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fleets, "figures", lambda folder, plan: None)
+    monkeypatch.setattr(
+        fleets,
+        "unit",
+        lambda run, out: replace(made := units(run, out), module="stands_in", arguments=(str(made.folder),)),
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second, killed = cluster.add_node(num_cpus=1), list[int]()
+
+    def written(record: FleetRecord) -> None:
+        if record.count("done") == 2 and not killed:
+            killed.append(used.room())
+            threading.Timer(2.0, lambda: cluster.remove_node(second, allow_graceful=False)).start()
+
+    try:
+        used = RayRunner(cluster.address, 1, expected(tmp_path), 2)
+        record = fleets.make_fleet(plan, tmp_path, used, written=written)
+        left = used.room()
+        used.stop()
+    finally:
+        cluster.shutdown()
+    logs = "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
+    assert (record.count("done"), killed, left) == (6, [2], 1)
+    assert {run.attempts for run in record.runs} == {1}
+    assert (logs.count("at work"), logs.count("the host is gone")) == (7, 1)

@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qrobust.errors import InputError
+from qrobust.fleet import fleet as fleets
 from qrobust.fleet import slurm
+from qrobust.fleet.plan import read_plan
 from qrobust.fleet.slurm import SlurmRunner
 from qrobust.fleet.unit import Expected, Unit
+from qrobust.record import FleetRecord
 
 
 def has_submitit() -> bool:
@@ -116,3 +120,46 @@ def test_a_cancelled_job_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     runner.stop()
     assert ending is not None
     assert "cancelled" in ending.lost
+
+
+# A run in short: it says that it is at work, works for a while, and leaves a record.
+STANDS_IN = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+print("at work", flush=True)
+time.sleep(4)
+(folder / "record.json").write_text("{}")
+"""
+
+
+@needs_slurm
+@leaves_open
+@pytest.mark.slow  # waits in a queue
+def test_a_fleet_survives_that_a_job_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_text = '[model]\nspec = "resnet8"\n[data]\nspec = "digits"\n[fleet.matrix]\nseed = [0, 1, 2, 3, 4, 5]\n'
+    (tmp_path / "stands_in.py").write_text(STANDS_IN)
+    (tmp_path / "plan.toml").write_text(plan_text)
+    plan, units = read_plan(tmp_path / "plan.toml", threads=1), fleets.unit
+    runner, cancelled = SlurmRunner(tmp_path / "jobs", Expected()), list[str]()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fleets, "figures", lambda folder, plan: None)
+    monkeypatch.setattr(
+        fleets,
+        "unit",
+        lambda run, out: replace(made := units(run, out), module="stands_in", arguments=(str(made.folder),)),
+    )
+
+    def written(record: FleetRecord) -> None:
+        if record.count("done") == 2 and not cancelled:
+            at_work = [job for told, job in runner._jobs.items() if not told.done()]
+            cancelled.append(str(at_work[0].job_id))
+            subprocess.run([str(shutil.which("scancel")), cancelled[0]], check=True)
+
+    record = fleets.make_fleet(plan, tmp_path, runner, written=written)
+    runner.stop()
+    logs = "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
+    assert (record.count("done"), len(cancelled)) == (6, 1)
+    assert {run.attempts for run in record.runs} == {1}
+    assert logs.count("told to end") + logs.count("was cancelled") == 1

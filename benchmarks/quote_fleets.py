@@ -1,0 +1,64 @@
+"""Quotes about fleets."""
+
+from __future__ import annotations
+
+from figures import percent, record
+
+KEPT = "stages and checkpoints"
+
+
+def fleet_simulation() -> str:
+    """Efficiency by number of runs, and what the rest is."""
+    r = record("fleet_simulation")
+    lines = [
+        "| runs | order of the plan | efficiency | done again | slow workers | beginnings, failed workers "
+        "| waiting at the end | hours |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for found in r["fleets"]:
+        if found["goes_on_from"] != KEPT or not found["lost_at_front"]:
+            continue
+        parts = ("done_again", "slowness", "beginnings_and_failed_workers", "waiting_at_the_end")
+        lines.append(
+            f"| {found['runs']:,} | {'longest first' if found['longest_first'] else 'any'} "
+            f"| {percent(found['efficiency'])} ± {100 * found['efficiency_standard_error']:.1f} "
+            f"| {' | '.join(percent(found[part]) for part in parts)} | {found['hours']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def fleet_assumptions() -> str:
+    """What was simulated."""
+    r = record("fleet_simulation")
+    jobs, a = r["jobs"], r["assumed"]
+    return (
+        f"{r['workers']} workers, jobs drawn from {jobs['n']} that were measured ({jobs['shortest_s'] / 60:.0f} to "
+        f"{jobs['longest_s'] / 60:.0f} minutes, mean {jobs['mean_s'] / 60:.0f}); assumed are a failure per "
+        f"worker and {a['fails_every_s'] / 3600:.0f} hour, back after {a['back_after_s']:.0f} s, one attempt in "
+        f"{1 / a['slow_share']:.0f} at {percent(1 / a['slowness'], 0)} of the speed, {a['begins_s']:.0f} s to "
+        f"begin, and {a['checkpoints']} checkpoints a training. Mean and standard error of up to "
+        f"{max(found['n'] for found in r['fleets'])} fleets."
+    )
+
+
+def fleet_memory() -> str:
+    """Memory and time of what leads a fleet."""
+    least, *_, middle, most = record("fleet_simulation")["memory"]
+    told = ", ".join(f"{one['peak_mib']:.0f} MiB with {one['runs']:,} runs" for one in (least, middle, most))
+    return f"The process that leads a fleet took {told}, and {most['seconds']:.0f} s for the last."
+
+
+def fleet_without_resume() -> str:
+    """What checkpoints are worth."""
+    found = {
+        one["goes_on_from"]: one["efficiency"]
+        for one in record("fleet_simulation")["fleets"]
+        if one["runs"] == 1000 and one["longest_first"] and one["lost_at_front"]
+    }
+    return (
+        f"Of 1,000 runs, longest first: {percent(found['nothing'])} if a lost run began from nothing, "
+        f"{percent(found['stages'])} from its finished stages; {percent(found[KEPT])} as it is, from a checkpoint."
+    )
+
+
+FLEETS = (fleet_simulation, fleet_assumptions, fleet_memory, fleet_without_resume)
