@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import threading
@@ -116,6 +117,34 @@ def test_hosts_that_cannot_be_used_are_refused(
     wanted = Expected({**this_host().versions, **versions}, tmp_path / "hosts.json")
     with pytest.raises(InputError, match=told):
         RayRunner(None, threads, wanted, 2)
+
+
+@needs_ray
+@ray_warns
+@pytest.mark.slow  # starts a cluster
+def test_a_stopped_runner_ends_its_units_which_keep_what_they_made(tmp_path: Path) -> None:
+    """As Ctrl-C does; a second unit, which waits for room, is not begun."""
+    (tmp_path / "needed").touch()
+    (tmp_path / "sleeping.py").write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('kept', flush=True)))\n"
+        "print('at work', flush=True)\ntime.sleep(600)\n"
+    )
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    used = RayRunner(None, 1, expected(tmp_path), 1)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    units = [
+        Unit(name, (), tmp_path / name, tmp_path / "needed", tmp_path / f"{name}.log", tmp_path, module="sleeping")
+        for name in ("first", "second")
+    ]
+    told = [used.submit(unit) for unit in units]
+    until = time.monotonic() + 60
+    while not units[0].log.is_file() or "at work" not in units[0].log.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    used.stop()
+    assert [future.result(10) for future in told] == [None, None]
+    assert units[0].log.read_text().split() == ["at", "work", "kept"]
+    assert not units[1].log.exists()
 
 
 # A run in short: it says that it is at work, works for a while, and leaves a record; two in one folder fail.
