@@ -166,6 +166,13 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
+@pytest.fixture
+def modules_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules of the temporary folder can be imported by what the test starts."""
+    paths = [str(tmp_path), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
 def random_model(channels: int = 3) -> NormalizedModel:
     """A random residual network for so many channels whose batch norms are not the identity."""
     torch.manual_seed(0)

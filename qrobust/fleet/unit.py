@@ -171,7 +171,8 @@ def run_unit(unit: Unit, expected: Expected | None = None) -> Ending:
 
 def begin(unit: Unit) -> Process:
     """The process of a unit's command; it ends when nobody holds the other end of its input any more."""
-    command = [sys.executable, "-m", "qrobust.guarded", unit.module, *unit.arguments]
+    # -P: what lies in the current folder, such as a `numpy.py`, is no package.
+    command = [sys.executable, "-P", "-m", "qrobust.guarded", unit.module, *unit.arguments]
     with unit.log.open("ab") as log:
         # A session of its own: a Ctrl-C comes to it from here alone, once.
         return subprocess.Popen(

@@ -268,6 +268,7 @@ def test_a_local_runner_keeps_what_a_command_says(tmp_path: Path) -> None:
     assert "qrobust" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.usefixtures("modules_here")
 def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path) -> None:
     runner, unit = LocalRunner(1), sleeping(tmp_path)
     going, waiting = runner.submit(unit), runner.submit(unit)
@@ -279,6 +280,7 @@ def test_a_stopped_runner_ends_its_commands_and_begins_none(tmp_path: Path) -> N
     assert waiting.cancelled() or waiting.result() is None
 
 
+@pytest.mark.usefixtures("modules_here")
 def test_a_command_ends_with_whoever_began_it(tmp_path: Path) -> None:
     """A host's share of a fleet may be killed; what it began must not go on writing."""
     unit = sleeping(tmp_path)
@@ -287,6 +289,11 @@ def test_a_command_ends_with_whoever_began_it(tmp_path: Path) -> None:
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(60) == -signal.SIGKILL
+
+
+def test_a_command_takes_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('a stranger')\n")
+    assert run_unit(asking(tmp_path, "--version")).exit_code == 0
 
 
 @pytest.mark.usefixtures("unread")
@@ -368,6 +375,7 @@ def test_a_host_without_the_folder_is_refused(tmp_path: Path, monkeypatch: pytes
     assert f"does not see {unit.needed}" in run_unit(unit).refused
 
 
+@pytest.mark.usefixtures("modules_here")
 def test_a_unit_that_was_told_to_end_is_lost(tmp_path: Path) -> None:
     """A cluster ends jobs by a signal: that is no fault of the run."""
     (tmp_path / "ending.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
@@ -376,6 +384,7 @@ def test_a_unit_that_was_told_to_end_is_lost(tmp_path: Path) -> None:
     assert "told to end" in ending.lost
 
 
+@pytest.mark.usefixtures("modules_here")
 def test_an_interrupted_unit_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unit, began = sleeping(tmp_path), list[Process]()
 

@@ -122,6 +122,7 @@ def test_hosts_that_cannot_be_used_are_refused(
 @needs_ray
 @ray_warns
 @pytest.mark.slow  # starts a cluster
+@pytest.mark.usefixtures("modules_here")
 def test_a_stopped_runner_ends_its_units_which_keep_what_they_made(tmp_path: Path) -> None:
     """As Ctrl-C does; a second unit, which waits for room, is not begun."""
     (tmp_path / "needed").touch()
@@ -164,6 +165,7 @@ with FileLock(folder / "alone", blocking=False):
 @needs_ray
 @ray_warns
 @pytest.mark.slow  # starts a cluster, and waits for runs
+@pytest.mark.usefixtures("modules_here")
 def test_a_killed_node_costs_its_run_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes, six runs; the second node is killed while it is at work."""
     from ray.cluster_utils import Cluster

@@ -137,6 +137,7 @@ time.sleep(4)
 @needs_slurm
 @leaves_open
 @pytest.mark.slow  # waits in a queue
+@pytest.mark.usefixtures("modules_here")
 def test_a_fleet_survives_that_a_job_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan_text = '[model]\nspec = "resnet8"\n[data]\nspec = "digits"\n[fleet.matrix]\nseed = [0, 1, 2, 3, 4, 5]\n'
     (tmp_path / "stands_in.py").write_text(STANDS_IN)
