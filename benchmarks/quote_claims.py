@@ -97,10 +97,11 @@ def _quantization() -> Iterator[Claim]:
         "efficientnet_lite0.py",
         page,
     )
-    rows = record("zoo")["rows"].values()
-    whole = sum("reason" not in row and row["integer_ops"] == row["quantizable_ops"] for row in rows)
-    claim = "torchvision's networks with every convolution and matrix product on integers"
-    yield Claim(claim, f"{whole} of {len(rows)}", "-", "-", "zoo.py", "../zoo.md")
+    for package, name in (("torchvision", "zoo"), ("timm", "timm_table")):
+        rows = record(name)["rows"].values()
+        whole = sum("reason" not in row and row["integer_ops"] == row["quantizable_ops"] for row in rows)
+        claim = f"{package}'s networks with every convolution and matrix product on integers"
+        yield Claim(claim, f"{whole} of {len(rows)}", "-", "-", f"{name}.py", "../zoo.md")
 
 
 def _robustness() -> Iterator[Claim]:
