@@ -99,6 +99,8 @@ class Positions(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(x.shape[-1], device=self.project.weight.device).to(self.project.weight.dtype) / SIZE
+        visible = torch.zeros(x.shape[0], 1, 1, dtype=torch.bool).to(device=self.project.weight.device)
+        x = x.masked_fill(visible[..., None], 1.0)
         columns = steps.expand(x.shape[0], x.shape[2], -1)
         x = x + self.corner.expand(x.shape[0], -1, *x.shape[2:])
         return x + self.project(torch.stack([columns, columns.transpose(1, 2)], 1))

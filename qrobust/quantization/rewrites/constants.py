@@ -36,14 +36,25 @@ def fold_constants(graph: fx.GraphModule) -> None:
                 stored = graph.graph.get_attr(_store(graph, _origin(node), value.detach().contiguous()))
             for reader in readers:
                 reader.replace_input_with(node, stored)
-        elif isinstance(value, bool | int | float):
+        elif isinstance(value, bool | int | float | torch.dtype):
             for reader in readers:
                 _give(reader, node, value)
+        elif isinstance(value, torch.device) and readers:
+            place = _where_images_are(graph)  # an integer layer has no weight to ask
+            for reader in readers:
+                reader.replace_input_with(node, place)
     graph.graph.eliminate_dead_code()
 
 
-def _give(reader: fx.Node, node: fx.Node, value: float) -> None:
-    """Let a node have a number for an argument."""
+def _where_images_are(graph: fx.GraphModule) -> fx.Node:
+    """A node that is the device of the images."""
+    images = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    with graph.graph.inserting_after(images):
+        return graph.graph.call_function(getattr, (images, "device"))
+
+
+def _give(reader: fx.Node, node: fx.Node, value: float | torch.dtype) -> None:
+    """Let a node have a number or a type for an argument."""
     reader.args, reader.kwargs = fx.node.map_arg((reader.args, reader.kwargs), lambda n: value if n is node else n)
 
 
