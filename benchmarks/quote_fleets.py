@@ -48,6 +48,29 @@ def fleet_memory() -> str:
     return f"The process that leads a fleet took {told}, and {most['seconds']:.0f} s for the last."
 
 
+WHAT = {
+    "local": "processes",
+    "ray": "two Ray nodes",
+    "ray-killed": "two Ray nodes, the second killed, a third joins",
+    "slurm": "Slurm, one job cancelled",
+}
+
+
+def fleet_runners() -> str:
+    """The same six runs by each runner."""
+    lines = [
+        "| runner | runs done | begun again | records, graphs and predictions equal to those of processes |",
+        "|---|---:|---:|---|",
+    ]
+    for name, found in record("fleet_runners")["runners"].items():
+        same = [found.get(f"equal_{part}") for part in ("records", "graphs", "predictions")]
+        equal = "-" if None in same else ", ".join(map(str, same))
+        lines.append(
+            f"| {WHAT[name]} | {found['done']} of {found['n']} | {found['lost_and_begun_again']} | {equal} |"
+        )
+    return "\n".join(lines)
+
+
 def fleet_without_resume() -> str:
     """What checkpoints are worth."""
     found = {
@@ -61,4 +84,4 @@ def fleet_without_resume() -> str:
     )
 
 
-FLEETS = (fleet_simulation, fleet_assumptions, fleet_memory, fleet_without_resume)
+FLEETS = (fleet_runners, fleet_simulation, fleet_assumptions, fleet_memory, fleet_without_resume)
