@@ -82,11 +82,14 @@ def ranked(ladder: Ladder, withheld: tuple[str, ...], seed: int, label: str) -> 
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--steps", default=1000, show_default=True)
 @click.option("--batch-size", default=128, show_default=True)
+@click.option("--branches", default="", help="Of the calibrator; all unless given.")
 @click.option("--threads", default=1, show_default=True)
 def main(**options: Any) -> None:
     """Train, measure, and write results/withheld.json."""
     torch.set_num_threads(options["threads"])
     ladder = Ladder({**options, "validation_images": 2 * CHOOSING, "test_images": SIZE})
+    if options["branches"]:
+        ladder.config = replace(ladder.config, branches=tuple(options["branches"].split(",")))
     rows: list[dict[str, Any]] = []
     for seed in map(int, options["seeds"].split(",")):
         for withheld in WITHHELD:
@@ -101,7 +104,8 @@ def note(options: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     known[options["label"]] = {
         "rows": rows,
         "command": "python benchmarks/withheld.py --data imagefolder:DIR --weights WEIGHTS --out OUT "
-        f"--label {options['label']} --seeds {options['seeds']} --steps {options['steps']}",
+        f"--label {options['label']} --seeds {options['seeds']} --steps {options['steps']}"
+        + (f" --branches {options['branches']}" if options["branches"] else ""),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "versions": versions(),
