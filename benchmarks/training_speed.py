@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -152,9 +153,11 @@ def main(before: Path, images: Path, batch_size: int, threads: int, rounds: int,
                 f"{folder}/{name}",
                 "-q",
             )
-        for _ in range(rounds):
+        for turn in range(rounds):
             for name, root in roots.items():
-                options = ["--timed", f"{folder}/{name}", "--batch-size", str(batch_size), "--threads", str(threads)]
+                run = f"{folder}/{name}-{turn}"  # in which no training was begun that would go on
+                shutil.copytree(f"{folder}/{name}", run)
+                options = ["--timed", run, "--batch-size", str(batch_size), "--threads", str(threads)]
                 steps[name].append(json.loads(of(root, __file__, *options).splitlines()[-1]))
     of_wall, of_cpu = ({name: per_second(steps[name], batch_size, which) for name in roots} for which in (0, 1))
     result = {
