@@ -495,6 +495,33 @@ def withheld() -> str:
     )
 
 
+def training_speed() -> str:
+    """Images a second of a calibrator's training at 224 px, now and before, and where each phase stands."""
+    r = record("training_speed")
+    wall, cpu = r["images_per_second"], r["images_per_processor_second"]
+    lines = ["| steps that | before | now | by processor time |", "|---|---:|---:|---:|"]
+    phases = {
+        "restore": "restore pixels",
+        "float": "go through the classifier",
+        "int8": "do so on the calibrator's grid",
+        "all": "all",
+    }
+    for phase, told in phases.items():
+        before, now = (wall[name][phase] for name in ("before", "now"))
+        ratio = cpu["now"][phase] / cpu["before"][phase]
+        lines.append(f"| {told} | {before:.1f} images/s | {now:.1f} images/s | {ratio:.2f}x |")
+    kernels = "with" if r["bfloat16_kernels"] else "without"
+    h = r["hardware"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{r['network']} at {r['image_size']} px, {r['batch_size']} images a step, commit `{r['before']}` and "
+            f"`{r['commit']}` in turn, {h['threads']} thread(s) of {h['processor']} {kernels} bfloat16 kernels.",
+        ]
+    )
+
+
 def calibrator_latency() -> str:
     """Time over INT8 at 224 px behind calibrators, and over that of float."""
     r = record("calibrator_latency")
@@ -542,4 +569,5 @@ COMPENSATION = (
     streams,
     imagenet_size,
     calibrator_latency,
+    training_speed,
 )
