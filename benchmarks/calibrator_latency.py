@@ -98,7 +98,7 @@ def main(networks: str, threads: str) -> None:
             "networks": known,
             "size": SIZE,
             "budget": CalibratorConfig().latency_limit(SIZE),
-            "command": "python benchmarks/calibrator_latency.py",
+            "command": f"python benchmarks/calibrator_latency.py --threads {threads}",
             "commit": git_commit(),
             "versions": versions(),
             "hardware": to_json(hardware(1)),
