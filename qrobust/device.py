@@ -131,6 +131,11 @@ def devices() -> dict[str, str]:
     return found | {"cpu": "cpu"}
 
 
+def gpus_of(name: str) -> int:
+    """How many GPUs of a cluster's host a device of this name takes: one for `cuda` and `cuda:N`."""
+    return int(name.startswith("cuda"))
+
+
 def find_device(name: str = "auto") -> Device:
     """A device by name: `auto` (the fastest that can train), `cpu`, `cuda`, `cuda:N` or `mps`.
 

@@ -135,6 +135,8 @@ def _attempts(
 
 def unit(run: PlannedRun, out: Path) -> Unit:
     """What makes a run, or goes on with it, wherever the fleet's folder is seen."""
+    from qrobust.device import gpus_of  # torch, which reading a fleet does without
+
     out = out.absolute()
     return Unit(
         key=run.name,
@@ -144,7 +146,7 @@ def unit(run: PlannedRun, out: Path) -> Unit:
         log=out / LOGS / f"{run.name}.log",
         place=Path.cwd(),
         threads=run.config.threads,
-        gpus=int(run.config.device.startswith("cuda")),
+        gpus=gpus_of(run.config.device),
     )
 
 
