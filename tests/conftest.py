@@ -116,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         known = vars(item.module)  # type: ignore[attr-defined]  # every item is a function here
         # The command, or the package's front door, behind which whole jobs are.
         works = "qrobust" in known or NO_UNIT & {*known}
-        if not works and "slow" not in item.keywords:
+        if not works and not {"slow", "heavy"} & {*item.keywords}:
             item.add_marker(pytest.mark.unit)
     items.sort(key=lambda item: "slow" not in item.keywords)
 

@@ -133,6 +133,7 @@ def test_a_lent_classifier_has_the_same_gradient(small_model: NormalizedModel, i
 # The same numbers, and nothing left on the CPU: the other device refuses it.
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("float32")
 def test_observing_building_and_measuring_follow_the_device(
     small_model: NormalizedModel, digits: Data, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +153,7 @@ def test_observing_building_and_measuring_follow_the_device(
         assert quantized(OTHER) == wanted
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("float32")
 def test_a_search_follows_the_device(
     small_model: NormalizedModel, digits: Data, monkeypatch: pytest.MonkeyPatch
@@ -176,6 +178,7 @@ def test_batch_norms_are_reestimated_there(small_model: NormalizedModel, images:
         assert state_hash(reestimate_batch_norm(small_model, images.split(8), device=OTHER)) == wanted
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("remedy", ["finetune", "scales"])
 def test_training_the_classifier_follows_the_device_and_goes_on_elsewhere(
@@ -231,6 +234,7 @@ def _calibrator_step(
     return float(loss.detach()), gradient
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("step", [0, 2])  # restoring pixels, and behind the classifier
 def test_a_step_of_calibrator_training_follows_the_device(
@@ -244,6 +248,7 @@ def test_a_step_of_calibrator_training_follows_the_device(
     assert torch.equal(gradient_there, gradient)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("float32")
 def test_a_whole_calibrator_training_follows_the_device(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
@@ -364,6 +369,7 @@ def test_parts_give_the_outputs_and_the_gradient_of_the_whole(
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("float32")
 def test_reference_networks_train_on_any_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -180,6 +180,7 @@ def test_a_cache_keeps_what_was_said_and_by_whom(tmp_path: Path) -> None:
     assert np.array_equal(labels, first.labels)
 
 
+@pytest.mark.heavy
 def test_any_number_of_workers_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 7)
     session = OnnxClassifier(classifier_graph(tmp_path / "own.onnx", classes=2), 1)

@@ -197,6 +197,7 @@ def test_bias_correction_brings_means_back(small_model: NormalizedModel, calibra
     assert max(gaps(corrected)) < 1e-4
 
 
+@pytest.mark.heavy
 def test_learned_rounding_beats_nearest_and_moves_weights_by_one_step(
     small_model: NormalizedModel, calibration: list[torch.Tensor]
 ) -> None:
@@ -270,6 +271,7 @@ def test_keep_float_auto(small_model: NormalizedModel, calibration: list[torch.T
         keep_worst_in_float(small_model, X86_VNNI, lambda: calibration, validation, Recipe(), 10)
 
 
+@pytest.mark.heavy
 def test_search_keeps_the_best_so_far(
     small_model: NormalizedModel, calibration: list[torch.Tensor], validation: Split
 ) -> None:
@@ -461,6 +463,7 @@ def stores_of(size: int) -> int:
     return len({s.data_ptr() for s in stores if s.nbytes() == size})
 
 
+@pytest.mark.heavy
 def test_batches_are_let_go(small_model: NormalizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptq, "KEPT_IMAGES", 8)
     generator, alive = torch.Generator().manual_seed(0), []

@@ -68,6 +68,7 @@ def test_gradient_per_channel_sums_over_the_channel() -> None:
     assert float(scale.grad[2]) == pytest.approx(float(alone.grad), abs=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("rounding", ["nearest", "adaround"])
 def test_thawed_twin_computes_what_the_twin_computes(
     rounding: str, observed: Observed, digits: Data, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +104,7 @@ def fit(
     )
 
 
+@pytest.mark.heavy
 def test_training_brings_the_twin_nearer_to_the_teacher_and_leaves_the_original(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def test_frozen_ranges_stay(small_model: NormalizedModel, observed: Observed, di
     assert torch.allclose(torch.stack(scales), torch.stack(kept), rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_training_resumes_to_the_same_weights(
     small_model: NormalizedModel, observed: Observed, digits: Data, tmp_path: Path
 ) -> None:
