@@ -1,9 +1,10 @@
-"""A calibrator in front of a file that `quantize_static` made, against one that was trained with the float parent.
+"""A calibrator in front of a file that another tool made, against one that was trained with the float parent.
 
     python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS --normalization imagenet --work WORK
 
-onnxruntime's `quantize_static` quantizes a ResNet-20 (QDQ, U8S8, per channel). `qrobust compensate` puts a calibrator
-in front of that file, which is all that it is given. `qrobust run` quantizes the float network and trains a
+onnxruntime's `quantize_static` quantizes a ResNet-20 (QDQ, U8S8, per channel), or NNCF by its defaults with
+`--nncf PYTHON`, the interpreter of an environment that has it. `qrobust compensate` puts a calibrator in front of
+that file, which is all that it is given. `qrobust run` quantizes the float network and trains a
 calibrator with it as the teacher. Both learn from random operations alone, as many steps, and are measured under the
 19 corruptions at severity 5 on the same test images. What is done in WORK is kept. `results/quantized_file.json`
 holds both gains.
@@ -11,6 +12,7 @@ holds both gains.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -18,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 SEED, CALIBRATION_IMAGES, BATCH, SIZE = 0, 256, 32, 32
 
 
-def quantize(data: str, weights: Path, normalization: str, path: Path) -> None:
-    """The network, exported in float and quantized by onnxruntime's own tool, on images of the calibration split."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+def quantize(data: str, weights: Path, normalization: str, path: Path, nncf: str | None) -> str:
+    """The network, exported in float and quantized by another tool, on images of the calibration split.
 
+    Returns:
+        What quantized it, with its version.
+    """
     from qrobust.data.loading import open_data
     from qrobust.deployment.export import export
     from qrobust.models.loading import load_model
@@ -49,6 +54,13 @@ def quantize(data: str, weights: Path, normalization: str, path: Path) -> None:
     export(model.network, source, SIZE)
 
     left = [model.normalization(to_unit(images)).numpy() for images, _ in opened.calibration.batches(BATCH)]
+    return by_nncf(source, left, path, nncf) if nncf else by_onnxruntime(source, left, path)
+
+
+def by_onnxruntime(source: Path, left: list[np.ndarray], path: Path) -> str:
+    """The file quantized by onnxruntime's own tool; returns what did it."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Images(CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
@@ -63,6 +75,23 @@ def quantize(data: str, weights: Path, normalization: str, path: Path) -> None:
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
+    return f"quantize_static of onnxruntime {onnxruntime.__version__}"
+
+
+def by_nncf(source: Path, batches: list[np.ndarray], path: Path, python: str) -> str:
+    """The file quantized by NNCF in another environment; returns what did it."""
+    images, script = path.with_suffix(".images.npy"), Path(__file__).parent / "quantize_nncf.py"
+    np.save(images, np.concatenate(batches))
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = subprocess.run(
+        [python, str(script), str(source), str(images), str(path)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean,
+    )
+    images.unlink()
+    return f"NNCF {said.stdout.split()[-1]}"
 
 
 def gain_of_file(out: Path) -> dict[str, Any]:
@@ -117,6 +146,7 @@ def gain_of_run(out: Path) -> dict[str, Any]:
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--test-images", default=1000, show_default=True)
 @click.option("--results", default="quantized_file", show_default=True, help="Name of the file of results.")
+@click.option("--nncf", metavar="PYTHON", help="Quantize by NNCF of that interpreter, not by quantize_static.")
 @click.option("--threads", default=1, show_default=True)
 def main(
     data: str,
@@ -127,6 +157,7 @@ def main(
     batch_size: int,
     test_images: int,
     results: str,
+    nncf: str | None,
     threads: int,
 ) -> None:
     """Quantize, compensate both ways, and keep the figures."""
@@ -137,8 +168,9 @@ def main(
 
     work.mkdir(parents=True, exist_ok=True)
     file, of_file, of_run = work / "int8.onnx", work / "file", work / "run"
+    made_by = work / "made_by.txt"
     if not file.exists():
-        quantize(data, weights, normalization, file)
+        made_by.write_text(quantize(data, weights, normalization, file, nncf))
     given = ["--data", data, "--normalization", normalization, "--steps", str(steps), "--seed", str(SEED)]
     given += ["--batch-size", str(batch_size)]
     given += ["--test-images", str(test_images), "--shifts", "corruptions-19", "--severities", "5"]
@@ -158,11 +190,12 @@ def main(
         write_json(
             RESULTS / f"{results}.json",
             {
-                "what": "a calibrator for a file of quantize_static against one trained with the float parent",
+                "what": "a calibrator for a file of another tool against one trained with the float parent",
+                "made_by": made_by.read_text() if made_by.exists() else None,
                 "commit": git_commit(),
                 "command": "python benchmarks/quantized_file.py --data imagefolder:DIR --weights WEIGHTS "
                 f"--normalization {normalization} --work WORK --steps {steps} --batch-size {batch_size} "
-                f"--test-images {test_images}",
+                f"--test-images {test_images}{' --nncf ENV/bin/python' if nncf else ''}",
                 "steps": steps,
                 "batch_size": batch_size,
                 "seed": SEED,
