@@ -7,10 +7,16 @@ import pytest
 from scipy.stats import false_discovery_control, norm
 
 from qrobust.evaluation.statistics import (
+    chance_agreement,
+    even_counts,
     holm,
+    lower_tail,
     mcnemar_exact,
+    mean_interval,
     paired_bootstrap,
     stratified,
+    stratified_interval,
+    wilson_images,
     wilson_interval,
 )
 
@@ -90,3 +96,73 @@ def test_stratified_keeps_shares_is_seeded_and_total_is_all() -> None:
         shares = np.bincount(labels[stratified(labels, count, 0)], minlength=3)
         assert shares.sum() == count
         assert (abs(shares - np.array([0.6, 0.3, 0.1]) * count) < 1).all()
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_wilson_images_are_those_at_which_the_interval_ends_at_the_limit(confidence: float) -> None:
+    n = wilson_images(0.9, 0.85, confidence)
+    assert wilson_interval(0.9 * n, n, confidence)[0] == pytest.approx(0.85)
+    n = wilson_images(0.2, 0.3, confidence)
+    assert wilson_interval(0.2 * n, n, confidence)[1] == pytest.approx(0.3)
+
+
+def test_wilson_of_one_image_by_hand() -> None:
+    """One of one: from 1 / (1 + z^2) to 1."""
+    z = float(norm.ppf(0.975))
+    assert wilson_interval(1, 1) == (pytest.approx(1 / (1 + z * z)), 1.0)
+    assert wilson_interval(0, 1) == (0.0, pytest.approx(z * z / (1 + z * z)))
+    assert wilson_interval(1, 1, 0.5)[0] == pytest.approx(1 / (1 + float(norm.ppf(0.75)) ** 2))
+
+
+def test_chance_agrees_by_how_often_each_class_is_said_and_is_there() -> None:
+    # Said 3/4 and 1/4 of class 0 and 1, there 1/2 of class 0 and of class 2.
+    assert chance_agreement(np.array([0, 0, 0, 1]), np.array([0, 0, 2, 2])) == pytest.approx(3 / 8)
+    assert chance_agreement(np.array([0, 2, 2, 2]), np.array([1, 1, 1, 2])) == pytest.approx(3 / 16)
+
+
+def test_the_interval_of_a_mean_of_proportions_adds_the_squares_of_both_sides() -> None:
+    low, high = mean_interval(np.array([0.5, 0.7]), np.array([[0.2, 0.6], [0.3, 0.94]]))
+    assert low == pytest.approx(0.6 - 0.5 / 2)  # sides of 0.3 and 0.4
+    assert high == pytest.approx(0.6 + 0.26 / 2)  # of 0.1 and 0.24
+
+
+def test_the_interval_of_strata_by_hand() -> None:
+    """Variances 2 and 0.5 within strata of two, and that of both together, (2 + 0.5) / 2, for the stratum of one."""
+    values, strata = np.array([1.0, 3.0, 5.0, 6.0, 9.0]), np.array([0, 0, 1, 1, 2])
+    weights = np.array([0.25, 0.25, 0.1, 0.1, 0.3])
+    low, high = stratified_interval(values, weights, strata)
+    middle = 0.25 * 4 + 0.1 * 11 + 0.3 * 9
+    half = float(norm.ppf(0.975)) * math.sqrt(0.25 * 2 / 2 + 0.04 * 0.5 / 2 + 0.09 * 1.25)
+    assert (low, high) == (pytest.approx(middle - half), pytest.approx(middle + half))
+    # Strata of one image each tell no variance.
+    assert stratified_interval(np.array([1.0, 2.0]), np.array([0.5, 0.5]), np.array([0, 1])) == (1.5, 1.5)
+
+
+def test_the_bootstrap_of_many_distinct_differences_narrows_with_its_confidence() -> None:
+    differences = np.random.default_rng(0).normal(0.0, 1.0, 800)  # more than are counted as few
+    for confidence in (0.5, 0.95):
+        low, high = paired_bootstrap(differences, seed=1, confidence=confidence)
+        half = float(norm.ppf(0.5 + confidence / 2)) * differences.std() / math.sqrt(800)
+        # The error of 2,000 resamples, as above.
+        assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+        assert (high + low) / 2 == pytest.approx(differences.mean(), abs=0.1 * half)
+
+
+def test_even_counts_are_likely_and_uneven_ones_are_not() -> None:
+    assert even_counts(np.array([50, 50])) == pytest.approx(1.0)
+    # Chi-squared (20^2 + 20^2) / 50 = 16 with one degree of freedom: 4 standard errors, on both sides.
+    assert even_counts(np.array([70, 30])) == pytest.approx(2 * norm.sf(4))
+    assert even_counts(np.array([7])) == 1.0
+
+
+@pytest.mark.parametrize("z", [-30.0, -2.0, 0.0, 1.5])
+def test_the_lower_tail_is_the_normals(z: float) -> None:
+    assert lower_tail(z) == pytest.approx(norm.cdf(z), rel=1e-12)
+
+
+def test_what_is_left_over_goes_to_the_largest_remainders() -> None:
+    """Of 5 from 5, 3 and 2: shares 2.5, 1.5 and 1, so the first of equal remainders takes what is left."""
+    labels = np.repeat([4, 7, 9], [5, 3, 2])
+    chosen = stratified(labels, 5, seed=0)
+    assert [int((labels[chosen] == c).sum()) for c in (4, 7, 9)] == [3, 1, 1]
+    assert (np.diff(chosen) > 0).all()
