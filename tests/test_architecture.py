@@ -49,6 +49,7 @@ ADAPTERS = {
         "deployment/camera.py",
         "deployment/export.py",
         "deployment/front.py",
+        "deployment/rescaled.py",
         "deployment/onnx_graph.py",
         "deployment/plain_graph.py",
         "models/onnx_import/file.py",

@@ -254,20 +254,21 @@ def compensate(
     qrobust compensate runs/one --compare                # the ladder of remedies, exported, measured and reported
 
     An ONNX file that is quantized already is compensated without its float network: its nodes and constants stay,
-    byte for byte, behind a calibrator.
+    byte for byte, behind a calibrator; or its nodes and integer weights, with other scales and biases.
 
     \b
     qrobust compensate INT8.onnx --data imagefolder:DIR --normalization imagenet --out runs/two
+    qrobust compensate INT8.onnx --remedy scales --data imagefolder:DIR --normalization imagenet --out runs/three
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
     from qrobust.record import CompensationResult
 
     if run_folder.suffix == ".onnx" and not run_folder.is_dir():
-        if compare or remedy not in (None, "calibrator"):
+        if compare or remedy not in (None, "calibrator", "scales"):
             other = remedy or "--compare"
-            raise InputError(f"remedy: expected calibrator, which leaves {run_folder} as it is, got {other}")
-        _compensate_file(run_folder, out, resume=resume, overwrite=overwrite, workers=workers, **options)
+            raise InputError(f"remedy: expected calibrator or scales, as {run_folder} is integers, got {other}")
+        _compensate_file(run_folder, out, remedy, resume=resume, overwrite=overwrite, workers=workers, **options)
         return
     given = {name: options.pop(name) for name in OF_FILE if name in options}
     _refuse_of_file(run_folder, given | {"out": out, "resume": resume, "overwrite": overwrite}, workers)
@@ -312,7 +313,14 @@ def _refuse_of_file(run_folder: Path, given: Mapping[str, object], workers: int)
 
 
 def _compensate_file(
-    file: Path, out: Path | None, *, resume: bool, overwrite: bool, workers: int, **options: Any
+    file: Path,
+    out: Path | None,
+    remedy: str | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    workers: int,
+    **options: Any,
 ) -> None:
     """`compensate` of a file that is quantized already."""
     from qrobust.cli.file_commands import say_evaluation
@@ -327,7 +335,7 @@ def _compensate_file(
             raise InputError(f"{name}: expected with a run only; `qrobust evaluate-onnx` attacks files")
     if options["model"] is not None:
         raise InputError(f"model: expected none beside {file}, got {options['model']}")
-    opened = begin_or_resume_file(out, overwrite, resume, **options | {"model": str(file)})
+    opened = begin_or_resume_file(out, overwrite, resume, remedy=remedy, **options | {"model": str(file)})
     record = compensate_file(opened, resume=resume, workers=workers)
     say_evaluation(record)
     for sentence in (gain_sentence(record), *recommended(record)):

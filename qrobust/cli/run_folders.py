@@ -92,25 +92,31 @@ def begin_or_resume_file(
     quiet: bool,
     threads: int | None,
     *,
+    remedy: str | None = None,
     anyway: bool = False,
     allow_code: tuple[str, ...] = (),
     **options: Any,
 ) -> FileRun:
-    """A new run of a quantized file, or one that was interrupted."""
+    """A new run of a quantized file, or one that was interrupted; its remedy is by default what it was begun with."""
     from qrobust.errors import InputError
     from qrobust.pipeline.file_inputs import prepare_file
     from qrobust.pipeline.file_run import FileRun
     from qrobust.pipeline.output_folder import configuration
     from qrobust.pipeline.run_folder import create_folder
+    from qrobust.record import ImportResult
+    from qrobust.remedies import CALIBRATOR
 
     if resume and overwrite:
         raise InputError("resume: expected it or --overwrite, got both")
     if resume and configuration(out):
         found = resumed(out, verbose, quiet, threads, allow_code, kind=FileRun, **options)
         assert isinstance(found, FileRun)
+        done = found.require_folder().result(ImportResult, "import")
+        found.remedy = remedy or (done.remedy if done else CALIBRATOR)
         return found
     claim(out, overwrite=overwrite)
     run = FileRun(_new_config(threads, allow_code, {}, options), None, console(verbose, quiet))
+    run.remedy = remedy or CALIBRATOR
     work_on(run)
     prepare_file(run, anyway=anyway)
     run.folder = create_folder(out, run.config_with_code, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def retrain(
     qat: QATConfig,
     *,
     checkpoint: Path,
+    convert: Callable[[], fx.GraphModule] | None = None,
+    teacher: nn.Module | None = None,
     seed: int = 0,
     device: Device = CPU_ONLY,
     reporter: Reporter | None = None,
@@ -73,6 +76,8 @@ def retrain(
         config: steps, batch size, rate, labels and the clean budget.
         qat: weight of the teacher in the loss.
         checkpoint: file to go on from.
+        convert: `trainable` as it is now to a model frozen to its integers; by default `convert_qat`.
+        teacher: what says how clean images are classified; by default the classifier's, its batch norms folded.
         seed: of every step.
         device: to train on.
         reporter: where progress is told.
@@ -86,7 +91,7 @@ def retrain(
     rate = config.learning_rate * QAT_RATE * (SCALES_RATE if name == "scales" else 1)
     training = finetune(
         trainable,
-        folded(classifier.teacher, torch.full((1, channels, size, size), 0.5)),
+        teacher or folded(classifier.teacher, torch.full((1, channels, size, size), 0.5)),
         replace(data.training, target_images=None),
         data.validation,
         replace(
@@ -106,7 +111,10 @@ def retrain(
             f"learning_rate: training ({name}) diverged at step {training.steps}, before anything was learned; "
             f"expected a rate smaller than {config.learning_rate:g}"
         )
-    return _held_to_budget(trainable, start, training, classifier, data, config, seed, reporter)
+    frozen = convert or (lambda: convert_qat(trainable))
+    return _held_to_budget(
+        trainable, start, training, classifier, data, config, convert=frozen, seed=seed, reporter=reporter
+    )
 
 
 def _held_to_budget(
@@ -116,6 +124,8 @@ def _held_to_budget(
     classifier: FrozenClassifier,
     data: CalibratorData,
     config: CalibratorConfig,
+    *,
+    convert: Callable[[], fx.GraphModule],
     seed: int,
     reporter: Reporter,
 ) -> Retrained:
@@ -125,7 +135,7 @@ def _held_to_budget(
     averaged = within_clean_budget(
         trainable,
         start,
-        lambda: convert_qat(trainable),
+        convert,
         classifier.deploy,
         validation,
         least_clean=validation.least_clean(validation.clean_value(before), config.clean_budget),
@@ -146,13 +156,37 @@ def _held_to_budget(
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
-    """How far the weights of one fake-quantized model are from those of another of the same layers."""
+    """How far the weights of one fake-quantized model are from those of another of the same layers.
+
+    Layers of a file are torch's own, with the numbers that its integers stand for: of them no integers are compared.
+    """
+    kinds = IntegerConv2d | IntegerLinear
+    of_file = not any(isinstance(module, kinds) for module in before.modules())
     layers, others = (
-        [m for m in model.modules() if isinstance(m, IntegerConv2d | IntegerLinear)] for model in (before, after)
+        [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear if of_file else kinds)]
+        for model in (before, after)
     )
     pairs = list(zip(layers, others, strict=True))
-    distance = sum(float((b.weight() - a.weight()).double().square().sum()) for a, b in pairs)
-    size = sum(float(a.weight().double().square().sum()) for a, _ in pairs)
-    changed = sum(int((a.weight_int != b.weight_int).sum()) for a, b in pairs)
-    count = sum(a.weight_int.numel() for a, _ in pairs)
-    return WeightChange(relative_change=(distance / size) ** 0.5, integers_changed=changed / count)
+    distance = sum(float((_weight(b) - _weight(a)).double().square().sum()) for a, b in pairs)
+    size = sum(float(_weight(a).double().square().sum()) for a, _ in pairs)
+    changed = 0.0 if of_file else _integers_changed(pairs)
+    return WeightChange(relative_change=(distance / size) ** 0.5, integers_changed=changed)
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    """What a layer multiplies by."""
+    if isinstance(layer, IntegerConv2d | IntegerLinear):
+        return layer.weight()
+    assert isinstance(layer.weight, torch.Tensor)
+    return layer.weight
+
+
+def _integers_changed(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> float:
+    """The share of the integer weights that differ."""
+    changed, count = 0, 0
+    for before, after in pairs:
+        assert isinstance(before, IntegerConv2d | IntegerLinear)
+        assert isinstance(after, IntegerConv2d | IntegerLinear)
+        changed += int((before.weight_int != after.weight_int).sum())
+        count += before.weight_int.numel()
+    return changed / count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from qrobust.deployment.classifiers import ForeignClassifier
 from qrobust.deployment.onnx_graph import CORRECTION, OPSET, array
+from qrobust.deployment.rescaled import same_but, with_constants
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.storage import atomic_write
 
@@ -81,6 +82,7 @@ def put_in_front(
     to: Path,
     *,
     calibrator: Path | None = None,
+    constants: Mapping[str, torch.Tensor] | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> None:
     """Write a file's graph with images in [0, 1], RGB `(N, C, S, S)` float32, as its input.
@@ -90,13 +92,14 @@ def put_in_front(
         given: what it takes.
         to: where it is written.
         calibrator: exported by `deployment.export`, images to images (and the gate); None: only the input is made.
+        constants: other numbers for tensors that the file stores, by name; see `with_constants`.
         metadata: added to the file's own, values as JSON unless they are strings.
 
     Raises:
         InputError: the file cannot be converted to an opset that allows it, or its opset lacks an operator.
         ExportCheckError: the ONNX checker refuses the result.
     """
-    model = converted(path)
+    model = with_constants(converted(path), constants or {})
     opset, names = opset_of(model), {name for node in model.graph.node for name in (*node.input, *node.output)}
     names |= {node.name for node in model.graph.node} | {tensor.name for tensor in model.graph.initializer}
     opening = next(p for p in _openings() if not any(name.startswith(p) for name in names))
@@ -277,17 +280,12 @@ def bit_equal(path: Path, made: Path, given: FileInput, images: torch.Tensor, th
     return torch.equal(own(images), ForeignClassifier(made, threads)(images))
 
 
-def same_parts(path: Path, made: Path) -> bool:
-    """Whether a graph holds every node, constant and output of a file, byte for byte and in its order."""
-    before, after = onnx.load(path).graph, onnx.load(made).graph
-    nodes = list(after.node)[len(after.node) - len(before.node) :]
-    pairs = [
-        (before.node, nodes),
-        (before.initializer, after.initializer[: len(before.initializer)]),
-        (before.output, after.output[: len(before.output)]),
-    ]
-    return all(
-        len(one) == len(other)
-        and all(a.SerializeToString() == b.SerializeToString() for a, b in zip(one, other, strict=True))
-        for one, other in pairs
-    )
+def same_parts(path: Path, made: Path, but: Collection[str] = ()) -> bool:
+    """Whether a graph holds every node, constant and output of a file, byte for byte and in its order.
+
+    Args:
+        path: of the file.
+        made: of the graph.
+        but: constants whose numbers may be others, in the same type and shape.
+    """
+    return same_but(onnx.load(path).graph, onnx.load(made).graph, but)

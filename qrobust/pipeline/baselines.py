@@ -19,7 +19,7 @@ from qrobust.compensation.baselines import (
 from qrobust.compensation.batches import mixed_batch, sampling
 from qrobust.compensation.first_stage import prepare_first_stage
 from qrobust.compensation.fit import mixed_images, say_clean_cost, validation_limit
-from qrobust.compensation.retraining import retrain, weight_change
+from qrobust.compensation.retraining import Retrained, retrain, weight_change
 from qrobust.compensation.scales import prepare_scales
 from qrobust.compensation.second_look import SecondLook, fit_second_look
 from qrobust.compensation.validation import Validation
@@ -183,6 +183,21 @@ def _trainable(run: Run, name: str) -> fx.GraphModule:
     return prepare_qat(prepared, run.fake_quantized, learn_ranges=run.config.qat.ranges == "learned")
 
 
+def training_result(run: Run, done: Retrained) -> RemedyTraining:
+    """What a stage keeps of a training of the classifier itself."""
+    learned = replace(training_provenance(run), target_images=None, target_splits=None)
+    return RemedyTraining(
+        training=taken(QatTraining, done.training),
+        trained_on=trained_shifts(run),
+        provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
+        validation=validation_result(
+            run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
+        ),
+        weight_change=done.change,
+        kept_share=done.averaged.share,
+    )
+
+
 def _retrained(name: str) -> Callable[[Run], Made]:
     """The classifier itself, trained on the shifts: as many steps as a calibrator trains through it."""
 
@@ -201,17 +216,7 @@ def _retrained(name: str) -> Callable[[Run], Made]:
             reporter=run.reporter,
         )
         run.save_retrained(done.averaged.model, name)
-        learned = replace(training_provenance(run), target_images=None, target_splits=None)
-        training = RemedyTraining(
-            training=taken(QatTraining, done.training),
-            trained_on=trained_shifts(run),
-            provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
-            validation=validation_result(
-                run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
-            ),
-            weight_change=done.change,
-            kept_share=done.averaged.share,
-        )
+        training = training_result(run, done)
         spent = tuple(folder.checkpoints.glob(f"{name}-*"))
         return Made(done.averaged.model, training, spent, done.training.earlier_s)
 

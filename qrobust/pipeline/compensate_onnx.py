@@ -1,4 +1,4 @@
-"""A calibrator in front of a quantized ONNX file: no float network, the file's own nodes and constants stay."""
+"""What is made of a quantized ONNX file without its float network: a calibrator in front, or other scales."""
 
 from __future__ import annotations
 
@@ -25,21 +25,27 @@ from qrobust.pipeline.evaluate_onnx import Choices, Opened, measure_opened, writ
 from qrobust.pipeline.export import PARITY_IMAGES
 from qrobust.pipeline.file_run import FileRun
 from qrobust.pipeline.output_folder import promote
+from qrobust.pipeline.rescale_onnx import SCALES, rescale_file
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import invalidate, stage
 from qrobust.record import (
+    CalibratorTraining,
     Compensation,
     CompensationResult,
     EvaluationRecord,
+    ExportedGraphs,
     ExportResult,
     FileCompensation,
     ImportedFile,
     ImportResult,
     Macs,
     Remedy,
+    RescaledFile,
+    RescaledFileResult,
     WeightChange,
     taken,
 )
+from qrobust.remedies import CALIBRATOR
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import with_mixture
 from qrobust.storage import replacement
@@ -57,7 +63,10 @@ def compensate_file(run: FileRun, *, resume: bool = False, workers: int = 1) -> 
     done = folder.result(ImportResult, "import")
     if done and done.file.sha256 != run.origin.file.sha256:
         raise InputError(f"model: expected the file that {folder.path} was made of, {done.file.file} is another")
-    stages = {"import": import_file, "compensate": compensate, "export": export_file}
+    if done and done.remedy != run.remedy:
+        raise InputError(f"remedy: expected {done.remedy}, with which {folder.path} was begun, got {run.remedy}")
+    calibrator = {"compensate": compensate, "export": export_file}
+    stages = {"import": import_file} | (calibrator if run.remedy == CALIBRATOR else {SCALES: rescale_file})
     for name, make in stages.items():
         if resume and folder.is_done(name):
             run.reporter.say(f"{name}: done before, kept")
@@ -65,6 +74,11 @@ def compensate_file(run: FileRun, *, resume: bool = False, workers: int = 1) -> 
             make(run)
         folder = run.require_folder()
     return evaluate_file(run, workers=workers)
+
+
+def made_graph(run: FileRun) -> str:
+    """The name of the graph with the remedy."""
+    return "compensated" if run.remedy == CALIBRATOR else SCALES
 
 
 def import_file(run: FileRun) -> None:
@@ -102,6 +116,7 @@ def _import(run: FileRun) -> None:
                 parity=run.measured,
             ),
             splits=run.data.summary(),
+            remedy=run.remedy,
         )
 
 
@@ -143,10 +158,10 @@ def export_file(run: FileRun) -> None:
 
 
 def evaluate_file(run: FileRun, *, workers: int = 1) -> EvaluationRecord:
-    """The last stage: int8.onnx and compensated.onnx on the run's test images, and the report."""
+    """The last stage: int8.onnx and the graph with the remedy on the run's test images, and the report."""
     run.reporter.say("evaluate ...")
     folder, config, source = run.require_folder(), run.config, run.data.test.source
-    paths = {name: folder.graph(name) for name in ("int8", "compensated")}
+    paths = {name: folder.graph(name) for name in ("int8", made_graph(run))}
     classifiers = {name: ForeignClassifier(path, config.threads) for name, path in paths.items()}
     for classifier in classifiers.values():
         classifier.examine(to_unit(run.data.test.read(slice(0, BATCH))), len(source.class_names))
@@ -191,24 +206,24 @@ def _compensation(
     """What was made of the file, what it gains, and whether to ship it."""
     folder = run.require_folder()
     imported = folder.need_result(ImportResult, "import", "compensate")
-    made = folder.need_result(CompensationResult, "compensate", "compensate")
-    exported = folder.need_result(ExportResult, "export", "compensate")
-    whole = count_macs(run.model, run.data.image_size, run.model.channels)
+    made, exported, macs = _made(run)
     with processes(workers) as by:
         target = target_images_of(run, classifiers, by or 1)
         effects = effects_of(run, found, classifiers, made.trained_on, by or 1)
-    remedy = _remedy(made, record, found)
+    graph = made_graph(run)
+    remedy = _remedy(made, graph, record, found)
     recommendation = None
     if effects and remedy:
         accepting = run.config.evaluation.accept_undecided
         recommendation = recommend(effects, [remedy], accept_undecided=accepting, confidence=record.confidence)
     return FileCompensation(
         file=imported.file,
-        calibrator=taken(Compensation, made),
+        calibrator=taken(Compensation, made) if isinstance(made, CompensationResult) else None,
+        scales=taken(RescaledFile, made) if isinstance(made, RescaledFileResult) else None,
         provenance=made.provenance,
-        macs=Macs(classifier=whole, calibrator=made.macs.calibrator, calibrator_share=made.macs.calibrator / whole),
+        macs=macs,
         audit=exported.audit,
-        parity=exported.parity["compensated"],
+        parity=exported.parity[graph],
         remedy=remedy,
         target_images=target,
         effects=effects,
@@ -216,16 +231,31 @@ def _compensation(
     )
 
 
-def _remedy(made: CompensationResult, record: EvaluationRecord, found: Evaluation) -> Remedy | None:
-    """The calibrator as a remedy of a run is told of, without what a float graph would say of it.
+def _made(run: FileRun) -> tuple[CompensationResult | RescaledFileResult, ExportedGraphs, Macs]:
+    """What the stages of the remedy left, and multiply-accumulates."""
+    folder, whole = run.require_folder(), count_macs(run.model, run.data.image_size, run.model.channels)
+    if run.remedy == SCALES:
+        made = folder.need_result(RescaledFileResult, SCALES, "compensate")
+        return made, made, Macs(classifier=whole)
+    done = folder.need_result(CompensationResult, "compensate", "compensate")
+    added = done.macs.calibrator
+    macs = Macs(classifier=whole, calibrator=added, calibrator_share=added / whole)
+    return done, folder.need_result(ExportResult, "export", "compensate"), macs
+
+
+def _remedy(
+    made: CompensationResult | RescaledFileResult, graph: str, record: EvaluationRecord, found: Evaluation
+) -> Remedy | None:
+    """What was made as a remedy of a run is told of, without what a float graph would say of it.
 
     None where nothing but clean images was rendered.
     """
-    seen = {"compensated": with_mixture(made.trained_on)}
+    seen = {graph: with_mixture(made.trained_on)}
     gains = remedy_gains(found.predictions, found.labels, seed=found.seed, seen=seen)
     if not gains:
         return None
-    latency = record.latency_ms or {}
+    latency, training = record.latency_ms or {}, made.training
+    untouched = WeightChange(relative_change=0.0, integers_changed=0.0)
     return taken(
         Remedy,
         gains[0],
@@ -234,11 +264,11 @@ def _remedy(made: CompensationResult, record: EvaluationRecord, found: Evaluatio
         trained_on=made.trained_on,
         provenance=made.provenance,
         training_s=made.duration_s,
-        diverged=made.training.diverged,
-        rising=made.training.rising,
+        diverged=bool(training and training.diverged),
+        rising=isinstance(training, CalibratorTraining) and training.rising,
         classifier_hash=made.classifier_hash,
-        latency_ratio=latency["compensated"].over(latency["int8"]) if latency else None,
-        size_bytes=record.models["compensated"].size_bytes,
-        weight_change=WeightChange(relative_change=0.0, integers_changed=0.0),
+        latency_ratio=latency[graph].over(latency["int8"]) if latency else None,
+        size_bytes=record.models[graph].size_bytes,
+        weight_change=made.weight_change if isinstance(made, RescaledFileResult) else untouched,
         validation=made.validation,
     )

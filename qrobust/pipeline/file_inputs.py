@@ -13,7 +13,9 @@ from qrobust.errors import InputError
 from qrobust.pipeline.file_run import FileRun
 from qrobust.pipeline.inputs import open_inputs, refuse_probabilities
 from qrobust.pipeline.provenance import training_data
+from qrobust.pipeline.rescale_onnx import learned_scales
 from qrobust.pipeline.start import accuracy_on_validation, check_above_chance
+from qrobust.remedies import CALIBRATOR
 from qrobust.report.start import accuracy_sentence, time_lines
 
 WITHOUT_WARPING = ("residual", "photometric")
@@ -44,6 +46,15 @@ def prepare_file(run: FileRun, *, anyway: bool = False) -> None:
     told = accuracy_sentence(start, "accuracy of the file's integers")
     run.reporter.say(told)
     check_above_chance(run, start, told, anyway=anyway)
+    if run.remedy == CALIBRATOR:
+        _prepare_calibrator(run)
+    else:
+        learned = learned_scales(run)
+        run.reporter.say(f"  {len(learned.log_scales)} stored scales and {len(learned.biases)} biases learn")
+
+
+def _prepare_calibrator(run: FileRun) -> None:
+    """Choose what a calibrator may do, and say how long it will take."""
     run.config = replace(run.config, calibrator=replace(run.config.calibrator, branches=_branches(run)))
     expected, _ = expected_seconds(
         run.fake_quantized,

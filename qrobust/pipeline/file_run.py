@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ import torch
 from torch import fx, nn
 
 import qrobust
-from qrobust.classifier import Compensated, Normalization, Signalling
+from qrobust.classifier import Compensated, Normalization, NormalizedModel, Signalling
 from qrobust.data.splits import PIXELS, Data
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import open_on_target, session_options
@@ -22,19 +23,30 @@ from qrobust.deployment.front import FileInput, put_in_front
 from qrobust.deployment.imported import LEAST_AGREEMENT, check_integers, ended, origin_of
 from qrobust.errors import InputError
 from qrobust.evaluation.predictions import BATCH
+from qrobust.models.onnx_import.file import OnnxFile, read_onnx
 from qrobust.models.onnx_import.integers import Dequantize, FakeQuantize, Quantize
-from qrobust.models.onnx_import.network import Origin
+from qrobust.models.onnx_import.network import Origin, as_network
+from qrobust.models.onnx_import.values import Layer
 from qrobust.models.registry import ModelSpec, find_model
 from qrobust.pipeline.export import PARITY_IMAGES
 from qrobust.pipeline.run import Run
 from qrobust.quantization.tracing import trace
 from qrobust.record import ImportResult, Parity, SplitSummary
+from qrobust.remedies import CALIBRATOR
 from qrobust.shifts.filters import to_unit
 from qrobust.storage import scratch
 
+# Of a graph in torch: numbers of the file that are others than the file's.
+CONSTANTS = "constants"
 LEAVES = (Normalization, Quantize, Dequantize, FakeQuantize)
 # Of so many images one may differ: fewer are not enough to tell a sound file by.
 LEAST_COMPARED = math.ceil(1 / (1 - LEAST_AGREEMENT))
+
+
+def constants_of(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """By name, the tensors of the file that are others in a graph of its integers; none in the file's own."""
+    found: Mapping[str, torch.Tensor] = getattr(model, "meta", {}).get(CONSTANTS, {})
+    return found
 
 
 def batches_to_compare(data: Data, count: int = PARITY_IMAGES) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -63,6 +75,7 @@ class FileRun(Run):
     """A run whose INT8 classifier is a file, which is its own teacher."""
 
     teacher_name: ClassVar[str] = "the file"
+    remedy: str = CALIBRATOR
 
     @cached_property
     def model_spec(self) -> ModelSpec:
@@ -124,20 +137,48 @@ class FileRun(Run):
         """A torch module as onnxruntime runs it: behind a calibrator stands the file itself."""
         if model is self.fake_quantized and (made := self.folder) and made.graph("int8").exists():
             return self.onnx_classifier("int8")
-        if not (model is self.fake_quantized or isinstance(model, Compensated)):
+        behind = model.classifier if isinstance(model, Compensated) else model
+        constants = constants_of(behind)
+        if not (behind is self.fake_quantized or constants or isinstance(model, Compensated)):
             return super().deploy(model)
         with scratch() as folder:
             path = folder / "graph.onnx"
-            self.write(path, model.calibrator if isinstance(model, Compensated) else None)
+            calibrator = model.calibrator if isinstance(model, Compensated) else None
+            self.write(path, calibrator, constants=constants)
             return open_on_target(path, self.target, self.config.threads)
 
-    def write(self, path: Path, calibrator: nn.Module | None, name: str = "") -> None:
+    @cached_property
+    def file(self) -> OnnxFile:
+        """The file with its tensors."""
+        return read_onnx(self.origin.file.path)
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """What the layers of `fake_quantized` were read of, by name."""
+        return {f"network.{name}": layer for name, layer in self.origin.layers.items()}
+
+    def with_constants(self, constants: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+        """What `fake_quantized` would be if the file held other numbers; `constants_of` tells which."""
+        file = replace(self.file, constants={**self.file.constants, **constants})
+        model = NormalizedModel(as_network(file), self.model.normalization, self.model.logits)
+        found = trace(model, LEAVES).eval().requires_grad_(False)
+        found.meta[CONSTANTS] = dict(constants)
+        return found
+
+    def write(
+        self,
+        path: Path,
+        calibrator: nn.Module | None,
+        name: str = "",
+        constants: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """The file's graph with images in [0, 1] as its input, and a calibrator in front.
 
         Args:
             path: of what is written.
             calibrator: frozen; or None.
             name: of the graph, in its metadata; without one it has none.
+            constants: other numbers for tensors that the file stores, by name.
         """
         front = None
         with scratch() as folder:
@@ -152,6 +193,7 @@ class FileRun(Run):
                 self.given,
                 path,
                 calibrator=front,
+                constants=constants,
                 metadata=self._metadata(name) if name else None,
             )
 

@@ -57,7 +57,7 @@ BATCH = 50
 END, ROUNDED = 1e-4, 0.5
 
 
-class _LearnedStep(torch.autograd.Function):
+class LearnedStep(torch.autograd.Function):
     """`round(x / s) s` within [low, high] levels; gradients of the paper's equations 2 to 5."""
 
     @staticmethod
@@ -101,7 +101,7 @@ class TrainableQuantizer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
-        return _LearnedStep.apply(x, self.log_scale.exp().to(x.dtype), low, high)
+        return LearnedStep.apply(x, self.log_scale.exp().to(x.dtype), low, high)
 
     def frozen(self) -> ActivationQuantizer:
         """With the step size it has now."""
@@ -131,7 +131,7 @@ class TrainableLayer(Thawed):
         self.log_scale = nn.Parameter(scale.log(), requires_grad=learn)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = _LearnedStep.apply(self.weight, self.log_scale.exp(), -self.qmax, self.qmax)
+        weight = LearnedStep.apply(self.weight, self.log_scale.exp(), -self.qmax, self.qmax)
         layer = self.geometry[0]
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, self.bias)

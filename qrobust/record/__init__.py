@@ -43,7 +43,7 @@ from qrobust.record.deployment import (
 )
 from qrobust.record.fleet import DONE, FAILED, FLEET_SCHEMA, WAITING, FleetFigures, FleetRecord, FleetRun
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
-from qrobust.record.imported import FileCompensation, ImportedFile, ImportResult
+from qrobust.record.imported import FileCompensation, ImportedFile, ImportResult, RescaledFile, RescaledFileResult
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -227,6 +227,8 @@ __all__ = [
     "RemedyGain",
     "RemedyResult",
     "RemedyTraining",
+    "RescaledFile",
+    "RescaledFileResult",
     "RunAccuracy",
     "RunChange",
     "RunComparison",

@@ -1,16 +1,17 @@
-"""Parts of a record about an ONNX file that was quantized before and has a calibrator in front of it now."""
+"""Parts of a record about an ONNX file that was quantized before, and what was made of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qrobust.record.compensation import Compensation, Remedy, TrainingProvenance
+from qrobust.record.compensation import Compensation, Remedy, TrainingProvenance, Validation, WeightChange
 from qrobust.record.measurements import Macs
 from qrobust.record.other_images import TargetImages
-from qrobust.record.quantization import Audit, Parity
+from qrobust.record.quantization import Audit, Parity, QatTraining
 from qrobust.record.recommendation import Effects, Recommendation
-from qrobust.record.stages import SplitSummary, StageResult
-from qrobust.record.units import Positive
+from qrobust.record.stages import RemedyResult, SplitSummary, StageResult
+from qrobust.record.units import Count, Positive, Share
+from qrobust.remedies import CALIBRATOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +48,67 @@ class ImportResult(StageResult):
     Attributes:
         file: what was imported.
         splits: per split, which images it holds.
+        remedy: what is made of it, `calibrator` or `scales`.
     """
 
     file: ImportedFile
     splits: dict[str, SplitSummary]
+    remedy: str = CALIBRATOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescaledFile:
+    """New numbers for scales and biases of a quantized file: what they learned from, and what training did.
+
+    Attributes:
+        scales: stored tensors of scales that learned.
+        biases: stored tensors of biases that learned.
+        training_images: of the training split.
+        trained_on: shifts.
+        training: on validation images.
+        validation: the finished file on validation images.
+        weight_change: of what the integer weights stand for; the integers did not change.
+        kept_share: of the way from the file to the end of its training, what `--clean-budget` left.
+    """
+
+    scales: Positive
+    biases: Count
+    training_images: Count
+    trained_on: tuple[str, ...]
+    training: QatTraining
+    validation: Validation
+    weight_change: WeightChange
+    kept_share: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescaledFileResult(RemedyResult):
+    """`stages/scales.json`, of a folder that `qrobust compensate FILE.onnx --remedy scales` made.
+
+    Attributes:
+        scales: stored tensors of scales that learned.
+        biases: stored tensors of biases that learned.
+        training_images: of the training split.
+    """
+
+    scales: Positive
+    biases: Count
+    training_images: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileCompensation:
-    """A calibrator in front of a quantized file whose nodes and constants stayed, byte for byte.
+    """A quantized file whose nodes and integer weights stayed, byte for byte, and what was made of it.
 
     Attributes:
-        file: what it stands in front of; in the evaluation it is `int8`.
-        calibrator: what it is and did on validation images; with it the file is `compensated`.
-        provenance: what it learned from.
-        macs: of both.
+        file: as it was given; in the evaluation it is `int8`.
+        calibrator: in front of the file, whose constants all stayed: what it is and did on validation images; with it
+            the file is `compensated`. Null with another remedy.
+        scales: with these the file is `scales`; null with a calibrator.
+        provenance: what the remedy learned from.
+        macs: of the file and of the calibrator.
         audit: per graph, what onnxruntime runs on integers.
-        parity: of the graph with the calibrator, torch against onnxruntime.
+        parity: of the graph with the remedy, torch against onnxruntime.
         remedy: what it gains and costs on test images; null where nothing but clean images was rendered.
         target_images: real images of the place of use (`--target-images DIR`), or null.
         effects: what it does, on validation images, too; null where not measured.
@@ -71,7 +116,8 @@ class FileCompensation:
     """
 
     file: ImportedFile
-    calibrator: Compensation
+    calibrator: Compensation | None = None
+    scales: RescaledFile | None = None
     provenance: TrainingProvenance | None
     macs: Macs
     audit: dict[str, Audit]
@@ -80,3 +126,8 @@ class FileCompensation:
     target_images: TargetImages | None = None
     effects: Effects | None = None
     recommendation: Recommendation | None = None
+
+    @property
+    def graph(self) -> str:
+        """The graph with the remedy."""
+        return "compensated" if self.calibrator else "scales"

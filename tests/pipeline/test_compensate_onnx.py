@@ -147,6 +147,49 @@ def test_bytes_channels_last_old_opset_probabilities_one_image_and_operators_on_
     assert "its logits are equal to the bit on" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow  # trains scales and evaluates
+@pytest.mark.parametrize("kind", ["QDQ, U8S8", "QOperator, U8S8"])
+def test_scales_leave_nodes_and_integer_weights_and_are_measured(kind: str, tmp_path: Path) -> None:
+    path, out = quantized_file(tmp_path / "net.onnx", **KINDS[kind]), tmp_path / "out"
+    result = qrobust(*command(path, out, "--remedy", "scales", "--clean-budget", 50))
+    assert result.exit_code == 0, result.output
+    record = read_evaluation(out / "record.json")
+    assert list(record.summary.clean_accuracy) == ["int8", "scales"]
+    found = record.compensation
+    assert found is not None
+    assert found.calibrator is None
+    assert found.scales is not None
+    assert found.remedy is not None
+    assert (found.remedy.remedy, found.remedy.macs) == ("scales", 0)
+    assert found.remedy.weight_change is not None
+    assert found.remedy.weight_change.integers_changed == 0
+    before, after = (onnx.load(file).graph for file in (path, out / "scales.file.onnx"))
+    assert [n.SerializeToString() for n in before.node] == [n.SerializeToString() for n in after.node]
+    constants = {one.name for one, other in zip(before.initializer, after.initializer, strict=True) if one != other}
+    assert 0 < len(constants) <= 2 * (found.scales.scales + found.scales.biases)
+    assert same_parts(path, out / "scales.onnx", constants)
+    assert same_parts(out / "scales.file.onnx", out / "scales.onnx")
+    report = (out / "report.md").read_text()
+    assert "its nodes and integer weights are in both, byte for byte" in report
+    assert "The new scales" in result.output
+    assert "calibrator" not in report
+
+
+@pytest.mark.slow  # trains scales and evaluates
+def test_scales_of_an_old_opset_go_on_and_keep_to_their_remedy(tmp_path: Path) -> None:
+    path, out = quantized_file(tmp_path / "net.onnx", opset=11, **KINDS["QOperator, S8S8"]), tmp_path / "out"
+    result = qrobust(*command(path, out, "--remedy", "scales"))
+    assert result.exit_code == 0, result.output
+    assert onnx.load(out / "scales.onnx").opset_import[0].version == 13
+    assert onnx.load(out / "scales.file.onnx").opset_import[0].version == 11
+    result = qrobust("compensate", path, "--resume", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "scales: done before, kept" in result.output
+    result = qrobust("compensate", path, "--remedy", "calibrator", "--resume", "--out", out)
+    assert result.exit_code == 2
+    assert f"--remedy: expected scales, with which {out} was begun, got calibrator" in result.output
+
+
 def controlled(path: Path) -> Path:
     model = onnx.load(quantized_file(path))
     branch = helper.make_graph(
@@ -214,8 +257,8 @@ def test_what_is_not_taken_is_one_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--remedy", "scales"), "--remedy: expected calibrator, which leaves "),
-        (("--compare",), "--remedy: expected calibrator, which leaves "),
+        (("--remedy", "finetune"), "--remedy: expected calibrator or scales, as "),
+        (("--compare",), "--remedy: expected calibrator or scales, as "),
         (("--attacks", "quick"), "--attacks: expected with a run only"),
         (("--branches", "geometric"), "--branches: expected none that moves the image, which needs opset 16"),
     ],

@@ -17,9 +17,9 @@ from qrobust.quantization.config import QATConfig
 from qrobust.quantization.integer_layers import ActivationQuantizer, IntegerConv2d
 from qrobust.quantization.ptq import Observed, build, observe
 from qrobust.quantization.qat import (
+    LearnedStep,
     QatFit,
     TrainableQuantizer,
-    _LearnedStep,
     beyond_luck,
     convert_qat,
     prepare_qat,
@@ -46,7 +46,7 @@ def test_gradients_of_learned_steps_by_hand() -> None:
     # Levels -0.6 (inside), 1.3 (inside), 5 (above 3): arXiv 1902.08153, equations 3 and 5.
     x = torch.tensor([-0.3, 0.65, 2.5], requires_grad=True)
     scale = torch.tensor(0.5, requires_grad=True)
-    y = _LearnedStep.apply(x, scale, -3, 3)
+    y = LearnedStep.apply(x, scale, -3, 3)
     assert torch.allclose(y, torch.tensor([-0.5, 0.5, 1.5]))
     y.sum().backward()
     assert x.grad is not None
@@ -58,11 +58,11 @@ def test_gradients_of_learned_steps_by_hand() -> None:
 def test_gradient_per_channel_sums_over_the_channel() -> None:
     weight = torch.randn(4, 3, 2, 2, requires_grad=True)
     scale = torch.full((4, 1, 1, 1), 0.3, requires_grad=True)
-    _LearnedStep.apply(weight, scale, -7, 7).sum().backward()
+    LearnedStep.apply(weight, scale, -7, 7).sum().backward()
     assert scale.grad is not None
     assert scale.grad.shape == scale.shape
     alone = torch.tensor(0.3, requires_grad=True)
-    _LearnedStep.apply(weight[2].detach(), alone, -7, 7).sum().backward()
+    LearnedStep.apply(weight[2].detach(), alone, -7, 7).sum().backward()
     assert alone.grad is not None
     # One sum over twelve float32 values, in another order.
     assert float(scale.grad[2]) == pytest.approx(float(alone.grad), abs=1e-5)

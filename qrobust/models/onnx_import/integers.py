@@ -16,11 +16,13 @@ from torch import fx, nn
 
 from qrobust.models.onnx_import import layers
 from qrobust.models.onnx_import.site import Site
-from qrobust.models.onnx_import.values import UnsupportedError, Value, constant
+from qrobust.models.onnx_import.values import MOVES, Grid, Layer, Place, UnsupportedError, Value, constant
 
 # Integers that are read, and those that a QuantizeLinear may make.
 KINDS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32)
 ROUNDED = KINDS[:4]
+# What leaves every number as it is.
+MOVING = (*MOVES, torch.flatten, torch.reshape)
 LARGEST_BIAS = 2.0**31 - 128  # the largest float32 below 2**31
 
 
@@ -51,9 +53,10 @@ class _Round(torch.autograd.Function):
 class Quantize(nn.Module):
     """Any tensor to integers `round(x / scale) + zero_point` in [low, high], as float."""
 
-    def __init__(self, scale: float, zero_point: int, low: int, high: int) -> None:
+    def __init__(self, scale: float, zero_point: int, low: int, high: int, place: Place | None = None) -> None:
         super().__init__()
         self.scale, self.zero_point, self.low, self.high = scale, zero_point, low, high
+        self.places = () if place is None else (place,)  # where the file says the scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.levels(x, 1.0) + self.zero_point
@@ -69,9 +72,10 @@ class Quantize(nn.Module):
 class Dequantize(nn.Module):
     """Integers as float to the numbers that they stand for, `scale * (q - zero_point)`."""
 
-    def __init__(self, scale: float, zero_point: int) -> None:
+    def __init__(self, scale: float, zero_point: int, place: Place | None = None) -> None:
         super().__init__()
         self.scale, self.zero_point = scale, zero_point
+        self.places = () if place is None else (place,)  # where the file says the scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.zero_point) * self.scale
@@ -80,9 +84,10 @@ class Dequantize(nn.Module):
 class FakeQuantize(nn.Module):
     """`Quantize` and `Dequantize` of one grid in one step."""
 
-    def __init__(self, quantize: Quantize) -> None:
+    def __init__(self, quantize: Quantize, dequantize: Dequantize) -> None:
         super().__init__()
         self.quantize = quantize
+        self.places = (*quantize.places, *dequantize.places)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.quantize.levels(x, self.quantize.scale)
@@ -114,34 +119,39 @@ def _level(zero: torch.Tensor) -> int:
     return int(zero.flatten()[0])
 
 
-def _scale(site: Site, place: int) -> torch.Tensor:
-    found = site.tensor(place, "a scale").float()
+def _scale(site: Site, index: int) -> Grid:
+    """Scales as they are stored."""
+    found = site.tensor(index, "a scale").float()
     if not bool((torch.isfinite(found) & (found > 0)).all()):
         raise UnsupportedError("with a scale that is no positive number")
-    return found
+    return Grid(found, site.place(index))
 
 
-def _quantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, axis: int) -> Value:
+def _quantized(site: Site, x: Value, stored: Grid, zero: torch.Tensor, axis: int) -> Value:
+    scale, place = stored.numbers, stored.place
     if zero.dtype not in ROUNDED:
         raise UnsupportedError(f"to integers of type {str(zero.dtype).removeprefix('torch.')}")
     limits = torch.iinfo(zero.dtype)
     if x.node is not None:
         if scale.numel() > 1:
-            x, scale = site.builder.apply(torch.div, x, constant(_along(scale, axis, len(x.shape)))), torch.ones(1)
-        return site.builder.call(Quantize(float(scale), _level(zero), limits.min, limits.max), x)
+            x = site.builder.apply(torch.div, x, constant(_along(scale, axis, len(x.shape))))
+            return site.builder.call(Quantize(1.0, _level(zero), limits.min, limits.max), x)
+        return site.builder.call(Quantize(float(scale), _level(zero), limits.min, limits.max, place), x)
     s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
     return site.builder.apply(lambda v: (torch.round(v / s) + z).clamp(limits.min, limits.max), x)
 
 
-def _dequantized(site: Site, x: Value, scale: torch.Tensor, zero: torch.Tensor, axis: int) -> Value:
+def _dequantized(site: Site, index: int, stored: Grid, zero: torch.Tensor, axis: int) -> Value:
+    """The numbers that the integers of an input stand for."""
+    x, scale = site.value(index), stored.numbers
     if x.node is not None:
         if scale.numel() == 1:
-            return site.builder.call(Dequantize(float(scale), _level(zero)), x)
+            return site.builder.call(Dequantize(float(scale), _level(zero), stored.place), x)
         found = site.builder.call(Dequantize(1.0, _level(zero)), x)
         return site.builder.apply(torch.mul, found, constant(_along(scale, axis, len(x.shape))))
     s, z = (_along(numbers.float(), axis, len(x.shape)) for numbers in (scale, zero))
     numbers = site.builder.apply(lambda v: (v.float() - z) * s, x)
-    site.builder.grids[numbers] = s
+    site.builder.grids[numbers] = Grid(s, stored.place, site.place(index))
     return numbers
 
 
@@ -155,18 +165,18 @@ def quantize(site: Site) -> Value:
     scale = _scale(site, 1)
     if not site.has(2) and site.integer("output_dtype", 2) not in (0, 2):
         raise UnsupportedError("to integers of a type without a zero point")
-    return _quantized(site, site.value(), scale, _zero_point(site, 2, scale), _axis(site))
+    return _quantized(site, site.value(), scale, _zero_point(site, 2, scale.numbers), _axis(site))
 
 
 def dequantize(site: Site) -> Value:
     scale = _scale(site, 1)
-    return _dequantized(site, site.value(), scale, _zero_point(site, 2, scale), _axis(site))
+    return _dequantized(site, 0, scale, _zero_point(site, 2, scale.numbers), _axis(site))
 
 
 def _operand(site: Site, place: int, axis: int = 1) -> Value:
     """The numbers of an input of integers, whose scale and zero point follow it."""
     scale = _scale(site, place + 1)
-    return _dequantized(site, site.value(place), scale, _zero_point(site, place + 2, scale), axis)
+    return _dequantized(site, place, scale, _zero_point(site, place + 2, scale.numbers), axis)
 
 
 def _result(site: Site, found: Value, place: int) -> Value:
@@ -174,31 +184,58 @@ def _result(site: Site, found: Value, place: int) -> Value:
     if not site.has(place):
         return found
     scale = _scale(site, place)
-    return _quantized(site, found, scale, _zero_point(site, place + 1, scale), 1)
+    return _quantized(site, found, scale, _zero_point(site, place + 1, scale.numbers), 1)
 
 
 def _bias(site: Site, place: int) -> list[Value]:
     """An int32 bias, at the scale of the input times that of the weights."""
     if not site.has(place):
         return []
-    return [constant(site.tensor(place, "a bias").float() * (_scale(site, 1) * _scale(site, 4)))]
+    grid = _scale(site, 1).numbers * _scale(site, 4).numbers
+    return [constant(site.tensor(place, "a bias").float() * grid)]
+
+
+def _noted(
+    site: Site, found: Value, weight: Value, activation: Place | None, bias: Place | None, bias_scale: Place | None
+) -> Value:
+    """Note which stored tensors a layer was read of; returns it.
+
+    Args:
+        site: of the operator.
+        found: what the layer's rule returned.
+        weight: its weights as the file has them.
+        activation, bias, bias_scale: see `Layer`.
+    """
+    node, grid = found.node, site.builder.grids.get(weight)
+    layer = site.builder.root.get_submodule(str(node.target)) if node and node.op == "call_module" else None
+    if grid is None or not isinstance(layer, nn.Conv2d | nn.Linear):
+        return found
+    if isinstance(layer, nn.Linear) and not site.integer("transB", 0):  # torch has them as (out, in)
+        grid = grid.moved(torch.transpose, 0, 1)
+    assert node is not None
+    site.builder.layers[str(node.target)] = Layer(grid, activation, bias, bias_scale)
+    return found
+
+
+def _on_integers(site: Site, rule: Callable[[Site], Value], axis: int, bias: int | None) -> Value:
+    """A layer whose operator holds input, weights and bias as integers."""
+    weight, more = _operand(site, 3, axis), [] if bias is None else _bias(site, bias)
+    found = rule(replace(site, inputs=[_operand(site, 0), weight, *more]))
+    return _noted(site, found, weight, site.place(1), site.place(bias) if bias and more else None, None)
 
 
 def convolution(site: Site) -> Value:
-    inputs = [_operand(site, 0), _operand(site, 3, 0), *_bias(site, 8)]
-    return _result(site, layers.convolution(replace(site, inputs=inputs)), 6)
+    return _result(site, _on_integers(site, layers.convolution, 0, 8), 6)
 
 
 def matrix_product(site: Site) -> Value:
-    inputs = [_operand(site, 0), _operand(site, 3, -1)]
-    return _result(site, layers.matrix_product(replace(site, inputs=inputs)), 6)
+    return _result(site, _on_integers(site, layers.matrix_product, -1, None), 6)
 
 
 def general_product(site: Site) -> Value:
     """`QGemm` of onnxruntime."""
     columns = 0 if site.integer("transB", 0) else 1
-    inputs = [_operand(site, 0), _operand(site, 3, columns), *_bias(site, 6)]
-    return _result(site, layers.general_product(replace(site, inputs=inputs)), 7)
+    return _result(site, _on_integers(site, layers.general_product, columns, 6), 7)
 
 
 def _of_two(function: Callable[..., torch.Tensor]) -> Callable[[Site], Value]:
@@ -219,25 +256,48 @@ def _of_one(rule: Callable[[Site], Value]) -> Callable[[Site], Value]:
     return on_integers
 
 
-def _with_integer_bias(rule: Callable[[Site], Value]) -> Callable[[Site], Value]:
-    """A layer of integers whose bias is stored in float: onnxruntime rounds it to the grid of its sums."""
+def _with_integers(rule: Callable[[Site], Value]) -> Callable[[Site], Value]:
+    """A layer of integers; its bias may be stored in float, and onnxruntime rounds it to the grid of its sums."""
 
-    def rounded(site: Site) -> Value:
-        grids = site.builder.grids
-        if not (site.has(2) and site.value(1) in grids and site.value(2).is_constant and site.value(2) not in grids):
-            return rule(site)
-        node, bias = site.value(0).node, site.value(2).samples[0].float()
-        layer = site.builder.root.get_submodule(str(node.target)) if node and node.op == "call_module" else None
-        if not isinstance(layer, Dequantize) or bias.numel() == 0:
-            return rule(site)
-        grid = (layer.scale * grids[site.value(1)]).flatten()
-        if grid.numel() not in (1, bias.numel()):
-            return rule(site)
-        steps = (bias.flatten() / grid).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
-        found = constant((steps * grid).reshape(bias.shape))
-        return rule(replace(site, inputs=[*site.inputs[:2], found]))
+    def noted(site: Site) -> Value:
+        weight, before, moved = site.value(1), _before(site, ()), _before(site, MOVING)
+        activation = moved.places[0] if moved and moved.places else None
+        if not site.has(2):
+            return _noted(site, rule(site), weight, activation, None, None)
+        bias, grid = site.value(2), site.builder.grids.get(site.value(2))
+        if grid is not None:  # of int32
+            return _noted(site, rule(site), weight, activation, grid.integers, grid.place)
+        found = rule(replace(site, inputs=[*site.inputs[:2], _rounded(site, bias, before)]))
+        return _noted(site, found, weight, activation, site.place(2), None)
 
-    return rounded
+    return noted
+
+
+def _before(site: Site, passing: Sequence[object]) -> Dequantize | None:
+    """What makes numbers of the integers that an operator is given, if that is what comes before it.
+
+    Args:
+        site: of the operator.
+        passing: functions that may lie between.
+    """
+    node = site.value(0).node
+    while node and node.op == "call_function" and node.target in passing and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    found = site.builder.root.get_submodule(str(node.target)) if node and node.op == "call_module" else None
+    return found if isinstance(found, Dequantize) else None
+
+
+def _rounded(site: Site, bias: Value, before: Dequantize | None) -> Value:
+    """A bias as the kernel has it: on the grid of its sums, where the layer is one of integers."""
+    grid = site.builder.grids.get(site.value(1))
+    if grid is None or before is None or not bias.is_constant or bias.samples[0].numel() == 0:
+        return bias
+    steps = (before.scale * grid.numbers).flatten()
+    if steps.numel() not in (1, bias.samples[0].numel()):
+        return bias
+    stored = bias.samples[0].float()
+    levels = (stored.flatten() / steps).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
+    return constant((levels * steps).reshape(stored.shape))
 
 
 def concatenation(site: Site) -> Value:
@@ -255,13 +315,14 @@ def fused(graph: fx.GraphModule) -> None:
         if not (isinstance(first, Quantize) and isinstance(last, Dequantize)):
             continue
         if (first.scale, first.zero_point) == (last.scale, last.zero_point):
-            graph.set_submodule(str(node.target), FakeQuantize(first))
+            graph.set_submodule(str(node.target), FakeQuantize(first, last))
             node.args = before.args
 
 
 RULES: dict[str, Callable[[Site], Value]] = {
-    "Conv": _with_integer_bias(layers.convolution),
-    "Gemm": _with_integer_bias(layers.general_product),
+    "Conv": _with_integers(layers.convolution),
+    "Gemm": _with_integers(layers.general_product),
+    "MatMul": _with_integers(layers.matrix_product),
     "QuantizeLinear": quantize,
     "DequantizeLinear": dequantize,
     "QLinearConv": convolution,

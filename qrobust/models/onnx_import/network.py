@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from qrobust.models.onnx_import import elementwise, integers, layers, shapes
 from qrobust.models.onnx_import.file import OnnxFile, Operator
 from qrobust.models.onnx_import.patterns import combined
 from qrobust.models.onnx_import.site import Site
-from qrobust.models.onnx_import.values import BATCHES, Builder, UnsupportedError, Value, constant
+from qrobust.models.onnx_import.values import BATCHES, Builder, Layer, UnsupportedError, Value, constant
 
 RULES: dict[str, shapes.Rule] = {**layers.RULES, **elementwise.RULES, **shapes.RULES, **integers.RULES}
 # They may become nothing, and then another operator's value would bear their name.
@@ -46,10 +46,12 @@ class Origin:
     Attributes:
         file: without its operators and tensors.
         ending: what the file does behind the logits.
+        layers: by name of the module, what layers on integers were read of.
     """
 
     file: OnnxFile
     ending: Ending
+    layers: Mapping[str, Layer] = field(default_factory=dict)
 
 
 def as_network(file: OnnxFile) -> nn.Module:
@@ -202,5 +204,7 @@ class _Reader:
         network.graph.eliminate_dead_code()
         network.recompile()
         network.delete_all_unused_submodules()
-        network.meta["onnx"] = Origin(replace(self.file, constants={}, operators=()), self.ending)
+        network.meta["onnx"] = Origin(
+            replace(self.file, constants={}, operators=()), self.ending, self.builder.layers
+        )
         return network.eval().requires_grad_(False)

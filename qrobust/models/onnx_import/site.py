@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from qrobust.models.onnx_import.file import Operator
-from qrobust.models.onnx_import.values import Builder, UnsupportedError, Value
+from qrobust.models.onnx_import.values import Builder, Place, UnsupportedError, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,10 @@ class Site:
         if found is None:
             raise UnsupportedError(f"without its input {place + 1}")
         return found
+
+    def place(self, place: int) -> Place:
+        """Where the operator reads that input."""
+        return Place(self.operator.inputs[place], self.operator.outputs[0], place)
 
     def tensor(self, place: int, what: str) -> torch.Tensor:
         """An input that must be a constant."""

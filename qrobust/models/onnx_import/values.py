@@ -7,8 +7,8 @@ though no pixel is in it is a batch size, and the shape of what is computed tell
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,6 +60,63 @@ class Value:
         return found
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an operator reads a stored number.
+
+    Attributes:
+        name: of the stored tensor.
+        operator: the operator's first result.
+        index: which of its inputs.
+    """
+
+    name: str
+    operator: str
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The scales of a constant that was integers.
+
+    Attributes:
+        numbers: as they lie along the constant: one, or one for each entry of an axis.
+        place: where they are read.
+        integers: where the constant's integers are read; None before these are known.
+    """
+
+    numbers: torch.Tensor
+    place: Place
+    integers: Place | None = None
+
+    def moved(self, function: Callable[..., torch.Tensor], *args: int | Sequence[int]) -> Grid:
+        """Of the constant with its axes in other places."""
+        if self.numbers.numel() == 1:
+            return self
+        return replace(self, numbers=function(self.numbers, *args))
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Which stored tensors a layer on integers was read of.
+
+    Attributes:
+        weight: scales of its weights, as they lie along the layer's own.
+        activation: where the scale of its input is read; None where that is no stored number.
+        bias: where its bias is read; None without one, or where that is no stored tensor.
+        bias_scale: where the scale of an int32 bias is read; None where the operator has none of its own.
+    """
+
+    weight: Grid
+    activation: Place | None
+    bias: Place | None
+    bias_scale: Place | None
+
+
+# What moves axes and leaves every number as it is.
+MOVES = (torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze)
+
+
 def constant(value: torch.Tensor) -> Value:
     """A value that nothing changes."""
     return Value((value, value))
@@ -76,8 +133,8 @@ class Builder:
         self.root, self.graph = nn.Module(), fx.Graph()
         self.images = Value(images, self.graph.placeholder("images"))
         self.scope = "graph"
-        # Scales of constants that were integers, as they are along the numbers.
-        self.grids: WeakKeyDictionary[Value, torch.Tensor] = WeakKeyDictionary()
+        self.grids: WeakKeyDictionary[Value, Grid] = WeakKeyDictionary()
+        self.layers: dict[str, Layer] = {}  # by name of the module
         self._names: set[str] = set()
 
     def call(self, layer: nn.Module, value: Value) -> Value:
@@ -97,7 +154,10 @@ class Builder:
         with torch.no_grad():
             samples = tuple(self._on(function, i, args, kwargs) for i in (0, 1))
         if all(value.node is None for value in found):
-            return Value((samples[0], samples[1]))
+            made = Value((samples[0], samples[1]))
+            if function in MOVES and found[0] in self.grids:
+                self.grids[made] = self.grids[found[0]].moved(function, *args[1:])
+            return made
         moved = fx.node.map_aggregate((args, kwargs), lambda a: self.argument(a) if isinstance(a, Value) else a)
         return Value((samples[0], samples[1]), self.graph.call_function(function, *moved))
 

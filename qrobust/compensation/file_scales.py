@@ -1,0 +1,241 @@
+"""The remedy `scales` of a file that is quantized already: its integers stay, scales and biases that it stores learn.
+
+What learns are numbers that the file holds, by name: scales of activations and weights, and the biases of layers on
+integers. Zero points, integer weights and every operator stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qrobust.errors import InputError
+from qrobust.models.onnx_import.file import OnnxFile, Operator
+from qrobust.models.onnx_import.integers import LARGEST_BIAS, Dequantize, FakeQuantize, Quantize
+from qrobust.models.onnx_import.values import Layer, Place
+from qrobust.quantization.integer_layers import convolve, zero_padding
+from qrobust.quantization.qat import LearnedStep
+from qrobust.quantization.rewrites.fx_utils import set_module
+from qrobust.quantization.tracing import calls
+
+ROUNDING = (Quantize, Dequantize, FakeQuantize)
+
+
+class _Rescaled(nn.Module):
+    """What rounds activations, with a scale that learns: any shape in, same shape out."""
+
+    def __init__(self, source: Quantize | Dequantize | FakeQuantize, log_scale: nn.Parameter) -> None:
+        super().__init__()
+        self.reads, self.gives = not isinstance(source, Dequantize), not isinstance(source, Quantize)
+        grid = source.quantize if isinstance(source, FakeQuantize) else source
+        self.zero_point, self.log_scale = grid.zero_point, log_scale
+        self.low, self.high = (0, 0) if isinstance(grid, Dequantize) else (grid.low, grid.high)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.log_scale.reshape(()).exp().to(x.dtype)
+        if not self.reads:
+            return (x - self.zero_point) * scale
+        rounded: torch.Tensor = LearnedStep.apply(x, scale, self.low - self.zero_point, self.high - self.zero_point)
+        return rounded if self.gives else rounded / scale + self.zero_point
+
+
+class _RescaledLayer(nn.Module):
+    """A layer of a file whose weights grow with their scales, and whose bias learns."""
+
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, start: torch.Tensor, log_scale: torch.Tensor, bias: nn.Parameter | None
+    ) -> None:
+        super().__init__()
+        self.layer = [layer]  # in a list: not a submodule, its weights are no state of this one
+        self.fixed_weight: torch.Tensor
+        self.fixed_bias: torch.Tensor
+        self.start: torch.Tensor
+        # No state, but they go along to another device.
+        self.register_buffer("fixed_weight", layer.weight.detach(), persistent=False)
+        none = torch.zeros(len(layer.weight))
+        self.register_buffer("fixed_bias", none if layer.bias is None else layer.bias.detach(), persistent=False)
+        self.register_buffer("start", start.log(), persistent=False)
+        if isinstance(log_scale, nn.Parameter):
+            self.log_scale = log_scale
+        else:
+            self.register_buffer("log_scale", log_scale, persistent=False)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Scaling weights, not what comes out: their gradient costs less than passes over the activations.
+        weight = self.fixed_weight * (self.log_scale.reshape(self.start.shape) - self.start).exp()
+        bias, layer = self.fixed_bias if self.bias is None else self.bias, self.layer[0]
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        return convolve(x, weight, bias, layer.stride, zero_padding(layer), layer.dilation, layer.groups)
+
+
+class FileScales:
+    """A fake-quantized model of a file in which scales and biases learn, and what the file holds then.
+
+    Scales of activations that are the same number stay the same: a pool's two sides, or what several operators read.
+
+    Args:
+        fake_quantized: of the file; it is not changed.
+        layers: what its layers were read of, by the names that they have there.
+        file: with its tensors.
+
+    Raises:
+        InputError: the file stores no scale that may learn, or a bias for several layers.
+    """
+
+    def __init__(self, fake_quantized: fx.GraphModule, layers: Mapping[str, Layer], file: OnnxFile) -> None:
+        self.model, self.layers, self.file = copy.deepcopy(fake_quantized), layers, file
+        self._places = _read_at(file)
+        self.log_scales = self._learning(fake_quantized)
+        if not self.log_scales:
+            raise InputError(
+                f"remedy: {file.path} stores no scale that may learn, as scales needs; expected calibrator"
+            )
+        self.biases = self._own_biases()
+        for node, module in list(calls(self.model, ROUNDING)):
+            assert isinstance(module, ROUNDING)
+            names = [place.name for place in module.places if place.name in self.log_scales]
+            if names:
+                set_module(self.model, str(node.target), _Rescaled(module, self.log_scales[names[0]]))
+        for name, layer in layers.items():
+            set_module(self.model, name, self._rescaled(name, layer))
+        self.model.delete_all_unused_submodules()
+        self.constants()  # what cannot be written is refused before anything is learned
+
+    def _learning(self, fake_quantized: fx.GraphModule) -> dict[str, nn.Parameter]:
+        """The logarithm of every scale that learns, by name; those of activations of one number have one."""
+        rounding = {p for _, module in calls(fake_quantized, ROUNDING) for p in _places_of(module)}
+        held = rounding | {layer.weight.place for layer in self.layers.values()}
+        free = {name for name, places in self._places.items() if places <= held}
+        same: dict[float, set[str]] = defaultdict(set)
+        for name in sorted({place.name for place in rounding} & self.file.constants.keys()):
+            same[float(self._stored(name))].add(name)
+        found = dict[str, nn.Parameter]()
+        for names in same.values():
+            if names <= free:
+                found |= dict.fromkeys(names, nn.Parameter(self._stored(next(iter(names))).log()))
+        for layer in self.layers.values():
+            name = layer.weight.place.name
+            if name in free and name not in found:
+                found[name] = nn.Parameter(self._stored(name).log())
+        return found
+
+    def _stored(self, name: str) -> torch.Tensor:
+        return self.file.constants[name].float().flatten()
+
+    def _own_biases(self) -> dict[str, nn.Parameter]:
+        """Every bias of a layer on integers, as numbers, by name.
+
+        Raises:
+            InputError: integers or their scale are read by several operators, of which each would want others.
+        """
+        found, known = dict[str, nn.Parameter](), set[str]()
+        read = {layer.bias for layer in self.layers.values()}
+        for name, layer in self.layers.items():
+            known |= {place.name for place in (layer.bias, layer.bias_scale) if place}
+            if layer.bias is None or layer.bias.name not in self.file.constants:
+                continue
+            if self._is_integer(layer.bias.name):
+                self._check_alone(layer, layer.bias)
+            elif not self._places[layer.bias.name] <= read:  # something else reads it, too: it stays
+                continue
+            module = self.model.get_submodule(name)
+            assert isinstance(module.bias, torch.Tensor)
+            if layer.bias.name not in found:
+                found[layer.bias.name] = nn.Parameter(module.bias.detach().clone())
+        for name, places in self._places.items():
+            if name not in known and self._is_integer(name) and any(self._dequantized(place) for place in places):
+                raise self._refused(name, "is of no convolution or matrix product")
+        return found
+
+    def _check_alone(self, layer: Layer, bias: Place) -> None:
+        """Refuse an int32 bias that cannot follow the scales of its own layer alone."""
+        alone = [bias, *([layer.bias_scale] if layer.bias_scale else [])]
+        if any(self._places[place.name] != {place} for place in alone):
+            raise self._refused(bias.name, "is read by several operators, or its scale is")
+        scales = [place.name for place in (layer.activation, layer.weight.place, layer.bias_scale) if place]
+        if not self.file.constants.keys() >= {*scales}:
+            raise self._refused(bias.name, "has a scale that is no stored tensor")
+
+    def _is_integer(self, name: str) -> bool:
+        return self.file.constants[name].dtype == torch.int32
+
+    def _dequantized(self, place: Place) -> bool:
+        kinds = (operator.kind for operator in self.file.operators if operator.outputs[0] == place.operator)
+        return place.index == 0 and next(kinds) == "DequantizeLinear"
+
+    def _refused(self, bias: str, why: str) -> InputError:
+        return InputError(f"remedy: expected calibrator for {self.file.path}, whose bias {bias!r} {why}, got scales")
+
+    def _rescaled(self, name: str, layer: Layer) -> _RescaledLayer:
+        module, scale = self.model.get_submodule(name), layer.weight.place.name
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        learning = self.log_scales.get(scale, layer.weight.numbers.log())
+        bias = self.biases.get(layer.bias.name) if layer.bias else None
+        return _RescaledLayer(module, layer.weight.numbers, learning, bias)
+
+    @torch.no_grad()
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What the file is to hold now, by name, of the shapes and types that it has as it was read."""
+        found = {name: self._like(name, scale.detach().cpu().exp()) for name, scale in self.log_scales.items()}
+        for layer in self.layers.values():
+            bias = self.biases.get(layer.bias.name) if layer.bias else None
+            if bias is None or layer.bias is None:
+                continue
+            if not self._is_integer(layer.bias.name):
+                found[layer.bias.name] = self._like(layer.bias.name, bias.detach().cpu())
+                continue
+            grid = self._grid(layer, found)
+            levels = (bias.detach().cpu() / grid).round().clamp(-LARGEST_BIAS, LARGEST_BIAS)
+            found[layer.bias.name] = self._like(layer.bias.name, levels)
+            if layer.bias_scale:
+                found[layer.bias_scale.name] = self._like(layer.bias_scale.name, grid)
+        return found
+
+    def _grid(self, layer: Layer, found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The scale of a layer's int32 bias: of its input times that of its weights, as its kernel has it."""
+        if layer.activation is None:
+            assert layer.bias_scale is not None
+            return self._stored(layer.bias_scale.name)
+        names = (layer.activation.name, layer.weight.place.name)
+        activation, weight = (found.get(name, self.file.constants[name]).float().flatten() for name in names)
+        return activation * weight
+
+    def _like(self, name: str, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers in the shape and type of a stored tensor.
+
+        Raises:
+            InputError: these are more than it has, as of a bias with one scale for many channels.
+        """
+        stored = self.file.constants[name]
+        if stored.numel() == 1 and numbers.numel() > 1 and bool((numbers == numbers[0]).all()):
+            numbers = numbers[:1]
+        if numbers.numel() not in (1, stored.numel()):
+            raise self._refused(name, f"has {stored.numel()} numbers for {numbers.numel()} channels")
+        return numbers.expand(stored.numel()).reshape(stored.shape).to(stored.dtype)
+
+
+def _places_of(module: nn.Module) -> tuple[Place, ...]:
+    assert isinstance(module, ROUNDING)
+    return module.places
+
+
+def _read_at(file: OnnxFile) -> dict[str, set[Place]]:
+    """Where each stored tensor is read."""
+    found: dict[str, set[Place]] = defaultdict(set)
+    for place in _reads(file.operators):
+        if place.name in file.constants:
+            found[place.name].add(place)
+    return found
+
+
+def _reads(operators: Sequence[Operator]) -> Iterator[Place]:
+    for operator in operators:
+        for index, name in enumerate(operator.inputs):
+            yield Place(name, operator.outputs[0], index)
