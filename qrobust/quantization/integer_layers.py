@@ -111,11 +111,11 @@ class _IntegerLayer(nn.Module, ABC):
     def weight(self) -> torch.Tensor:
         """The float weight that the integers stand for."""
         scale = self.weight_scale.view(-1, *[1] * (self.weight_int.ndim - 1))
-        return self.weight_int.to(torch.float32) * scale
+        return self.weight_int.to(scale.dtype) * scale
 
     def bias(self) -> torch.Tensor:
         """The float bias that the integers stand for, `(out,)`."""
-        return self.bias_int.to(torch.float32) * self.bias_scale
+        return self.bias_int.to(self.bias_scale.dtype) * self.bias_scale
 
     @abstractmethod
     def compute(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

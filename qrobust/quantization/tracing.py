@@ -26,6 +26,7 @@ from qrobust.quantization.rewrites.constants import constants, fold_constants
 from qrobust.quantization.rewrites.fx_utils import DIVISIONS, divides, public_name, remove_call
 from qrobust.quantization.rewrites.structure import (
     explicit_padding,
+    explicit_parts,
     out_of_place,
     own_weights,
     separate_repeated_modules,
@@ -161,6 +162,7 @@ def normal_form(graph: fx.GraphModule, example: torch.Tensor) -> fx.GraphModule:
     fold_constants(plain)
     with torch.no_grad():
         _Shapes(plain).propagate(example.clone())
+    explicit_parts(plain)
     for node in list(plain.graph.nodes):
         rewrite(plain, node)
     for node, _ in calls(plain, nn.Identity):

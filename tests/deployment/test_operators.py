@@ -220,6 +220,8 @@ FORMS: dict[str, tuple[object, ...]] = {
     "adaptive maximum pool": (nn.AdaptiveMaxPool2d(4),),
     "channel shuffle": (shuffled,),
     "split": (split,),
+    "all parts": (lambda x: torch.cat(torch.split(x, 4, dim=2), dim=2),),
+    "all parts turned round": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),),
     "stochastic depth": (StochasticDepth(0.5, "row"), lambda x: x + stochastic_depth(F.relu(x), 0.2, "batch", False)),
     "dropout": (nn.Dropout2d(0.5), lambda x: F.dropout2d(x, 0.5, training=False), nn.Identity()),
     "padding same": (nn.Conv2d(8, 8, 3, padding="same", dilation=2), nn.Conv2d(8, 8, 2, padding="valid")),

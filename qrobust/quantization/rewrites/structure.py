@@ -6,10 +6,12 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -117,6 +119,32 @@ def separate_repeated_modules(graph: fx.GraphModule) -> None:
             note_origin(graph, name, node)
             node.target = name
             graph.add_submodule(name, copy.deepcopy(module))
+
+
+def explicit_parts(graph: fx.GraphModule) -> None:
+    """An operator that takes all parts of a tensor at once (`torch.cat(torch.split(x, 1, 1), 3)`) names each of them.
+
+    Only a tensor can have a quantizer, not a tuple of them. The nodes need `tensor_meta`, and the new ones get it.
+    """
+    for node in list(graph.graph.nodes):
+        metas = node.meta.get("tensor_meta")
+        if type(metas) not in (tuple, list) or not all(isinstance(m, TensorMetadata) for m in metas):
+            continue  # a tensor's own metadata is a named tuple
+        readers = [u for u in node.users if u.op != "output" and u.target is not operator.getitem]
+        if not readers:
+            continue
+        parts = []
+        with graph.graph.inserting_before(node.next):
+            for place, meta in enumerate(metas):
+                parts.append(graph.graph.call_function(operator.getitem, (node, place)))
+                parts[-1].meta["tensor_meta"] = meta
+        for reader in readers:
+            arguments = fx.node.map_arg((reader.args, reader.kwargs), partial(_instead, node, tuple(parts)))
+            reader.args, reader.kwargs = arguments
+
+
+def _instead(whole: fx.Node, parts: tuple[fx.Node, ...], node: fx.Node) -> fx.node.Argument:
+    return parts if node is whole else node
 
 
 def explicit_padding(graph: fx.GraphModule) -> None:
