@@ -118,7 +118,7 @@ def main(only: str, again: bool, timeout: float, memory: float, out: Path, worke
     for name in wanted:
         if name in result["rows"] and not again:
             continue
-        row = in_a_process(__file__, name, None, timeout, memory)
+        row = in_a_process(__file__, name, timeout, memory)
         result["rows"][name] = row | {"commit": result["commit"]}
         keep(result, out)
         click.echo(f"{name}: {told(row)}")

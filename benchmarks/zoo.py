@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -249,9 +249,11 @@ def change_by_precision(fake_quantized: Any, pixels: Any) -> float:
     return float((single - precise).abs().mean())
 
 
-def in_a_process(script: str, name: str, side: int | None, timeout: float, memory_gib: float) -> dict[str, Any]:
+def in_a_process(
+    script: str, name: str, timeout: float, memory_gib: float, options: Sequence[str] = ()
+) -> dict[str, Any]:
     """The row of one network by a script's hidden `--worker`, whatever becomes of its process."""
-    command = [sys.executable, script, "--worker", name, *(["--image-size", str(side)] if side else [])]
+    command = [sys.executable, script, "--worker", name, *options]
     limit = int(memory_gib * 2**30)
     started = time.monotonic()
     try:
@@ -334,7 +336,7 @@ def main(
     for name in wanted:
         if name in result["rows"] and not again:
             continue
-        row = in_a_process(__file__, name, image_size, timeout, memory)
+        row = in_a_process(__file__, name, timeout, memory, ["--image-size", str(image_size)] if image_size else [])
         result["rows"][name] = row | {"commit": result["commit"]}
         result["rows"] = {n: result["rows"][n] for n in names if n in result["rows"]}
         result["sisters"] = {n: sister(n, list(result["rows"])) for n in (*names, *bigger) if n not in result["rows"]}
