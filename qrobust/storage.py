@@ -145,12 +145,13 @@ def _checksum(value: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()
 
 
-def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save_npz(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
     """Write arrays, with a checksum, so that the file is either the old or the whole new one."""
     arrays = {name.encode(errors="backslashreplace").decode(): array for name, array in arrays.items()}
     arrays[CHECKSUM] = np.array(_array_checksum(arrays))
     with atomic_write(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
+        save = np.savez_compressed if compressed else np.savez
+        save(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no dict of arrays
 
 
 def read_npz(path: Path, name: str, needs: Iterable[str] = ()) -> dict[str, np.ndarray]:

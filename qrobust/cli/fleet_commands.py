@@ -27,20 +27,20 @@ from qrobust.cli.parsing import cores
     help="Code that PLAN.toml names and that may run; repeat it for several.",
 )
 @click.option("--list", "listing", cls=Option, is_flag=True, help="Print the runs and make none.")
-@click.option(
-    "--runner",
+@with_options(
     "runner_name",
-    cls=Option,
-    default="local",
-    show_default=True,
-    metavar="local|ray[://HOST:PORT]|slurm",
-    help="Where runs are made: on this machine, on the hosts of a Ray cluster (without an address, one on this "
-    "machine), as Slurm jobs. Hosts share the folders.",
+    "mixed_hosts",
+    "threads",
+    "verbose",
+    "quiet",
+    runner_name={
+        "advanced": False,
+        "help": "Where runs are made: on this machine, on the hosts of a Ray cluster (without an address, one on "
+        "this machine), as Slurm jobs. Hosts share the folders.",
+    },
+    mixed_hosts={"advanced": False},
+    threads={"help": "Threads that runs at the same time share."},
 )
-@click.option(
-    "--mixed-hosts", cls=Option, is_flag=True, help="Take hosts whose CPUs differ; figures may differ with them."
-)
-@with_options("threads", "verbose", "quiet", threads={"help": "Threads that runs at the same time share."})
 @click.pass_context
 def fleet(
     ctx: click.Context,

@@ -591,6 +591,25 @@ _declare(
     show_default=True,
     help="Processes that render shifted images and run inference, one thread each. The pixels are the same.",
 )
+_declare(
+    "--runner",
+    "runner_name",
+    group=RUN,
+    advanced=True,
+    type=str,
+    default="local",
+    show_default=True,
+    metavar="local|ray[://HOST:PORT]|slurm",
+    help="Where images are rendered and inference runs: on this machine, on the hosts of a Ray cluster (without an "
+    "address, one on this machine), as Slurm jobs. Hosts share the folders. Times are taken here.",
+)
+_declare(
+    "--mixed-hosts",
+    group=RUN,
+    advanced=True,
+    is_flag=True,
+    help="Take hosts whose CPUs differ; figures may differ with them.",
+)
 _declare("--seed", group=RUN, advanced=True, type=INTEGER, metavar="N", help="Seed of splits, pixels and training.")
 _declare(
     "--threads",

@@ -30,8 +30,10 @@ from qrobust.cli.run_folders import (
     begin,
     begin_or_resume,
     begin_or_resume_file,
+    check_runner,
     claim,
     claim_existing,
+    evaluating_by,
     finish,
     refuse_float,
     refuse_mlflow,
@@ -371,8 +373,20 @@ def export(run_folder: Path, **options: Any) -> None:
     ),
 )
 @run_folder
-@with_options(*SHIFT_OPTIONS, *ATTACK_OPTIONS, *DECIDING_OPTIONS, "budget", "workers", *STAGE_OPTIONS, **OF_RUN)
-def evaluate(run_folder: Path, budget: float | None, workers: int, **options: Any) -> None:
+@with_options(
+    *SHIFT_OPTIONS,
+    *ATTACK_OPTIONS,
+    *DECIDING_OPTIONS,
+    "budget",
+    "workers",
+    "runner_name",
+    "mixed_hosts",
+    *STAGE_OPTIONS,
+    **OF_RUN,
+)
+def evaluate(
+    run_folder: Path, budget: float | None, workers: int, runner_name: str, mixed_hosts: bool, **options: Any
+) -> None:
     """Measure a run's graphs clean, under shift and attacked.
 
     All run on onnxruntime and see the same pixels. Predictions are kept: an evaluation that was interrupted continues
@@ -381,6 +395,7 @@ def evaluate(run_folder: Path, budget: float | None, workers: int, **options: An
     \b
     qrobust evaluate runs/one
     qrobust evaluate runs/one --shifts corruptions-15 --severities 1,2,3,4,5 --attacks none --workers 4
+    qrobust evaluate runs/one --shifts corruptions-15 --severities 1,2,3,4,5 --runner ray://head:6379
     """
     from qrobust.errors import InputError
     from qrobust.pipeline import stages
@@ -389,8 +404,11 @@ def evaluate(run_folder: Path, budget: float | None, workers: int, **options: An
 
     if str(options["model"]).endswith(".onnx"):
         raise InputError("model: ONNX files are measured by `qrobust evaluate-onnx FILE... --data SPEC --out DIR`")
+    check_runner(runner_name, workers)
     opened = reopen(run_folder, **options)
-    stages.evaluate(opened, budget=budget, workers=workers)
+    predictions = opened.require_folder().predictions
+    with evaluating_by(runner_name, predictions, workers=workers, mixed_hosts=mixed_hosts) as by:
+        stages.evaluate(opened, budget=budget, workers=by)
     result = opened.require_folder().need_result(EvaluationResult, "evaluate", "evaluate")
     summary = result.summary
     for name, clean in summary.clean_accuracy.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from qrobust.cli.interrupts import work_on
 from qrobust.cli.parsing import choices, cores
 
 if TYPE_CHECKING:
+    from qrobust.evaluation.workers import Workers
     from qrobust.pipeline.config import RunConfig
     from qrobust.pipeline.file_run import FileRun
     from qrobust.pipeline.run import Run
@@ -235,6 +237,44 @@ def _open(
     work_on(run)
     _ = run.device  # one that is not there is refused before anything is done
     return run
+
+
+def check_runner(name: str, workers: int) -> None:
+    """Refuse a runner that does not exist, and processes of this machine beside those of a cluster.
+
+    Raises:
+        InputError: says which.
+    """
+    from qrobust.errors import InputError
+    from qrobust.fleet.runners import LOCAL, split
+
+    if split(name)[0] != LOCAL and workers != 1:
+        raise InputError(
+            f"workers: expected with --runner local only, {name} has as many as it has CPUs; got {workers}"
+        )
+
+
+@contextmanager
+def evaluating_by(name: str, predictions: Path, *, workers: int, mixed_hosts: bool) -> Iterator[Workers]:
+    """Who answers the images of an evaluation: processes of this machine, or a runner's hosts, which end with it.
+
+    Raises:
+        InputError: the runner cannot be used.
+    """
+    from qrobust.evaluation.predictions import BLOCKS
+    from qrobust.fleet.evaluation import block_runner
+    from qrobust.fleet.runners import LOCAL, split
+
+    if split(name)[0] == LOCAL:
+        yield workers
+    else:
+        found = block_runner(name, predictions, cpus=cores(), mixed_hosts=mixed_hosts)
+        try:
+            found.begun()
+            yield found
+        finally:
+            found.close()
+    shutil.rmtree(predictions / BLOCKS, ignore_errors=True)  # all is kept as whole conditions
 
 
 def refuse_mlflow(uri: str | None) -> None:

@@ -21,7 +21,7 @@ from qrobust.evaluation.predictions import (
     kept_or_predicted,
 )
 from qrobust.evaluation.statistics import stratified
-from qrobust.evaluation.workers import Processes
+from qrobust.evaluation.workers import Cluster, Processes
 from qrobust.preprocessing import Preprocessing
 from qrobust.shifts.registry import stored_folders
 
@@ -115,7 +115,7 @@ def stored_predictions(
     *,
     cache: Cache | None,
     seed: int,
-    by: Processes | None = None,
+    by: Processes | Cluster | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> ConditionPredictions:
     """Ask every classifier about every condition, or take what was kept; see `kept_or_predicted`.
@@ -125,14 +125,16 @@ def stored_predictions(
         classifiers: by name.
         cache: of the evaluation; what belongs to the set lies in a folder of its own there.
         seed: of the choice of images.
-        by: processes that ask, else this one does.
+        by: processes or other hosts that ask, else this one does.
         progress: called with the number of images done.
     """
     if cache:
         own = cache.predictions / found.folder_name
         cache = replace(cache, predictions=own, depends_on=(found.name, *cache.depends_on))
     result: ConditionPredictions = {}
-    together = by.count if by else 1  # each holds the list of its files, and images that it decoded
+    together = (
+        by.count if isinstance(by, Processes) else by.together() if by else 1
+    )  # each holds the list of its files, and images that it decoded
     for start in range(0, len(found.conditions), together):
         tasks = [
             Task(condition, found.split(condition), None) for condition in found.conditions[start : start + together]

@@ -29,7 +29,7 @@ from qrobust.evaluation.predictions import (
     kept_or_predicted,
     within_budget,
 )
-from qrobust.evaluation.workers import Processes, Workers, processes
+from qrobust.evaluation.workers import Cluster, Processes, Workers, check_workers, processes
 from qrobust.progress import Bar, Reporter
 from qrobust.record import Attacks
 from qrobust.shifts.registry import defined_conditions, table_for
@@ -119,7 +119,7 @@ def evaluate(
         corruption_sets: shifted images on disk, see `open_sets`.
         cache: where predictions are kept and looked for. None: nowhere.
         workers: how many processes render and classify, with sessions of one thread each, or those processes;
-            classifiers are pickled.
+            classifiers are pickled. Other hosts need a cache, and take no budget.
         budget: seconds for all conditions, by which a subset of the images is chosen; attacks come on top.
         seed: of rendering, subset and attacks.
         severity_table: `imagenet-c`, `cifar-c`, or `auto`, which goes by the size of the images.
@@ -132,9 +132,10 @@ def evaluate(
     table = table_for(split.source.image_size) if severity_table == "auto" else severity_table
     wanted = _checked_conditions(conditions, table)
     _check_classifiers(classifiers, cache)
+    check_workers(workers, budget)
     chosen, sets = split, list(corruption_sets)
     with processes(workers) as by:
-        if budget is not None:
+        if budget is not None and not isinstance(by, Cluster):
             chosen = _within(budget, split, wanted, classifiers, cache, table=table, seed=seed, sets=sets, by=by)
             sets = [found.limited(len(chosen), seed) for found in sets]
         tasks = [Task(condition, chosen, table) for condition in wanted]
@@ -228,7 +229,7 @@ def _of_set(
     classifiers: Mapping[str, Classifier],
     cache: Cache | None,
     seed: int,
-    by: Processes | None,
+    by: Processes | Cluster | None,
     progress: MakeBar,
 ) -> CorruptionSetResult:
     with progress(f"measure {found.name}", len(found.conditions) * len(found.indices)) as bar:

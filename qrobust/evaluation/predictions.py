@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation.kept import CLEAN, FIELDS, Condition, ConditionPredictions, Predictions, condition_file
 from qrobust.evaluation.statistics import stratified
-from qrobust.evaluation.workers import Processes
+from qrobust.evaluation.workers import Cluster, Processes
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import find_shift
 from qrobust.shifts.rendering import render
@@ -30,6 +31,8 @@ from qrobust.user_code import expect, ran
 SUBSET = "subset.json"
 # Images of 224 px in single precision stay below the 32 MiB from which the C library asks for new memory each time.
 BATCH = 50
+# Images that other hosts answer at a time, whole batches; and the folder of what they said, beside predictions.
+BLOCK_IMAGES, BLOCKS = 10 * BATCH, "blocks"
 # Images that a budget is judged by, the share of it that may be spent on that, and fewer than which are not worth it.
 PROBE, PROBE_SHARE, LEAST = 32, 0.1, 10
 
@@ -54,6 +57,15 @@ class Task:
     condition: Condition
     split: Split
     table: str | None
+
+    def blocks(self) -> dict[int, Task]:
+        """The same in blocks of images, by where each begins; a classifier sees the same batches."""
+        starts = range(0, len(self.split), BLOCK_IMAGES)
+        ends = {start: start + BLOCK_IMAGES for start in starts}
+        return {
+            start: replace(self, split=replace(self.split, indices=self.split.indices[start:end]))
+            for start, end in ends.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -116,12 +128,12 @@ def predict_each(
     def work() -> Iterator[tuple[Callable[[torch.Tensor], Answer], torch.Tensor]]:
         for classifiers, task in asked:
             classes = len(task.split.source.class_names)
-            answer = partial(_answer, dict(classifiers), task.condition, task.table, seed, classes)
-            answer = partial(_in_worker, code, answer) if by else answer
+            ask = partial(answer, dict(classifiers), task.condition, task.table, seed, classes)
+            ask = partial(_in_worker, code, ask) if by else ask
             for images, _ in task.split.batches(batch_size or BATCH):
-                yield answer, images
+                yield ask, images
 
-    answers = by.ask(work()) if by else (answer(images) for answer, images in work())
+    answers = by.ask(work()) if by else (ask(images) for ask, images in work())
     for classifiers, task in asked:
         parts: list[Answer] = []
         while sum(part.n for part in parts) < len(task.split):
@@ -130,14 +142,14 @@ def predict_each(
         yield {name: Predictions.joined([part.found[name] for part in parts]) for name in classifiers}
 
 
-def _in_worker(code: Mapping[Path, str], answer: Callable[[torch.Tensor], Answer], pixels: torch.Tensor) -> Answer:
-    """`_answer` in another process, in which a user's files must be those that ran here."""
+def _in_worker(code: Mapping[Path, str], ask: Callable[[torch.Tensor], Answer], pixels: torch.Tensor) -> Answer:
+    """`answer` in another process, in which a user's files must be those that ran here."""
     expect(code)
-    return answer(pixels)
+    return ask(pixels)
 
 
 @torch.no_grad()
-def _answer(
+def answer(
     classifiers: Mapping[str, Classifier],
     condition: Condition,
     table: str | None,
@@ -183,12 +195,17 @@ def _summarise(logits: torch.Tensor) -> Predictions:
     )
 
 
-def _key(digest: str, task: Task, seed: int, depends_on: tuple[object, ...]) -> str:
+def prediction_key(digest: str, task: Task, seed: int, depends_on: tuple[object, ...]) -> str:
     """Changes with the classifier, the making of the pixels, and all else that predictions depend on."""
     made_by = find_shift(task.condition[0]).version if task.condition != CLEAN and task.table is not None else ""
     side = task.split.source.image_size
     about = (digest, task.condition, task.split.identity(), task.table, seed, side, made_by, *depends_on)
     return hashlib.sha256(repr(about).encode()).hexdigest()
+
+
+def prediction_keys(names: Iterable[str], task: Task, seed: int, cache: Cache) -> dict[str, str]:
+    """`prediction_key` of each classifier."""
+    return {name: prediction_key(cache.digests[name], task, seed, cache.depends_on) for name in names}
 
 
 def kept_or_predicted(
@@ -197,68 +214,133 @@ def kept_or_predicted(
     *,
     cache: Cache | None,
     seed: int,
-    by: Processes | None = None,
+    by: Processes | Cluster | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> ConditionPredictions:
     """The predictions of all tasks: those kept where their key still fits, the others asked for and kept.
 
     A file is written whole or not at all as soon as its condition is done, so an evaluation that is killed loses at
-    most the one it was at and, with processes, what they had begun of the next.
+    most the one it was at and, with processes, what they had begun of the next. Other hosts keep what they said of a
+    block of images under a condition; what is there of such blocks is taken, whoever asked.
 
     Args:
         classifiers: by name.
         tasks: of different conditions.
         cache: where the files lie, whose arrays are described in docs/record.md; None keeps nothing.
         seed: of the rendering.
-        by: as for `predict_each`.
+        by: processes, as for `predict_each`, or other hosts, which need a cache.
         progress: called with the number of images done.
 
     Raises:
         InputError: as `predict_each`, or a kept file is damaged.
     """
-    keys = [
-        {name: _key(cache.digests[name], task, seed, cache.depends_on) if cache else "" for name in classifiers}
-        for task in tasks
-    ]
-    known = [_kept(cache.predictions, t, k) if cache else {} for t, k in zip(tasks, keys, strict=True)]
+    keys = [prediction_keys(classifiers, task, seed, cache) if cache else {} for task in tasks]
+    known = [kept(cache.predictions, t.condition, k) if cache else {} for t, k in zip(tasks, keys, strict=True)]
     missing = [{n: c for n, c in classifiers.items() if n not in found} for found in known]
-    asked = [(some, task) for some, task in zip(missing, tasks, strict=True) if some]
-    answers = predict_each(asked, seed=seed, by=by, progress=progress)
+    if isinstance(by, Cluster):
+        assert cache is not None, "other hosts keep what they said"
+        by.answer([(some, t) for some, t in zip(missing, tasks, strict=True) if some], cache, seed, progress)
+        by = None
+    parts = [_parts(task, some, seed, cache) if some else [] for task, some in zip(tasks, missing, strict=True)]
+    asked = [
+        ({name: classifiers[name] for name in some if name not in part.found}, part.task)
+        for some, of_task in zip(missing, parts, strict=True)
+        for part in of_task
+    ]
+    answers = predict_each([one for one in asked if one[0]], seed=seed, by=by, progress=progress)
     result: ConditionPredictions = {}
-    for task, key, found, some in zip(tasks, keys, known, missing, strict=True):
+    for task, key, found, some, of_task in zip(tasks, keys, known, missing, parts, strict=True):
         if some:
-            found |= next(answers)
+            found |= _joined(
+                some,
+                [part.found | next(answers) if some.keys() - part.found.keys() else part.found for part in of_task],
+            )
         else:
             progress(len(task.split))
         result[task.condition] = {name: found[name] for name in classifiers}
         if some and cache:
-            _keep(cache.predictions, task, key, result[task.condition])
+            keep(cache.predictions, task, key, result[task.condition])
+            _drop_blocks(cache.predictions, task)
     return result
 
 
-def _kept(folder: Path, task: Task, keys: Mapping[str, str]) -> dict[str, Predictions]:
-    """What is kept of a condition and still fits."""
-    path, kept = condition_file(folder, task.condition), {}
+class _Part(NamedTuple):
+    """Some images of a task, and what is known of them."""
+
+    task: Task
+    found: dict[str, Predictions]
+
+
+def _parts(task: Task, names: Iterable[str], seed: int, cache: Cache | None) -> list[_Part]:
+    """A task in blocks with what other hosts kept of it; the whole task where that is nothing."""
+    if cache is None or not (cache.predictions / BLOCKS).is_dir():
+        return [_Part(task, {})]
+    parts = [
+        _Part(
+            block,
+            kept(block_folder(cache.predictions, start), task.condition, prediction_keys(names, block, seed, cache)),
+        )
+        for start, block in task.blocks().items()
+    ]
+    return parts if any(part.found for part in parts) else [_Part(task, {})]
+
+
+def _joined(names: Iterable[str], parts: Sequence[Mapping[str, Predictions]]) -> dict[str, Predictions]:
+    """What classifiers said of all images, part by part."""
+    return {name: Predictions.joined([part[name] for part in parts]) for name in names}
+
+
+def block_folder(predictions: Path, start: int) -> Path:
+    """Where what was said of the block of images that begins there is kept, with a file per condition."""
+    return predictions / BLOCKS / str(start)
+
+
+def _drop_blocks(predictions: Path, task: Task) -> None:
+    """Blocks of a condition that is kept as a whole."""
+    for start in task.blocks() if (predictions / BLOCKS).is_dir() else ():
+        folder = block_folder(predictions, start)
+        condition_file(folder, task.condition).unlink(missing_ok=True)
+        with suppress(OSError):  # others lie there
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def kept(folder: Path, condition: Condition, keys: Mapping[str, str]) -> dict[str, Predictions]:
+    """What is kept of a condition and still fits, by classifier."""
+    path, found = condition_file(folder, condition), {}
     if path.exists():
         stored = read_npz(path, "predictions")
         for name, key in keys.items():
             if f"{name}.key" in stored and str(stored[f"{name}.key"]) == key:
-                kept[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
-    return kept
+                found[name] = Predictions(*(stored[f"{name}.{f}"] for f in FIELDS))
+    return found
 
 
-def _keep(folder: Path, task: Task, keys: Mapping[str, str], found: Mapping[str, Predictions]) -> None:
+def keep(folder: Path, task: Task, keys: Mapping[str, str], found: Mapping[str, Predictions]) -> None:
+    """Keep what was said under a condition, by classifier."""
+    keep_said(folder, task.condition, task.split.labels.numpy(), task.split.indices.numpy(), keys, found)
+
+
+def keep_said(
+    folder: Path,
+    condition: Condition,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    keys: Mapping[str, str],
+    found: Mapping[str, Predictions],
+) -> None:
+    """As `keep`, of images with these labels `(n,)` and positions in their data set `(n,)`."""
     arrays: dict[str, np.ndarray] = {
-        "shift": np.array(task.condition[0]),
-        "severity": np.array(task.condition[1]),
-        "label": task.split.labels.numpy(),
-        "index": task.split.indices.numpy(),
+        "shift": np.array(condition[0]),
+        "severity": np.array(condition[1]),
+        "label": labels,
+        "index": indices,
     }
     for name, key in keys.items():
         arrays[f"{name}.key"] = np.array(key)
         arrays |= {f"{name}.{field}": getattr(found[name], field) for field in FIELDS}
     folder.mkdir(parents=True, exist_ok=True)
-    save_npz(condition_file(folder, task.condition), arrays)
+    save_npz(condition_file(folder, condition), arrays)
 
 
 def within_budget(

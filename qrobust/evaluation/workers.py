@@ -8,17 +8,21 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload, runtime_checkable
 
 import torch
 
 from qrobust.errors import InputError, QRobustError
+
+if TYPE_CHECKING:
+    from qrobust.classifier import Classifier
+    from qrobust.evaluation.predictions import Cache, Task
 
 T = TypeVar("T")
 # Batches per process that wait in memory, one of which is being worked on.
@@ -57,17 +61,17 @@ class Processes:
             QRobustError: a process died.
         """
         waiting: deque[Future[T]] = deque()
-        packed_task, packed, slot = None, b"", 0
+        packed_task, sent, slot = None, b"", 0
         try:
             for task, images in work:
                 while waiting and (len(waiting) == self._slots or images.numel() > self._slot_bytes):
                     yield waiting.popleft().result()
                 if task is not packed_task:
-                    packed_task, packed = task, _packed(task)
+                    packed_task, sent = task, packed(task)
                 pool = self._with_slots_of(images.numel())
                 offset, slot = slot * self._slot_bytes, (slot + 1) % self._slots
                 _view(self._memory, offset, images.shape).copy_(images)
-                waiting.append(pool.submit(_do, packed, offset, images.shape))
+                waiting.append(pool.submit(_do, sent, offset, images.shape))
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
@@ -95,16 +99,44 @@ class Processes:
         return self._pool
 
 
-# How many processes, or processes that have started for what came before.
-Workers: TypeAlias = int | Processes
+@runtime_checkable
+class Cluster(Protocol):
+    """Hosts that answer blocks of images, and keep what was said in the folder of predictions."""
+
+    def together(self) -> int:
+        """How many conditions are worth being asked about together."""
+
+    def answer(
+        self,
+        asked: Sequence[tuple[Mapping[str, Classifier], Task]],
+        cache: Cache,
+        seed: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        """Have every block of every task answered and kept; what is kept already is not asked about.
+
+        Args:
+            asked: classifiers by name, which can be pickled, and what they are shown.
+            cache: of the evaluation.
+            seed: of the rendering.
+            progress: called with the number of images done.
+        """
 
 
-def check_workers(workers: int) -> None:
-    """Check the number of processes.
+# How many processes, processes that have started for what came before, or other hosts.
+Workers: TypeAlias = int | Processes | Cluster
+
+
+def check_workers(workers: Workers, budget: float | None = None) -> None:
+    """Check the number of processes, and whether a budget can be kept with other hosts.
 
     Raises:
-        InputError: fewer than 1, or many times more than there are cores.
+        InputError: fewer than 1, or many times more than there are cores; a budget, which is judged by this host.
     """
+    if isinstance(workers, Cluster) and budget is not None:
+        raise InputError(f"budget: expected with --runner local only, whose pace is measured, got {budget:g} s")
+    if not isinstance(workers, int):
+        return
     if workers < 1:
         raise InputError(f"workers: expected at least 1, got {workers}")
     most = WORKERS_PER_CORE * (os.cpu_count() or 1)
@@ -112,16 +144,24 @@ def check_workers(workers: int) -> None:
         raise InputError(f"workers: expected at most {most}, {WORKERS_PER_CORE} for each core here, got {workers}")
 
 
-@contextmanager
-def processes(workers: Workers) -> Iterator[Processes | None]:
+@overload
+def processes(workers: int) -> AbstractContextManager[Processes | None]: ...
+
+
+@overload
+def processes(workers: Workers) -> AbstractContextManager[Processes | Cluster | None]: ...
+
+
+@contextmanager  # type: ignore[misc]  # the first of these is the case without other hosts
+def processes(workers: Workers) -> Iterator[Processes | Cluster | None]:
     """Worker processes; with 1 nothing is started, and this process does the work itself.
 
-    Processes that are given stay open for what comes next: each takes seconds to start.
+    What is given stays open for what comes next: each takes seconds to start.
 
     Raises:
         InputError: fewer than 1 worker.
     """
-    if isinstance(workers, Processes):
+    if not isinstance(workers, int):
         yield workers
         return
     check_workers(workers)
@@ -150,7 +190,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _packed(task: object) -> bytes:
+def packed(task: object) -> bytes:
+    """A task as another process gets it.
+
+    Raises:
+        InputError: it cannot be sent.
+    """
     try:
         return pickle.dumps(task)
     except Exception as error:  # whatever an object raises that is not made to be pickled
@@ -160,8 +205,8 @@ def _packed(task: object) -> bytes:
         ) from error
 
 
-def _do(packed: bytes, offset: int, shape: torch.Size) -> Any:
-    return _unpacked(packed)(_view(_SHARED[0], offset, shape))
+def _do(sent: bytes, offset: int, shape: torch.Size) -> Any:
+    return _unpacked(sent)(_view(_SHARED[0], offset, shape))
 
 
 def _view(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
@@ -170,6 +215,11 @@ def _view(memory: Any, offset: int, shape: torch.Size) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> Callable[[torch.Tensor], Any]:
+def _unpacked(sent: bytes) -> Callable[[torch.Tensor], Any]:
     """Put together here and not by the queue, so that what fails comes back as the result of a task."""
-    return pickle.loads(packed)
+    return unpacked(sent)
+
+
+def unpacked(sent: bytes) -> Any:
+    """What `packed` made; it runs code, so whoever calls this knows who sent it."""
+    return pickle.loads(sent)

@@ -61,7 +61,7 @@ class RayRunner:
         chosen = self._task.options(
             num_cpus=unit.threads, num_gpus=unit.gpus, max_retries=0, name=unit.key, scheduling_strategy="SPREAD"
         )
-        task = chosen.remote(unit, self._expected)
+        task = chosen.remote(unit, self._expected, stays=True)
         told: Future[Ending | None] = Future()
         self._going[told] = task
 

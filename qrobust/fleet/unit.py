@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,24 +54,26 @@ class Unit:
     Attributes:
         key: of the unit; the same work has the same key.
         arguments: of `qrobust`.
-        folder: that it writes.
+        folder: that it alone writes; None: it writes beside others.
         needed: a file that the host must see.
         log: its output is added to this file.
         place: current folder of the command.
         threads: CPUs that it takes.
         gpus: that it takes.
         module: whose command it is.
+        call: does the same with these arguments in a process that stays, and keeps what it opened; None: nothing.
     """
 
     key: str
     arguments: tuple[str, ...]
-    folder: Path
+    folder: Path | None
     needed: Path
     log: Path
     place: Path
     threads: int = 1
     gpus: int = 0
     module: str = "qrobust"
+    call: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Expected:
         if first.flags == host.flags:
             return ""
         return (
-            f"expected hosts with the CPU flags of {first.name} ({_listed(first)}), which made the first run, got "
+            f"expected hosts with the CPU flags of {first.name} ({_listed(first)}), which was the first, got "
             f"{_listed(host)} on {host.name}: integer sums differ between them; --mixed-hosts allows it"
         )
 
@@ -140,12 +142,13 @@ def this_host() -> Host:
     return Host(platform.node(), hardware(1).flags, {"qrobust": __version__, **known})
 
 
-def run_unit(unit: Unit, expected: Expected | None = None) -> Ending:
+def run_unit(unit: Unit, expected: Expected | None = None, *, stays: bool = False) -> Ending:
     """Make a unit on this host, in a process that does not outlive this one, however this one ends.
 
     Args:
         unit: what to make.
         expected: what the host must be; None: anything.
+        stays: whether this process makes other units later; then it makes those itself that can be called.
 
     Raises:
         BaseException: what interrupted this; the unit was then ended, and has kept what it made.
@@ -155,7 +158,10 @@ def run_unit(unit: Unit, expected: Expected | None = None) -> Ending:
     if refusal:
         return Ending(InputError.exit_code, 0.0, refused=refusal)
     began = time.monotonic()
-    wait_until_free(unit.folder, GRACE_S)
+    if stays and unit.call:
+        return Ending(_called(unit, unit.call), time.monotonic() - began)
+    if unit.folder:
+        wait_until_free(unit.folder, GRACE_S)
     process = begin(unit)
     try:
         while process.poll() is None:
@@ -167,6 +173,18 @@ def run_unit(unit: Unit, expected: Expected | None = None) -> Ending:
         code = ended(process)
     lost = f"it was told to end on {host.name}, as a cancelled job is" if code in TOLD_TO_END else ""
     return Ending(code, time.monotonic() - began, lost=lost)
+
+
+def _called(unit: Unit, call: Callable[..., None]) -> int:
+    """Exit code of a unit that this process makes itself; its log tells of what failed."""
+    os.chdir(unit.place)
+    try:
+        call(*unit.arguments)
+    except QRobustError as error:
+        with unit.log.open("a", encoding="utf-8") as log:
+            log.write(f"Error: {error}\n")
+        return error.exit_code
+    return 0
 
 
 def begin(unit: Unit) -> Process:

@@ -104,7 +104,7 @@ def images_asked(run: Run, learned: Collection[str]) -> list[Asked]:
     return [*asked, Asked(selection, chosen_by)] if run.conditions else asked
 
 
-def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without: Collection[str] = ()) -> None:
+def evaluate(run: Run, *, budget: float | None = None, workers: Workers = 1, without: Collection[str] = ()) -> None:
     """Stages 2 and 5: every graph that is there, on onnxruntime, on the same pixels.
 
     Predictions are kept per condition with the hash of the graph that made them, and what attacks found is kept per
@@ -114,7 +114,8 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
         run: of the run.
         budget: seconds for all conditions, those of corruption data sets too, by which a subset of the images is
             chosen; attacks come on top.
-        workers: processes that render and ask, with sessions of one thread each.
+        workers: processes that render and ask, with sessions of one thread each; or other hosts, without a
+            budget.
         without: remedies to leave out although they are there.
     """
     config = run.config
@@ -122,7 +123,7 @@ def evaluate(run: Run, *, budget: float | None = None, workers: int = 1, without
     check_target_images(run, without)
     names, in_torch = _to_measure(run, without)
     began = time.perf_counter()
-    check_workers(workers)  # what is refused is refused before anything is forgotten
+    check_workers(workers, budget)  # what is refused is refused before anything is forgotten
     check_measured(run)
     torch.set_num_threads(config.threads)
     if sums(**session_options(run.target)) == "exact-by-request":

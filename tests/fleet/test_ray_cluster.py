@@ -11,15 +11,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import qrobust
+from onnx_graphs import SIDE, classifier_graph
 
+from qrobust.data.sources import array_images
+from qrobust.data.splits import Split
+from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.evaluation.predictions import BLOCK_IMAGES, CLEAN, Cache, Task, kept_or_predicted
 from qrobust.fleet import fleet as fleets
 from qrobust.fleet import ray_cluster
+from qrobust.fleet.evaluation import BlockRunner
 from qrobust.fleet.plan import read_plan
 from qrobust.fleet.ray_cluster import RayRunner
 from qrobust.fleet.unit import Expected, Unit, this_host
+from qrobust.preprocessing import Preprocessing
 from qrobust.record import FleetRecord
 
 PLAN = '[model]\nspec = "resnet8"\n[data]\nspec = "digits"\n[fleet.matrix]\nseed = [0]\n'
@@ -199,3 +208,39 @@ def test_a_killed_node_costs_its_run_in_hand(tmp_path: Path, monkeypatch: pytest
     assert (record.count("done"), killed, left) == (6, [2], 1)
     assert {run.attempts for run in record.runs} == {1}
     assert (logs.count("at work"), logs.count("the host is gone")) == (7, 1)
+
+
+@needs_ray
+@ray_warns
+@pytest.mark.slow  # starts a cluster, and measures for seconds
+def test_a_killed_node_changes_nothing_of_an_evaluation(tmp_path: Path) -> None:
+    """Two nodes; the second is killed once a block is answered."""
+    from ray.cluster_utils import Cluster
+
+    count = 2 * BLOCK_IMAGES
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8)
+    source = array_images(pixels, np.arange(count) % 3, None, "test")
+    source.prepare(Preprocessing(size=SIDE, resize="none"))
+    split = Split(source, torch.arange(count))
+    graph = {"a": OnnxClassifier(classifier_graph(tmp_path / "graph.onnx"), 1)}
+    conditions = [CLEAN, *((name, severity) for name in ("glass_blur", "frost") for severity in range(1, 6))]
+    tasks = [Task(condition, split, "cifar-c") for condition in conditions]
+    caches = [Cache(tmp_path / name, tmp_path / name / "attacks.npz", {"a": "1"}) for name in ("here", "cluster")]
+    kept_or_predicted(graph, tasks, cache=caches[0], seed=0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second, done = cluster.add_node(num_cpus=1), [0]
+
+    def progress(n: int) -> None:
+        if n and not done[0]:
+            cluster.remove_node(second, allow_graceful=False)
+        done[0] += n
+
+    by = BlockRunner(lambda: RayRunner(cluster.address, 1, expected(tmp_path), 2), caches[1].predictions, 20.0)
+    try:
+        kept_or_predicted(graph, tasks, cache=caches[1], seed=0, by=by, progress=progress)
+        by.close()
+    finally:
+        cluster.shutdown()
+    assert done[0] == len(conditions) * count
+    for path in sorted(caches[0].predictions.iterdir()):
+        assert path.read_bytes() == (caches[1].predictions / path.name).read_bytes()
