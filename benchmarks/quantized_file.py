@@ -4,14 +4,15 @@
 
 onnxruntime's `quantize_static` quantizes a ResNet-20 (QDQ, U8S8, per channel), or NNCF by its defaults with
 `--nncf PYTHON`, the interpreter of an environment that has it. `qrobust compensate` puts a calibrator in front of
-that file, which is all that it is given. `qrobust run` quantizes the float network and trains a
-calibrator with it as the teacher. Both learn from random operations alone, as many steps, and are measured under the
-19 corruptions at severity 5 on the same test images. What is done in WORK is kept. `results/quantized_file.json`
-holds both gains.
+that file, which is all that it is given; with `--remedy scales` it learns other scales and biases for it. `qrobust
+run` quantizes the float network and trains a calibrator with it as the teacher. All learn from random operations
+alone, as many steps, and are measured under the 19 corruptions at severity 5 on the same test images. What is done in
+WORK is kept. `results/quantized_file.json` holds the gains.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -99,8 +100,8 @@ def gain_of_file(out: Path) -> dict[str, Any]:
     from qrobust.record import read_evaluation, to_json
 
     found = read_evaluation(out / "record.json")
-    versus, s = found.summary.versus["compensated"], found.summary
     assert found.compensation is not None
+    versus, s = found.summary.versus[found.compensation.graph], found.summary
     assert versus.shift_quantization_drop_pp is not None
     assert versus.shift_quantization_drop_interval_pp is not None
     low, high = versus.shift_quantization_drop_interval_pp
@@ -167,7 +168,7 @@ def main(
     from qrobust.storage import write_json
 
     work.mkdir(parents=True, exist_ok=True)
-    file, of_file, of_run = work / "int8.onnx", work / "file", work / "run"
+    file, of_file, of_run, of_scales = (work / name for name in ("int8.onnx", "file", "run", "scales"))
     made_by = work / "made_by.txt"
     if not file.exists():
         made_by.write_text(quantize(data, weights, normalization, file, nncf))
@@ -178,17 +179,20 @@ def main(
     commands = {
         of_file: ["compensate", str(file), *given],
         of_run: ["run", "--model", "resnet20", "--weights", str(weights), "--attacks", "none", *given],
+        of_scales: ["compensate", str(file), "--remedy", "scales", *given],
     }
-    found, minutes = dict[str, Any](), dict[str, float]()
+    kept = RESULTS / f"{results}.json"
+    found = dict[str, Any]()
+    minutes: dict[str, float] = json.loads(kept.read_text())["minutes"] if kept.exists() else {}
     for out, command in commands.items():
         began = time.perf_counter()
         if not (out / "record.json").exists():
             again = ["--resume"] if out.exists() else []
             subprocess.run([sys.executable, "-m", "qrobust", *command, *again, "--out", str(out)], check=True)
             minutes[out.name] = (time.perf_counter() - began) / 60
-        found[out.name] = gain_of_file(out) if out == of_file else gain_of_run(out)
+        found[out.name] = gain_of_run(out) if out == of_run else gain_of_file(out)
         write_json(
-            RESULTS / f"{results}.json",
+            kept,
             {
                 "what": "a calibrator for a file of another tool against one trained with the float parent",
                 "made_by": made_by.read_text() if made_by.exists() else None,
