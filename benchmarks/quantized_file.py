@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def gain_of_file(out: Path) -> dict[str, Any]:
     assert versus.shift_quantization_drop_pp is not None
     assert versus.shift_quantization_drop_interval_pp is not None
     low, high = versus.shift_quantization_drop_interval_pp
+    file = found.compensation.file
+    told = replace(found.compensation, file=replace(file, file=Path(file.file).name))
     return {
         "n": s.n_test,
         "conditions": s.n_conditions,
@@ -115,7 +118,7 @@ def gain_of_file(out: Path) -> dict[str, Any]:
         "clean_cost_pp": versus.quantization_drop_pp,
         "clean_cost_interval_pp": versus.quantization_drop_interval_pp,
         "latency_ms": to_json(found.latency_ms),
-        "compensation": to_json(found.compensation),
+        "compensation": to_json(told),
     }
 
 

@@ -438,36 +438,50 @@ def stability() -> str:
 
 
 def quantized_file() -> str:
-    """A calibrator in front of a file, against one that was trained with the float network."""
-    told = {
-        "file": "the file alone, made by `quantize_static`",
-        "run": "the float network, quantized by qrobust",
-    }
+    """Remedies of a file that another tool quantized, against a calibrator trained with the float network."""
+    found = [record(f"quantized_file{suffix}") for suffix in ("_16", "", "_nncf")]
     lines = ["| images a step | given | clean | under shift | gain | clean cost |", "|---:|---|---:|---:|---:|---:|"]
-    both = [record("quantized_file_16"), record("quantized_file")]
-    for r in both:
-        for name, what in told.items():
-            found = r[name]
-            clean, shift = (
-                " → ".join(percent(found[f"{where}_accuracy"][graph]) for graph in ("int8", "compensated"))
-                for where in ("clean", "shift")
-            )
-            gain, cost = change(found, "gain"), change(found, "clean_cost")
-            lines.append(f"| {r['batch_size']} | {what} | {clean} | {shift} | {gain} | {cost} |")
-    more = " and ".join(f"{r['difference_pp']:+.1f} points ({r['batch_size']} images)" for r in both)
-    last, h = both[-1], both[-1]["hardware"]
-    parity = last["file"]["compensation"]["file"]["parity"]
+    for r in found:
+        maker = "NNCF" if r.get("made_by", "") and r["made_by"].startswith("NNCF") else "`quantize_static`"
+        told = {
+            "file": f"the file alone, made by {maker}: a calibrator",
+            "scales": f"the file alone, made by {maker}: other scales and biases",
+            "run": "the float network, quantized by qrobust: a calibrator",
+        }
+        lines += [_of_file(r["batch_size"], what, r[name]) for name, what in told.items() if name in r]
+    before, last = found[-2:]
+    more = ", ".join(
+        f"{r['difference_pp']:+.1f} points ({what})"
+        for r, what in zip(
+            found, ("`quantize_static`, 16 images", "`quantize_static`, 32 images", "NNCF, 32 images"), strict=True
+        )
+    )
+    h = last["hardware"]
+    agreement = min(r["file"]["compensation"]["file"]["parity"]["agreement"] for r in found)
+    commits = " and ".join(dict.fromkeys(f"`{r['commit']}`" for r in (before, last)))
     return "\n".join(
         [
-            *lines,
+            *dict.fromkeys(lines),  # two files were compared with the same run
             "",
-            f"With the float network the gain is higher by {more}. The file's integers in torch predict what "
-            f"onnxruntime predicts on {percent(parity['agreement'])} of {parity['n']:,} validation images. "
+            f"With the float network a calibrator gains more by {more}. The files' integers in torch predict what "
+            f"onnxruntime predicts on {percent(agreement)} of "
+            f"{last['file']['compensation']['file']['parity']['n']:,} validation images or more. "
             f"{last['steps']:,} steps, n = {last['file']['n']:,} test images, 95 % intervals over images, one seed; "
-            f"commit `{last['commit']}`, onnxruntime {last['versions']['onnxruntime']} with {h['threads']} thread(s) "
-            f"of {h['processor']}.",
+            f"{last['made_by']}; commits {commits}, onnxruntime {last['versions']['onnxruntime']} with "
+            f"{h['threads']} thread(s) of {h['processor']}.",
         ]
     )
+
+
+def _of_file(batch: int, what: str, found: dict[str, Any]) -> str:
+    """A row of what a remedy does to a file."""
+    made = next(name for name in found["clean_accuracy"] if name not in ("float", "int8"))
+    clean, shift = (
+        " → ".join(percent(found[f"{where}_accuracy"][graph]) for graph in ("int8", made))
+        for where in ("clean", "shift")
+    )
+    gain, cost = change(found, "gain"), change(found, "clean_cost")
+    return f"| {batch} | {what} | {clean} | {shift} | {gain} | {cost} |"
 
 
 # What each label of the results did.
