@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from quantized_files import KINDS, SIZE, quantized_file
 from torch import fx
 
@@ -124,6 +124,58 @@ def test_an_int32_bias_follows_the_scales_of_its_input_and_weights(kind: str, tm
     assert integers
     for name in integers:  # of the same numbers in steps four times as long
         assert torch.allclose(constants[name].double(), file.constants[name].double() / 4, rtol=0, atol=1), name
+
+
+def product_with_bias(path: Path, *, stored: bool) -> Path:
+    """A matrix product of integers and an `Add` of a bias behind it, int32 or float, as tf2onnx writes them."""
+    bias = np.array([300, -200, 100], np.int32)
+    made = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(128),
+        "weight": np.array([[100, -20, 3], [-50, 80, 10], [7, 60, -90]], np.int8),
+        "weight_scale": np.float32(0.01),
+        "weight_zero": np.int8(0),
+        "bias": bias if stored else bias.astype(np.float32) * np.float32(2e-4),
+        "bias_scale": np.float32(2e-4),
+    }
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"]),
+        helper.make_node("MatMul", ["d", "w"], ["product"]),
+        *([helper.make_node("DequantizeLinear", ["bias", "bias_scale"], ["b"])] if stored else []),
+        helper.make_node("Add", ["product", "b" if stored else "bias"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in made.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_bias_that_is_added_behind_a_product_is_the_products(stored: bool, tmp_path: Path) -> None:
+    path, to = product_with_bias(tmp_path / "a.onnx", stored=stored), tmp_path / "b.onnx"
+    found = learning(path)
+    assert set(found.biases) == {"bias"}
+    with torch.no_grad():
+        for name, factor in (("scale", 2.0), ("weight_scale", 1.5)):
+            found.log_scales[name] += float(np.log(factor))
+        found.biases["bias"] += 0.03
+    write_with_constants(path, found.constants(), to)
+    expected = torch.tensor([0.09, -0.01, 0.05])
+    if stored:  # in steps of 0.04 times 0.015
+        assert found.constants()["bias"].tolist() == (expected / 6e-4).round().int().tolist()
+        assert float(found.constants()["bias_scale"]) == pytest.approx(6e-4)
+    else:
+        assert torch.allclose(found.constants()["bias"], expected)
+    assert torch.allclose(on_runtime(to), found.model(images()), rtol=0, atol=1e-3)
 
 
 def test_both_sides_of_a_pool_keep_one_scale(tmp_path: Path) -> None:
