@@ -1,10 +1,11 @@
 """The main job on CIFAR-10 (JPEG) with a ResNet-20: the run whose figures README and docs quote.
 
-    python benchmarks/train_baselines.py --data imagefolder:~/data/cifar10 --model resnet20 --out ~/runs/resnet20
-    python benchmarks/main_job.py --data imagefolder:~/data/cifar10 --training ~/runs/resnet20 --out ~/runs/main
+    python benchmarks/main_job.py --data imagefolder:~/data/cifar10 --weights ~/weights/resnet20.pt \
+        --normalization imagenet --out ~/runs/main
 
-It calls `qrobust run` with its defaults, copies the record to `benchmarks/results/`, and draws the report from it
-(without pictures of the data).
+`--weights` are a public ResNet-20's, as `padded_resnet20.py` writes them, or those of `train_baselines.py`
+(`--normalization cifar10`). It calls `qrobust run` with its defaults, copies the record to `benchmarks/results/`, and
+draws the report from it (without pictures of the data).
 """
 
 from __future__ import annotations
@@ -23,25 +24,24 @@ RESULTS = Path(__file__).parent / "results"
 
 @click.command()
 @click.option("--data", required=True, help="imagefolder:DIR of CIFAR-10 (JPEG).")
-@click.option(
-    "--training", type=click.Path(path_type=Path), required=True, help="Folder that train_baselines.py made."
-)
+@click.option("--weights", type=click.Path(path_type=Path), required=True, help="Of a ResNet-20.")
+@click.option("--normalization", default="cifar10", show_default=True, help="That those weights were trained with.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--threads", default=2, show_default=True)
-def main(data: str, training: Path, out: Path, threads: int) -> None:
+def main(data: str, weights: Path, normalization: str, out: Path, threads: int) -> None:
     """Run the main job and keep its record and report."""
-    command = ["run", "--model", "resnet20", "--weights", str(training / "weights.pt"), "--data", data]
-    command += ["--out", str(out), "--threads", str(threads), "--resume", "-v"]
+    command = ["run", "--model", "resnet20", "--weights", str(weights), "--normalization", normalization]
+    command += ["--data", data, "--out", str(out), "--threads", str(threads), "--resume", "-v"]
     subprocess.run([Path(sys.executable).parent / "qrobust", *command], check=True)
     record = json.loads((out / "record.json").read_text())
     record["benchmark"] = {
-        "command": "python benchmarks/main_job.py --data imagefolder:DIR --training TRAINING --out OUT",
+        "command": f"python benchmarks/main_job.py --data imagefolder:DIR --weights {weights.name} "
+        f"--normalization {normalization} --threads {threads} --out OUT",
         "commit": git_commit(),
-        "training": json.loads((training / "training.json").read_text()),
     }
     text = json.dumps(record, indent=1)
     # A result says what was run, not where: folders of this machine are left out.
-    for folder, name in ((str(out.parent), "RUNS"), (str(training.parent), "RUNS"), (str(Path.home()), "~")):
+    for folder, name in ((str(out.parent), "RUNS"), (str(weights.parent), "WEIGHTS"), (str(Path.home()), "~")):
         text = text.replace(folder, name)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "main_job.json").write_text(text + "\n")

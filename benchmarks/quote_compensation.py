@@ -488,6 +488,7 @@ def _of_file(batch: int, what: str, found: dict[str, Any]) -> str:
 TRAINED = {
     "shifted": "gate: opens for every shifted image (kept)",
     "benefit": "gate: opens where the correction lowers the classifier's loss",
+    "nogeometry": "gate as kept; no geometric branch",
 }
 
 

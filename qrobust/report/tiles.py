@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qrobust.record import GraphEffect, Latency, Record
+from qrobust.record.recommendation import UNDECIDED
 from qrobust.report.figures import percent, points
 from qrobust.report.recommendation import measure_name
 from qrobust.report.verdict import NAMES
@@ -76,7 +77,8 @@ def compared(record: Record) -> Comparison:
     if found and found.graph:
         return Comparison("float" if found.graph == "int8" else "int8", found.graph, "recommended")
     if found and found.chosen in runnable:
-        return Comparison("int8", found.chosen, "not recommended")
+        undecided = found.refusals(found.chosen) == (UNDECIDED,)
+        return Comparison("int8", found.chosen, "undecided" if undecided else "not recommended")
     if runnable:
         return Comparison("int8", runnable[0], "not recommended" if found else "")
     return Comparison("float", "int8", "")
