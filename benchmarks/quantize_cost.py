@@ -1,6 +1,10 @@
 """Time and memory of quantizing MobileNetV2 at 224 px, and that memory does not grow with the images.
 
     python benchmarks/quantize_cost.py --data imagefolder:DIR/images --class-names DIR/classes.txt
+    python benchmarks/quantize_cost.py --whole --data imagefolder:FOLDER
+
+The second line measures the whole command `qrobust quantize` with its defaults, and how much of it goes into
+observing ranges: what a second run of the same network and images would save at most if ranges were kept.
 
 Each count of calibration images is a process of its own, so that its peak memory is its own. Images are
 repeated where the folder holds fewer: what counts here is how many are seen. Results go to
@@ -16,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from figures import git_commit
@@ -72,20 +77,95 @@ def measure(data: str, class_names: str, count: int, threads: int) -> dict[str, 
     }
 
 
+def measure_command(data: str, threads: int) -> dict[str, Any]:
+    """Quantize a network of random weights by the command with its defaults, in this process."""
+    import tempfile
+
+    import torch
+    from torchvision.models import mobilenet_v2
+
+    from qrobust.cli.main import main as command
+    from qrobust.data.loading import open_data
+    from qrobust.data.splits import Split
+    from qrobust.progress import Reporter
+    from qrobust.quantization import quantize as quantization
+
+    spent = {"observe_s": 0.0, "read_s": 0.0}
+    observe, batches = quantization.observe, quantization.calibration_batches
+
+    def timed_batches(calibration: Split, reporter: Reporter) -> Iterator[torch.Tensor]:
+        found = batches(calibration, reporter)
+        while True:
+            started = time.perf_counter()
+            images = next(found, None)
+            spent["read_s"] += time.perf_counter() - started
+            if images is None:
+                return
+            yield images
+
+    def timed_observe(*arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        found = observe(*arguments, **options)
+        spent["observe_s"] += time.perf_counter() - started
+        return found
+
+    quantization.observe, quantization.calibration_batches = timed_observe, timed_batches
+    images = open_data(data, seed=0, image_size=SIZE)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt"
+        torch.manual_seed(0)
+        torch.save(mobilenet_v2(num_classes=len(images.class_names)).state_dict(), weights)
+        options = {
+            "--model": "torchvision:mobilenet_v2",
+            "--weights": weights,
+            "--normalization": "imagenet",
+            "--image-size": SIZE,
+            "--data": data,
+            "--out": Path(folder) / "run",
+            "--threads": threads,
+        }
+        words = ["quantize", *(str(word) for option in options.items() for word in option), "-q"]
+        command(words, standalone_mode=False)
+    return {"images": len(images.calibration), "command_s": time.perf_counter() - started, **spent}
+
+
+def keep_command(data: str, threads: int) -> None:
+    """Measure the whole command, and write what it took beside what was measured before."""
+    from qrobust.record import hardware, to_json
+    from qrobust.storage import write_json
+
+    path = RESULTS / "quantize_cost.json"
+    whole = measure_command(data, threads)
+    click.echo(whole)
+    whole |= {
+        "hardware": to_json(hardware(threads)),
+        "commit": git_commit(),
+        "command": f"python benchmarks/quantize_cost.py --whole --data imagefolder:FOLDER --threads {threads}",
+    }
+    write_json(path, json.loads(path.read_text()) | {"whole_command": whole})
+
+
 @click.command()
 @click.option("--data", required=True, help="imagefolder:DIR of real images.")
-@click.option("--class-names", required=True, help="File of the folder's class names.")
+@click.option("--class-names", help="File of the folder's class names; not needed for --whole.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--count", type=int, hidden=True)
-def main(data: str, class_names: str, threads: int, count: int | None) -> None:
+@click.option("--whole", is_flag=True, help="Measure the whole command, on images in a folder per class.")
+def main(data: str, class_names: str | None, threads: int, count: int | None, whole: bool) -> None:
     """Measure every count, each in a process of its own."""
+    if whole:
+        keep_command(data, threads)
+        return
+    if class_names is None:
+        raise click.UsageError("--class-names: expected a file, got none")
     if count:
         click.echo(json.dumps(measure(data, class_names, count, threads)))
         return
     from qrobust.record import hardware, to_json
     from qrobust.storage import write_json
 
-    rows = []
+    rows, kept = [], json.loads((RESULTS / "quantize_cost.json").read_text())
     for n in COUNTS:
         command = [sys.executable, __file__, "--data", data, "--class-names", class_names, "--threads", str(threads)]
         done = subprocess.run([*command, "--count", str(n)], capture_output=True, text=True, check=True)
@@ -93,7 +173,8 @@ def main(data: str, class_names: str, threads: int, count: int | None) -> None:
         click.echo(rows[-1])
     write_json(
         RESULTS / "quantize_cost.json",
-        {
+        {key: value for key, value in kept.items() if key == "whole_command"}
+        | {
             "network": "torchvision:mobilenet_v2, random weights",
             "image_size": SIZE,
             "batch": BATCH,

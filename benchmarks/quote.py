@@ -22,6 +22,7 @@ from quote_quantization import QUANTIZATION
 from quote_robustness import ROBUSTNESS
 from quote_shifts import SHIFTS
 from quote_targets import TARGETS
+from quote_testing import TESTING
 from quote_trust import TRUST
 from quote_zoo import ZOO
 from report_picture import picture, stale
@@ -88,7 +89,7 @@ def facts() -> str:
 
 
 MAIN = (headline, shifts, facts, picture)
-GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST, DEPLOY, FLEETS)
+GROUPS = (CLAIMS, MAIN, TARGETS, ZOO, SHIFTS, QUANTIZATION, COMPENSATION, ROBUSTNESS, TRUST, DEPLOY, FLEETS, TESTING)
 QUOTES: dict[str, Callable[[], str]] = {function.__name__: function for group in GROUPS for function in group}
 
 

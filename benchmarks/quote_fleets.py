@@ -84,4 +84,54 @@ def fleet_without_resume() -> str:
     )
 
 
-FLEETS = (fleet_runners, fleet_simulation, fleet_assumptions, fleet_memory, fleet_without_resume)
+def evaluation_assumptions() -> str:
+    """What evaluation was simulated."""
+    r = record("evaluation_simulation")
+    block, a = r["block_s"], r["assumed"]
+    return (
+        f"{r['images']:,} images of 224 px, {r['conditions']} conditions, {len(r['graphs'])} graphs of "
+        f"EfficientNet-Lite0, {r['workers']} workers. Measured: a block of {r['block_images']} images takes "
+        f"{block['shortest']:.0f} to {block['longest']:.0f} s to render and infer, all of it "
+        f"{r['one_core_hours']:.0f} hours on one core; the leading process takes {r['decoding_s']:.1f} s to decode a "
+        f"block, and {1000 * r['joining_s']:.0f} ms to put what was said of it under a condition into the file "
+        f"of the condition. "
+        f"Assumed: a failure per worker and {a['fails_every_s'] / 3600:.0f} hour, back after "
+        f"{a['back_after_s']:.0f} s; one unit in {1 / a['slow_share']:.0f} at {percent(1 / a['slowness'], 0)} of the "
+        f"speed; {a['begins_s']:.0f} s to begin. Mean and standard error of {r['evaluations']['all']['n']}."
+    )
+
+
+def evaluation_simulation() -> str:
+    """Efficiency of an evaluation, and what the rest is."""
+    lines = [
+        "| with | efficiency | done again | slow units | beginnings, failed workers | joining | waiting | minutes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in record("evaluation_simulation")["evaluations"].items():
+        parts = ("done_again", "slowness", "beginnings_and_failed_workers", "joining", "waiting")
+        lines.append(
+            f"| {name} | {percent(found['efficiency'])} ± {100 * found['efficiency_standard_error']:.1f} "
+            f"| {' | '.join(percent(found[part]) for part in parts)} | {found['minutes']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def evaluation_memory() -> str:
+    """Memory of what leads an evaluation."""
+    less, more = record("evaluation_simulation")["memory"]
+    return (
+        f"The process that leads an evaluation, with torch, took {less['peak_mib']:.0f} MiB with {less['units']:,} "
+        f"units, {more['peak_mib']:.0f} MiB with {more['units']:,} units, and {more['seconds']:.0f} s for the latter."
+    )
+
+
+FLEETS = (
+    fleet_runners,
+    fleet_simulation,
+    fleet_assumptions,
+    fleet_memory,
+    fleet_without_resume,
+    evaluation_assumptions,
+    evaluation_simulation,
+    evaluation_memory,
+)

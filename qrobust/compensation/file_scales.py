@@ -29,15 +29,15 @@ ROUNDING = (Quantize, Dequantize, FakeQuantize)
 class _Rescaled(nn.Module):
     """What rounds activations, with a scale that learns: any shape in, same shape out."""
 
-    def __init__(self, source: Quantize | Dequantize | FakeQuantize, log_scale: nn.Parameter) -> None:
+    def __init__(self, source: Quantize | Dequantize | FakeQuantize, growth: nn.Parameter) -> None:
         super().__init__()
         self.reads, self.gives = not isinstance(source, Dequantize), not isinstance(source, Quantize)
         grid = source.quantize if isinstance(source, FakeQuantize) else source
-        self.zero_point, self.log_scale = grid.zero_point, log_scale
+        self.zero_point, self.start, self.growth = grid.zero_point, grid.scale, growth
         self.low, self.high = (0, 0) if isinstance(grid, Dequantize) else (grid.low, grid.high)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.log_scale.reshape(()).exp().to(x.dtype)
+        scale = (self.start * self.growth.reshape(()).exp()).to(x.dtype)
         if not self.reads:
             return (x - self.zero_point) * scale
         rounded: torch.Tensor = LearnedStep.apply(x, scale, self.low - self.zero_point, self.high - self.zero_point)
@@ -48,27 +48,27 @@ class _RescaledLayer(nn.Module):
     """A layer of a file whose weights grow with their scales, and whose bias learns."""
 
     def __init__(
-        self, layer: nn.Conv2d | nn.Linear, start: torch.Tensor, log_scale: torch.Tensor, bias: nn.Parameter | None
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        shape: Sequence[int],
+        growth: nn.Parameter | None,
+        bias: nn.Parameter | None,
     ) -> None:
         super().__init__()
-        self.layer = [layer]  # in a list: not a submodule, its weights are no state of this one
+        self.layer, self.shape = [layer], shape  # in a list: not a submodule, its weights are no state of this one
         self.fixed_weight: torch.Tensor
         self.fixed_bias: torch.Tensor
-        self.start: torch.Tensor
         # No state, but they go along to another device.
         self.register_buffer("fixed_weight", layer.weight.detach(), persistent=False)
         none = torch.zeros(len(layer.weight))
         self.register_buffer("fixed_bias", none if layer.bias is None else layer.bias.detach(), persistent=False)
-        self.register_buffer("start", start.log(), persistent=False)
-        if isinstance(log_scale, nn.Parameter):
-            self.log_scale = log_scale
-        else:
-            self.register_buffer("log_scale", log_scale, persistent=False)
-        self.bias = bias
+        self.growth, self.bias = growth, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Scaling weights, not what comes out: their gradient costs less than passes over the activations.
-        weight = self.fixed_weight * (self.log_scale.reshape(self.start.shape) - self.start).exp()
+        weight = self.fixed_weight
+        if self.growth is not None:
+            # Scaling weights, not what comes out: their gradient costs less than passes over the activations.
+            weight = weight * self.growth.reshape(self.shape).exp()
         bias, layer = self.fixed_bias if self.bias is None else self.bias, self.layer[0]
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
@@ -92,24 +92,24 @@ class FileScales:
     def __init__(self, fake_quantized: fx.GraphModule, layers: Mapping[str, Layer], file: OnnxFile) -> None:
         self.model, self.layers, self.file = copy.deepcopy(fake_quantized), layers, file
         self._places = _read_at(file)
-        self.log_scales = self._learning(fake_quantized)
-        if not self.log_scales:
+        self.growths = self._learning(fake_quantized)
+        if not self.growths:
             raise InputError(
                 f"remedy: {file.path} stores no scale that may learn, as scales needs; expected calibrator"
             )
         self.biases = self._own_biases()
         for node, module in list(calls(self.model, ROUNDING)):
             assert isinstance(module, ROUNDING)
-            names = [place.name for place in module.places if place.name in self.log_scales]
+            names = [place.name for place in module.places if place.name in self.growths]
             if names:
-                set_module(self.model, str(node.target), _Rescaled(module, self.log_scales[names[0]]))
+                set_module(self.model, str(node.target), _Rescaled(module, self.growths[names[0]]))
         for name, layer in layers.items():
             set_module(self.model, name, self._rescaled(name, layer))
         self.model.delete_all_unused_submodules()
         self.constants()  # what cannot be written is refused before anything is learned
 
     def _learning(self, fake_quantized: fx.GraphModule) -> dict[str, nn.Parameter]:
-        """The logarithm of every scale that learns, by name; those of activations of one number have one."""
+        """The logarithm of what each scale has grown by, by name; those of activations of one number have one."""
         rounding = {p for _, module in calls(fake_quantized, ROUNDING) for p in _places_of(module)}
         held = rounding | {layer.weight.place for layer in self.layers.values()}
         free = {name for name, places in self._places.items() if places <= held}
@@ -119,11 +119,11 @@ class FileScales:
         found = dict[str, nn.Parameter]()
         for names in same.values():
             if names <= free:
-                found |= dict.fromkeys(names, nn.Parameter(self._stored(next(iter(names))).log()))
+                found |= dict.fromkeys(names, nn.Parameter(torch.zeros(1)))
         for layer in self.layers.values():
             name = layer.weight.place.name
             if name in free and name not in found:
-                found[name] = nn.Parameter(self._stored(name).log())
+                found[name] = nn.Parameter(torch.zeros(self.file.constants[name].numel()))
         return found
 
     def _stored(self, name: str) -> torch.Tensor:
@@ -176,14 +176,16 @@ class FileScales:
     def _rescaled(self, name: str, layer: Layer) -> _RescaledLayer:
         module, scale = self.model.get_submodule(name), layer.weight.place.name
         assert isinstance(module, nn.Conv2d | nn.Linear)
-        learning = self.log_scales.get(scale, layer.weight.numbers.log())
         bias = self.biases.get(layer.bias.name) if layer.bias else None
-        return _RescaledLayer(module, layer.weight.numbers, learning, bias)
+        return _RescaledLayer(module, layer.weight.numbers.shape, self.growths.get(scale), bias)
 
     @torch.no_grad()
     def constants(self) -> dict[str, torch.Tensor]:
         """What the file is to hold now, by name, of the shapes and types that it has as it was read."""
-        found = {name: self._like(name, scale.detach().cpu().exp()) for name, scale in self.log_scales.items()}
+        found = {
+            name: self._like(name, self._stored(name) * growth.detach().cpu().exp())
+            for name, growth in self.growths.items()
+        }
         for layer in self.layers.values():
             bias = self.biases.get(layer.bias.name) if layer.bias else None
             if bias is None or layer.bias is None:

@@ -99,7 +99,7 @@ class BlockRunner:
         work = self._folder / f"work-{self._sent}"
         sha256 = send(planned.work, work)
         try:
-            _Units(planned, runner, work, sha256, self._unit_s).make(progress)
+            Units(planned, runner, work, sha256, self._unit_s).make(progress)
             _wait_until_seen(planned)
         except BaseException:
             self.close()
@@ -151,14 +151,25 @@ def _wait_until_seen(planned: Planned) -> None:
                 time.sleep(POLL_S)
 
 
-class _Units:
-    """The units of one piece of work, cut by the pace of those before."""
+class Units:
+    """The units of one piece of work, cut by the pace of those before.
+
+    Args:
+        planned: the work.
+        runner: that makes them.
+        work: file of the work.
+        sha256: of that file.
+        unit_s: seconds that a unit should take.
+
+    Attributes:
+        left: what nobody has in hand.
+    """
 
     def __init__(self, planned: Planned, runner: Runner, work: Path, sha256: str, unit_s: float) -> None:
         self._planned, self._runner, self._unit_s = planned, runner, unit_s
         self._work, self._sha256 = work, sha256
         blocks = planned.work.blocks
-        self._left = deque(Span(number, 0, len(block.asked)) for number, block in enumerate(blocks))
+        self.left = deque(Span(number, 0, len(block.asked)) for number, block in enumerate(blocks))
         self._open = [len(block.asked) for block in blocks]
         self._pace: float | None = None  # seconds of an image under a condition
         self._losses, self._attempts = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
@@ -166,29 +177,29 @@ class _Units:
     def make(self, progress: Callable[[int], None]) -> None:
         """Make all of them, some at a time."""
         going = dict[Future[Ending | None], Span]()
-        while self._left or going:
-            while self._left and len(going) < AHEAD * max(1, self._runner.room()):
-                span = self._next()
+        while self.left or going:
+            while self.left and len(going) < AHEAD * max(1, self._runner.room()):
+                span = self.next()
                 going[self._runner.submit(self._unit(span))] = span
             for future in wait(going, LOOK_AGAIN_S, return_when=FIRST_COMPLETED).done:
                 span = going.pop(future)
-                if self._ended(span, future.result()):
+                if self.ended(span, future.result()):
                     progress((span.last - span.first) * self._images(span))
 
     def _images(self, span: Span) -> int:
         return len(self._planned.work.blocks[span.block].labels)
 
-    def _next(self) -> Span:
+    def next(self) -> Span:
         """The next unit: of the block that was begun, as many conditions as take the time that a unit should."""
-        span = self._left.popleft()
+        span = self.left.popleft()
         count = 1
         if self._pace is not None:
-            rest = sum(one.last - one.first for one in (span, *self._left))
+            rest = sum(one.last - one.first for one in (span, *self.left))
             fair = math.ceil(SHARE_OF_REST * rest / max(1, self._runner.room()))
             count = max(1, min(fair, round(self._unit_s / max(1e-9, self._pace * self._images(span)))))
         last = min(span.last, span.first + count)
         if last < span.last:
-            self._left.appendleft(replace(span, first=last))
+            self.left.appendleft(replace(span, first=last))
         return replace(span, last=last)
 
     def _unit(self, span: Span) -> Unit:
@@ -210,7 +221,7 @@ class _Units:
     def _log(self, span: Span) -> Path:
         return self._work.with_name(f"{self._work.name}-{span.block}-{span.first}.log")
 
-    def _ended(self, span: Span, ending: Ending | None) -> bool:
+    def ended(self, span: Span, ending: Ending | None) -> bool:
         """Whether a unit is done; else it is begun again, where that is of use.
 
         Raises:
@@ -234,7 +245,7 @@ class _Units:
             raise InputError(said)
         if counted[span.block, span.first] >= most:
             raise QRobustError(f"runner: a unit failed {most} times: {ending.lost or said or ending.exit_code}")
-        self._left.appendleft(span)
+        self.left.appendleft(span)
         return False
 
     def _learn(self, span: Span, seconds: float) -> None:

@@ -50,7 +50,7 @@ def prepare_file(run: FileRun, *, anyway: bool = False) -> None:
         _prepare_calibrator(run)
     else:
         learned = learned_scales(run)
-        run.reporter.say(f"  {len(learned.log_scales)} stored scales and {len(learned.biases)} biases learn")
+        run.reporter.say(f"  {len(learned.growths)} stored scales and {len(learned.biases)} biases learn")
 
 
 def _prepare_calibrator(run: FileRun) -> None:

@@ -55,7 +55,7 @@ def rescale_file(run: FileRun) -> None:
             RescaledFileResult,
             training_result(run, done),
             exported,
-            scales=len(learned.log_scales),
+            scales=len(learned.growths),
             biases=len(learned.biases),
             training_images=len(training_images(run)),
         )

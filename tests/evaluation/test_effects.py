@@ -86,7 +86,7 @@ def test_harmless_remedies_are_seldom_called_harmful_and_harmful_ones_seldom_har
 def test_each_graph_is_compared_with_the_one_whose_place_it_takes() -> None:
     found = {"float": right([(90, 100)]), "int8": right([(80, 100)]), "denoise": right([(85, 100)])}
     int8, denoise = graph_effects(found, found, ACCURACY, seed=0)
-    assert (int8.reference, denoise.reference) == ("float", "int8")
+    assert (int8.graph, int8.reference, denoise.graph, denoise.reference) == ("int8", "float", "denoise", "int8")
     assert (int8.test.clean_cost_pp, denoise.test.gain_pp) == (pytest.approx(10), pytest.approx(5))
 
 

@@ -23,8 +23,7 @@ from qrobust.evaluation import predictions
 from qrobust.evaluation.blocks import answer_unit, plan, send, send_pixels
 from qrobust.evaluation.evaluate import evaluate
 from qrobust.evaluation.predictions import BLOCK_IMAGES, BLOCKS, CLEAN, Cache, Condition, Task, kept_or_predicted
-from qrobust.fleet import evaluation as units
-from qrobust.fleet.evaluation import BlockRunner, Span, block_runner
+from qrobust.fleet.evaluation import BlockRunner, Span, Units, block_runner
 from qrobust.fleet.local import LocalRunner
 from qrobust.fleet.unit import KINDS, Ending, Unit, run_unit
 from qrobust.preprocessing import Preprocessing
@@ -210,10 +209,10 @@ def test_units_are_cut_by_the_pace_of_those_before(split: Split, tmp_path: Path)
     few = replace(split, indices=split.indices[:200])
     tasks = [Task(("contrast", severity), few, "cifar-c") for severity in range(1, 6)]
     planned = plan([({"a": Brightest()}, task) for task in tasks], cache_of(tmp_path, "a"), 0)
-    found = units._Units(planned, Here(), tmp_path / "work", "", 4.0)
-    assert found._next() == Span(0, 0, 1)
-    found._learn(Span(0, 0, 1), 2.0)
-    assert [found._next() for _ in range(3)] == [Span(0, 1, 3), Span(0, 3, 4), Span(0, 4, 5)]
+    found = Units(planned, Here(), tmp_path / "work", "", 4.0)
+    assert found.next() == Span(0, 0, 1)
+    assert found.ended(Span(0, 0, 1), Ending(0, 2.0))
+    assert [found.next() for _ in range(3)] == [Span(0, 1, 3), Span(0, 3, 4), Span(0, 4, 5)]
 
 
 def test_a_host_of_another_kind_than_the_one_that_began_is_refused(tmp_path: Path) -> None:

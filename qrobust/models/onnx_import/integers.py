@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from qrobust.models.onnx_import import layers
+from qrobust.models.onnx_import import elementwise, layers
 from qrobust.models.onnx_import.site import Site
 from qrobust.models.onnx_import.values import MOVES, Grid, Layer, Place, UnsupportedError, Value, constant
 
@@ -300,6 +300,20 @@ def _rounded(site: Site, bias: Value, before: Dequantize | None) -> Value:
     return constant((levels * steps).reshape(stored.shape))
 
 
+def addition(site: Site) -> Value:
+    """`Add`, which may be the bias of the matrix product before it."""
+    found = elementwise.addition(site)
+    name = str(found.node.target) if found.node else ""
+    layer = site.builder.layers.get(name)
+    if layer is None or layer.bias is not None or all(site.value(i).node is not found.node for i in (0, 1)):
+        return found
+    index = 0 if site.value(1).node is found.node else 1
+    grid = site.builder.grids.get(site.value(index))
+    bias = grid.integers if grid else site.place(index)
+    site.builder.layers[name] = replace(layer, bias=bias, bias_scale=grid.place if grid else None)
+    return found
+
+
 def concatenation(site: Site) -> Value:
     values = [_operand(site, place) for place in range(2, len(site.inputs), 3)]
     return _result(site, site.builder.apply(torch.cat, values, site.integer("axis", 0)), 0)
@@ -323,6 +337,7 @@ RULES: dict[str, Callable[[Site], Value]] = {
     "Conv": _with_integers(layers.convolution),
     "Gemm": _with_integers(layers.general_product),
     "MatMul": _with_integers(layers.matrix_product),
+    "Add": addition,
     "QuantizeLinear": quantize,
     "DequantizeLinear": dequantize,
     "QLinearConv": convolution,
