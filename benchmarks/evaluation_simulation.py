@@ -42,7 +42,7 @@ from PIL import Image
 from qrobust.evaluation.blocks import Asked, Block, Planned, Work
 from qrobust.evaluation.kept import Predictions
 from qrobust.evaluation.predictions import BLOCK_IMAGES, keep_said, kept
-from qrobust.fleet.evaluation import AHEAD, UNIT_S, Units
+from qrobust.fleet.evaluation import TASKS, Units
 from qrobust.fleet.unit import Ending, Unit
 from qrobust.preprocessing import Preprocessing
 from qrobust.record import hardware, to_json, versions
@@ -140,7 +140,7 @@ def simulated(
     """One evaluation: its efficiency, and what the rest of the workers' time was."""
     chance, spent, numbers = random.Random(seed), Spent(), count()
     blocks = IMAGES // BLOCK_IMAGES
-    units = Units(planned(blocks, len(times)), Room(), Path("nowhere"), "", UNIT_S)
+    units = Units(planned(blocks, len(times)), Room(), Path("nowhere"), "", TASKS)
     answered = [[False] * len(times) for _ in range(blocks)]
     sent, leads = set[int](), 0.0  # blocks whose pixels are there, and when the leading process has time again
     queue: list[tuple[float, int, Any]] = []  # units that wait for a worker, from when
@@ -150,7 +150,7 @@ def simulated(
 
     def cut(now: float) -> None:
         nonlocal leads
-        while len(queue) + len(running) < AHEAD * WORKERS and units.left:
+        while len(queue) + len(running) < TASKS.ahead * WORKERS and units.left:
             span, leads = units.next(), max(leads, now)
             if span.block not in sent:
                 sent.add(span.block)
@@ -232,7 +232,7 @@ def led(units: int) -> None:
             block.pixels.touch()
         began = time.monotonic()
         done = [0]
-        Units(plan, AtOnce(), Path(folder) / "work", "", UNIT_S).make(lambda n: done.__setitem__(0, done[0] + n))
+        Units(plan, AtOnce(), Path(folder) / "work", "", TASKS).make(lambda n: done.__setitem__(0, done[0] + n))
         peak, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() - began
         assert done[0] == units * BLOCK_IMAGES
     told = {"units": units, "peak_mib": peak / 1024, "seconds": round(seconds, 2)}

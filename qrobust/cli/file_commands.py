@@ -12,6 +12,7 @@ from qrobust.cli.console import console, echo
 from qrobust.cli.options import ATTACK_OPTIONS, FITTING_OPTIONS, FORMER, RENDERED_OPTIONS, with_options
 from qrobust.cli.parsing import choices, cores
 from qrobust.cli.run_commands import say_corruption_sets
+from qrobust.cli.run_folders import check_runner, evaluating_by
 from qrobust.cli.types import FRACTION, INTEGER
 from qrobust.text import printable
 
@@ -84,6 +85,8 @@ FEED = click.option(
     "overwrite",
     "budget",
     "workers",
+    "runner_name",
+    "mixed_hosts",
     "seed",
     "threads",
     "verbose",
@@ -113,6 +116,8 @@ def evaluate_onnx(
     quiet: bool,
     threads: int | None,
     workers: int,
+    runner_name: str,
+    mixed_hosts: bool,
     overwrite: bool,
     resume: bool,
     **options: Any,
@@ -130,15 +135,18 @@ def evaluate_onnx(
     chosen = choices(options)
     for name in ("scenarios", "target_images"):  # of runs only; shifts are what they come to
         chosen.pop(name, None)
-    record = evaluate_files(
-        Choices(files, data, **chosen),
-        out,
-        console(verbose, quiet),
-        threads=cores() if threads is None else threads,
-        workers=workers,
-        overwrite=overwrite,
-        resume=resume,
-    )
+    check_runner(runner_name, workers, try_out=True)
+    predictions = out / "predictions"
+    with evaluating_by(runner_name, lambda: predictions, workers=workers, mixed_hosts=mixed_hosts) as by:
+        record = evaluate_files(
+            Choices(files, data, **chosen),
+            out,
+            console(verbose, quiet),
+            threads=cores() if threads is None else threads,
+            workers=by,
+            overwrite=overwrite,
+            resume=resume,
+        )
     say_evaluation(record)
     echo(f"Record: {out / 'record.json'}")
 

@@ -106,9 +106,24 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *CONFIG_OPTIONS,
     "strict",
     "mlflow",
+    "runner_name",
+    "mixed_hosts",
     *NEW_RUN_OPTIONS,
+    runner_name={
+        "help": "Where the run is evaluated: on this machine, on the hosts of a Ray cluster (without an address, one "
+        "on this machine), as Slurm jobs. Hosts share the folders. All other stages run here."
+    },
 )
-def run(out: Path, overwrite: bool, resume: bool, strict: bool, mlflow: str | None, **options: Any) -> None:
+def run(
+    out: Path,
+    overwrite: bool,
+    resume: bool,
+    strict: bool,
+    mlflow: str | None,
+    runner_name: str,
+    mixed_hosts: bool,
+    **options: Any,
+) -> None:
     """Quantize, compensate, export, evaluate, report in one go.
 
     \b
@@ -120,8 +135,11 @@ def run(out: Path, overwrite: bool, resume: bool, strict: bool, mlflow: str | No
     from qrobust.pipeline import stages
 
     refuse_mlflow(mlflow)
+    check_runner(runner_name, try_out=True)
     opened = begin_or_resume(out, overwrite, resume, **options)
-    finish(opened.require_folder(), stages.run_all(opened, resume=resume), strict=strict, mlflow=mlflow)
+    with evaluating_by(runner_name, lambda: opened.require_folder().predictions, mixed_hosts=mixed_hosts) as by:
+        record = stages.run_all(opened, resume=resume, workers=by)
+    finish(opened.require_folder(), record, strict=strict, mlflow=mlflow)
 
 
 @click.command(cls=Command)
@@ -406,8 +424,10 @@ def evaluate(
         raise InputError("model: ONNX files are measured by `qrobust evaluate-onnx FILE... --data SPEC --out DIR`")
     check_runner(runner_name, workers)
     opened = reopen(run_folder, **options)
-    predictions = opened.require_folder().predictions
-    with evaluating_by(runner_name, predictions, workers=workers, mixed_hosts=mixed_hosts) as by:
+    folder = opened.require_folder()
+    with evaluating_by(
+        runner_name, lambda: folder.predictions, workers=workers, mixed_hosts=mixed_hosts, begin=True
+    ) as by:
         stages.evaluate(opened, budget=budget, workers=by)
     result = opened.require_folder().need_result(EvaluationResult, "evaluate", "evaluate")
     summary = result.summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -239,8 +239,13 @@ def _open(
     return run
 
 
-def check_runner(name: str, workers: int) -> None:
+def check_runner(name: str, workers: int = 1, *, try_out: bool = False) -> None:
     """Refuse a runner that does not exist, and processes of this machine beside those of a cluster.
+
+    Args:
+        name: of the runner.
+        workers: processes of this machine.
+        try_out: whether to begin it and end it again, because it is needed much later.
 
     Raises:
         InputError: says which.
@@ -248,15 +253,30 @@ def check_runner(name: str, workers: int) -> None:
     from qrobust.errors import InputError
     from qrobust.fleet.runners import LOCAL, split
 
-    if split(name)[0] != LOCAL and workers != 1:
+    if split(name)[0] == LOCAL:
+        return
+    if try_out:
+        from qrobust.fleet import evaluation
+
+        evaluation.check_runner(name, cpus=cores())
+    if workers != 1:
         raise InputError(
             f"workers: expected with --runner local only, {name} has as many as it has CPUs; got {workers}"
         )
 
 
 @contextmanager
-def evaluating_by(name: str, predictions: Path, *, workers: int, mixed_hosts: bool) -> Iterator[Workers]:
+def evaluating_by(
+    name: str, predictions: Callable[[], Path], *, workers: int = 1, mixed_hosts: bool = False, begin: bool = False
+) -> Iterator[Workers]:
     """Who answers the images of an evaluation: processes of this machine, or a runner's hosts, which end with it.
+
+    Args:
+        name: of the runner.
+        predictions: folder of the evaluation's predictions, as it is now.
+        workers: processes of this machine.
+        mixed_hosts: whether CPUs may differ between hosts.
+        begin: whether the runner is begun now, or when it is needed.
 
     Raises:
         InputError: the runner cannot be used.
@@ -268,13 +288,14 @@ def evaluating_by(name: str, predictions: Path, *, workers: int, mixed_hosts: bo
     if split(name)[0] == LOCAL:
         yield workers
     else:
-        found = block_runner(name, predictions, cpus=cores(), mixed_hosts=mixed_hosts)
+        found = block_runner(name, cpus=cores(), mixed_hosts=mixed_hosts)
         try:
-            found.begun()
+            if begin:
+                found.begun(predictions())
             yield found
         finally:
             found.close()
-    shutil.rmtree(predictions / BLOCKS, ignore_errors=True)  # all is kept as whole conditions
+    shutil.rmtree(predictions() / BLOCKS, ignore_errors=True)  # all is kept as whole conditions
 
 
 def refuse_mlflow(uri: str | None) -> None:

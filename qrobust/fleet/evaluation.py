@@ -18,18 +18,36 @@ from qrobust.evaluation.predictions import BLOCKS, Cache, Task
 from qrobust.fleet.fleet import FINAL, LOOK_AGAIN_S, MOST_LOSSES
 from qrobust.fleet.runners import SLURM, runner, split
 from qrobust.fleet.unit import KINDS, POLL_S, SEEN_AFTER_S, Ending, Expected, Runner, Unit, this_host
+from qrobust.storage import scratch
 from qrobust.text import printable
 
-# Seconds that a unit should take: most of it is work where processes stay, and where each job begins one.
-UNIT_S, JOB_S = 20.0, 300.0
-# Units in hand for each that a runner has room for, so that no worker waits for this process.
-AHEAD = 2
 # As the last units are begun, each has at most this share of what is left for one worker, so that all end together.
 SHARE_OF_REST = 0.5
+# Conditions with images of their own that are listed together, as long as no runner says how many it has room for.
+MOST_TOGETHER = 16
 # How often a unit is begun that something else than its input ends, such as a lack of memory.
 ATTEMPTS = 2
 # Of the units before, how much they count for the pace that the next is cut by.
 MEMORY = 0.8
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large units are.
+
+    Attributes:
+        unit_s: seconds that one should take.
+        ahead: units in hand for each that a runner has room for.
+    """
+
+    unit_s: float
+    ahead: int
+
+
+# Where processes stay, short ones, and some that wait, so that no worker waits for this process.
+TASKS = Size(20.0, 2)
+# Where each is a job that waits in a queue and begins a process.
+JOBS = Size(300.0, 1)
 
 
 @dataclass(frozen=True)
@@ -51,29 +69,32 @@ class BlockRunner:
     """Answers blocks of images on a runner's hosts; a lost host costs what its units had not kept yet.
 
     Args:
-        begin: makes the runner; called when the first block is to be answered.
-        folder: of the evaluation's predictions, which all hosts see.
-        unit_s: seconds that a unit should take.
+        begin: makes the runner, which may keep what it needs in a folder that all hosts see.
+        size: of units.
     """
 
-    def __init__(self, begin: Callable[[], Runner], folder: Path, unit_s: float) -> None:
-        self._begin, self._folder, self._unit_s = begin, folder.absolute() / BLOCKS, unit_s
+    def __init__(self, begin: Callable[[Path], Runner], size: Size) -> None:
+        self._begin, self._size = begin, size
         self._runner: Runner | None = None
         self._sent = 0
 
     def together(self) -> int:
         """Conditions that are worth being asked about together: as many as are answered at the same time."""
-        return max(1, self.begun().room())
+        return max(1, self._runner.room()) if self._runner else MOST_TOGETHER
 
-    def begun(self) -> Runner:
+    def begun(self, predictions: Path) -> Runner:
         """The runner, which is begun if it was not.
+
+        Args:
+            predictions: folder of the evaluation's predictions.
 
         Raises:
             InputError: it cannot be used.
         """
         if self._runner is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._runner = self._begin()
+            folder = predictions.absolute() / BLOCKS
+            folder.mkdir(parents=True, exist_ok=True)
+            self._runner = self._begin(folder)
         return self._runner
 
     def answer(
@@ -93,13 +114,13 @@ class BlockRunner:
         progress(planned.known)
         if not planned.work.blocks:
             return
-        runner = self.begun()
-        self._folder.mkdir(parents=True, exist_ok=True)  # the last one that was kept there may have been the only one
+        runner, folder = self.begun(cache.predictions), cache.predictions.absolute() / BLOCKS
+        folder.mkdir(parents=True, exist_ok=True)
         self._sent += 1
-        work = self._folder / f"work-{self._sent}"
+        work = folder / f"work-{self._sent}"
         sha256 = send(planned.work, work)
         try:
-            Units(planned, runner, work, sha256, self._unit_s).make(progress)
+            Units(planned, runner, work, sha256, self._size).make(progress)
             _wait_until_seen(planned)
         except BaseException:
             self.close()
@@ -116,14 +137,13 @@ class BlockRunner:
             self._runner = None
 
 
-def block_runner(name: str, predictions: Path, *, cpus: int, mixed_hosts: bool = False) -> BlockRunner:
+def block_runner(name: str, *, cpus: int, mixed_hosts: bool = False) -> BlockRunner:
     """Answers the blocks of an evaluation by the runner of that name, other than `local`.
 
     This host is the first, which the others must be like: here is attacked, and times are taken.
 
     Args:
         name: see `qrobust.fleet.runners.split`.
-        predictions: folder of the evaluation's predictions, which all hosts see.
         cpus: of this machine.
         mixed_hosts: whether CPUs may differ between hosts, and so may figures.
 
@@ -131,15 +151,28 @@ def block_runner(name: str, predictions: Path, *, cpus: int, mixed_hosts: bool =
         InputError: there is no such runner.
     """
     kind, _ = split(name)
-    folder = predictions.absolute() / BLOCKS
 
-    def begin() -> Runner:
+    def begin(folder: Path) -> Runner:
         refusal = "" if mixed_hosts else Expected(kinds=folder / KINDS).refusal(this_host())
         if refusal:
             raise InputError(f"runner: {refusal}")
         return runner(name, folder, at_once=cpus, threads=1, cpus=cpus, mixed_hosts=mixed_hosts)
 
-    return BlockRunner(begin, predictions, JOB_S if kind == SLURM else UNIT_S)
+    return BlockRunner(begin, JOBS if kind == SLURM else TASKS)
+
+
+def check_runner(name: str, *, cpus: int) -> None:
+    """Begin a runner and end it: what is told hours later otherwise is told now.
+
+    Args:
+        name: see `qrobust.fleet.runners.split`.
+        cpus: of this machine.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    with scratch() as folder:
+        runner(name, folder, at_once=cpus, threads=1, cpus=cpus).stop()
 
 
 def _wait_until_seen(planned: Planned) -> None:
@@ -159,14 +192,14 @@ class Units:
         runner: that makes them.
         work: file of the work.
         sha256: of that file.
-        unit_s: seconds that a unit should take.
+        size: of units.
 
     Attributes:
         left: what nobody has in hand.
     """
 
-    def __init__(self, planned: Planned, runner: Runner, work: Path, sha256: str, unit_s: float) -> None:
-        self._planned, self._runner, self._unit_s = planned, runner, unit_s
+    def __init__(self, planned: Planned, runner: Runner, work: Path, sha256: str, size: Size) -> None:
+        self._planned, self._runner, self._size = planned, runner, size
         self._work, self._sha256 = work, sha256
         blocks = planned.work.blocks
         self.left = deque(Span(number, 0, len(block.asked)) for number, block in enumerate(blocks))
@@ -178,7 +211,7 @@ class Units:
         """Make all of them, some at a time."""
         going = dict[Future[Ending | None], Span]()
         while self.left or going:
-            while self.left and len(going) < AHEAD * max(1, self._runner.room()):
+            while self.left and len(going) < self._size.ahead * max(1, self._runner.room()):
                 span = self.next()
                 going[self._runner.submit(self._unit(span))] = span
             for future in wait(going, LOOK_AGAIN_S, return_when=FIRST_COMPLETED).done:
@@ -196,7 +229,7 @@ class Units:
         if self._pace is not None:
             rest = sum(one.last - one.first for one in (span, *self.left))
             fair = math.ceil(SHARE_OF_REST * rest / max(1, self._runner.room()))
-            count = max(1, min(fair, round(self._unit_s / max(1e-9, self._pace * self._images(span)))))
+            count = max(1, min(fair, round(self._size.unit_s / max(1e-9, self._pace * self._images(span)))))
         last = min(span.last, span.first + count)
         if last < span.last:
             self.left.appendleft(replace(span, first=last))

@@ -35,7 +35,7 @@ from qrobust.evaluation.summary import (
     drops,
     overview,
 )
-from qrobust.evaluation.workers import check_workers, processes
+from qrobust.evaluation.workers import Cluster, Workers, check_workers, processes
 from qrobust.pipeline.config import DEFAULT_SEVERITIES, MOST_SEED, MOST_THREADS
 from qrobust.pipeline.evaluate import confidence_of, corruption_set_entries, times_of
 from qrobust.pipeline.output_folder import NEW, begun, claimed, configuration, discard, plain, promote
@@ -145,7 +145,7 @@ def evaluate_files(
     reporter: Reporter,
     *,
     threads: int,
-    workers: int = 1,
+    workers: Workers = 1,
     overwrite: bool = False,
     resume: bool = False,
 ) -> EvaluationRecord:
@@ -159,7 +159,7 @@ def evaluate_files(
         out: folder for record.json, results.csv, report.html, report.md and predictions.
         reporter: where progress is told.
         threads: of each session.
-        workers: processes that render and ask, with sessions of one thread each.
+        workers: processes that render and ask, with sessions of one thread each; or other hosts, without a budget.
         overwrite: replace the evaluation that the folder holds.
         resume: go on with the evaluation that the folder holds, which must have been begun with the same choices.
 
@@ -193,7 +193,7 @@ def _evaluate(
     reporter: Reporter,
     *,
     threads: int,
-    workers: int,
+    workers: Workers,
     overwrite: bool,
     resume: bool,
 ) -> EvaluationRecord:
@@ -204,9 +204,11 @@ def _evaluate(
         _check_same(config, read_json(earlier / "config.json"), other_unfinished(earlier))
     else:
         _check_folder(out, overwrite=overwrite)
-    check_workers(workers)
+    check_workers(workers, choices.budget)
     trust(choices.shifts)
     opened = _open(choices, threads, folder, reporter)
+    if isinstance(workers, Cluster):
+        _refuse_rewritten(opened)
     torch.set_num_threads(threads)
     _try_out(opened, choices, reporter)
     with _place_for(out, config, earlier) as place:
@@ -224,7 +226,7 @@ def measure_opened(
     reporter: Reporter,
     *,
     threads: int,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> tuple[EvaluationRecord, Evaluation]:
     """Measure what was opened; predictions are kept in `place`, so that one that was killed goes on."""
     cache = Cache(
@@ -285,6 +287,20 @@ class Opened:
 def _shapes(opened: Opened) -> dict[str, tuple[int, ...]]:
     size = opened.split.source.image_size
     return {name: classifier.input_shape(size) for name, classifier in opened.classifiers.items()}
+
+
+def _refuse_rewritten(opened: Opened) -> None:
+    """Other hosts do not see the temporary folder in which graphs lie that had to be written anew.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, file in opened.files.items():
+        if file != opened.paths[name]:
+            raise InputError(
+                f"runner: expected local for {opened.paths[name]}, of which a graph with one input and one output is "
+                "written in a temporary folder of this host first"
+            )
 
 
 def _check_same(config: Mapping[str, object], kept: Mapping[str, object], other: str) -> None:

@@ -6,7 +6,11 @@ one would take for done.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from qrobust.errors import QRobustError
+from qrobust.evaluation.workers import Workers
 from qrobust.pipeline.baselines import make_baseline
 from qrobust.pipeline.compensate import compensate
 from qrobust.pipeline.evaluate import evaluate
@@ -34,9 +38,16 @@ __all__ = [
 ]
 
 
-def run_all(run: Run, *, resume: bool) -> Record:
-    """All stages; with `resume`, those that are not done."""
-    for name, stage in zip(STAGES, (quantize, compensate, export, evaluate), strict=True):
+def run_all(run: Run, *, resume: bool, workers: Workers = 1) -> Record:
+    """All stages; with `resume`, those that are not done.
+
+    Args:
+        run: of the run.
+        resume: whether to keep the stages that are done.
+        workers: who answers the images of the evaluation, see `evaluate`.
+    """
+    made: tuple[Callable[[Run], None], ...] = (quantize, compensate, export, partial(evaluate, workers=workers))
+    for name, stage in zip(STAGES, made, strict=True):
         if resume and run.require_folder().is_done(name):
             run.reporter.say(f"{name}: done before, kept")
             continue

@@ -465,7 +465,8 @@ def test_every_option_for_files_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     result = qrobust("evaluate-onnx", *words, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     names = {str(option.name) for option in options_of("evaluate-onnx") if option.expose_value}
-    of_the_call = {"out", "resume", "overwrite", "workers", "threads", "verbose", "quiet"}
+    of_the_call = {"out", "resume", "overwrite", "workers", "runner_name", "mixed_hosts"}
+    of_the_call |= {"threads", "verbose", "quiet"}
     assert names - of_the_call - {"scenario", "data"} <= read
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import qrobust
-from onnx_graphs import SIDE, classifier_graph
+from conftest import qrobust, save_npz
+from onnx_graphs import SIDE, GraphBuilder, classifier_graph
 
 from qrobust.classifier import Classifier
 from qrobust.data.sources import array_images
@@ -23,10 +23,14 @@ from qrobust.evaluation import predictions
 from qrobust.evaluation.blocks import answer_unit, plan, send, send_pixels
 from qrobust.evaluation.evaluate import evaluate
 from qrobust.evaluation.predictions import BLOCK_IMAGES, BLOCKS, CLEAN, Cache, Condition, Task, kept_or_predicted
-from qrobust.fleet.evaluation import BlockRunner, Span, Units, block_runner
+from qrobust.evaluation.workers import Workers
+from qrobust.fleet.evaluation import TASKS, BlockRunner, Size, Span, Units, block_runner
 from qrobust.fleet.local import LocalRunner
 from qrobust.fleet.unit import KINDS, Ending, Unit, run_unit
+from qrobust.pipeline.evaluate_onnx import Choices, evaluate_files
 from qrobust.preprocessing import Preprocessing
+from qrobust.progress import Reporter
+from qrobust.record import without_timings
 
 CONDITIONS: list[Condition] = [CLEAN, ("contrast", 5), ("gaussian_noise", 3)]
 IMAGES = BLOCK_IMAGES + 20
@@ -93,8 +97,8 @@ def measured(
     kept_or_predicted({name: classifier or Brightest()}, tasks, cache=cache_of(folder, name), seed=0, by=by)
 
 
-def runner_of(folder: Path, here: Here, unit_s: float = 20.0) -> BlockRunner:
-    return BlockRunner(lambda: here, folder, unit_s)
+def runner_of(here: Here) -> BlockRunner:
+    return BlockRunner(lambda _: here, TASKS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -103,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_units_leave_the_same_files_as_this_process(split: Split, tmp_path: Path) -> None:
     measured(split, tmp_path / "here")
-    measured(split, tmp_path / "units", runner_of(tmp_path / "units", Here()))
+    measured(split, tmp_path / "units", runner_of(Here()))
     assert contents(tmp_path / "units") == contents(tmp_path / "here")
     assert not (tmp_path / "units" / BLOCKS).exists()
 
@@ -116,7 +120,7 @@ def test_units_in_processes_leave_the_same_files_as_this_process(tmp_path: Path)
     split = Split(source, torch.arange(60))
     graph = OnnxClassifier(classifier_graph(tmp_path / "graph.onnx"), 1)
     measured(split, tmp_path / "here", classifier=graph)
-    by = BlockRunner(lambda: LocalRunner(1), tmp_path / "units", 20.0)
+    by = BlockRunner(lambda _: LocalRunner(1), TASKS)
     measured(split, tmp_path / "units", by, graph)
     by.close()
     assert contents(tmp_path / "units") == contents(tmp_path / "here")
@@ -130,7 +134,7 @@ def test_what_a_host_kept_is_not_asked_again_by_this_process(split: Split, tmp_p
 
     here = Here([lambda unit: run_unit(unit, stays=True), interrupt])
     with pytest.raises(KeyboardInterrupt):
-        measured(split, tmp_path / "units", runner_of(tmp_path / "units", here))
+        measured(split, tmp_path / "units", runner_of(here))
     assert here.stopped
     assert Brightest.asked == BLOCK_IMAGES
     assert not list((tmp_path / "units" / BLOCKS).glob("pixels*"))
@@ -141,7 +145,7 @@ def test_what_a_host_kept_is_not_asked_again_by_this_process(split: Split, tmp_p
 
 
 def test_a_second_graph_is_asked_alone(split: Split, tmp_path: Path) -> None:
-    by = runner_of(tmp_path, Here())
+    by = runner_of(Here())
     measured(split, tmp_path, by, name="a")
     tasks = [Task(condition, split, "cifar-c") for condition in CONDITIONS]
     both = {"a": Brightest(), "b": Brightest()}
@@ -155,7 +159,7 @@ def test_a_lost_unit_is_begun_again_and_what_it_kept_is_not_asked_again(split: S
         return LOST
 
     here = Here([dies])
-    measured(split, tmp_path, runner_of(tmp_path, here))
+    measured(split, tmp_path, runner_of(here))
     assert here.made[0].arguments == here.made[2].arguments  # the second was in hand already
     assert Brightest.asked == len(CONDITIONS) * IMAGES
 
@@ -173,7 +177,7 @@ def test_units_that_cannot_be_made_end_the_evaluation(
 ) -> None:
     here = Here([lambda unit, ending=ending: ending for ending in endings])  # type: ignore[misc]  # no type for a default
     with pytest.raises(kind, match=told):
-        measured(split, tmp_path, runner_of(tmp_path, here))
+        measured(split, tmp_path, runner_of(here))
     assert here.stopped
 
 
@@ -186,12 +190,12 @@ class Broken:
 
 def test_a_classifier_that_fails_elsewhere_is_told_as_it_would_be_here(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="classifiers: expected finite logits from a, got NaN or infinity for 50"):
-        measured(split, tmp_path, runner_of(tmp_path, Here()), Broken())
+        measured(split, tmp_path, runner_of(Here()), Broken())
 
 
 def test_a_classifier_that_cannot_be_sent_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be sent to other processes"):
-        measured(split, tmp_path, runner_of(tmp_path, Here()), lambda images: images.mean((2, 3)))
+        measured(split, tmp_path, runner_of(Here()), lambda images: images.mean((2, 3)))
 
 
 def test_a_unit_opens_no_other_file_than_was_sent(split: Split, tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_units_are_cut_by_the_pace_of_those_before(split: Split, tmp_path: Path)
     few = replace(split, indices=split.indices[:200])
     tasks = [Task(("contrast", severity), few, "cifar-c") for severity in range(1, 6)]
     planned = plan([({"a": Brightest()}, task) for task in tasks], cache_of(tmp_path, "a"), 0)
-    found = Units(planned, Here(), tmp_path / "work", "", 4.0)
+    found = Units(planned, Here(), tmp_path / "work", "", Size(4.0, 1))
     assert found.next() == Span(0, 0, 1)
     assert found.ended(Span(0, 0, 1), Ending(0, 2.0))
     assert [found.next() for _ in range(3)] == [Span(0, 1, 3), Span(0, 3, 4), Span(0, 4, 5)]
@@ -219,11 +223,11 @@ def test_a_host_of_another_kind_than_the_one_that_began_is_refused(tmp_path: Pat
     (tmp_path / BLOCKS).mkdir()
     (tmp_path / BLOCKS / KINDS).write_text('{"name": "there", "flags": ["none such"]}')
     with pytest.raises(InputError, match=r"CPU flags of there \(none such\).*--mixed-hosts allows it"):
-        block_runner("slurm", tmp_path, cpus=1).begun()
+        block_runner("slurm", cpus=1).begun(tmp_path)
 
 
 def test_a_budget_is_for_this_host_alone(split: Split, tmp_path: Path) -> None:
-    by = runner_of(tmp_path, Here())
+    by = runner_of(Here())
     with pytest.raises(InputError, match="budget: expected with --runner local only"):
         evaluate({"a": Brightest()}, split, [], cache=cache_of(tmp_path, "a"), workers=by, budget=10.0)
 
@@ -245,3 +249,28 @@ def test_a_runner_that_cannot_be_is_one_line(options: tuple[str, ...], told: str
 def test_blocks_are_whole_batches() -> None:
     """Else a classifier would see other batches than without them, and may say something else."""
     assert BLOCK_IMAGES % predictions.BATCH == 0
+
+
+def test_a_file_that_is_rewritten_here_is_not_for_other_hosts(tmp_path: Path) -> None:
+    graph = GraphBuilder(("n", 3, SIDE, SIDE))
+    means = graph.op("Flatten", graph.op("GlobalAveragePool", "images"))
+    file = graph.save(tmp_path / "graph.onnx", means, graph.op("Neg", means))
+    chosen = choices(file, tmp_path, output=means)
+    with pytest.raises(InputError, match=f"runner: expected local for {re.escape(str(file))}"):
+        evaluate_files(chosen, tmp_path / "out", Reporter(), threads=1, workers=runner_of(Here()))
+
+
+def test_files_are_evaluated_by_units_as_here(tmp_path: Path) -> None:
+    chosen, records = choices(classifier_graph(tmp_path / "graph.onnx"), tmp_path), []
+    workers: dict[str, Workers] = {"here": 1, "units": runner_of(Here())}
+    for name, by in workers.items():
+        made = evaluate_files(chosen, tmp_path / name, Reporter(), threads=1, workers=by)
+        records.append(without_timings(made.to_json()))
+    assert records[0] == records[1]
+    assert contents(tmp_path / "units" / "predictions") == contents(tmp_path / "here" / "predictions")
+
+
+def choices(file: Path, folder: Path, output: str | None = None) -> Choices:
+    """To measure a file on few images under one condition."""
+    data = save_npz(folder / "data.npz", n=30)
+    return Choices((str(file),), f"npz:{data}", output=output, shifts=("contrast",), severities=(5,), image_size=SIDE)

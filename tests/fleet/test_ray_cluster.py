@@ -24,7 +24,7 @@ from qrobust.errors import InputError
 from qrobust.evaluation.predictions import BLOCK_IMAGES, CLEAN, Cache, Task, kept_or_predicted
 from qrobust.fleet import fleet as fleets
 from qrobust.fleet import ray_cluster
-from qrobust.fleet.evaluation import BlockRunner
+from qrobust.fleet.evaluation import TASKS, BlockRunner
 from qrobust.fleet.plan import read_plan
 from qrobust.fleet.ray_cluster import RayRunner
 from qrobust.fleet.unit import Expected, Unit, this_host
@@ -235,7 +235,7 @@ def test_a_killed_node_changes_nothing_of_an_evaluation(tmp_path: Path) -> None:
             cluster.remove_node(second, allow_graceful=False)
         done[0] += n
 
-    by = BlockRunner(lambda: RayRunner(cluster.address, 1, expected(tmp_path), 2), caches[1].predictions, 20.0)
+    by = BlockRunner(lambda _: RayRunner(cluster.address, 1, expected(tmp_path), 2), TASKS)
     try:
         kept_or_predicted(graph, tasks, cache=caches[1], seed=0, by=by, progress=progress)
         by.close()

@@ -10,14 +10,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from onnx_graphs import SIDE, classifier_graph
 
+from qrobust.data.sources import array_images
+from qrobust.data.splits import Split
+from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.errors import InputError
+from qrobust.evaluation.predictions import CLEAN, Cache, Task, kept_or_predicted
 from qrobust.fleet import fleet as fleets
 from qrobust.fleet import slurm
+from qrobust.fleet.evaluation import JOBS, BlockRunner
 from qrobust.fleet.plan import read_plan
 from qrobust.fleet.slurm import SlurmRunner
 from qrobust.fleet.unit import Expected, Unit
+from qrobust.preprocessing import Preprocessing
 from qrobust.record import FleetRecord
 
 
@@ -164,3 +173,21 @@ def test_a_fleet_survives_that_a_job_is_cancelled(tmp_path: Path, monkeypatch: p
     assert (record.count("done"), len(cancelled)) == (6, 1)
     assert {run.attempts for run in record.runs} == {1}
     assert logs.count("told to end") + logs.count("was cancelled") == 1
+
+
+@needs_submitit
+@leaves_open
+@pytest.mark.slow  # each unit is a job, which imports torch
+def test_jobs_leave_the_same_predictions_as_this_process(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, SIDE, SIDE, 3)).astype(np.uint8)
+    source = array_images(pixels, np.arange(60) % 3, None, "test")
+    source.prepare(Preprocessing(size=SIDE, resize="none"))
+    tasks = [Task(condition, Split(source, torch.arange(60)), "cifar-c") for condition in (CLEAN, ("fog", 5))]
+    graph = {"a": OnnxClassifier(classifier_graph(tmp_path / "graph.onnx"), 1)}
+    by = BlockRunner(lambda folder: SlurmRunner(folder / "slurm", Expected(), "local"), JOBS)
+    for name, runner in (("here", None), ("jobs", by)):
+        cache = Cache(tmp_path / name, tmp_path / name / "attacks.npz", {"a": "1"})
+        kept_or_predicted(graph, tasks, cache=cache, seed=0, by=runner)
+    by.close()
+    for path in sorted((tmp_path / "here").iterdir()):
+        assert path.read_bytes() == (tmp_path / "jobs" / path.name).read_bytes()
