@@ -109,7 +109,7 @@ def timm_least() -> str:
     rows = {n: row for n, row in record("timm_table")["rows"].items() if "mean_change_by_precision" in row}
     least = [n for n, row in rows.items() if row["parity"]["agreement"] < LEAST_SHOWN]
     lines = [
-        "| network | INT8 predicts what float predicts | logits, onnxruntime against torch | torch, 64 bits against 32 |",
+        "| network | INT8 predicts as float | logits, onnxruntime against torch | torch, 64 bits against 32 |",
         "|---|---:|---:|---:|",
     ]
     for name in least:
