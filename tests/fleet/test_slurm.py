@@ -47,9 +47,15 @@ def has_slurm() -> bool:
 
 
 needs_submitit = pytest.mark.skipif(not has_submitit(), reason="needs submitit: pip install 'qrobust[slurm]'")
-needs_slurm = pytest.mark.skipif(not has_slurm(), reason="needs submitit, and a Slurm cluster that answers")
 # Of submitit: files and processes that it leaves to the end of this one.
 leaves_open = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> None:
+    """A Slurm that answers. It is asked when a test needs it: where it is installed and stopped, it takes seconds."""
+    if not has_slurm():
+        pytest.skip("needs submitit, and a Slurm cluster that answers")
 
 
 def asking(folder: Path, *arguments: str) -> Unit:
@@ -112,7 +118,7 @@ def test_a_job_keeps_what_a_command_says(tmp_path: Path) -> None:
     assert "qrobust" in (tmp_path / "log").read_text()
 
 
-@needs_slurm
+@pytest.mark.usefixtures("cluster")
 @leaves_open
 @pytest.mark.slow  # waits in a queue
 def test_a_cancelled_job_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +149,7 @@ time.sleep(4)
 """
 
 
-@needs_slurm
+@pytest.mark.usefixtures("cluster")
 @leaves_open
 @pytest.mark.slow  # waits in a queue
 @pytest.mark.usefixtures("modules_here")
