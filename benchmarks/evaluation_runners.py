@@ -12,7 +12,8 @@ the stage equal but for times.
 
 Seconds are those until the last condition is kept; starting Python, opening data and joining the cluster are among
 them, attacks, statistics and latencies are not. `conditions_s` tells the pace of one process, condition by condition.
-`--images 600 --severities 5` is a trial. Ratios need two cores that nothing else uses.
+`--images 600 --severities 5` is a trial. Ratios need two cores that nothing else uses; where the
+load was 1 or more before, nothing is quoted of times.
 """
 
 from __future__ import annotations
@@ -145,11 +146,11 @@ def ratios(rounds: list[dict[str, Any]], first: str, second: str) -> dict[str, A
 @click.option("--rounds", default=1, show_default=True)
 def main(data: str, weights: Path, work: Path, images: int, severities: str, rounds: int) -> None:
     """Evaluate in every way, and compare."""
-    work = work.absolute()
+    work, load = work.absolute(), list(os.getloadavg())
     work.mkdir(parents=True, exist_ok=True)
     run, outs = made(work, data, weights, images), {name: work / name for name in NAMES}
     conditions = 1 + CORRUPTIONS * len(severities.split(","))
-    every, load = list[dict[str, Any]](), list(os.getloadavg())
+    every = list[dict[str, Any]]()
     for _ in range(rounds):
         every.append(
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from figures import percent, record
 
 KEPT = "stages and checkpoints"
@@ -125,7 +127,53 @@ def evaluation_memory() -> str:
     )
 
 
+WAYS = {
+    "one": "one process",
+    "two": "two processes",
+    "ray": "two Ray nodes",
+    "killed": "two Ray nodes, the second killed",
+}
+# A load before the measurement above which other work took part in the times.
+BUSY = 1.0
+
+
+def evaluation_runners() -> str:
+    """The same evaluation in every way; times only where nothing else was at work."""
+    r = record("evaluation_runners")
+    quiet = r["load_before"][0] < BUSY
+    lines = [
+        "| by | seconds | files of predictions equal to those of one process | all figures equal |",
+        "|---|---:|---:|---|",
+    ]
+    for name, shown in WAYS.items():
+        seconds = [r[name]["seconds"]] if name in r else [one[name]["seconds"] for one in r["rounds"]]
+        took, files, figures = f"{statistics.median(seconds):.0f}" if quiet else "-", "-", "-"
+        if same := r["equal_to_one"].get(name):
+            files = f"{same['equal_files']} of {same['files']}"
+            figures = "yes" if same["equal_figures"] and same["no_others"] else "no"
+        lines.append(f"| {shown} | {took} | {files} | {figures} |")
+    return "\n".join(lines)
+
+
+def evaluation_runners_sizes() -> str:
+    """What was evaluated, when the node was killed, and how ways compare in time."""
+    r = record("evaluation_runners")
+    killed, two, ray = r["killed"], r["two_processes_over_one"], r["ray_over_two_processes"]
+    told = (
+        f"{r['n']:,} images of CIFAR-10, {r['conditions']} conditions, {r['graphs']} graphs of ResNet-20. The node "
+        f"was killed when {killed['blocks_then']} of {killed['blocks']} blocks were answered."
+    )
+    if r["load_before"][0] >= BUSY:
+        return f"{told} Other work kept the machine busy (load {r['load_before'][0]:.1f}), so times say nothing."
+    return (
+        f"{told} Two processes are {two['ratio']:.2f} times as fast as one, two Ray nodes take "
+        f"{percent(ray['ratio'] - 1)} more time than two processes (median of {len(ray['ratios'])})."
+    )
+
+
 FLEETS = (
+    evaluation_runners,
+    evaluation_runners_sizes,
     fleet_runners,
     fleet_simulation,
     fleet_assumptions,
