@@ -31,6 +31,7 @@ from qrobust.pipeline.evaluate_onnx import Choices, evaluate_files
 from qrobust.preprocessing import Preprocessing
 from qrobust.progress import Reporter
 from qrobust.record import without_timings
+from qrobust.shifts.registry import defined_conditions
 
 CONDITIONS: list[Condition] = [CLEAN, ("contrast", 5), ("gaussian_noise", 3)]
 IMAGES = BLOCK_IMAGES + 20
@@ -124,6 +125,27 @@ def test_units_in_processes_leave_the_same_files_as_this_process(tmp_path: Path)
     measured(split, tmp_path / "units", by, graph)
     by.close()
     assert contents(tmp_path / "units") == contents(tmp_path / "here")
+
+
+@pytest.mark.slow  # each unit begins a process that imports torch
+def test_a_users_shift_runs_in_units_as_it_ran_here_or_not_at_all(split: Split, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("def dim(images, severity, generator):\n    return images * 0.5\n")
+    graph = {"a": OnnxClassifier(classifier_graph(tmp_path / "graph.onnx"), 1)}
+    few = replace(split, indices=split.indices[:60])
+    few.source.prepare(Preprocessing(size=SIDE, resize="crop"))
+    (condition,) = defined_conditions((f"{file}:dim",), (3,), "cifar-c")
+    by = BlockRunner(lambda _: LocalRunner(1), TASKS)
+    for name, runner in (("here", None), ("units", by)):
+        cache = cache_of(tmp_path / name, "a")
+        kept_or_predicted(graph, [Task(condition, few, "cifar-c")], cache=cache, seed=0, by=runner)
+    assert contents(tmp_path / "units") == contents(tmp_path / "here")
+    file.write_text("def dim(images, severity, generator):\n    return images\n")
+    with pytest.raises(InputError, match=r"own\.py has changed while it was in use"):
+        kept_or_predicted(
+            graph, [Task(condition, few, "cifar-c")], cache=cache_of(tmp_path / "other", "a"), seed=0, by=by
+        )
+    by.close()
 
 
 def test_what_a_host_kept_is_not_asked_again_by_this_process(split: Split, tmp_path: Path) -> None:
