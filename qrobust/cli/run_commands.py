@@ -285,9 +285,11 @@ def compensate(
     from qrobust.record import CompensationResult
 
     if run_folder.suffix == ".onnx" and not run_folder.is_dir():
-        if compare or remedy not in (None, "calibrator", "scales"):
+        if compare or remedy not in (None, "calibrator", "scales", "scales+calibrator"):
             other = remedy or "--compare"
-            raise InputError(f"remedy: expected calibrator or scales, as {run_folder} is integers, got {other}")
+            raise InputError(
+                f"remedy: expected calibrator, scales or scales+calibrator, as {run_folder} is integers, got {other}"
+            )
         _compensate_file(run_folder, out, remedy, resume=resume, overwrite=overwrite, workers=workers, **options)
         return
     given = {name: options.pop(name) for name in OF_FILE if name in options}

@@ -25,10 +25,11 @@ from qrobust.pipeline.evaluate_onnx import Choices, Opened, measure_opened, writ
 from qrobust.pipeline.export import PARITY_IMAGES
 from qrobust.pipeline.file_run import FileRun
 from qrobust.pipeline.output_folder import promote
-from qrobust.pipeline.rescale_onnx import SCALES, rescale_file
+from qrobust.pipeline.rescale_onnx import BOTH, SCALES, calibrate_rescaled, rescale_file
 from qrobust.pipeline.run_folder import RunFolder, discard_unfinished
 from qrobust.pipeline.stage import invalidate, stage
 from qrobust.record import (
+    CalibratedFileResult,
     CalibratorTraining,
     Compensation,
     CompensationResult,
@@ -65,8 +66,11 @@ def compensate_file(run: FileRun, *, resume: bool = False, workers: int = 1) -> 
         raise InputError(f"model: expected the file that {folder.path} was made of, {done.file.file} is another")
     if done and done.remedy != run.remedy:
         raise InputError(f"remedy: expected {done.remedy}, with which {folder.path} was begun, got {run.remedy}")
-    calibrator = {"compensate": compensate, "export": export_file}
-    stages = {"import": import_file} | (calibrator if run.remedy == CALIBRATOR else {SCALES: rescale_file})
+    stages = {"import": import_file} | {
+        CALIBRATOR: {"compensate": compensate, "export": export_file},
+        SCALES: {SCALES: rescale_file},
+        BOTH: {SCALES: rescale_file, BOTH: calibrate_rescaled},
+    }[run.remedy]
     for name, make in stages.items():
         if resume and folder.is_done(name):
             run.reporter.say(f"{name}: done before, kept")
@@ -78,7 +82,7 @@ def compensate_file(run: FileRun, *, resume: bool = False, workers: int = 1) -> 
 
 def made_graph(run: FileRun) -> str:
     """The name of the graph with the remedy."""
-    return "compensated" if run.remedy == CALIBRATOR else SCALES
+    return "compensated" if run.remedy == CALIBRATOR else run.remedy
 
 
 def import_file(run: FileRun) -> None:
@@ -206,12 +210,13 @@ def _compensation(
     """What was made of the file, what it gains, and whether to ship it."""
     folder = run.require_folder()
     imported = folder.need_result(ImportResult, "import", "compensate")
-    made, exported, macs = _made(run)
+    made, exported, macs, scales = _made(run)
     with processes(workers) as by:
         target = target_images_of(run, classifiers, by or 1)
         effects = effects_of(run, found, classifiers, made.trained_on, by or 1)
     graph = made_graph(run)
-    remedy = _remedy(made, graph, record, found)
+    untouched = WeightChange(relative_change=0.0, integers_changed=0.0)
+    remedy = _remedy(made, graph, record, found, (scales and scales.weight_change) or untouched)
     recommendation = None
     if effects and remedy:
         accepting = run.config.evaluation.accept_undecided
@@ -219,7 +224,7 @@ def _compensation(
     return FileCompensation(
         file=imported.file,
         calibrator=taken(Compensation, made) if isinstance(made, CompensationResult) else None,
-        scales=taken(RescaledFile, made) if isinstance(made, RescaledFileResult) else None,
+        scales=taken(RescaledFile, scales) if scales else None,
         provenance=made.provenance,
         macs=macs,
         audit=exported.audit,
@@ -231,20 +236,32 @@ def _compensation(
     )
 
 
-def _made(run: FileRun) -> tuple[CompensationResult | RescaledFileResult, ExportedGraphs, Macs]:
-    """What the stages of the remedy left, and multiply-accumulates."""
+def _made(
+    run: FileRun,
+) -> tuple[CompensationResult | RescaledFileResult, ExportedGraphs, Macs, RescaledFileResult | None]:
+    """What the remedy's last stage left, its graph, multiply-accumulates, and what the stage of scales left."""
     folder, whole = run.require_folder(), count_macs(run.model, run.data.image_size, run.model.channels)
+    scales = None if run.remedy == CALIBRATOR else folder.need_result(RescaledFileResult, SCALES, "compensate")
     if run.remedy == SCALES:
-        made = folder.need_result(RescaledFileResult, SCALES, "compensate")
-        return made, made, Macs(classifier=whole)
-    done = folder.need_result(CompensationResult, "compensate", "compensate")
+        assert scales is not None
+        return scales, scales, Macs(classifier=whole), scales
+    done: CompensationResult
+    exported: ExportedGraphs
+    if run.remedy == BOTH:
+        done = exported = folder.need_result(CalibratedFileResult, BOTH, "compensate")
+    else:
+        done = folder.need_result(CompensationResult, "compensate", "compensate")
+        exported = folder.need_result(ExportResult, "export", "compensate")
     added = done.macs.calibrator
-    macs = Macs(classifier=whole, calibrator=added, calibrator_share=added / whole)
-    return done, folder.need_result(ExportResult, "export", "compensate"), macs
+    return done, exported, Macs(classifier=whole, calibrator=added, calibrator_share=added / whole), scales
 
 
 def _remedy(
-    made: CompensationResult | RescaledFileResult, graph: str, record: EvaluationRecord, found: Evaluation
+    made: CompensationResult | RescaledFileResult,
+    graph: str,
+    record: EvaluationRecord,
+    found: Evaluation,
+    change: WeightChange,
 ) -> Remedy | None:
     """What was made as a remedy of a run is told of, without what a float graph would say of it.
 
@@ -255,7 +272,6 @@ def _remedy(
     if not gains:
         return None
     latency, training = record.latency_ms or {}, made.training
-    untouched = WeightChange(relative_change=0.0, integers_changed=0.0)
     return taken(
         Remedy,
         gains[0],
@@ -269,6 +285,6 @@ def _remedy(
         classifier_hash=made.classifier_hash,
         latency_ratio=latency[graph].over(latency["int8"]) if latency else None,
         size_bytes=record.models[graph].size_bytes,
-        weight_change=made.weight_change if isinstance(made, RescaledFileResult) else untouched,
+        weight_change=change,
         validation=made.validation,
     )

@@ -13,7 +13,7 @@ from qrobust.errors import InputError
 from qrobust.pipeline.file_run import FileRun
 from qrobust.pipeline.inputs import open_inputs, refuse_probabilities
 from qrobust.pipeline.provenance import training_data
-from qrobust.pipeline.rescale_onnx import learned_scales
+from qrobust.pipeline.rescale_onnx import SCALES, learned_scales
 from qrobust.pipeline.start import accuracy_on_validation, check_above_chance
 from qrobust.remedies import CALIBRATOR
 from qrobust.report.start import accuracy_sentence, time_lines
@@ -46,9 +46,9 @@ def prepare_file(run: FileRun, *, anyway: bool = False) -> None:
     told = accuracy_sentence(start, "accuracy of the file's integers")
     run.reporter.say(told)
     check_above_chance(run, start, told, anyway=anyway)
-    if run.remedy == CALIBRATOR:
+    if run.remedy != SCALES:
         _prepare_calibrator(run)
-    else:
+    if run.remedy != CALIBRATOR:
         learned = learned_scales(run)
         run.reporter.say(f"  {len(learned.growths)} stored scales and {len(learned.biases)} biases learn")
 

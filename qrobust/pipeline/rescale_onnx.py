@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import fx
+from safetensors.torch import save_file
+from torch import fx, nn
 
+from qrobust.classifier import Compensated
 from qrobust.compensation.file_scales import FileScales
 from qrobust.compensation.retraining import Retrained, retrain
 from qrobust.deployment.audit import audit
@@ -17,16 +17,25 @@ from qrobust.deployment.parity import check_export, parity
 from qrobust.deployment.rescaled import write_with_constants
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.pipeline.baselines import training_result
-from qrobust.pipeline.compensate import AFTER_TRAINING, calibrator_data, frozen_classifier
+from qrobust.pipeline.compensate import (
+    AFTER_TRAINING,
+    calibrator_data,
+    checkpoints_of,
+    fit_in_run,
+    fit_result,
+    frozen_classifier,
+)
 from qrobust.pipeline.export import PARITY_IMAGES
 from qrobust.pipeline.file_run import FileRun, constants_of
 from qrobust.pipeline.provenance import check_images, training_images
+from qrobust.pipeline.run import stored_tensors
 from qrobust.pipeline.stage import choices_key, invalidate, stage
-from qrobust.record import ExportedGraphs, RescaledFileResult, taken
+from qrobust.record import CalibratedFileResult, ExportedGraphs, RescaledFileResult, taken
+from qrobust.remedies import CALIBRATOR
 from qrobust.shifts.filters import to_unit
-from qrobust.storage import replacement
+from qrobust.storage import atomic_write, replacement
 
-SCALES = "scales"
+SCALES, BOTH = "scales", f"scales+{CALIBRATOR}"
 
 
 def learned_scales(run: FileRun) -> FileScales:
@@ -49,7 +58,10 @@ def rescale_file(run: FileRun) -> None:
         learned = learned_scales(run)
         done = _trained(run, learned)
         constants = constants_of(done.averaged.model)
-        exported = _exported(run, done.averaged.model, constants)
+        exported = _exported(run, SCALES, done.averaged.model, None)
+        write_with_constants(run.origin.file.path, constants, file_with_scales(run))
+        with atomic_write(folder.integers(SCALES)) as part:
+            save_file({name: value.contiguous() for name, value in constants.items()}, part)
         running.earlier_s = done.training.earlier_s
         running.result = taken(
             RescaledFileResult,
@@ -84,15 +96,35 @@ def _trained(run: FileRun, learned: FileScales) -> Retrained:
     )
 
 
-def _exported(run: FileRun, model: fx.GraphModule, constants: Mapping[str, torch.Tensor]) -> ExportedGraphs:
-    """Both files, through the checks of a run's graphs, and with nothing changed but these constants.
+def calibrate_rescaled(run: FileRun) -> None:
+    """Stage 3 of both remedies: a calibrator in front of the file with the scales that were learned."""
+    folder = run.require_folder()
+    folder.checkpoints.mkdir(exist_ok=True)
+    classifier = run.with_constants(stored_tensors(folder.integers(SCALES), "compensate FILE.onnx"))
+    with stage(run, BOTH) as running:
+        fit = fit_in_run(run, classifier, calibrator_data(run), run.fake_quantized)
+        exported = _exported(run, BOTH, classifier, fit.calibrator)
+        running.earlier_s = fit.earlier_s
+        running.result = taken(CalibratedFileResult, fit_result(run, fit), exported)
+        folder.drop_checkpoints(checkpoints_of(run, classifier).all())
+
+
+def _exported(run: FileRun, name: str, classifier: fx.GraphModule, calibrator: nn.Module | None) -> ExportedGraphs:
+    """A graph with other scales, through the checks of a run's graphs, and with nothing changed but these constants.
+
+    Args:
+        run: of the file.
+        name: of the graph.
+        classifier: of `FileRun.with_constants`.
+        calibrator: that stands in front; or None.
 
     Raises:
         ExportCheckError: more is changed, or a check fails.
     """
-    path, source = run.require_folder().graph(SCALES), run.origin.file.path
+    path, source, constants = run.require_folder().graph(name), run.origin.file.path, constants_of(classifier)
+    model = classifier if calibrator is None else Compensated(calibrator, classifier)
     with replacement(path) as part:
-        run.write(part, None, SCALES, constants)
+        run.write(part, calibrator, name, constants)
         if opset_in_front(source) == run.origin.file.opset and not same_parts(source, part, constants):
             raise ExportCheckError(
                 f"export: {path.name} differs from {source} in more than scales and biases: a fault of qrobust"
@@ -103,7 +135,6 @@ def _exported(run: FileRun, model: fx.GraphModule, constants: Mapping[str, torch
             lambda x: run.as_the_file_ends(model(x)), deployed, to_unit(split.read(slice(None))), split.labels
         )
         audited = audit(part, signed_activations=run.target.signed or None)
-        check_export(SCALES, audited, measured)
-        invalidate(run, SCALES)
-    write_with_constants(source, constants, file_with_scales(run))
-    return ExportedGraphs(audit={SCALES: audited}, parity={SCALES: measured})
+        check_export(name, audited, measured)
+        invalidate(run, name)
+    return ExportedGraphs(audit={name: audited}, parity={name: measured})

@@ -363,7 +363,7 @@ class Run:
             self.model,
             self.target,
             self.data.image_size,
-            _integers(path, command),
+            stored_tensors(path, command),
             channels=self.model.channels,
             recipe=self.recipe,
         )
@@ -383,7 +383,7 @@ class Run:
             fresh.eval(),
             self.target,
             size,
-            _integers(self.require_folder().calibrator, "compensate"),
+            stored_tensors(self.require_folder().calibrator, "compensate"),
             channels=channels,
             leaves=(Correction,),
         )
@@ -434,7 +434,7 @@ class Run:
         )
 
 
-def _integers(path: Path, command: str) -> dict[str, torch.Tensor]:
+def stored_tensors(path: Path, command: str) -> dict[str, torch.Tensor]:
     """What a stage saved, which the command makes again."""
     check_file(path, "run folder")
     try:

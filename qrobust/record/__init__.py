@@ -43,7 +43,14 @@ from qrobust.record.deployment import (
 )
 from qrobust.record.fleet import DONE, FAILED, FLEET_SCHEMA, WAITING, FleetFigures, FleetRecord, FleetRun
 from qrobust.record.gate import GATE_SCHEMA, BoundResult, GateResult
-from qrobust.record.imported import FileCompensation, ImportedFile, ImportResult, RescaledFile, RescaledFileResult
+from qrobust.record.imported import (
+    CalibratedFileResult,
+    FileCompensation,
+    ImportedFile,
+    ImportResult,
+    RescaledFile,
+    RescaledFileResult,
+)
 from qrobust.record.measurements import (
     STATISTICS,
     Comparison,
@@ -140,6 +147,7 @@ __all__ = [
     "Audit",
     "BlockedOperator",
     "BoundResult",
+    "CalibratedFileResult",
     "CalibratorMacs",
     "CalibratorTraining",
     "Candidate",

@@ -9,7 +9,7 @@ from qrobust.record.measurements import Macs
 from qrobust.record.other_images import TargetImages
 from qrobust.record.quantization import Audit, Parity, QatTraining
 from qrobust.record.recommendation import Effects, Recommendation
-from qrobust.record.stages import RemedyResult, SplitSummary, StageResult
+from qrobust.record.stages import CompensationResult, ExportedGraphs, RemedyResult, SplitSummary, StageResult
 from qrobust.record.units import Count, Positive, Share
 from qrobust.remedies import CALIBRATOR
 
@@ -48,7 +48,7 @@ class ImportResult(StageResult):
     Attributes:
         file: what was imported.
         splits: per split, which images it holds.
-        remedy: what is made of it, `calibrator` or `scales`.
+        remedy: what is made of it, `calibrator`, `scales` or `scales+calibrator`.
     """
 
     file: ImportedFile
@@ -97,14 +97,20 @@ class RescaledFileResult(RemedyResult):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibratedFileResult(CompensationResult, ExportedGraphs):
+    """`stages/scales+calibrator.json` of such a folder: a calibrator in front of the file with its new scales."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileCompensation:
     """A quantized file whose nodes and integer weights stayed, byte for byte, and what was made of it.
 
     Attributes:
         file: as it was given; in the evaluation it is `int8`.
-        calibrator: in front of the file, whose constants all stayed: what it is and did on validation images; with it
-            the file is `compensated`. Null with another remedy.
-        scales: with these the file is `scales`; null with a calibrator.
+        calibrator: in front of the file: what it is and did on validation images; with it the file is `compensated`.
+            Null without one.
+        scales: with these the file is `scales`, and with a calibrator in front `scales+calibrator`; null where all
+            constants of the file stayed.
         provenance: what the remedy learned from.
         macs: of the file and of the calibrator.
         audit: per graph, what onnxruntime runs on integers.
@@ -130,4 +136,6 @@ class FileCompensation:
     @property
     def graph(self) -> str:
         """The graph with the remedy."""
-        return "compensated" if self.calibrator else "scales"
+        if self.calibrator is None:
+            return "scales"
+        return f"scales+{CALIBRATOR}" if self.scales else "compensated"

@@ -46,6 +46,8 @@ def gain_sentence(record: EvaluationRecord) -> str:
     found = record.compensation
     assert found is not None
     who, s = ("The calibrator", "s") if found.calibrator else ("The new scales", "")
+    if found.calibrator and found.scales:
+        who, s = "The new scales and the calibrator", ""
     change = record.summary.versus[found.graph]
     clean = points(change.quantization_drop_pp, change.quantization_drop_interval_pp)
     drop, interval = change.shift_quantization_drop_pp, change.shift_quantization_drop_interval_pp
@@ -57,11 +59,10 @@ def gain_sentence(record: EvaluationRecord) -> str:
 
 def _graphs(found: FileCompensation) -> str:
     file = found.file
-    if found.calibrator:
-        other, kept = "compensated the same with a calibrator in front", "its nodes and constants are in both"
-    else:
-        other = "scales the same with other scales and biases"
-        kept = "its nodes and integer weights are in both"
+    parts = ["other scales and biases"] if found.scales else []
+    parts += ["a calibrator in front"] if found.calibrator else []
+    other = f"{found.graph} the same with {' and '.join(parts)}"
+    kept = f"its nodes and {'integer weights' if found.scales else 'constants'} are in both"
     kept += ", byte for byte"
     if file.converted_to is not None:
         kept = (
@@ -77,6 +78,8 @@ def _learned(found: FileCompensation) -> str:
     made = found.calibrator or found.scales
     assert made is not None
     who, it = ("the calibrator", "it") if found.calibrator else ("scales and biases", "they")
+    if found.calibrator and found.scales:
+        who, it = "scales and biases, and then the calibrator,", "they"
     return (
         f"No float network took part: {who} learned from {teacher}, on {made.training_images:,} "
         f"training images under {', '.join(made.trained_on)}. The file's integers, through which "

@@ -175,6 +175,29 @@ def test_scales_leave_nodes_and_integer_weights_and_are_measured(kind: str, tmp_
     assert "calibrator" not in report
 
 
+@pytest.mark.slow  # trains scales and a calibrator, and evaluates
+def test_a_calibrator_stands_in_front_of_the_new_scales(tmp_path: Path) -> None:
+    path, out = quantized_file(tmp_path / "net.onnx"), tmp_path / "out"
+    result = qrobust(*command(path, out, "--remedy", "scales+calibrator", "--clean-budget", 50))
+    assert result.exit_code == 0, result.output
+    record = read_evaluation(out / "record.json")
+    assert list(record.summary.clean_accuracy) == ["int8", "scales+calibrator"]
+    found = record.compensation
+    assert found is not None
+    assert found.scales is not None
+    assert found.calibrator is not None
+    assert found.remedy is not None
+    assert found.remedy.macs
+    assert found.remedy.weight_change == found.scales.weight_change
+    assert found.parity.agreement_beyond_ties == 1
+    assert same_parts(out / "scales.file.onnx", out / "scales+calibrator.onnx")
+    report = (out / "report.md").read_text()
+    assert "other scales and biases and a calibrator in front" in report
+    result = qrobust("compensate", path, "--resume", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "scales+calibrator: done before, kept" in result.output
+
+
 @pytest.mark.slow  # trains scales and evaluates
 def test_scales_of_an_old_opset_go_on_and_keep_to_their_remedy(tmp_path: Path) -> None:
     path, out = quantized_file(tmp_path / "net.onnx", opset=11, **KINDS["QOperator, S8S8"]), tmp_path / "out"
@@ -257,8 +280,8 @@ def test_what_is_not_taken_is_one_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--remedy", "finetune"), "--remedy: expected calibrator or scales, as "),
-        (("--compare",), "--remedy: expected calibrator or scales, as "),
+        (("--remedy", "finetune"), "--remedy: expected calibrator, scales or scales+calibrator, as "),
+        (("--compare",), "--remedy: expected calibrator, scales or scales+calibrator, as "),
         (("--attacks", "quick"), "--attacks: expected with a run only"),
         (("--branches", "geometric"), "--branches: expected none that moves the image, which needs opset 16"),
     ],
