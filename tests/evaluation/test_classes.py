@@ -83,7 +83,14 @@ def test_interval_of_balanced_accuracy_covers_the_truth_as_often_as_it_says() ->
 
 @pytest.mark.parametrize(
     ("counts", "uneven"),
-    [((50, 100), False), ((50, 101), True), ((0, 70, 70), False), ((0, 0), False), ((5, 11), False)],
+    [
+        ((50, 100), False),
+        ((50, 101), True),
+        ((0, 70, 70), False),
+        ((0, 0), False),
+        ((5, 11), False),
+        ((1, 40, 40), True),
+    ],
 )
 def test_uneven_is_more_than_twice_the_images_and_no_chance(counts: tuple[int, ...], uneven: bool) -> None:
     assert is_uneven(np.array(counts)) is uneven

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from qrobust.evaluation.effects import Moments, Right, chance, class_effects, graph_effects, needed
+from qrobust.evaluation.effects import (
+    MARGIN,
+    Moments,
+    Right,
+    chance,
+    class_effects,
+    graph_effects,
+    needed,
+    split_effect,
+)
 from qrobust.evaluation.primary import ACCURACY, Primary
-from qrobust.evaluation.statistics import ONE_SIDED
+from qrobust.evaluation.statistics import ONE_SIDED, Z, holm, paired_bootstrap
 
 
 def right(per_class: list[tuple[int, int]]) -> Right:
@@ -104,3 +113,27 @@ def test_the_primary_measure_is_what_gains_are_of() -> None:
 def test_chance_is_the_largest_class_in_the_primary_measure() -> None:
     labels = np.array([0] * 9 + [1])
     assert (chance(labels, ACCURACY), chance(labels, Primary("balanced"))) == (0.9, 0.5)
+
+
+def test_an_effect_tells_gain_and_cost_with_their_intervals() -> None:
+    labels = np.array([0, 0, 1, 1])
+    before = Right(np.array([1.0, 1, 1, 0]), labels, np.array([0.0, 0.5, 0, 1]), labels)
+    after = Right(np.array([1.0, 0, 1, 0]), labels, np.array([1.0, 0.5, 0.5, 1]), labels)
+    found = split_effect(after, before, ACCURACY, seed=3)
+    assert (found.n, found.clean, found.shift) == (4, 0.5, 0.75)
+    assert (found.gain_pp, found.clean_cost_pp) == (37.5, 25.0)
+    assert found.gain_interval_pp == pytest.approx(paired_bootstrap(np.array([100.0, 0, 50, 0]), 3))
+    assert found.clean_cost_interval_pp == pytest.approx(paired_bootstrap(np.array([0.0, 100, 0, 0]), 3))
+
+
+def test_an_undecided_class_is_told_by_hand() -> None:
+    """Of eight images one is lost, clean and under shift alike."""
+    (first, second) = class_effects(right([(7, 8)]), right([(8, 8)])).undecided
+    mean, square = -1 / 10, 3 / 10  # with one image more won and one more lost
+    error = math.sqrt((square - mean**2) / 10)
+    assert (first.where, second.where, first.class_index, first.n) == ("clean", "shift", 0, 8)
+    assert first.difference_pp == -12.5
+    assert first.interval_pp == pytest.approx((100 * (mean - Z * error), 100 * (mean + Z * error)))
+    assert first.harm_p == pytest.approx(holm([norm.cdf(mean / error)] * 2)[0])
+    assert first.no_harm_p == pytest.approx(holm([norm.sf((mean + MARGIN) / error)] * 2)[0])
+    assert first.needed == needed(Moments(8, -1 / 8, 1 / 8), ONE_SIDED / 2)

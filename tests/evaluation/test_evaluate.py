@@ -20,9 +20,10 @@ from qrobust.errors import InputError
 from qrobust.evaluation.attack_config import AttackConfig
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.kept import CLEAN, FIELDS, read_predictions
-from qrobust.evaluation.predictions import Cache
+from qrobust.evaluation.predictions import SUBSET, Cache, Task
 from qrobust.evaluation.summary import comparison_rows, overview
 from qrobust.shifts.registry import find_shift
+from qrobust.storage import read_json
 
 GREYS = torch.arange(1, 52) * 5 - 2  # from 3 to 253
 HALF = 127.5 / 255
@@ -181,6 +182,29 @@ def test_a_cache_keeps_what_was_said_and_by_whom(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_what_a_budget_chose_is_kept_with_all_that_it_was_chosen_for(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "predictions", tmp_path / "attacks.npz", {"it": "1"})
+    evaluate({"it": Threshold().eval()}, flat(), [("fog", 3)], cache=cache, budget=600)
+    assert read_json(tmp_path / "predictions" / SUBSET) == {
+        "seconds": 600,
+        "conditions": [["clean", 0], ["fog", 3]],
+        "also": 0,
+        "fingerprint": as_split(flat()).fingerprint(),
+        "table": "cifar-c",
+        "n": 51,
+    }
+
+
+def test_blocks_are_the_same_images_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qrobust.evaluation.predictions.BLOCK_IMAGES", 20)
+    whole = Task(("fog", 3), as_split(flat()), "cifar-c")
+    blocks = whole.blocks()
+    assert {start: len(block.split) for start, block in blocks.items()} == {0: 20, 20: 20, 40: 11}
+    assert torch.equal(torch.cat([block.split.indices for block in blocks.values()]), whole.split.indices)
+    assert {(block.condition, block.table) for block in blocks.values()} == {(("fog", 3), "cifar-c")}
+    assert torch.equal(blocks[40].split.read(slice(None)), flat()[0][40:])
+
+
 def test_any_number_of_workers_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 7)
     session = OnnxClassifier(classifier_graph(tmp_path / "own.onnx", classes=2), 1)

@@ -15,14 +15,18 @@ from qrobust.errors import InputError
 from qrobust.evaluation import summary
 from qrobust.evaluation.kept import read_predictions
 from qrobust.evaluation.predictions import (
+    BLOCKS,
     CLEAN,
     Cache,
     Condition,
     ConditionPredictions,
     Predictions,
     Task,
+    block_folder,
+    keep,
     kept_or_predicted,
     predict,
+    prediction_keys,
     within_budget,
 )
 from qrobust.evaluation.statistics import holm
@@ -179,6 +183,35 @@ def test_predictions_are_kept_and_read_back(split: Split, tmp_path: Path) -> Non
     assert np.array_equal(found[conditions[1]]["first"].margin, again.margin)
     kept(tmp_path, [CLEAN], split, first=first, digest="other")
     assert first.asked == 4
+
+
+def test_what_other_hosts_kept_of_some_blocks_is_not_asked_again(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qrobust.evaluation.predictions.BLOCK_IMAGES", 12)
+    first, second = Brightest(), Brightest()
+    cache = Cache(tmp_path, tmp_path / "attacks.npz", {"a": "1", "b": "1"})
+    task = Task(("contrast", 5), split, "cifar-c")
+    wanted = kept_or_predicted({"a": Brightest(), "b": Brightest()}, [task], cache=None, seed=0)
+    block = task.blocks()[12]
+    said = predict({"a": Brightest()}, block.split, block.condition, table="cifar-c", seed=0)
+    keep(block_folder(tmp_path, 12), block, prediction_keys(["a"], block, 0, cache), said)
+    found = kept_or_predicted({"a": first, "b": second}, [task], cache=cache, seed=0)
+    assert (first.asked, second.asked) == (2, 3)
+    for name in "ab":
+        assert np.array_equal(found[task.condition][name].margin, wanted[task.condition][name].margin)
+    assert not (tmp_path / BLOCKS).exists()
+
+
+def test_blocks_of_other_conditions_change_nothing(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qrobust.evaluation.predictions.BLOCK_IMAGES", 12)
+    (tmp_path / BLOCKS / "12").mkdir(parents=True)
+    asked = Brightest()
+    cache = Cache(tmp_path, tmp_path / "attacks.npz", {"a": "1"})
+    kept_or_predicted({"a": asked}, [Task(CLEAN, split, "cifar-c")], cache=cache, seed=0)
+    assert asked.asked == 1
 
 
 def test_reading_refuses_what_does_not_belong_together(split: Split, tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ def test_calibration_error_closed_forms() -> None:
     correct = np.array([True] * 70 + [False] * 30)
     assert expected_calibration_error(np.full(100, 0.7), correct) == pytest.approx(0.0)
     assert expected_calibration_error(np.full(100, 1.0), correct) == pytest.approx(0.3)
+    # A quarter is 0.12 sure and right half the time, the others are 0.96 sure and right on five of six.
+    sure, right = np.repeat([0.12, 0.96], [2, 6]), np.array([1, 0, 1, 1, 1, 1, 1, 0], bool)
+    assert expected_calibration_error(sure, right) == pytest.approx(0.38 / 4 + 3 / 4 * (0.96 - 5 / 6))
+    # Two bins from 0 to 1: 0.4 lies in the first, 0.5 in the second.
+    assert expected_calibration_error(np.array([0.4, 0.5]), np.array([1, 0], bool), bins=2) == pytest.approx(0.55)
+    assert expected_calibration_error(np.array([0.4, 0.5]), np.array([1, 0], bool), bins=1) == pytest.approx(0.05)
 
 
 def test_corruption_error_of_alexnet_itself_is_one() -> None:
@@ -81,6 +87,12 @@ def test_worst_classes_and_lost_images() -> None:
     assert lost == [(1, 2), (2, 1), (3, 1)]
     assert len(lost_images(before, after, top=1)) == 1
     assert len(worst_classes(before.mean(0), after.mean(0), labels, top=1)) == 1
+
+
+def test_a_class_that_falls_by_rounding_alone_does_not_fall() -> None:
+    labels, before = np.array([0, 1]), np.array([0.5, 0.5])
+    assert worst_classes(before, before - [3e-12, 1e-10], labels)[0].class_index == 1
+    assert len(worst_classes(before, before - [3e-12, 1e-10], labels)) == 1
 
 
 def test_missed_images_are_those_wrong_most_often() -> None:

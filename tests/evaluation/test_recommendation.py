@@ -87,6 +87,9 @@ def remedy(name: str, steps: int | None = 4000, faster: float = 2.0, **of: Any) 
 def test_what_gains_on_both_is_shipped() -> None:
     found = recommend(effects(graph("compensated")), [remedy("compensated")], accept_undecided=False)
     assert (found.graph, found.chosen, found.refusals("compensated")) == ("compensated", "compensated", ())
+    for accepted in (False, True):
+        found = recommend(effects(graph("compensated")), [remedy("compensated")], accept_undecided=accepted)
+        assert found.accept_undecided is accepted
 
 
 @pytest.mark.parametrize(

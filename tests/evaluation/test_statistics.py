@@ -148,6 +148,16 @@ def test_the_bootstrap_of_many_distinct_differences_narrows_with_its_confidence(
         assert (high + low) / 2 == pytest.approx(differences.mean(), abs=0.1 * half)
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_bootstrap_draws_every_image(place: int) -> None:
+    """One large difference among many small ones, which most resamples hold once or twice."""
+    differences = np.linspace(-1, 1, 600)
+    differences[place] = 600.0
+    low, high = paired_bootstrap(differences, seed=0)
+    assert low < 0.5
+    assert 2 < high < 5
+
+
 def test_even_counts_are_likely_and_uneven_ones_are_not() -> None:
     assert even_counts(np.array([50, 50])) == pytest.approx(1.0)
     # Chi-squared (20^2 + 20^2) / 50 = 16 with one degree of freedom: 4 standard errors, on both sides.

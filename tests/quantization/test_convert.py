@@ -172,6 +172,21 @@ def test_what_weights_of_zero_switch_off_is_zero_on_any_grid() -> None:
     assert grid(made.get_submodule("2")) == (1.0, 0, 0, 255)
 
 
+@pytest.mark.parametrize(("value", "wanted"), [(2.55, (0.01, 0)), (-2.55, (0.01, 255)), (0.0, (1.0, 0))])
+def test_a_constant_that_no_image_changes_lies_on_its_grid(value: float, wanted: tuple[float, int]) -> None:
+    root = nn.Module()
+    root.register_buffer("fixed", torch.tensor([value]))
+    root.add_module("seen", Observer())
+    graph = fx.Graph()
+    graph.placeholder("x")
+    graph.output(graph.call_module("seen", (graph.get_attr("fixed"),)))
+    whole = fx.GraphModule(root, graph)
+    whole(torch.zeros(1))
+    made = convert(whole, X86_VNNI, MIN_MAX, {})
+    assert grid(made.get_submodule("seen")) == (pytest.approx(wanted[0]), wanted[1], 0, 255)
+    assert made(torch.zeros(1)).item() == pytest.approx(value)
+
+
 def test_a_skeleton_has_the_right_shape_and_no_ranges() -> None:
     bits: Bits = {"1": (8, 8)}
     whole = nn.Sequential(Observer(), linear([[2.0, 1.0]], [1.0]), Observer())

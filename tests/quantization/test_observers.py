@@ -211,7 +211,15 @@ def bell(centre: float, spread: float, outlier: float, left: float = -1.0) -> Ob
     return counted({i: float(c) for i, c in enumerate(counts) if c}, left)
 
 
-SHAPES = [bell(0.0, 0.1, 30), bell(0.2, 0.3, 0), bell(0.5, 0.2, 5, left=0.0), bell(-1.0, 0.3, 10, left=-2.0)]
+def comb() -> Observer:
+    """A bell whose upper half has holes."""
+    place = torch.arange(BINS)
+    x = -1 + 2 * (place + 0.5) / BINS
+    counts = (1e4 * torch.exp(-((x / 0.4) ** 2))).round() * ~((place * 4 % 11 < 6) & (x > 0.1))
+    return counted({i: float(c) for i, c in enumerate(counts) if c})
+
+
+SHAPES = [comb(), bell(0.0, 0.1, 30), bell(0.2, 0.3, 0), bell(0.5, 0.2, 5, left=0.0), bell(-1.0, 0.3, 10, left=-2.0)]
 
 
 @pytest.mark.parametrize("observer", SHAPES)

@@ -180,6 +180,19 @@ def test_plasma_of_two_by_two_points_is_what_is_left_without_finer_grids() -> No
     assert torch.allclose(added, 2 * Generators(range(4)).uniform(3, 2, 2) - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(("side", "sizes"), [(33, [2, 3, 5, 9, 17]), (34, [2, 3, 5, 9, 17, 33])])
+def test_plasma_has_grids_until_one_more_would_be_as_fine_as_the_pixels(side: int, sizes: list[int]) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    class Counted(Generators):
+        def uniform(self, *shape: int) -> torch.Tensor:
+            drawn.append(shape)
+            return super().uniform(*shape)
+
+    noise.plasma_noise(torch.full((1, 3, 8, side), 0.5), 0.1, generators=Counted(range(1)))
+    assert drawn == [(3, size, size) for size in sizes]
+
+
 def ramps(n: int, size: int) -> torch.Tensor:
     """Pictures that say where each pixel is from: x in red, y in green, in sides from the left upper corner."""
     line = (torch.arange(size) + 0.5) / size

@@ -14,7 +14,7 @@ from PIL import Image
 from qrobust.shifts import corruptions, transformations
 from qrobust.shifts.corruptions import blur
 from qrobust.shifts.corruptions.frost import PICTURES, frost_picture
-from qrobust.shifts.filters import mirrored, smooth, to_unit
+from qrobust.shifts.filters import mirrored, pad_reflect, smooth, to_unit
 from qrobust.shifts.registry import (
     GRIDS,
     SHIFTS,
@@ -40,6 +40,17 @@ def pictures(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     edges = torch.nn.functional.interpolate(torch.rand(n, 3, 4, 4, generator=g), size=(height, width))
     noise = torch.rand(n, 3, height, width, generator=g)
     return (255 * (0.5 * smooth_part + 0.35 * edges + 0.15 * noise).clamp(0, 1)).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(3, 9), (9, 3), (4, 4)])
+@pytest.mark.parametrize("reach", [0, 1, 3, 7])
+def test_reflecting_goes_on_in_steps_that_the_shorter_side_allows(size: tuple[int, int], reach: int) -> None:
+    image = np.arange(math.prod(size), dtype=np.float32).reshape(size)
+    found = pad_reflect(torch.from_numpy(image)[None, None], reach)[0, 0]
+    while reach > 0:
+        step = min(reach, *(side - 1 for side in image.shape))
+        image, reach = np.pad(image, step, mode="reflect"), reach - step
+    assert np.array_equal(found, image)
 
 
 @pytest.mark.parametrize("name", SHIFTS)
