@@ -102,6 +102,7 @@ def test_a_layer_left_in_float_stands_behind_a_clamp_that_clamps_nothing() -> No
     graph = observed(Observer(), linear([[2.0]], [1.0]), Observer(), seen=[(0, 255), (0, 510)])
     made = convert(graph, X86_VNNI, MIN_MAX, {"1": None})
     assert isinstance(made.get_submodule("1"), nn.Linear)
+    assert not any(parameter.requires_grad for parameter in made.parameters())
     clamp = made.get_submodule("_1_in_float")
     assert isinstance(clamp, nn.Hardtanh)
     assert (clamp.min_val, clamp.max_val) == (-WIDE, WIDE)

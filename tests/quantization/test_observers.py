@@ -48,6 +48,12 @@ def test_large_tensors_are_sampled_over_all_columns() -> None:
     assert (share - 1 / 64).abs().max() < 1e-5
 
 
+def test_a_step_that_would_miss_columns_is_made_longer() -> None:
+    observer = seen(torch.arange(64.0).expand(2**21 // 64, 64))  # every second value would be of every second column
+    assert observer.counts.sum() == pytest.approx(2**21 / 3, abs=1)
+    assert int((observer.counts > 0).sum()) == 64
+
+
 def test_memory_does_not_grow_with_the_images() -> None:
     observer = Observer()
     for step in range(200):
