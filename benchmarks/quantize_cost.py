@@ -125,8 +125,10 @@ def measure_command(data: str, threads: int) -> dict[str, Any]:
             "--out": Path(folder) / "run",
             "--threads": threads,
         }
-        words = ["quantize", *(str(word) for option in options.items() for word in option), "-q"]
+        words = ["quantize", *(str(word) for option in options.items() for word in option), "-q", "--anyway"]
         command(words, standalone_mode=False)
+        if not spent["observe_s"]:
+            raise click.ClickException("qrobust quantize did not come to observe ranges")
     return {"images": len(images.calibration), "command_s": time.perf_counter() - started, **spent}
 
 
