@@ -214,6 +214,12 @@ def compensated(sample: Sample, out: Path) -> dict[str, Any]:
     return {key: found[key] for key in ("n", "conditions", "gain_pp", "gain_interval_pp", "clean_cost_pp")}
 
 
+def available(name: str, trained: Path) -> bool:
+    """Whether the network of a case is trained; files that were made elsewhere need none."""
+    source = CASES[name].source if name in CASES else "resnet20"
+    return source == "resnet20" or (trained / f"{source}.pt").is_file()
+
+
 @click.command()
 @click.option("--data", required=True, help="CIFAR-10, such as imagefolder:DIR.")
 @click.option("--weights", type=click.Path(path_type=Path), required=True, help="Of the ResNet-20.")
@@ -231,7 +237,9 @@ def compensated(sample: Sample, out: Path) -> dict[str, Any]:
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds per file.")
 @click.option("--memory", default=12.0, show_default=True, help="Address space per file, in GiB.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
+@click.option("--read-only", is_flag=True, help="Put no calibrators in front.")
 @click.option("--worker", hidden=True)
+@click.option("--front", is_flag=True, hidden=True)
 def main(
     data: str,
     weights: Path,
@@ -243,7 +251,9 @@ def main(
     timeout: float,
     memory: float,
     out: Path,
+    read_only: bool,
     worker: str | None,
+    front: bool,
 ) -> None:
     """Measure the files one by one, and keep each row as soon as it is there."""
     given = {
@@ -252,10 +262,7 @@ def main(
     }
     if worker is not None:
         sample = given[worker] if worker in given else made(worker, data, weights, trained, work)
-        row = measure(sample)
-        if sample.compensate and row.get("integer") and "reason" not in row:
-            row["compensated"] = compensated(sample, work / f"{worker}-compensated")
-        click.echo(json.dumps(row))
+        click.echo(json.dumps(compensated(sample, work / f"{worker}-compensated") if front else measure(sample)))
         return
     work.mkdir(parents=True, exist_ok=True)
     result = json.loads(out.read_text()) if out.is_file() else {"rows": {}}
@@ -265,15 +272,21 @@ def main(
     result |= {"steps": STEPS, "batch_size": BATCH, "shifts": SHIFTS.split(","), "severity": int(SEVERITY)}
     passed = ["--data", data, "--weights", str(weights), "--trained", str(trained), "--work", str(work)]
     passed += [part for file in files for part in ("--file", *file)]
-    for name in only.split(",") if only else [*CASES, *given]:
-        source = CASES[name].source if name in CASES else ""
-        untrained = source not in ("", "resnet20") and not (trained / f"{source}.pt").is_file()
-        if untrained or (name in result["rows"] and not again):
+    rows = result["rows"]
+    names = [name for name in (only.split(",") if only else [*CASES, *given]) if available(name, trained)]
+    for name in names:
+        if name in rows and not again:
             continue
-        row = in_a_process(__file__, name, timeout, memory, passed)
-        result["rows"][name] = row | {"commit": result["commit"]}
+        rows[name] = in_a_process(__file__, name, timeout, memory, passed) | {"commit": result["commit"]}
         keep(result, out)
-        click.echo(f"{name}: {row.get('reason', row.get('import'))} {row['seconds']:.0f} s")
+        click.echo(f"{name}: {rows[name].get('reason', rows[name].get('import'))} {rows[name]['seconds']:.0f} s")
+    chosen = [name for name in names if name in given or CASES[name].compensate]
+    for name in [] if read_only else chosen:
+        if "reason" in rows[name] or ("compensated" in rows[name] and not again):
+            continue
+        rows[name]["compensated"] = in_a_process(__file__, name, timeout, memory, [*passed, "--front"])
+        keep(result, out)
+        click.echo(f"{name}: {rows[name]['compensated']}")
 
 
 if __name__ == "__main__":
