@@ -119,7 +119,7 @@ def measure(sample: Sample) -> dict[str, Any]:
         row |= of_integers(sample, data) if file.integer else of_float(sample, data)
         row["step"] = "done"
     except QRobustError as error:
-        row["reason"] = str(error)
+        row["reason"] = str(error).replace(f"{sample.path.parent}/", "")
     return row | {"seconds": time.monotonic() - started}
 
 
