@@ -4,11 +4,11 @@
     python benchmarks/onnx_files.py --data imagefolder:DIR --weights WEIGHTS --trained TRAINED --work WORK
     ... --file NAME MAKER FILE NORMALIZATION DATA               # one more, made elsewhere; as often as wanted
 
-Sources are a trained ResNet-20 (WEIGHTS, with CIFAR-10 in DIR) and what `timm_trained.py` left in TRAINED. Each
-file of `onnx_makers.py` is made in WORK, asked by onnxruntime on test images, read by qrobust and compared. A float
-file is then quantized by qrobust; one that is quantized already is audited as it is. `results/onnx_files.json` has a
-row for each, kept as soon as it is there. Compensated files learn for few steps, so that gains are small: what is
-shown is that they come through.
+Sources are a trained ResNet-20 (WEIGHTS, with CIFAR-10 in DIR), a small network that learns scikit-learn's digits in
+seconds, and what `timm_trained.py` left in TRAINED. Each file of `onnx_makers.py` is made in WORK, asked by
+onnxruntime on test images, read by qrobust and compared. A float file is then quantized by qrobust; one that is
+quantized already is audited as it is. `results/onnx_files.json` has a row for each, kept as soon as it is there.
+Compensated files learn for few steps, so that gains are small: what is shown is that they come through.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from onnx_makers import CASES, Source
+from onnx_makers import CASES, Source, small_network
 from quantized_file import gain_of_file
 from zoo import SEED, circumstances, in_a_process, keep
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).parent / "results" / "onnx_files.json"
 TEST_IMAGES, CALIBRATION_IMAGES, PARITY_IMAGES = 1000, 128, 200
 STEPS, BATCH, SHIFTS, SEVERITY, MEASURED = 60, 32, "gaussian_noise,fog,contrast", "5", 300
+
+
+# The network that is trained here.
+DIGITS, DIGITS_STEPS, DIGITS_RATE = "digits", 150, 3e-3
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,32 @@ def source_of(name: str, weights: Path, trained: Path) -> Source:
             name, num_classes=10, image_size=32, weights=weights, normalization="imagenet", seed=SEED
         )
         return Source(name, model, 32)
+    if name == DIGITS:
+        return Source(name, trained_on_digits(), 32)
     model = qrobust.load_classifier(f"timm:{name}", num_classes=10, image_size=64, seed=SEED)
     model.load_state_dict(torch.load(trained / f"{name}.pt", weights_only=True)["weights"])
     return Source(name, model, 64)
+
+
+def trained_on_digits() -> NormalizedModel:
+    """A small network that knows handwritten digits after some seconds."""
+    import torch
+    from torch.nn import functional as F
+
+    import qrobust
+
+    torch.manual_seed(SEED)
+    network, split = small_network(), opened(DIGITS, 32).training
+    optimizer = torch.optim.AdamW(network.parameters(), lr=DIGITS_RATE)
+    generator = torch.Generator().manual_seed(SEED)
+    pixels = split.read(slice(None)) / 255
+    for _ in range(DIGITS_STEPS):
+        drawn = torch.randint(len(split), (BATCH,), generator=generator)
+        loss = F.cross_entropy(network(pixels[drawn]), split.labels[drawn])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return qrobust.load_classifier(network.eval(), num_classes=10, image_size=32, normalization="none")
 
 
 def opened(spec: str, side: int | None = None) -> Data:
@@ -80,7 +107,7 @@ def opened(spec: str, side: int | None = None) -> Data:
 def made(name: str, data: str, weights: Path, trained: Path, work: Path) -> Sample:
     """The file of a case, which is made where WORK does not have it yet."""
     case, path = CASES[name], work / f"{name}.onnx"
-    spec = data if case.source == "resnet20" else f"npz:{trained / 'images-64.npz'}"
+    spec = {"resnet20": data, DIGITS: DIGITS}.get(case.source, f"npz:{trained / 'images-64.npz'}")
     if not path.is_file():
         source = source_of(case.source, weights, trained)
         images = opened(spec, source.side).calibration.read(slice(CALIBRATION_IMAGES))
@@ -217,7 +244,7 @@ def compensated(sample: Sample, out: Path) -> dict[str, Any]:
 def available(name: str, trained: Path) -> bool:
     """Whether the network of a case is trained; files that were made elsewhere need none."""
     source = CASES[name].source if name in CASES else "resnet20"
-    return source == "resnet20" or (trained / f"{source}.pt").is_file()
+    return source in ("resnet20", DIGITS) or (trained / f"{source}.pt").is_file()
 
 
 @click.command()

@@ -52,6 +52,40 @@ class Case:
     compensate: bool = False
 
 
+def small_network() -> torch.nn.Module:
+    """Depthwise convolutions, squeeze-and-excitation, hardswish, a concatenation: logits `(N, 10)` of 32 px."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, wide: int, out: int) -> None:
+            super().__init__()
+            self.depthwise = nn.Conv2d(wide, wide, 3, 2, 1, groups=wide, bias=False)
+            self.norm, self.act = nn.BatchNorm2d(wide), nn.Hardswish()
+            self.gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, wide // 4, 1), nn.ReLU(), nn.Conv2d(wide // 4, wide, 1)
+            )
+            self.point, self.last = nn.Conv2d(wide, out - wide, 1, bias=False), nn.BatchNorm2d(out)
+            self.pool = nn.MaxPool2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.act(self.norm(self.depthwise(x)))
+            y = y * nn.functional.hardsigmoid(self.gate(y))
+            return nn.functional.relu6(self.last(torch.cat([self.point(y), self.pool(x)], 1)))
+
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        Block(16, 48),
+        Block(48, 96),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(96, 10),
+    )
+
+
 def by_torch(source: Source, path: Path, images: torch.Tensor, *, opset: int, new: bool, bare: bool = False) -> None:
     """torch's exporter: the new one (`dynamo`) or the old one (TorchScript).
 
@@ -216,6 +250,14 @@ CASES: dict[str, Case] = {
         "resnet20", STATIC, static(partial(bytes_by_torch, opset=17, new=False)), "", compensate=True
     ),
     "resnet20-qrobust": Case("resnet20", "qrobust", by_qrobust, compensate=True),
+    "digits-old-16": Case("digits", OLD, old(16)),
+    "digits-new-19": Case("digits", NEW, new(19)),
+    "digits-bytes-new-20": Case("digits", NEW, partial(bytes_by_torch, opset=20, new=True), ""),
+    "digits-half": Case("digits", "onnxruntime float16", partial(in_half_precision, before=old(13))),
+    "digits-slim": Case("digits", "onnxslim", partial(slim, before=old(14))),
+    "digits-converted": Case("digits", "onnx version_converter", partial(converted, before=old(12), opset=17)),
+    "digits-qdq": Case("digits", STATIC, static(new(18))),
+    "digits-qoperator": Case("digits", STATIC, static(old(12), "QOperator", per_channel=False)),
     "regnetx-new-20": Case("regnetx_002", NEW, new(20)),
     "dla46_c-old-12": Case("dla46_c", OLD, old(12)),
     "cs3darknet-new-19": Case("cs3darknet_s", NEW, new(19)),
