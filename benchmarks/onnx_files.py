@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "results" / "onnx_files.json"
 TEST_IMAGES, CALIBRATION_IMAGES, PARITY_IMAGES = 1000, 128, 200
-STEPS, BATCH, SHIFTS, SEVERITY, MEASURED = 60, 32, "gaussian_noise,fog,contrast", "5", 300
+# Of calibrators, which are of the cheapest kind. The small network for digits is hardly larger than one.
+STEPS, BATCH, BRANCHES, MAC_BUDGET = 40, 32, "photometric", "0.5"
+SHIFTS, SEVERITY, MEASURED = "gaussian_noise,fog,contrast", "3", 300
 
 
 # The network that is trained here.
@@ -296,7 +298,13 @@ def main(
     result |= circumstances(
         "python benchmarks/onnx_files.py --data imagefolder:DIR --weights WEIGHTS --trained TRAINED --work WORK"
     )
-    result |= {"steps": STEPS, "batch_size": BATCH, "shifts": SHIFTS.split(","), "severity": int(SEVERITY)}
+    result |= {
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "branches": BRANCHES,
+        "shifts": SHIFTS.split(","),
+        "severity": int(SEVERITY),
+    }
     passed = ["--data", data, "--weights", str(weights), "--trained", str(trained), "--work", str(work)]
     passed += [part for file in files for part in ("--file", *file)]
     rows = result["rows"]
