@@ -233,6 +233,7 @@ def compensated(sample: Sample, out: Path) -> dict[str, Any]:
         "--seed",
         str(SEED),
     ]
+    command += ["--branches", BRANCHES, "--mac-budget", MAC_BUDGET]
     command += ["--shifts", SHIFTS, "--severities", SEVERITY, "--threads", "1"]
     command += ["--normalization", sample.normalization] if sample.normalization else []
     command += ["--resume"] if out.exists() else []
@@ -317,7 +318,7 @@ def main(
         click.echo(f"{name}: {rows[name].get('reason', rows[name].get('import'))} {rows[name]['seconds']:.0f} s")
     chosen = [name for name in names if name in given or CASES[name].compensate]
     for name in [] if read_only else chosen:
-        if "reason" in rows[name] or ("compensated" in rows[name] and not again):
+        if "reason" in rows[name] or ("gain_pp" in rows[name].get("compensated", {}) and not again):
             continue
         rows[name]["compensated"] = in_a_process(__file__, name, timeout, memory, [*passed, "--front"])
         keep(result, out)
