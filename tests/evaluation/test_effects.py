@@ -19,7 +19,7 @@ from qrobust.evaluation.effects import (
     split_effect,
 )
 from qrobust.evaluation.primary import ACCURACY, Primary
-from qrobust.evaluation.statistics import ONE_SIDED, Z, holm, paired_bootstrap
+from qrobust.evaluation.statistics import ONE_SIDED, Z, holm, paired_bootstrap, wilson_interval
 
 
 def right(per_class: list[tuple[int, int]]) -> Right:
@@ -96,6 +96,7 @@ def test_each_graph_is_compared_with_the_one_whose_place_it_takes() -> None:
     found = {"float": right([(90, 100)]), "int8": right([(80, 100)]), "denoise": right([(85, 100)])}
     int8, denoise = graph_effects(found, found, ACCURACY, seed=0)
     assert (int8.graph, int8.reference, denoise.graph, denoise.reference) == ("int8", "float", "denoise", "int8")
+    assert int8.shift_interval == wilson_interval(80, 100)
     assert (int8.test.clean_cost_pp, denoise.test.gain_pp) == (pytest.approx(10), pytest.approx(5))
 
 

@@ -13,7 +13,7 @@ from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.errors import InputError
 from qrobust.evaluation import summary
-from qrobust.evaluation.kept import read_predictions
+from qrobust.evaluation.kept import read_kept, read_predictions
 from qrobust.evaluation.predictions import (
     BLOCKS,
     CLEAN,
@@ -177,6 +177,7 @@ def test_predictions_are_kept_and_read_back(split: Split, tmp_path: Path) -> Non
     wanted = kept(tmp_path, conditions, split, first=first, second=second)
     assert (first.asked, second.asked) == (2, 2)
     labels, found = read_predictions(tmp_path, conditions)
+    assert np.array_equal(read_kept(tmp_path).indices, split.indices.numpy())
     assert np.array_equal(labels, split.labels.numpy())
     assert comparison_rows(found, labels, seed=0, of=30) == comparison_rows(wanted, labels, seed=0, of=30)
     again = predict({"first": first}, split, conditions[1], table="cifar-c", seed=0)["first"]

@@ -148,6 +148,11 @@ def test_the_bootstrap_of_many_distinct_differences_narrows_with_its_confidence(
         assert (high + low) / 2 == pytest.approx(differences.mean(), abs=0.1 * half)
 
 
+def test_the_bootstrap_without_confidence_is_the_median() -> None:
+    low, high = paired_bootstrap(np.random.default_rng(0).normal(0.0, 1.0, 50), seed=1, confidence=0.0)
+    assert low == high
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_the_bootstrap_draws_every_image(place: int) -> None:
     """One large difference among many small ones, which most resamples hold once or twice."""

@@ -124,7 +124,8 @@ def test_a_layer_that_no_quantizer_feeds_stays_as_it_is() -> None:
         (nn.ReLU(), (-1.0, 9.0), True),
         (nn.ReLU6(), (0.0, 6.0), False),
         (nn.ReLU6(), (0.0, 6.1), True),  # four steps more
-        (nn.ReLU6(), (0.0, 6.011), False),  # less than half a step more
+        (nn.ReLU6(), (0.0, 6.018), True),  # more than half a step more
+        (nn.ReLU6(), (0.0, 6.011), False),  # less
         (nn.Hardtanh(-1.0, 1.0), (-1.0, 1.0), False),
         (nn.Hardtanh(-1.0, 1.0), (-1.1, 1.0), True),
         (nn.Hardtanh(-1.0, 1.0), (0.0, 0.5), False),

@@ -86,6 +86,11 @@ def test_scenarios_are_several_shifts_and_shifts_stay_themselves() -> None:
         scenarios(("nigth",))
 
 
+def test_a_file_of_ones_own_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"^shift: .*nowhere\.py"):
+        find_shift("nowhere.py:dim")
+
+
 def test_nothing_and_each_name_once() -> None:
     assert expand(()) == SUITES["default"]
     assert expand(("fog", "default"))[0] == "fog"

@@ -42,6 +42,15 @@ def pictures(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     return (255 * (0.5 * smooth_part + 0.35 * edges + 0.15 * noise).clamp(0, 1)).round().to(torch.uint8)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 16), (16, 8)])
+def test_pixelate_leaves_one_pixel_a_side_at_least(height: int, width: int) -> None:
+    """An eighth of a side of eight is one pixel: lines across it have one value."""
+    pixels = pictures(1, height, width)
+    found = corruptions.pixelate(pixels, 0.12, generators=NONE)
+    short = 3 if width < height else 2
+    assert (found == found.select(short, 0).unsqueeze(short)).all()
+
+
 @pytest.mark.parametrize("size", [(3, 9), (9, 3), (4, 4)])
 @pytest.mark.parametrize("reach", [0, 1, 3, 7])
 def test_reflecting_goes_on_in_steps_that_the_shorter_side_allows(size: tuple[int, int], reach: int) -> None:
