@@ -50,6 +50,8 @@ EQUIVALENT = {
     "[1.0] * len(p_values)": "each value is written over",
     "clean_b.astype(None)": "without a type it is float64, too",
     "-1, -1, -1), padding_mode=": "bilinear is the default",
+    "self.left = self.width = None": "the first batch sets both",
+    "x.ndim else 2": "a single value has no more steps than one",
     "qmax - qmin > 101": "no grid has 101 steps",
     "return x.view(1, 1, -1), y": "the shape is made the same by broadcasting",
     "low, high = 1, MOST_IMAGES": "one image never tells",

@@ -31,7 +31,8 @@ def mutation() -> str:
                 f"| {name} | {group['mutants']:,} | {group['tried']} | {_share(group)} "
                 f"| {percent(group['kill_share_without_equivalent'])} |"
             )
-        lines.append("")
+        weighted = sum(group["mutants"] * group["kill_share"] for group in found["groups"].values())
+        lines += ["", f"Each group weighted by its mutants: {percent(weighted / found['all']['mutants'])}.", ""]
     last = list(_runs().values())[-1]
     return "\n".join([*lines, f"Intervals are Wilson's at 95 %; {last['tool']}, on one core."])
 
