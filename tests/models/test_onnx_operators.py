@@ -151,6 +151,26 @@ CASES: dict[str, Case] = {
         [("Reshape", "t s", "f", {}), ("MatMul", "f w", "m", {}), ("Reshape", "m r", "y", {})],
         {"s": whole(-1, 8), "w": numbers(8, 3), "r": whole(-1, 32, 3)},
     ),
+    "Gather of all, counted from the batch": Case(
+        [
+            ("Reshape", "h flat", "f", {}),
+            ("Shape", "h", "s", {}),
+            ("Gather", "s zero", "n", {"axis": 0}),
+            ("Range", "zero n one", "r", {}),
+            ("Mul", "r wide", "m", {}),
+            ("Unsqueeze", "m axis", "u", {}),
+            ("Add", "u places", "p", {}),
+            ("Gather", "f p", "y", {"axis": 0}),
+        ],
+        {
+            "flat": whole(-1),
+            "zero": np.array(0, np.int64),
+            "one": np.array(1, np.int64),
+            "wide": np.array(8, np.int64),
+            "axis": whole(1),
+            "places": np.arange(8)[None],
+        },
+    ),
     "GatherND of a constant": Case(
         [("GatherND", "c i", "g", {}), ("Mul", "x g", "y", {})],
         {"c": numbers(3, 8), "i": RANDOM.integers(0, 3, (8, 2))},

@@ -192,7 +192,7 @@ def gather(site: Site) -> Value:
     if x.node is None:
         return _each(site, lambda t, i: _gathered(t, i, axis), x, index)
     if not index.is_constant:
-        raise UnsupportedError("at places that the batch changes")
+        return _all_in_order(site, x, index, axis)
     places = index.samples[0]
     before = [slice(None)] * (axis % len(x.shape))
     if places.ndim == 0:
@@ -204,6 +204,21 @@ def gather(site: Site) -> Value:
     if places.tolist() == list(range(start, start + length)):
         return site.builder.apply(operator.getitem, x, (*before, slice(start, start + length)))
     return site.builder.apply(torch.index_select, x, axis % len(x.shape), constant(places % count))
+
+
+def _all_in_order(site: Site, x: Value, index: Value, axis: int) -> Value:
+    """Every entry of an axis in its place, counted from the batch: a reshape, as torch's exporter writes a strided view.
+
+    Raises:
+        UnsupportedError: they are others, or in another order.
+    """
+    axis %= len(x.shape)
+    samples = []
+    for sample, places in zip(x.samples, index.samples, strict=True):
+        if not torch.equal(places.flatten(), torch.arange(sample.shape[axis])):
+            raise UnsupportedError("at places that the batch changes")
+        samples.append(sample.reshape([*sample.shape[:axis], *places.shape, *sample.shape[axis + 1 :]]))
+    return _as(site, x, Value((samples[0], samples[1])))
 
 
 def _gathered(values: torch.Tensor, places: torch.Tensor, axis: int) -> torch.Tensor:
