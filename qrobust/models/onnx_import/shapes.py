@@ -207,7 +207,7 @@ def gather(site: Site) -> Value:
 
 
 def _all_in_order(site: Site, x: Value, index: Value, axis: int) -> Value:
-    """Every entry of an axis in its place, counted from the batch: a reshape, as torch's exporter writes a strided view.
+    """Every entry of an axis in its place, counted from the batch: as torch writes a reshape of a strided view.
 
     Raises:
         UnsupportedError: they are others, or in another order.
