@@ -170,7 +170,7 @@ def main(count: int, seed: int, label: str, about: str, mark: bool) -> None:
     if mark:
         write_json(RESULT, {"runs": {name: marked(run) for name, run in runs.items()}})
         return
-    started = time.perf_counter()
+    started, commit = time.perf_counter(), git_commit()
     shutil.rmtree(MADE, ignore_errors=True)  # verdicts of other tests
     # One mutant: all are made, and which tests reach what is found out.
     mutmut("run", "--max-children", "1", "qrobust.evaluation.statistics.x_lower_tail__mutmut_1")
@@ -193,7 +193,7 @@ def main(count: int, seed: int, label: str, about: str, mark: bool) -> None:
                 "minutes": (time.perf_counter() - started) / 60,
                 "tool": f"mutmut {importlib.metadata.version('mutmut')}",
                 "hardware": to_json(hardware(1)),
-                "commit": git_commit(),
+                "commit": commit,
                 "command": f"python benchmarks/mutation.py --seed {seed} --count {count} --label {label}",
             }
         )
