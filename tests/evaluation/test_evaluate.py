@@ -181,7 +181,6 @@ def test_a_cache_keeps_what_was_said_and_by_whom(tmp_path: Path) -> None:
     assert np.array_equal(labels, first.labels)
 
 
-@pytest.mark.heavy
 def test_what_a_budget_chose_is_kept_with_all_that_it_was_chosen_for(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "predictions", tmp_path / "attacks.npz", {"it": "1"})
     evaluate({"it": Threshold().eval()}, flat(), [("fog", 3)], cache=cache, budget=600)
@@ -205,6 +204,7 @@ def test_blocks_are_the_same_images_in_order(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(blocks[40].split.read(slice(None)), flat()[0][40:])
 
 
+@pytest.mark.heavy
 def test_any_number_of_workers_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qrobust.evaluation.predictions.BATCH", 7)
     session = OnnxClassifier(classifier_graph(tmp_path / "own.onnx", classes=2), 1)
