@@ -7,6 +7,8 @@ from typing import Any
 
 from figures import percent, record
 
+from qrobust.evaluation.statistics import wilson_interval
+
 
 def zoo() -> str:
     """A line per network of torchvision's zoo."""
@@ -123,6 +125,44 @@ def timm_least() -> str:
     return "\n".join(lines)
 
 
+def timm_trained() -> str:
+    """A line per trained network of timm."""
+    lines = [
+        "| network | float | INT8 | INT8 predicts as float | onnxruntime predicts as torch | logits | integer |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in record("timm_trained")["rows"].items():
+        if "reason" in row:
+            lines.append(f"| {name} | stopped: {row['reason']} | - | - | - | - | - |")
+            continue
+        n, parity = row["n"], row["parity"]
+        accuracy = {}
+        for key, hits in row["correct"].items():
+            low, high = wilson_interval(hits, n)
+            accuracy[key] = f"{percent(hits / n)} [{100 * low:.1f}, {100 * high:.1f}]"
+        lines.append(
+            f"| {name} | {accuracy['float']} | {accuracy['int8']} | {percent(row['agreeing'] / n)} | "
+            f"{percent(parity['agreement'])} | {parity['mean_logit_difference'] / row['logit_std']:.4f} | "
+            f"{row['integer_ops']} of {row['quantizable_ops']} |"
+        )
+    return "\n".join(lines)
+
+
+def timm_trained_summary() -> str:
+    """How the trained networks of timm were made."""
+    r = record("timm_trained")
+    rows = [row for row in r["rows"].values() if "reason" not in row]
+    above = sum(row["correct"]["float"] > 0.3 * row["n"] for row in rows)
+    seconds = [row["training_s"] for row in rows]
+    return (
+        f"*Trained*: {len(rows)} networks, each of another family, for {r['epochs']} epochs on "
+        f"{rows[0]['training_images']:,} photographs of ten classes at {r['image_size']} px, {min(seconds):.0f} to "
+        f"{max(seconds):.0f} s each. {above} are right on more than 30 % of {rows[0]['n']:,} test images, three "
+        f"times chance. *logits* as above; intervals are at 95 %.\n\n"
+        + _circumstances(r | {"test_images": f"{rows[0]['n']:,}"}, "timm")
+    )
+
+
 def onnx_files() -> str:
     """A line per ONNX file."""
     lines = [
@@ -203,6 +243,8 @@ ZOO = (
     timm_table,
     timm_summary,
     timm_least,
+    timm_trained,
+    timm_trained_summary,
     onnx_files,
     onnx_files_summary,
 )
