@@ -1,12 +1,14 @@
 """The remedy `scales` of a file that is quantized already: its integers stay, scales and biases that it stores learn.
 
 What learns are numbers that the file holds, by name: scales of activations and weights, and the biases of layers on
-integers. Zero points, integer weights and every operator stay.
+integers. Zero points, integer weights and every operator stay. So does what onnxruntime leaves out: a `Clip` whose
+bounds no quantized value exceeds costs nothing, and would cost the layer's integer kernel if one could.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,21 +25,24 @@ from qrobust.quantization.qat import LearnedStep
 from qrobust.quantization.rewrites.fx_utils import set_module
 from qrobust.quantization.tracing import calls
 
+# What a product of numbers in float32 may be off by, as a share.
+CLOSE = 1e-5
 ROUNDING = (Quantize, Dequantize, FakeQuantize)
 
 
 class _Rescaled(nn.Module):
     """What rounds activations, with a scale that learns: any shape in, same shape out."""
 
-    def __init__(self, source: Quantize | Dequantize | FakeQuantize, growth: nn.Parameter) -> None:
+    def __init__(self, source: Quantize | Dequantize | FakeQuantize, growth: nn.Parameter, most: float) -> None:
         super().__init__()
+        self.most = most
         self.reads, self.gives = not isinstance(source, Dequantize), not isinstance(source, Quantize)
         grid = source.quantize if isinstance(source, FakeQuantize) else source
         self.zero_point, self.start, self.growth = grid.zero_point, grid.scale, growth
         self.low, self.high = (0, 0) if isinstance(grid, Dequantize) else (grid.low, grid.high)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = (self.start * self.growth.reshape(()).exp()).to(x.dtype)
+        scale = (self.start * _at_most(self.growth, self.most).reshape(()).exp()).to(x.dtype)
         if not self.reads:
             return (x - self.zero_point) * scale
         rounded: torch.Tensor = LearnedStep.apply(x, scale, self.low - self.zero_point, self.high - self.zero_point)
@@ -91,7 +96,7 @@ class FileScales:
 
     def __init__(self, fake_quantized: fx.GraphModule, layers: Mapping[str, Layer], file: OnnxFile) -> None:
         self.model, self.layers, self.file = copy.deepcopy(fake_quantized), layers, file
-        self._places = _read_at(file)
+        self._places, self._most = _read_at(file), defaultdict(lambda: math.inf, most_growths(file))
         self.growths = self._learning(fake_quantized)
         if not self.growths:
             raise InputError(
@@ -102,7 +107,8 @@ class FileScales:
             assert isinstance(module, ROUNDING)
             names = [place.name for place in module.places if place.name in self.growths]
             if names:
-                set_module(self.model, str(node.target), _Rescaled(module, self.growths[names[0]]))
+                scale = names[0]
+                set_module(self.model, str(node.target), _Rescaled(module, self.growths[scale], self._most[scale]))
         for name, layer in layers.items():
             set_module(self.model, name, self._rescaled(name, layer))
         self.model.delete_all_unused_submodules()
@@ -120,6 +126,7 @@ class FileScales:
         for names in same.values():
             if names <= free:
                 found |= dict.fromkeys(names, nn.Parameter(torch.zeros(1)))
+                self._most |= dict.fromkeys(names, min(self._most[name] for name in names))
         for layer in self.layers.values():
             name = layer.weight.place.name
             if name in free and name not in found:
@@ -183,7 +190,7 @@ class FileScales:
     def constants(self) -> dict[str, torch.Tensor]:
         """What the file is to hold now, by name, of the shapes and types that it has as it was read."""
         found = {
-            name: self._like(name, self._stored(name) * growth.detach().cpu().exp())
+            name: self._like(name, self._stored(name) * _at_most(growth.detach().cpu(), self._most[name]).exp())
             for name, growth in self.growths.items()
         }
         for layer in self.layers.values():
@@ -221,6 +228,61 @@ class FileScales:
         if numbers.numel() not in (1, stored.numel()):
             raise self._refused(name, f"has {stored.numel()} numbers for {numbers.numel()} channels")
         return numbers.expand(stored.numel()).reshape(stored.shape).to(stored.dtype)
+
+
+def _at_most(growth: torch.Tensor, most: float) -> torch.Tensor:
+    """A logarithm that is no larger; its gradient passes on, so that it comes down again."""
+    return growth - F.relu(growth.detach() - most) if math.isfinite(most) else growth
+
+
+def most_growths(file: OnnxFile) -> dict[str, float]:
+    """By name, the logarithm of what a scale may grow by until a value that it quantizes exceeds a `Clip` before it.
+
+    Scales of whose values some exceed it now are not among them: there the `Clip` is at work as it is.
+    """
+    made = {name: operator for operator in file.operators for name in operator.outputs}
+    found = dict[str, float]()
+    for operator in file.operators:
+        before = made.get(operator.inputs[0]) if operator.kind == "QuantizeLinear" else None
+        scale = operator.inputs[1] if before else ""
+        if (
+            before is None
+            or before.kind != "Clip"
+            or scale not in file.constants
+            or file.constants[scale].numel() > 1
+        ):
+            continue
+        room = _room(before, operator, file)
+        if room is not None:
+            found[scale] = min(found.get(scale, math.inf), room)
+    return found
+
+
+def _room(clip: Operator, quantize: Operator, file: OnnxFile) -> float | None:
+    """See `most_growths`, of one scale; None where the `Clip` is at work, or its bounds are not stored."""
+    bounds = [_bound(clip, index, file) for index in (1, 2)]
+    stored = file.constants.get(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
+    limits = torch.iinfo(torch.uint8 if stored is None else stored.dtype)
+    zero_point, scale = 0 if stored is None else int(stored), float(file.constants[quantize.inputs[1]])
+    rooms = [math.inf]
+    for bound, level in zip(bounds, (limits.min, limits.max), strict=True):
+        if bound is None:
+            return None
+        value = (level - zero_point) * scale
+        if value and math.isfinite(bound):
+            if bound / value < 1 - CLOSE:
+                return None
+            rooms.append(math.log(bound / value))
+    return max(0.0, min(rooms) - CLOSE)
+
+
+def _bound(clip: Operator, index: int, file: OnnxFile) -> float | None:
+    """The lower bound of a `Clip`, 1, or the upper one, 2; infinite without one, None where it is computed."""
+    if len(clip.inputs) > index and clip.inputs[index]:
+        stored = file.constants.get(clip.inputs[index])
+        return None if stored is None else float(stored)
+    given = clip.attributes.get(("min", "max")[index - 1])  # of opsets below 11
+    return float(given) if isinstance(given, int | float) else math.inf
 
 
 def _places_of(module: nn.Module) -> tuple[Place, ...]:

@@ -102,9 +102,8 @@ def check_integers(
         got.append(network(images))
         labels.append(named)
     assert first is not None
-    found = compare(
-        ended(torch.cat(got), origin.ending.kinds.get(names[0], "")), torch.cat(wanted), torch.cat(labels)
-    )
+    logits, ending = torch.cat(got), origin.ending.kinds.get(names[0], "")
+    found = compare(ended(logits, ending), torch.cat(wanted), torch.cat(labels), logits=logits)
     if found.agreement_beyond_ties < LEAST_AGREEMENT:
         where = _first_difference(network, origin, first, STEPS)
         raise InputError(

@@ -45,11 +45,17 @@ def logits_of(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([classifier(part) for part in images.split(100)])
 
 
-def compare(wanted: torch.Tensor, got: torch.Tensor, labels: torch.Tensor) -> Parity:
-    """`parity` of logits `(N, K)` of torch, `wanted`, and of the graph, `got`."""
-    ours, theirs = wanted.argmax(1), got.argmax(1)
-    gap = wanted.gather(1, ours[:, None]) - wanted.gather(1, theirs[:, None])
-    tie = gap[:, 0] <= TIE * wanted.std()
+def compare(
+    wanted: torch.Tensor, got: torch.Tensor, labels: torch.Tensor, *, logits: torch.Tensor | None = None
+) -> Parity:
+    """`parity` of what torch says, `wanted`, and of what the graph says, `got`, both `(N, K)`.
+
+    Ties are those of the `logits`: by default `wanted`, unless that is probabilities, most of which are near zero.
+    """
+    told = wanted if logits is None else logits
+    ours, theirs = told.argmax(1), got.argmax(1)
+    gap = told.gather(1, ours[:, None]) - told.gather(1, theirs[:, None])
+    tie = gap[:, 0] <= TIE * told.std()
     n = len(labels)
     return Parity(
         n=n,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quantized_files import KINDS, SIZE, quantized_file
 from torch import fx
 
-from qrobust.compensation.file_scales import FileScales
+from qrobust.compensation.file_scales import FileScales, most_growths
 from qrobust.compensation.retraining import weight_change
 from qrobust.deployment.front import same_parts
 from qrobust.deployment.rescaled import with_constants, write_with_constants
@@ -219,3 +220,77 @@ def test_a_bias_of_two_layers_is_refused(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(InputError, match="is read by several operators, or its scale is, got scales"):
         learning(path)
+
+
+def clipped(path: Path, *, to: float, scale: float, opset: int = 13) -> Path:
+    """A classifier whose activations are clipped to [0, `to`] and quantized on a grid from 0 to 255 `scale`."""
+    rng = np.random.default_rng(0)
+    made = {
+        "x_scale": np.float32(8 / 255),
+        "scale": np.float32(scale),
+        "zero": np.uint8(0),
+        "weight": rng.integers(-127, 128, (3, 3, 3, 3)).astype(np.int8),
+        "weight_scale": np.float32(0.02),
+        "weight_zero": np.int8(0),
+        "low": np.float32(0),
+        "high": np.float32(to),
+    }
+    bounds = {"inputs": ["low", "high"]} if opset > 10 else {"attributes": {"min": 0.0, "max": to}}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "x_scale", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"]),
+        helper.make_node("Conv", ["xd", "w"], ["c"]),
+        helper.make_node("Clip", ["c", *bounds.get("inputs", [])], ["r"], **bounds.get("attributes", {})),
+        helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "clipped",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in made.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("opset", [10, 13])
+@pytest.mark.parametrize(("to", "room"), [(6.0, 0.0), (12.0, np.log(2.0))])
+def test_a_scale_grows_until_its_values_reach_the_clip_before_it(
+    to: float, room: float, opset: int, tmp_path: Path
+) -> None:
+    found = learning(clipped(tmp_path / "a.onnx", to=to, scale=6 / 255, opset=opset))
+    assert most_growths(found.file) == {"scale": pytest.approx(room, abs=2e-5)}
+    with torch.no_grad():
+        for parameter in found.growths.values():
+            parameter += 1.0
+    constants = found.constants()
+    assert float(constants["scale"]) * 255 <= to * (1 + 1e-6)
+    assert float(constants["scale"]) == pytest.approx(to / 255, rel=1e-4)
+    assert float(constants["x_scale"]) == pytest.approx(8 / 255 * np.e, rel=1e-5)
+    assert found.model(images()).amax() <= to * (1 + 1e-6)
+
+
+def test_a_scale_behind_a_clip_that_is_at_work_is_free(tmp_path: Path) -> None:
+    assert most_growths(read_onnx(clipped(tmp_path / "a.onnx", to=3.0, scale=6 / 255))) == {}
+
+
+def test_a_clip_that_was_left_out_stays_left_out(tmp_path: Path) -> None:
+    path, to = clipped(tmp_path / "a.onnx", to=6.0, scale=6 / 255), tmp_path / "b.onnx"
+    found = learning(path)
+    with torch.no_grad():
+        for parameter in found.growths.values():
+            parameter += 0.3
+    write_with_constants(path, found.constants(), to)
+    assert executed(path, tmp_path)["Clip"] == 0
+    assert executed(to, tmp_path) == executed(path, tmp_path)
+
+
+def executed(path: Path, folder: Path) -> Counter[str]:
+    """Kinds of operators that onnxruntime runs in place of the file's."""
+    open_session(path, 1, optimized=folder / "run.onnx")
+    return Counter(node.op_type for node in onnx.load(folder / "run.onnx").graph.node)

@@ -17,7 +17,7 @@ from qrobust.deployment.audit import audit
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.export import export
 from qrobust.deployment.onnx_graph import load
-from qrobust.deployment.parity import check_export, parity
+from qrobust.deployment.parity import check_export, compare, parity
 from qrobust.deployment.profiling import latencies_ms, median_interval, ratio_intervals
 from qrobust.errors import ExportCheckError, InputError
 from qrobust.quantization.ptq import quantize, restore
@@ -201,6 +201,21 @@ def test_float_compute_is_refused_where_integers_were_claimed() -> None:
         check_export("int8", audit_of(3, 5), ALIKE, 4)
     check_export("int8", audit_of(3, 5), ALIKE, 3)  # what is in float was never claimed to be integer
     check_export("float", audit_of(3, 5), ALIKE)
+
+
+def test_ties_of_probabilities_are_those_of_their_logits() -> None:
+    # Of a thousand classes, two that lie one step of the logits apart; the file rounds probabilities to 8 bits.
+    logits = torch.linspace(-6, 3, 1000).repeat(20, 1)
+    logits[:, 998], logits[:, 999] = 8.0, 8.1
+    probabilities = logits.softmax(1)
+    rounded = (probabilities * 255).round()
+    rounded[:, 998] = rounded[:, 999]  # the first of equals is the answer
+    labels = torch.full((20,), 999)
+    assert compare(probabilities, rounded, labels).agreement_beyond_ties == 0
+    found = compare(probabilities, rounded, labels, logits=logits)
+    assert (found.agreement, found.agreement_beyond_ties) == (0, 1)
+    logits[:, 999] = 9.0
+    assert compare(logits.softmax(1), rounded, labels, logits=logits).agreement_beyond_ties == 0
 
 
 def test_an_accuracy_that_ties_do_not_explain_is_refused() -> None:
