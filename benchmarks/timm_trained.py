@@ -1,4 +1,4 @@
-"""Eleven of timm's networks, each of another family, trained for minutes: INT8 of networks that know something.
+"""Thirteen of timm's networks, each of another family, trained for minutes: INT8 of networks that know something.
 
     pip install timm                            # only for this
     python benchmarks/timm_trained.py --data imagefolder:DIR --work WORK
@@ -43,6 +43,8 @@ NETWORKS = (
     "repvit_m0_9",
     "rexnet_100",
     "mobileone_s0",
+    "regnety_002",
+    "lcnet_100",
 )
 
 
