@@ -189,6 +189,12 @@ def _as_read(row: dict[str, Any]) -> str:
 
 
 def _in_front(row: dict[str, Any]) -> str:
+    if "reason" in row.get("compensated", {}):
+        return (
+            "refused: a bias that stands alone"
+            if "is of no convolution" in row["compensated"]["reason"]
+            else "failed"
+        )
     if "gain_pp" not in row.get("compensated", {}):
         return "" if row.get("integer") else "a float file"
     made = row["compensated"]
