@@ -3,8 +3,9 @@
     python benchmarks/quantize_cost.py --data imagefolder:DIR/images --class-names DIR/classes.txt
     python benchmarks/quantize_cost.py --whole --data imagefolder:FOLDER
 
-The second line measures the whole command `qrobust quantize` with its defaults, and how much of it goes into
-observing ranges: what a second run of the same network and images would save at most if ranges were kept.
+The second line measures the whole command `qrobust quantize` with its defaults, three times with one
+`--calibration-cache`: for the target x86-vnni, which observes the ranges, for arm64, which reads them, and for
+x86-vnni again, whose graph must be the first one to the byte.
 
 Each count of calibration images is a process of its own, so that its peak memory is its own. Images are
 repeated where the folder holds fewer: what counts here is how many are seen. Results go to
@@ -77,70 +78,76 @@ def measure(data: str, class_names: str, count: int, threads: int) -> dict[str, 
     }
 
 
-def measure_command(data: str, threads: int) -> dict[str, Any]:
-    """Quantize a network of random weights by the command with its defaults, in this process."""
+def measure_commands(data: str, threads: int) -> dict[str, Any]:
+    """Quantize a network of random weights by the command with its defaults, in this process, thrice with a cache."""
     import tempfile
 
     import torch
     from torchvision.models import mobilenet_v2
 
-    from qrobust.cli.main import main as command
     from qrobust.data.loading import open_data
-    from qrobust.data.splits import Split
-    from qrobust.progress import Reporter
-    from qrobust.quantization import quantize as quantization
 
-    spent = {"observe_s": 0.0, "read_s": 0.0}
-    observe, batches = quantization.observe, quantization.calibration_batches
-
-    def timed_batches(calibration: Split, reporter: Reporter) -> Iterator[torch.Tensor]:
-        found = batches(calibration, reporter)
-        while True:
-            started = time.perf_counter()
-            images = next(found, None)
-            spent["read_s"] += time.perf_counter() - started
-            if images is None:
-                return
-            yield images
-
-    def timed_observe(*arguments: Any, **options: Any) -> Any:
-        started = time.perf_counter()
-        found = observe(*arguments, **options)
-        spent["observe_s"] += time.perf_counter() - started
-        return found
-
-    quantization.observe, quantization.calibration_batches = timed_observe, timed_batches
-    images = open_data(data, seed=0, image_size=SIZE)
-    started = time.perf_counter()
+    images, runs = open_data(data, seed=0, image_size=SIZE), []
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
         torch.manual_seed(0)
         torch.save(mobilenet_v2(num_classes=len(images.class_names)).state_dict(), weights)
-        options = {
-            "--model": "torchvision:mobilenet_v2",
-            "--weights": weights,
-            "--normalization": "imagenet",
-            "--image-size": SIZE,
-            "--data": data,
-            "--out": Path(folder) / "run",
-            "--threads": threads,
-        }
-        words = ["quantize", *(str(word) for option in options.items() for word in option), "-q", "--anyway"]
+        for name, target in (("first", "x86-vnni"), ("other", "arm64"), ("again", "x86-vnni")):
+            options = {
+                "--model": "torchvision:mobilenet_v2",
+                "--weights": weights,
+                "--normalization": "imagenet",
+                "--image-size": SIZE,
+                "--data": data,
+                "--out": Path(folder) / name,
+                "--threads": threads,
+                "--target": target,
+                "--calibration-cache": Path(folder) / "ranges",
+            }
+            runs.append({"target": target} | measure_command(options))
+            click.echo(runs[-1])
+        graphs = [(Path(folder) / name / "int8.onnx").read_bytes() for name in ("first", "again")]
+        kept_bytes = sum(file.stat().st_size for file in (Path(folder) / "ranges").iterdir())
+    return {
+        "images": len(images.calibration),
+        "runs": runs,
+        "kept_bytes": kept_bytes,
+        "same_graph": graphs[0] == graphs[1],
+    }
+
+
+def measure_command(options: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one `qrobust quantize`, and those of them that observing ranges took."""
+    from qrobust.cli.main import main as command
+    from qrobust.quantization import quantize as quantization
+
+    observe, observing = quantization.observe, [0.0]
+
+    def timed_observe(*arguments: Any, **chosen: Any) -> Any:
+        started = time.perf_counter()
+        found = observe(*arguments, **chosen)
+        observing[0] += time.perf_counter() - started
+        return found
+
+    words = ["quantize", *(str(word) for option in options.items() for word in option), "-q", "--anyway"]
+    started = time.perf_counter()
+    quantization.observe = timed_observe
+    try:
         command(words, standalone_mode=False)
-        if not spent["observe_s"]:
-            raise click.ClickException("qrobust quantize did not come to observe ranges")
-    return {"images": len(images.calibration), "command_s": time.perf_counter() - started, **spent}
+    finally:
+        quantization.observe = observe
+    if not observing[0]:
+        raise click.ClickException("qrobust quantize did not come to observe ranges")
+    return {"command_s": time.perf_counter() - started, "observe_s": observing[0]}
 
 
-def keep_command(data: str, threads: int) -> None:
+def keep_commands(data: str, threads: int) -> None:
     """Measure the whole command, and write what it took beside what was measured before."""
     from qrobust.record import hardware, to_json
     from qrobust.storage import write_json
 
     path = RESULTS / "quantize_cost.json"
-    whole = measure_command(data, threads)
-    click.echo(whole)
-    whole |= {
+    whole = measure_commands(data, threads) | {
         "hardware": to_json(hardware(threads)),
         "commit": git_commit(),
         "command": f"python benchmarks/quantize_cost.py --whole --data imagefolder:FOLDER --threads {threads}",
@@ -157,7 +164,7 @@ def keep_command(data: str, threads: int) -> None:
 def main(data: str, class_names: str | None, threads: int, count: int | None, whole: bool) -> None:
     """Measure every count, each in a process of its own."""
     if whole:
-        keep_command(data, threads)
+        keep_commands(data, threads)
         return
     if class_names is None:
         raise click.UsageError("--class-names: expected a file, got none")

@@ -244,6 +244,15 @@ _declare(
     "not needed get integers again.",
 )
 _declare(
+    "--calibration-cache",
+    group=QUANTIZATION,
+    advanced=True,
+    metavar="DIR",
+    unset="not kept",
+    help="Folder of observed ranges. Runs of the same network and calibration images share it: what one observed, "
+    "the others read.",
+)
+_declare(
     "--ptq",
     group=QUANTIZATION,
     help="auto tries ranges, equalization, rounding and bias correction on validation images and keeps the best.",
@@ -655,6 +664,7 @@ QUANTIZATION_OPTIONS = (
     "keep_float",
     "target_drop",
     "target_latency",
+    "calibration_cache",
     "ptq",
     "observer",
     "equalize",

@@ -26,7 +26,7 @@ from qrobust.storage import write_text
 from qrobust.text import printable
 from qrobust.user_code import is_code
 
-RUNS, CONFIGS, LOGS = "runs", "configs", "logs"
+RUNS, CONFIGS, LOGS, RANGES = "runs", "configs", "logs", "ranges"
 # Exit codes of a run whose input cannot be used, or whose graph fails a check: it would end so again.
 FINAL = (2, 3)
 OUTCOMES = {0: "pass", 1: "breach", 3: "failed", 4: "undecided"}
@@ -156,9 +156,14 @@ def _log(file: Path, line: str) -> None:
 
 
 def arguments(run: PlannedRun, out: Path) -> list[str]:
-    """Of the `qrobust` command that makes a run, or goes on with it; its configuration is written first."""
+    """Of the `qrobust` command that makes a run, or goes on with it; its configuration is written first.
+
+    Runs of a fleet share the ranges that they observe, unless they are told to share them elsewhere.
+    """
     folder, file = out / RUNS / run.name, out / CONFIGS / f"{run.name}.toml"
-    write_text(file, as_toml(run.config))
+    quantization = run.config.quantization
+    ranges = replace(quantization, calibration_cache=quantization.calibration_cache or str(out / RANGES))
+    write_text(file, as_toml(replace(run.config, quantization=ranges)))
     begun = ["--resume"] if configuration(folder) else ["--config", str(file)]
     return ["run", *begun, "--out", str(folder), *_code(run.config)]
 

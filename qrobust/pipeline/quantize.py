@@ -28,6 +28,7 @@ from qrobust.quantization.quantize import (
     Schedule,
     calibration_batches,
     finetune,
+    range_cache,
 )
 from qrobust.quantization.saturation import saturation_risk
 from qrobust.quantization.sensitivity import layer_effects, layer_noise
@@ -265,7 +266,8 @@ def sensitivity(run: Run) -> list[tuple[LayerNoise, LayerEffect]]:
     torch.set_num_threads(run.config.threads)
     kept, validation = done.quantization, run.data.validation.at_most(SENSITIVITY_IMAGES)
     batches = calibration_batches(run.data.calibration, run.reporter)
-    observed = observe(run.model, batches, run.recipe, device=run.device)
+    cache = range_cache(run.config.quantization, run.data.calibration)
+    observed = observe(run.model, batches, run.recipe, device=run.device, cache=cache)
     fake_quantized = build(observed, run.target, run.recipe, seed=run.config.seed, device=run.device)
     with run.reporter.bar("measure layers", len(observed.layers)) as bar:
         found = layer_effects(

@@ -24,6 +24,7 @@ MEASURING = (
     "scenarios",
     "threads",
     "device",
+    "calibration_cache",
     "test_images",
     "attacks",
     "attack_images",

@@ -30,6 +30,7 @@ class QuantizationConfig(Section):
         target_drop: percentage points that quantization may cost on validation images: layers get more bits until
             it costs no more. None: any.
         target_latency: milliseconds for one image that the network may then take. None: any.
+        calibration_cache: folder of observed ranges, which runs share. None: they are observed in each.
     """
 
     target: str = choice("x86-vnni", one_of=tuple(TARGETS))
@@ -45,6 +46,7 @@ class QuantizationConfig(Section):
     storage: str = choice("int8", one_of=("int8", "int4"))
     target_drop: float | None = choice(None, at_least=0, at_most=100)
     target_latency: float | None = choice(None, above=0, at_most=10**6)
+    calibration_cache: str | None = None
 
     def mistakes(self) -> Iterator[str]:
         """See `Section`."""

@@ -16,6 +16,7 @@ from qrobust.data.splits import Split
 from qrobust.device import Device
 from qrobust.evaluation.primary import Primary
 from qrobust.quantization.ptq import Observed, build, observe
+from qrobust.quantization.range_cache import RangeCache
 from qrobust.quantization.recipe import BITS, FLOAT, Recipe, layer_of
 from qrobust.quantization.sensitivity import layer_effects, logits_on, worst_layers
 from qrobust.quantization.target import Target
@@ -64,6 +65,7 @@ class Material:
         primary: the measure that decides.
         seed: of learned rounding, and of the bootstrap.
         device: to work on.
+        cache: of ranges.
     """
 
     model: nn.Module
@@ -74,6 +76,7 @@ class Material:
     primary: Primary
     seed: int
     device: Device
+    cache: RangeCache | None = None
 
     def measured(
         self, recipe: Recipe, steps: tuple[Step, ...], observed: Observed, module: fx.GraphModule
@@ -86,7 +89,7 @@ class Material:
     def candidate(self, asked: Recipe, steps: tuple[Step, ...]) -> Candidate:
         """The recipe that was asked for with these steps, observed and built."""
         recipe = stepped(asked, steps)
-        observed = observe(self.model, self.calibration_images(), recipe, device=self.device)
+        observed = observe(self.model, self.calibration_images(), recipe, device=self.device, cache=self.cache)
         module = build(observed, self.target, recipe, seed=self.seed, device=self.device)
         return self.measured(recipe, steps, observed, module)
 

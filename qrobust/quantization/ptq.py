@@ -18,6 +18,7 @@ from qrobust.quantization.bias_correction import correct_biases
 from qrobust.quantization.convert import convert, skeleton
 from qrobust.quantization.equalization import equalize
 from qrobust.quantization.observers import RANGES, Observer
+from qrobust.quantization.range_cache import RangeCache
 from qrobust.quantization.recipe import Recipe, layer_of
 from qrobust.quantization.rewrites.fx_utils import public_name
 from qrobust.quantization.sensitivity import (
@@ -97,6 +98,7 @@ def observe(
     *,
     leaves: tuple[type[nn.Module], ...] = (),
     device: Device = CPU_ONLY,
+    cache: RangeCache | None = None,
 ) -> Observed:
     """Let a float network see the calibration images, once, in bounded memory.
 
@@ -106,23 +108,32 @@ def observe(
         recipe: decides equalization and which layers stay in float.
         leaves: module classes that stay in float.
         device: to work on.
+        cache: of ranges: what an earlier run saw of these images is not observed again.
 
     Raises:
         InputError: no images, or an activation that is NaN or infinite; the message names its node and the nearest
-            layer.
+            layer; or a file of the cache cannot be read.
+        OSError: nothing can be written to the cache.
     """
     batches = (images for images in calibration_images if len(images))
     first = next(batches, None)
     if first is None:
         raise InputError("calibration_images: expected at least one image, got none")
     graph, layers = prepare(model, first[:1], recipe, leaves)
+    known = cache is not None and cache.restore(graph, device)
     kept: list[torch.Tensor] = []
+    room = min(KEPT_IMAGES, KEPT_BYTES // (4 * first[0].numel()))
     with device.holding(graph):
         for images in chain([first], batches):
-            see(graph, images.contiguous(memory_format=torch.channels_last))
-            room = min(KEPT_IMAGES, KEPT_BYTES // (4 * images[0].numel())) - sum(map(len, kept))
+            if not known:
+                see(graph, images.contiguous(memory_format=torch.channels_last))
             if room > 0:
                 kept.append(images[:room].clone())  # a view would keep the whole batch
+                room -= len(kept[-1])
+            if known and room <= 0:
+                break
+    if cache is not None and not known:
+        cache.keep(graph, device)
     _enable(graph, False)
     return Observed(graph, layers, torch.cat(kept), recipe)
 
@@ -240,6 +251,7 @@ def search(
     weights: torch.Tensor | None = None,
     seed: int = 0,
     device: Device = CPU_ONLY,
+    cache: RangeCache | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[fx.GraphModule, Recipe, list[Trial], Observed]:
     """Try recipes one choice at a time and keep the best so far (`--ptq auto`).
@@ -257,6 +269,7 @@ def search(
         weights: of the validation images `(n,)`, which sum to 1: what counts. Default: all alike.
         seed: of learned rounding.
         device: to work on.
+        cache: of ranges.
         progress: called with a line on each trial, and on what was kept.
 
     Returns:
@@ -275,7 +288,8 @@ def search(
     def attempt(candidate: Recipe) -> None:
         nonlocal best, reference
         if candidate.equalize not in observations:
-            observations[candidate.equalize] = observe(model, calibration_images(), candidate, device=device)
+            seen = observe(model, calibration_images(), candidate, device=device, cache=cache)
+            observations[candidate.equalize] = seen
         observed = observations[candidate.equalize]
         if reference is None:
             reference = logits(observed.graph)
@@ -315,6 +329,7 @@ def keep_worst_in_float(
     count: int,
     *,
     device: Device = CPU_ONLY,
+    cache: RangeCache | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Recipe, list[LayerEffect]]:
     """The recipe with the `count` layers left in float whose quantization alone costs most.
@@ -327,6 +342,7 @@ def keep_worst_in_float(
         recipe: whose layers are judged.
         count: how many.
         device: to work on.
+        cache: of ranges.
         progress: called with each layer's name once it is measured.
 
     Returns:
@@ -335,7 +351,7 @@ def keep_worst_in_float(
     Raises:
         InputError: `count` is below 1 or not below the number of quantized layers.
     """
-    observed = observe(model, calibration_images(), recipe, device=device)
+    observed = observe(model, calibration_images(), recipe, device=device, cache=cache)
     quantized = len({layer_of(n) for n, bits in recipe.for_layers(observed.layers).items() if bits is not None})
     if quantized < 2:
         raise InputError(f"keep_float: auto:{count} would leave no layer to quantize, only {quantized} is quantized")

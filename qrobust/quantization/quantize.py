@@ -15,12 +15,14 @@ from qrobust.data.splits import Split, TrainingData
 from qrobust.device import CPU_ONLY, Device
 from qrobust.errors import InputError, unknown
 from qrobust.evaluation.primary import ACCURACY, Primary
+from qrobust.paths import user_path
 from qrobust.progress import Reporter, progress_callback
 from qrobust.quantization.config import QATConfig, QuantizationConfig
 from qrobust.quantization.mixed_precision import Material, Timer, within_bounds
 from qrobust.quantization.observers import Observer
 from qrobust.quantization.ptq import Observed, Trial, build, keep_worst_in_float, observe, search
 from qrobust.quantization.qat import QatFit, train
+from qrobust.quantization.range_cache import RangeCache
 from qrobust.quantization.recipe import Recipe
 from qrobust.quantization.rewrites.constants import switched_off
 from qrobust.quantization.rewrites.fx_utils import public_name
@@ -123,6 +125,12 @@ def calibration_batches(calibration: Split, reporter: Reporter) -> Iterator[torc
             bar.update(len(images))
 
 
+def range_cache(config: QuantizationConfig, calibration: Split) -> RangeCache | None:
+    """Where ranges of these images are kept, if a configuration says so."""
+    folder = config.calibration_cache
+    return RangeCache(user_path(folder), calibration.identity()) if folder else None
+
+
 def quantize_classifier(
     model: NormalizedModel,
     calibration: Split,
@@ -149,10 +157,12 @@ def quantize_classifier(
         reporter: where progress is told.
 
     Raises:
-        InputError: the model cannot be traced, an activation has no usable range, or a choice does not fit the model.
+        InputError: the model cannot be traced, an activation has no usable range, a choice does not fit the model, or
+            a file of the cache of ranges cannot be read.
+        OSError: nothing can be written to the cache of ranges.
     """
     started, reporter = time.perf_counter(), reporter or Reporter()
-    target, recipe = find_target(config.target), recipe_of(config)
+    target, recipe, cache = find_target(config.target), recipe_of(config), range_cache(config, calibration)
 
     def made(chosen: Recipe) -> FakeQuantizedModel:
         if config.ptq == "auto":
@@ -166,10 +176,11 @@ def quantize_classifier(
                 weights=torch.from_numpy(primary.weights(some.labels.numpy())),
                 seed=seed,
                 device=device,
+                cache=cache,
                 progress=lambda trial: reporter.say(f"  {trial}"),
             )
             return FakeQuantizedModel(module, best, observed, target, trials, [])
-        observed = observe(model, calibration_batches(calibration, reporter), chosen, device=device)
+        observed = observe(model, calibration_batches(calibration, reporter), chosen, device=device, cache=cache)
         module = build(observed, target, chosen, seed=seed, device=device)
         return FakeQuantizedModel(module, chosen, observed, target, [], [])
 
@@ -182,6 +193,7 @@ def quantize_classifier(
         primary=primary,
         seed=seed,
         device=device,
+        cache=cache,
     )
     if config.worst_in_float is not None:
         found = _worst_in_float(material, recipe, config.worst_in_float, made, reporter)
@@ -214,6 +226,7 @@ def _worst_in_float(
             recipe,
             count,
             device=material.device,
+            cache=material.cache,
             progress=lambda name: bar.update(1, name),
         )
     without, kept = made(recipe), made(keeping)

@@ -182,6 +182,14 @@ def test_a_run_is_made_of_its_configuration(tmp_path: Path) -> None:
     assert read_choices(given[2])["bits"] == "w4a8"
 
 
+@pytest.mark.parametrize(("told", "where"), [("", "ranges"), ('[quantization]\ncalibration_cache = "mine"', "mine")])
+def test_runs_share_the_ranges_that_they_observe(tmp_path: Path, told: str, where: str) -> None:
+    plan = planned(tmp_path, f"{told}\n[fleet.matrix]\nseed = [0, 1]\n")
+    (tmp_path / "configs").mkdir()
+    shared = {str(read_choices(arguments(run, tmp_path)[2])["calibration_cache"]) for run in plan.runs}
+    assert shared == {str(tmp_path / where) if not told else where}
+
+
 @pytest.mark.usefixtures("unread")
 def test_what_is_finished_stays_and_what_was_begun_goes_on(tmp_path: Path) -> None:
     plan = planned(tmp_path, "[fleet.matrix]\nseed = [0, 1, 2]\n")
