@@ -2,13 +2,16 @@
 
     pip install 'qrobust[ray]'
     python benchmarks/evaluation_runners.py --data imagefolder:DIR --weights w.pt --work WORK
+    pip install 'qrobust[slurm]'    # for the next line, which a Slurm controller of this machine answers
+    python benchmarks/evaluation_runners.py ... --slurm
 
 The run is made once: float, INT8 and compensated graphs, the calibrator trained for few steps, as its quality is of
 no matter here. Each way evaluates a copy of it as a command, on images under 19 corruptions at five severities and
 clean: `one` process of one thread; `two` such processes (`--workers 2`); `ray`, two nodes of one CPU on this machine;
 `killed`, the same, the second node being killed once half of all blocks are answered. Ways alternate in rounds, but
-for the last, which is done once. Every file in `predictions` must be that of `one` to the byte, and every figure of
-the stage equal but for times.
+for the last, which is done once. The second command adds `slurm` to what the first left: jobs of this machine, one of
+which is cancelled once half of all blocks are answered. Every file in `predictions` must be that of `one` to the
+byte, and every figure of the stage equal but for times.
 
 Seconds are those until the last condition is kept; starting Python, opening data and joining the cluster are among
 them, attacks, statistics and latencies are not. `conditions_s` tells the pace of one process, condition by condition.
@@ -36,6 +39,7 @@ from qrobust.storage import read_json, write_json
 
 RESULT = Path(__file__).parent / "results" / "evaluation_runners.json"
 ONE, TWO, RAY, KILLED = NAMES = ("one", "two", "ray", "killed")
+SLURM = "slurm"
 SHIFTS, CORRUPTIONS = ("--shifts", "corruptions-19", "--attacks", "none"), 19
 # Images of a block (`qrobust.evaluation.predictions.BLOCK_IMAGES`).
 BLOCK_IMAGES = 500
@@ -117,6 +121,24 @@ def by_ray(run: Path, out: Path, severities: str, half: int | None = None) -> di
         cluster.shutdown()
 
 
+def by_slurm(run: Path, out: Path, severities: str, half: int) -> dict[str, Any]:
+    """By jobs, one of which is cancelled once so many blocks are answered."""
+
+    def running() -> list[str]:
+        command = ["squeue", "-h", "--states=RUNNING", "--format=%i", "--me"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    running()  # an error now, where no controller answers
+    process, began = evaluated(run, out, severities, "--runner", "slurm")
+    while blocks(out) < half or not running():
+        if process.poll() is not None:
+            raise click.ClickException("the evaluation ended before half of it was there")
+        time.sleep(LOOK_S)
+    there, job = blocks(out), running()[0]
+    subprocess.run(["scancel", job], check=True)
+    return {"cancelled_after_s": time.time() - began, "blocks_then": there} | ended(process, began, out)
+
+
 def compared(out: Path, other: Path) -> dict[str, int | bool]:
     """How many files of predictions there are, how many are those of the other, and whether all figures are."""
     files = sorted(path.relative_to(other) for path in (other / "predictions").rglob("*.npz"))
@@ -144,12 +166,23 @@ def ratios(rounds: list[dict[str, Any]], first: str, second: str) -> dict[str, A
 @click.option("--images", default=5000, show_default=True, help="Test images.")
 @click.option("--severities", default="1,2,3,4,5", show_default=True)
 @click.option("--rounds", default=1, show_default=True)
-def main(data: str, weights: Path, work: Path, images: int, severities: str, rounds: int) -> None:
+@click.option("--slurm", is_flag=True, help="Add what Slurm's jobs make of it to what was measured.")
+def main(data: str, weights: Path, work: Path, images: int, severities: str, rounds: int, slurm: bool) -> None:
     """Evaluate in every way, and compare."""
     work, load = work.absolute(), list(os.getloadavg())
     work.mkdir(parents=True, exist_ok=True)
     run, outs = made(work, data, weights, images), {name: work / name for name in NAMES}
     conditions = 1 + CORRUPTIONS * len(severities.split(","))
+    answered = conditions * -(-images // BLOCK_IMAGES)
+    if slurm:
+        known = read_json(RESULT)
+        if (known["n"], known["conditions"]) != (images, conditions):
+            raise click.ClickException(f"{RESULT} is of {known['n']} images under {known['conditions']} conditions")
+        out = work / SLURM
+        found = by_slurm(run, out, severities, answered // 2) | {"blocks": answered}
+        same = known["equal_to_one"] | {SLURM: compared(out, outs[ONE])}
+        write_json(RESULT, known | {SLURM: found, "equal_to_one": same, "slurm_commit": git_commit()})
+        return
     every = list[dict[str, Any]]()
     for _ in range(rounds):
         every.append(
@@ -160,7 +193,6 @@ def main(data: str, weights: Path, work: Path, images: int, severities: str, rou
             }
         )
         click.echo({name: round(found["seconds"], 1) for name, found in every[-1].items()})
-    answered = conditions * -(-images // BLOCK_IMAGES)
     killed = by_ray(run, outs[KILLED], severities, answered // 2)
     write_json(
         RESULT,

@@ -132,6 +132,7 @@ WAYS = {
     "two": "two processes",
     "ray": "two Ray nodes",
     "killed": "two Ray nodes, the second killed",
+    "slurm": "Slurm, one job cancelled",
 }
 # A load before the measurement above which other work took part in the times.
 BUSY = 1.0
@@ -145,7 +146,8 @@ def evaluation_runners() -> str:
         "| by | seconds | files of predictions equal to those of one process | all figures equal |",
         "|---|---:|---:|---|",
     ]
-    for name, shown in WAYS.items():
+    there = [name for name in WAYS if name in r or name in r["rounds"][0]]
+    for name, shown in ((name, WAYS[name]) for name in there):
         seconds = [r[name]["seconds"]] if name in r else [one[name]["seconds"] for one in r["rounds"]]
         took, files, figures = f"{statistics.median(seconds):.0f}" if quiet else "-", "-", "-"
         if same := r["equal_to_one"].get(name):
@@ -163,6 +165,8 @@ def evaluation_runners_sizes() -> str:
         f"{r['n']:,} images of CIFAR-10, {r['conditions']} conditions, {r['graphs']} graphs of ResNet-20. The node "
         f"was killed when {killed['blocks_then']} of {killed['blocks']} blocks were answered."
     )
+    if slurm := r.get("slurm"):
+        told += f" The job was cancelled when {slurm['blocks_then']} were."
     if r["load_before"][0] >= BUSY:
         return f"{told} Other work kept the machine busy (load {r['load_before'][0]:.1f}), so times say nothing."
     return (
