@@ -47,7 +47,7 @@ class Size:
 # Where processes stay, short ones, and some that wait, so that no worker waits for this process.
 TASKS = Size(20.0, 2)
 # Where each is a job that waits in a queue and begins a process.
-JOBS = Size(300.0, 1)
+JOBS = Size(300.0, 2)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from qrobust.errors import InputError, QRobustError
 from qrobust.fleet.unit import GRACE_S, SEEN_AFTER_S, Ending, Expected, Unit, run_unit
 
 INSTALL = "pip install 'qrobust[slurm]'"
-# Jobs that wait or run at the same time: as many as a queue of one user usually takes.
+# Jobs that wait or run at the same time, at most: as many as a queue of one user usually takes.
 MOST_JOBS = 64
 # Minutes that a job may take, where SBATCH_TIMELIMIT does not say.
 MINUTES = 24 * 60
@@ -40,6 +41,7 @@ class SlurmRunner:
         submitit, self._expected, self._slurm = _submitit(), expected, cluster == "slurm"
         if self._slurm:
             _queued()
+        self._room = min(MOST_JOBS, _cpus() if self._slurm else MOST_JOBS)
         self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         self._lost = submitit.core.utils.UncompletedJobError
         self._jobs: dict[Future[Ending | None], Any] = {}
@@ -48,8 +50,8 @@ class SlurmRunner:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def room(self) -> int:
-        """Jobs that wait or run at the same time."""
-        return MOST_JOBS
+        """Jobs that wait or run at the same time: no more than the cluster has CPUs, since others would wait."""
+        return self._room
 
     def per_host(self) -> int:
         """One: where jobs run is Slurm's choice."""
@@ -148,14 +150,36 @@ def _queued() -> set[str]:
     Raises:
         InputError: there is no Slurm here, or its controller does not answer.
     """
-    if not shutil.which("squeue") or not shutil.which("sbatch"):
-        raise InputError("runner: expected Slurm's commands (sbatch, squeue) on this machine, found none")
-    command = ["squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"]
+    return set(_asked("squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}").split())
+
+
+def _cpus() -> int:
+    """CPUs of the partition that jobs go to, or of all where none is chosen.
+
+    Raises:
+        InputError: as for `_queued`.
+    """
+    partition = os.environ.get("SBATCH_PARTITION")
+    chosen = [f"--partition={partition}"] if partition else []
+    # Allocated, idle, other and all of them, a line for each kind of node.
+    counts = _asked("sinfo", "--noheader", "--format=%C", *chosen).split()
+    every = [line.rpartition("/")[2] for line in counts]
+    return max(1, sum(int(count) if count.isdecimal() else MOST_JOBS for count in every))  # thousands are 1K
+
+
+def _asked(*command: str) -> str:
+    """What Slurm says.
+
+    Raises:
+        InputError: there is no Slurm here, or its controller does not answer.
+    """
+    if not shutil.which(command[0]) or not shutil.which("sbatch"):
+        raise InputError(f"runner: expected Slurm's commands (sbatch, {command[0]}) on this machine, found none")
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWERS_S, check=True)
     except subprocess.TimeoutExpired as error:
         raise InputError(f"runner: expected Slurm's controller to answer within {ANSWERS_S:.0f} s") from error
     except subprocess.CalledProcessError as error:
         said = " ".join(error.stderr.split())
-        raise InputError(f"runner: expected a Slurm cluster, squeue says: {said}") from error
-    return set(found.stdout.split())
+        raise InputError(f"runner: expected a Slurm cluster, {command[0]} says: {said}") from error
+    return found.stdout

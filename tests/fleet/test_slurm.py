@@ -69,9 +69,9 @@ def test_without_submitit_the_line_says_how_to_install_it(tmp_path: Path, monkey
         SlurmRunner(tmp_path, Expected())
 
 
-def commands(folder: Path, squeue: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slurm's commands, one of which does this."""
-    for name, body in (("squeue", squeue), ("sbatch", "exit 0")):
+def commands(folder: Path, squeue: str, monkeypatch: pytest.MonkeyPatch, sinfo: str = "echo 0/2/0/2") -> None:
+    """Slurm's commands, some of which do this."""
+    for name, body in (("squeue", squeue), ("sinfo", sinfo), ("sbatch", "exit 0")):
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -82,6 +82,31 @@ def test_the_queue_is_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert slurm._queued() == {"7", "12"}
     assert "--user=" in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("partition", "said", "cpus"),
+    [("", "0/2/0/2\n6/2/0/8\n", 10), ("small", "1/0/0/1\n", 1), ("", "", 1), ("", "1K/0/0/1K\n", 64)],
+)
+def test_cpus_are_those_of_the_partition(
+    partition: str, said: str, cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, "exit 0", monkeypatch, f'echo "$@" > asked; printf "{said}"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SBATCH_PARTITION", partition)
+    assert slurm._cpus() == cpus
+    assert ("--partition=small" in (tmp_path / "asked").read_text()) == bool(partition)
+
+
+@needs_submitit
+@pytest.mark.parametrize(("sinfo", "room"), [("echo 0/3/0/3", 3), ("echo 0/900/0/900", 64)])
+def test_no_more_jobs_wait_than_there_are_cpus(
+    sinfo: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, "exit 0", monkeypatch, sinfo)
+    runner = SlurmRunner(tmp_path / "jobs", Expected())
+    assert runner.room() == room
+    runner.stop()
 
 
 @pytest.mark.parametrize(
