@@ -145,6 +145,8 @@ def compared(out: Path, other: Path) -> dict[str, int | bool]:
     mine = sorted(path.relative_to(out) for path in (out / "predictions").rglob("*.npz"))
     equal = sum((out / path).is_file() and (out / path).read_bytes() == (other / path).read_bytes() for path in files)
     stages = [without_timings(read_json(folder / "stages" / "evaluate.json")) for folder in (out, other)]
+    for stage in stages:
+        stage["versions"].pop("commit", None)  # a checkout may have moved on between the two
     return {
         "files": len(files),
         "equal_files": equal,
