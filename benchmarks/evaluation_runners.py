@@ -181,7 +181,7 @@ def main(data: str, weights: Path, work: Path, images: int, severities: str, rou
         if (known["n"], known["conditions"]) != (images, conditions):
             raise click.ClickException(f"{RESULT} is of {known['n']} images under {known['conditions']} conditions")
         out = work / SLURM
-        found = by_slurm(run, out, severities, answered // 2) | {"blocks": answered}
+        found = by_slurm(run, out, severities, answered // 2) | {"blocks": answered, "load_before": load}
         same = known["equal_to_one"] | {SLURM: compared(out, outs[ONE])}
         write_json(RESULT, known | {SLURM: found, "equal_to_one": same, "slurm_commit": git_commit()})
         return

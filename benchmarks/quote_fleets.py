@@ -149,7 +149,8 @@ def evaluation_runners() -> str:
     there = [name for name in WAYS if name in r or name in r["rounds"][0]]
     for name, shown in ((name, WAYS[name]) for name in there):
         seconds = [r[name]["seconds"]] if name in r else [one[name]["seconds"] for one in r["rounds"]]
-        took, files, figures = f"{statistics.median(seconds):.0f}" if quiet else "-", "-", "-"
+        alone = quiet if name != "slurm" else r[name].get("load_before", [BUSY])[0] < BUSY
+        took, files, figures = f"{statistics.median(seconds):.0f}" if alone else "-", "-", "-"
         if same := r["equal_to_one"].get(name):
             files = f"{same['equal_files']} of {same['files']}"
             figures = "yes" if same["equal_figures"] and same["no_others"] else "no"
