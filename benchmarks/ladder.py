@@ -143,7 +143,7 @@ class Ladder:
             self.images.validation, [], table=self.table, seed=0, limit=self.options["validation_images"]
         )
         deployed = deploy(self.quantized.module, self.target, image_size=SIZE)
-        threshold, cost = fit_second_look(deployed, validation, self.config.clean_budget)
+        threshold, cost = fit_second_look(deployed, validation, self.config.clean_limit)
         told = {"steps": 0, "threshold": threshold, "validation_cost": to_json(cost), "commit": git_commit()}
         self.write(SECOND_LOOK, SecondLook(self.quantized.module, threshold), told)
 

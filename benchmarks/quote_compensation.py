@@ -345,9 +345,18 @@ RUNS = {
     "few-100": "100 images, no labels",
     "few-300": "300 images, no labels",
     "few-1000": "1,000 images, no labels",
+    "few-100-scales": "100 images, no labels",
+    "few-300-scales": "300 images, no labels",
+    "few-1000-scales": "1,000 images, no labels",
     "seed-0": "seed 0",
     "seed-1": "seed 1",
     "seed-2": "seed 2",
+    "seen-mix": "learned from random operations and u13",
+    "single-contrast": "learned from contrast",
+    "single-impulse_noise": "learned from impulse noise",
+    "single-rotation": "learned from rotation",
+    "single-scale": "learned from scale",
+    "single-inversion": "learned from inversion",
 }
 CHANGES = {
     "calibrator": "nothing: a calibrator in front",

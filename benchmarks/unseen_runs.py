@@ -1,12 +1,13 @@
-"""What a remedy gains under shifts that nobody named, where something of the usual run is different.
+"""What a remedy gains where something of the usual run is different.
 
     python benchmarks/unseen_runs.py --data imagefolder:~/data/cifar10 --weights weights.pt --out ~/runs/unseen
 
 A ResNet-20 is quantized and a remedy learns from random operations that name no corruption, by the command line:
 with another seed; with four bits; from 100, 300 or 1,000 images without labels, which are all that there are to
-observe ranges on, to learn from and to choose by. The exported graphs are measured by onnxruntime at severity 5 on
-the same test images as in `ladder.py`. A run that is done is kept, one that was killed goes on, and so does the
-results file; `--runs` chooses.
+observe ranges on, to learn from and to choose by. Other runs name what they learn from and are measured under it:
+`seen-mix` random operations and the thirteen shifts of the suite u13, `single-SHIFT` one shift alone. The exported
+graphs are measured by onnxruntime at severity 5 on the test images of `ladder.py`. A run that is done is kept,
+one that was killed goes on, and so does the results file; `--runs` chooses.
 """
 
 from __future__ import annotations
@@ -41,19 +42,33 @@ TEST_IMAGES = 5000
 
 @dataclass(frozen=True)
 class Run:
-    """Options of `quantize` and `compensate`, and how many images there are to learn and choose from (None: all)."""
+    """A run of the two commands.
+
+    Attributes:
+        quantize: options of `quantize`.
+        compensate: options of `compensate`.
+        remedy: what learns.
+        images: how many there are to learn and choose from; None: all.
+        suites: or single shifts, that are measured.
+    """
 
     quantize: tuple[str, ...] = ()
     compensate: tuple[str, ...] = ("--steps", "1500")
     remedy: str = "calibrator"
     images: int | None = None
+    suites: tuple[str, ...] = SUITES_MEASURED
 
 
+NAMED = ("--severities", str(SEVERITY), "--train-on")
+SINGLE = ("contrast", "impulse_noise", "rotation", "scale", "inversion")
 FEW = ("--no-labels", "--steps", "750")
 RUNS = {
     "w4a4": Run(("--bits", "w4a4", "--qat-epochs", "1")),
     **{f"few-{count}": Run((), FEW, images=count) for count in (100, 300, 1000)},
+    **{f"few-{count}-scales": Run((), FEW, "scales", count) for count in (100, 300, 1000)},
     **{f"seed-{seed}": Run(("--seed", str(seed)), ("--steps", "750")) for seed in (0, 1, 2)},
+    "seen-mix": Run((), (*NAMED, "generic,u13", "--steps", "4000"), suites=("u13",)),
+    **{f"single-{shift}": Run((), (*NAMED, shift, "--steps", "1000"), suites=(shift,)) for shift in SINGLE},
 }
 
 
@@ -81,7 +96,11 @@ def few_images(data: str, count: int, folder: Path) -> str:
 def made(name: str, run: Run, options: dict[str, Any]) -> Path:
     """The folder of a run with its graphs, gone on with where it ended."""
     out: Path = options["out"] / name
-    data = few_images(options["data"], run.images, options["out"] / f"data-{name}") if run.images else options["data"]
+    data = (
+        few_images(options["data"], run.images, options["out"] / f"data-few-{run.images}")
+        if run.images
+        else options["data"]
+    )
     if not (out / "int8.onnx").exists():
         model = ("--model", "resnet20", "--weights", options["weights"], "--normalization", options["normalization"])
         again = ("--overwrite",) if out.exists() else ()
@@ -102,7 +121,7 @@ def measured(out: Path, run: Run, options: dict[str, Any]) -> dict[str, Any]:
     """What the remedy gains, under each suite."""
     test = open_data(options["data"], seed=0, image_size=SIZE).test.first(options["test_images"])
     table = table_for(SIZE)
-    suites = {suite: defined_conditions(SUITES[suite], (SEVERITY,), table) for suite in SUITES_MEASURED}
+    suites = {s: defined_conditions(SUITES.get(s, (s,)), (SEVERITY,), table) for s in run.suites}
     graphs = {"int8": out / "int8.onnx", run.remedy: graph_of(out, run)}
     sessions = {name: open_on_target(path, X86_VNNI) for name, path in graphs.items()}
     conditions = [condition for suite in suites.values() for condition in suite]

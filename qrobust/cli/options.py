@@ -384,8 +384,9 @@ _declare(
     advanced=True,
     type=NUMBER,
     metavar="POINTS",
-    help="Maximum cost in clean accuracy on validation images, in percentage points. The calibrator's gate is chosen "
-    "to stay within it.",
+    unset="0.3; without labels 5",
+    help="Maximum cost on clean validation images, in percentage points: of accuracy, or without labels of agreement "
+    "with what the classifier said before. The calibrator's gate is chosen to stay within it.",
 )
 _declare(
     "--branches",

@@ -10,6 +10,9 @@ from qrobust.choices import Section, choice
 # Images larger than this are looked at through a stride of 4 instead of 2, and time is bounded unless that is waived:
 # float operators on whole pictures take as long as the classifier there.
 FINE_SIZE, LARGE_LATENCY_BUDGET = 64, 1.25
+# One standard error of some thousand images below the half point beyond which the report does not recommend. Without
+# labels an answer counts as lost whether it was right or not, and as many are won that nobody sees.
+CLEAN_BUDGET, AGREEMENT_BUDGET = 0.3, 5.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class CalibratorConfig(Section):
         mac_budget: multiply-accumulates, as a fraction of the classifier's.
         latency_budget: most batch-1 time of the compensated classifier relative to the INT8 classifier alone; 0: no
             limit; None: `LARGE_LATENCY_BUDGET` above `FINE_SIZE` pixels as far as it can be kept, else no limit.
-        clean_budget: clean accuracy on validation images, in percentage points, that the gate may cost.
+        clean_budget: what a remedy may cost on clean validation images, in percentage points: of accuracy, or without
+            labels of agreement with what the classifier said before. None: `CLEAN_BUDGET` or `AGREEMENT_BUDGET`.
         branches: corrections that it may make: residual, photometric, geometric; none given: all that fit.
         steps: training steps.
         batch_size: images per training step.
@@ -36,8 +40,7 @@ class CalibratorConfig(Section):
 
     mac_budget: float = choice(0.10, above=0, at_most=1)
     latency_budget: float | None = choice(None, at_least=0, at_most=1000)
-    # One standard error of some thousand images below the half point beyond which the report does not recommend.
-    clean_budget: float = choice(0.3, at_least=0, at_most=100)
+    clean_budget: float | None = choice(None, at_least=0, at_most=100)
     branches: tuple[str, ...] = choice((), one_of=("residual", "photometric", "geometric"))
     steps: int = choice(4000, at_least=5, at_most=10**8)
     batch_size: int = choice(128, at_least=16, at_most=2**16)
@@ -55,6 +58,13 @@ class CalibratorConfig(Section):
         yield from super().mistakes()
         if self.well_typed() and self.latency_budget and not self.latency_budget > 1:
             yield f"latency_budget: expected a factor above 1, or 0 for none, got {self.latency_budget}"
+
+    @property
+    def clean_limit(self) -> float:
+        """What `clean_budget` comes to, in percentage points."""
+        if self.clean_budget is not None:
+            return self.clean_budget
+        return CLEAN_BUDGET if self.use_labels else AGREEMENT_BUDGET
 
     def latency_limit(self, image_size: int) -> float:
         """What `latency_budget` comes to for images of a size; 0: no limit."""

@@ -189,7 +189,7 @@ def fit_calibrator(
     deployed = classifier.deploy(classifier.fake_quantized)  # faster than the fake-quantized model, and what counts
     validation = validation_of(data, classifier.teacher, config, seed + 1)
     scores = _scores_to_keep(classifier, deployed, validation)
-    least_clean = validation.least_clean(validation.clean_value(scores), config.clean_budget)
+    least_clean = validation.least_clean(validation.clean_value(scores), config.clean_limit)
     calibrator, ratio = choose_calibrator(
         classifier, data, config, chosen=checkpoints.chosen, seed=seed, reporter=reporter
     )
@@ -230,7 +230,7 @@ def fit_calibrator(
         )
     hashes, kept = (before, state_hash(classifier.fake_quantized)), validation.clean_scores(deployed, frozen)
     measured = validation.clean_value(kept), validation.shifted(deployed, frozen)
-    cost = cost or validation.clean_cost(scores, kept, config.clean_budget)
+    cost = cost or validation.clean_cost(scores, kept, config.clean_limit)
     _say_gate(gate, second, validation.clean_value(scores), measured[1], config, reporter)
     say_clean_cost(cost, reporter)
     return CalibratorFit(frozen, *size, ratio, macs, gate, evolution, *measured, cost, first, second, *hashes)
@@ -248,7 +248,7 @@ def _gate_within_budget(
 
     Evolution goes on to choose by all images, which leaves none to judge by.
     """
-    folds, budget = [] if config.evolution_steps else folds_of(validation), config.clean_budget
+    folds, budget = [] if config.evolution_steps else folds_of(validation), config.clean_limit
     with reporter.bar("choose the gate", gate_steps(validation, len(folds))) as bar:
 
         def progress() -> None:
@@ -353,13 +353,13 @@ def _say_gate(
 ) -> None:
     if not gate.kept:
         reporter.warn(
-            f"warning: no gate keeps clean accuracy within {config.clean_budget:g} points on validation images; "
+            f"warning: no gate keeps clean accuracy within {config.clean_limit:g} points on validation images; "
             "the most shut was taken"
         )
     given_up, cost = trained.shift_accuracy - shifted, clean - trained.clean_accuracy
     if given_up > GIVEN_UP:
         reporter.say(
-            f"  to stay within --clean-budget {config.clean_budget:g}, {100 * given_up:.1f} points of the gain under "
+            f"  to stay within --clean-budget {config.clean_limit:g}, {100 * given_up:.1f} points of the gain under "
             f"shift were given up on validation images (without the limit: {100 * cost:.1f} points of clean accuracy)"
         )
 

@@ -138,19 +138,19 @@ def _held_to_budget(
         convert,
         classifier.deploy,
         validation,
-        least_clean=validation.least_clean(validation.clean_value(before), config.clean_budget),
+        least_clean=validation.least_clean(validation.clean_value(before), config.clean_limit),
     )
     if averaged.share < 1:
         reporter.say(
-            f"  to stay within --clean-budget {config.clean_budget:g}, {averaged.share:.0%} of the way from INT8 to "
+            f"  to stay within --clean-budget {config.clean_limit:g}, {averaged.share:.0%} of the way from INT8 to "
             "the end of training is kept"
         )
     folds = folds_of(validation)
     if folds:
-        after = cross_fitted_scores(averaged, before, validation, budget=config.clean_budget, folds=folds)
+        after = cross_fitted_scores(averaged, before, validation, budget=config.clean_limit, folds=folds)
     else:
         after = validation.clean_scores(classifier.deploy(averaged.model))
-    cost = validation.clean_cost(before, after, config.clean_budget, len(folds))
+    cost = validation.clean_cost(before, after, config.clean_limit, len(folds))
     say_clean_cost(cost, reporter)
     return Retrained(averaged, training, weight_change(classifier.fake_quantized, averaged.model), cost)
 

@@ -189,7 +189,7 @@ def training_result(run: Run, done: Retrained) -> RemedyTraining:
     return RemedyTraining(
         training=taken(QatTraining, done.training),
         trained_on=trained_shifts(run),
-        provenance=replace(learned, clean_budget=run.config.calibrator.clean_budget),
+        provenance=replace(learned, clean_budget=run.config.calibrator.clean_limit),
         validation=validation_result(
             run, done.averaged.clean_accuracy, done.averaged.shift_accuracy, done.clean_cost
         ),
@@ -246,7 +246,7 @@ def _second_look(name: str) -> Callable[[Run], Made]:
             limit=validation_limit(size, channels),
             primary=run.primary,
         )
-        threshold, cost = fit_second_look(run.deploy(model), validation, run.config.calibrator.clean_budget)
+        threshold, cost = fit_second_look(run.deploy(model), validation, run.config.calibrator.clean_limit)
         say_clean_cost(cost, run.reporter)
         added = CalibratorMacs(calibrator=count_macs(model, size, channels))
         training = RemedyTraining(trained_on=(), provenance=None)

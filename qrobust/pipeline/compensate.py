@@ -159,6 +159,6 @@ def fit_result(run: Run, fit: CalibratorFit) -> CompensationResult:
         training=CalibratorTraining(float=fit.float_phase, int8=fit.int8_phase),
         trained_on=trained_on_names(run),
         training_images=len(training_images(run)),
-        provenance=replace(training_provenance(run), clean_budget=run.config.calibrator.clean_budget),
+        provenance=replace(training_provenance(run), clean_budget=run.config.calibrator.clean_limit),
         classifier_hash=ClassifierHash(before=fit.hash_before, after=fit.hash_after),
     )
