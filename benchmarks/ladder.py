@@ -5,8 +5,9 @@
 A ResNet-20 is quantized (W8A8). Each remedy learns from generic random operations alone, which name no corruption;
 the exported graphs are measured by onnxruntime at severity 5, on the same test images, under the 19 corruptions, the
 transformations, and corruptions made to be unlike the 19; of each suite also under those that are far from all random
-operations, and under the 19 at all five severities. A remedy that is done is kept, a training that was killed goes on; what is done is measured and written.
-`--remedies` chooses; `--times-only` measures times again, where the machine was busy before.
+operations, and under the 19 at all five severities. A remedy that is done is kept, a training that was killed goes
+on; what is done is measured and written. `--remedies` chooses; `--times-only` measures times again, where the machine
+was busy before.
 """
 
 from __future__ import annotations
