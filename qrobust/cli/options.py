@@ -384,7 +384,7 @@ _declare(
     advanced=True,
     type=NUMBER,
     metavar="POINTS",
-    unset="0.3; without labels 5",
+    unset="0.3; without labels 15",
     help="Maximum cost on clean validation images, in percentage points: of accuracy, or without labels of agreement "
     "with what the classifier said before. The calibrator's gate is chosen to stay within it.",
 )

@@ -105,6 +105,7 @@ def retrain(
         device=device,
         name=name,
         primary=data.primary,
+        by_labels=config.use_labels,
     )
     if training.diverged and not training.best_step:
         raise InputError(

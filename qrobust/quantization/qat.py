@@ -230,6 +230,7 @@ def train(
     seed: int,
     checkpoint: Path,
     primary: Primary = ACCURACY,
+    by_labels: bool = True,
     progress: Progress = lambda *_: None,
 ) -> QatFit:
     """Train a thawed fake-quantized model, in place; it ends with the state that was best on validation images.
@@ -240,7 +241,8 @@ def train(
     mean of that on clean and on shifted images), and of those the one nearest to the teacher. What validation images
     cannot tell from luck does not replace the fake-quantized model as it was: a trained state does if it is more
     accurate by over one standard error (Breiman et al., "Classification and Regression Trees", 1984), or no less
-    accurate and nearer to the teacher.
+    accurate and nearer to the teacher. Without labels the nearest state is the best: what is called accuracy then is
+    agreement, which falls with every answer that changes, though as many become right as wrong.
 
     Args:
         trainable: from `prepare_qat`; it is trained on the device where it and the teacher are.
@@ -254,6 +256,7 @@ def train(
         seed: decides images, moves and shifts of every step.
         checkpoint: file to resume from; deleted by whoever owns the folder once the stage is done.
         primary: what is called accuracy.
+        by_labels: whether the labels of validation images are known, or the teacher's answers stand for them.
         progress: called with steps done, all steps and a note.
 
     Raises:
@@ -293,13 +296,15 @@ def train(
         batch_size=batch_size,
         least_batch=GROUPS,
         judge=measure,
-        score=lambda found: (found[0], -found[1]),
+        score=lambda found: (found[0], -found[1]) if by_labels else (-found[1],),
         judge_after=lambda step: step % every == 0,
         describe=lambda found: f"validation {100 * found[0]:.2f} %",
         checkpoint=checkpoint,
         checkpoint_every=every,
         progress=progress,
-        replaces_start=lambda found, start: beyond_luck(found, start, primary.images(labels.numpy())),
+        replaces_start=lambda found, start: (
+            beyond_luck(found, start, primary.images(labels.numpy())) if by_labels else found[1] < start[1]
+        ),
     )
     (start, start_away), (best, best_away) = done.start, done.best
     return QatFit(start, best, start_away, best_away, done.best_step, done.steps, done.diverged, done.earlier_s)

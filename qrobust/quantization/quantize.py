@@ -294,6 +294,7 @@ def finetune(
     device: Device = CPU_ONLY,
     name: str = "qat",
     primary: Primary = ACCURACY,
+    by_labels: bool = True,
 ) -> QatFit:
     """Train a fake-quantized model in place; a training that was killed goes on from its checkpoint.
 
@@ -308,6 +309,7 @@ def finetune(
         device: to train on.
         name: of the training, in messages.
         primary: the measure that decides which state is kept.
+        by_labels: whether it does; without labels the state nearest to the teacher is kept.
 
     Returns:
         What training did; with `best_step` 0, no state was better than the start.
@@ -327,6 +329,7 @@ def finetune(
             seed=schedule.seed,
             checkpoint=schedule.checkpoint,
             primary=primary,
+            by_labels=by_labels,
             progress=progress_callback(bar),
         )
     reporter.detail(f"train the fake-quantized model ({name}): {watch} on {device.description}")
