@@ -453,7 +453,14 @@ def unseen_runs() -> str:
                 f"| {percent(g['recovered'], 0)} | {g['worst_pp']:+.1f} |"
             )
     n = next(iter(found.values()))["n"]
-    return "\n".join([*lines, "", f"n = {n:,} test images, severity 5, 95 % intervals over images."])
+    single = [
+        under["graphs"][r["remedy"]]["gain"]["gain_pp"]
+        for run, r in found.items()
+        for under in r["suites"].values()
+        if run.startswith("single-")
+    ]
+    mean = f" Mean over the {len(single)} single shifts: {sum(single) / len(single):+.1f} points." if single else ""
+    return "\n".join([*lines, "", f"n = {n:,} test images, severity 5, 95 % intervals over images.{mean}"])
 
 
 def stability() -> str:
