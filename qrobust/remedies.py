@@ -15,8 +15,23 @@ COMBINED = tuple(f"{name}+{CALIBRATOR}" for name in RETRAINED)
 # calibrator.
 BEHIND_CALIBRATOR = f"{CALIBRATOR}+second-look"
 SECOND_LOOKS = ("second-look", BEHIND_CALIBRATOR)
+# What a whole run may make: nothing, one of the ladder or of those beside it, or all of the ladder.
+NONE, AUTO = "none", "auto"
+OF_RUN = (*dict.fromkeys((*LADDER, *COMBINED, *SECOND_LOOKS)), NONE, AUTO)
 # A rung within so many points of the best is enough.
 MARGIN = 1.0
+
+
+def trainings(remedy: str) -> int:
+    """How many trainings a remedy of `OF_RUN` takes, each of as many steps."""
+    if remedy == AUTO:
+        return len(LADDER)
+    return {NONE: 0, SECOND_LOOKS[0]: 0, BEHIND_CALIBRATOR: 1}.get(remedy, 2 if remedy in COMBINED else 1)
+
+
+def has_calibrator(remedy: str) -> bool:
+    """Whether a remedy of `OF_RUN` has one in front."""
+    return remedy == AUTO or CALIBRATOR in remedy
 
 
 def least_intrusive(gains: Mapping[str, float], margin: float = MARGIN) -> str | None:

@@ -379,6 +379,14 @@ _declare(
     "calibrator, or one of fewer branches, is chosen until it fits. 0: no limit.",
 )
 _declare(
+    "--remedy",
+    group=CALIBRATOR,
+    help="What repairs, from what changes least to what changes all: a calibrator in front; other scales, ranges and "
+    "biases for the same integer weights; the first stage, or everything, trained; NAME+calibrator: both. "
+    "second-look asks about each image's negative, too. auto makes the ladder and says which to ship; none measures "
+    "INT8 alone.",
+)
+_declare(
     "--clean-budget",
     group=CALIBRATOR,
     advanced=True,

@@ -99,6 +99,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     *MODEL_OPTIONS,
     *QUANTIZATION_OPTIONS,
     *SHIFT_OPTIONS,
+    "remedy",
     *CALIBRATOR_OPTIONS,
     *ATTACK_OPTIONS,
     "anyway",
@@ -129,6 +130,7 @@ def run(
     \b
     qrobust run --model resnet20 --weights w.pt --data imagefolder:~/data/cifar10 --out runs/one
     qrobust run --model torchvision:mobilenet_v2 --pretrained --data imagefolder:DIR --out runs/two
+    qrobust run ... --remedy scales --out runs/scales        # costs no time on the device
     qrobust run --config qrobust.toml --set quantization.bits=w4a8 --out runs/three
     qrobust run --resume --out runs/one       # after an interruption
     """

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qrobust.choices import Section, choice
+from qrobust.remedies import CALIBRATOR, OF_RUN
 
 # Images larger than this are looked at through a stride of 4 instead of 2, and time is bounded unless that is waived:
 # float operators on whole pictures take as long as the classifier there.
@@ -18,9 +19,10 @@ CLEAN_BUDGET, AGREEMENT_BUDGET = 0.3, 15.0
 
 @dataclass(frozen=True)
 class CalibratorConfig(Section):
-    """Choices of a calibrator's training.
+    """Choices of remedies, most of them of a calibrator's training.
 
     Attributes:
+        remedy: what a whole run makes, see `qrobust.remedies`.
         mac_budget: multiply-accumulates, as a fraction of the classifier's.
         latency_budget: most batch-1 time of the compensated classifier relative to the INT8 classifier alone; 0: no
             limit; None: `LARGE_LATENCY_BUDGET` above `FINE_SIZE` pixels as far as it can be kept, else no limit.
@@ -39,6 +41,7 @@ class CalibratorConfig(Section):
         reverse_weight: of the pull towards reverse adversarial examples of the clean images.
     """
 
+    remedy: str = choice(CALIBRATOR, one_of=OF_RUN)
     mac_budget: float = choice(0.10, above=0, at_most=1)
     latency_budget: float | None = choice(None, at_least=0, at_most=1000)
     clean_budget: float | None = choice(None, at_least=0, at_most=100)

@@ -15,6 +15,7 @@ from qrobust.errors import InputError
 from qrobust.pipeline.provenance import check_measured, training_conditions, training_data
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.start import check_above_chance, expected_seconds, look
+from qrobust.remedies import has_calibrator
 from qrobust.report.data import duplicates_sentence, left_out_sentence, splits_sentence
 from qrobust.report.markdown import skipped_sentence
 from qrobust.report.start import accuracy_sentence, start_lines, time_lines
@@ -47,7 +48,7 @@ def prepare_inputs(run: Run, *, compensating: bool, anyway: bool = False) -> Non
     found = run.start.float_validation
     check_above_chance(run, found, accuracy_sentence(found), anyway=anyway)
     _ = run.quantized
-    if compensating:
+    if compensating and has_calibrator(run.config.calibrator.remedy):
         candidates(run.model, training_data(run), run.config.calibrator)
     if compensating or run.config.qat.epochs:
         run.start = replace(run.start, expected_s=expected_seconds(run, compensating=compensating))

@@ -33,6 +33,7 @@ MEASURING = (
     "norms",
     "l2_epsilons",
     "correction_output",
+    "remedy",
     "accept_undecided",
 )
 STAGES = ("quantize", "compensate", "export", "evaluate")

@@ -20,9 +20,9 @@ from qrobust.pipeline.quantize import quantize, sensitivity
 from qrobust.pipeline.report import write_report
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import BASELINES, REMEDIES, TORCH_ONLY
-from qrobust.pipeline.stage import STAGES, is_current
+from qrobust.pipeline.stage import is_current
 from qrobust.record import Record
-from qrobust.remedies import CALIBRATOR, LADDER, RETRAINED
+from qrobust.remedies import AUTO, BEHIND_CALIBRATOR, CALIBRATOR, LADDER, NONE, RETRAINED
 
 __all__ = [
     "compare",
@@ -39,28 +39,36 @@ __all__ = [
 
 
 def run_all(run: Run, *, resume: bool, workers: Workers = 1) -> Record:
-    """All stages; with `resume`, those that are not done.
+    """All stages, with the remedy that is configured; with `resume`, those that are not done.
 
     Args:
         run: of the run.
         resume: whether to keep the stages that are done.
         workers: who answers the images of the evaluation, see `evaluate`.
     """
-    made: tuple[Callable[[Run], None], ...] = (quantize, compensate, export, partial(evaluate, workers=workers))
-    for name, stage in zip(STAGES, made, strict=True):
+    remedy = run.config.calibrator.remedy
+    stages: dict[str, Callable[[Run], None]] = {"quantize": quantize}
+    if remedy in (CALIBRATOR, BEHIND_CALIBRATOR):
+        stages |= {"compensate": compensate, "export": export}
+    if remedy not in (CALIBRATOR, NONE, AUTO):
+        stages[remedy] = partial(make_baseline, remedy=remedy)
+    if remedy != AUTO:
+        stages["evaluate"] = partial(evaluate, workers=workers)
+    for name, stage in stages.items():
         if resume and run.require_folder().is_done(name):
             run.reporter.say(f"{name}: done before, kept")
             continue
         stage(run)
-    return write_report(run.require_folder(), run.config)
+    return compare(run, workers=workers) if remedy == AUTO else write_report(run.require_folder(), run.config)
 
 
-def compare(run: Run, *, baselines: bool = False) -> Record:
+def compare(run: Run, *, baselines: bool = False, workers: Workers = 1) -> Record:
     """The ladder of remedies, measured together; what is done already is kept, what cannot be made is left out.
 
     Args:
         run: of the run.
         baselines: make what they must be better than, too.
+        workers: who answers the images of the evaluation, see `evaluate`.
     """
     folder, failed = run.require_folder(), set()
     check_images(run)
@@ -82,7 +90,7 @@ def compare(run: Run, *, baselines: bool = False) -> Record:
         except QRobustError as error:
             failed.add(remedy)
             run.reporter.warn(f"warning: {remedy} left out: {error}")
-    evaluate(run, without=failed)  # what was made with other choices stays
+    evaluate(run, without=failed, workers=workers)  # what was made with other choices stays
     return write_report(run.require_folder(), run.config)
 
 

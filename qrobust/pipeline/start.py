@@ -24,6 +24,7 @@ from qrobust.pipeline.provenance import trained_shifts, training_data
 from qrobust.pipeline.run import Run
 from qrobust.pipeline.run_folder import GRAPHS
 from qrobust.record.start import FloatOnValidation, Start
+from qrobust.remedies import CALIBRATOR, has_calibrator, trainings
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
 
@@ -126,18 +127,24 @@ def expected_seconds(run: Run, *, compensating: bool) -> dict[str, float]:
         found["train the classifier"] = config.qat.epochs * len(data.training) * (gradient_s + float_s)
     if not compensating:
         return found | {"export": pace.exporting_s(2, 0, compared)}
-    training, by_latency = training_data(run), bool(config.calibrator.latency_limit(data.image_size))
+    training, remedy, choices = training_data(run), config.calibrator.remedy, config.calibrator
+    if not has_calibrator(remedy):  # a step of what is trained is a step behind the smallest of all
+        choices = replace(choices, mac_budget=1.0, branches=("photometric",), latency_budget=0.0)
+    by_latency = bool(choices.latency_limit(data.image_size))
     fitting, calibrator_s = compensation_seconds(
         quantized.module,
         run.model,
         deployed,
         training,
         len(data.validation),
-        config.calibrator,
+        choices,
         seed=config.seed,
         device=run.device,
     )
-    pace = replace(pace, calibrator_s=calibrator_s)
+    pace, count = replace(pace, calibrator_s=calibrator_s * has_calibrator(remedy)), trainings(remedy)
+    # Other remedies take as many steps through the classifier, and are chosen by as many images.
+    what = "the calibrator" if remedy == CALIBRATOR else f"of --remedy {remedy}"
+    fitting = {part.replace("the calibrator", what): count * seconds for part, seconds in fitting.items() if count}
     asked = images_asked(run, trained_shifts(run))
     return (
         found

@@ -706,6 +706,37 @@ def test_training_that_gains_nothing_leaves_the_twin_as_it_was(
     assert (plain / "twin.safetensors").read_bytes() == (trained / "twin.safetensors").read_bytes()
 
 
+@pytest.mark.slow  # three runs, two of which train
+@pytest.mark.parametrize(
+    ("remedy", "made", "graphs"),
+    [
+        ("none", {"quantize", "evaluate"}, {"float", "int8"}),
+        ("scales", {"quantize", "scales", "evaluate"}, {"float", "int8", "scales"}),
+        (
+            "calibrator+second-look",
+            {"quantize", "compensate", "export", "calibrator+second-look", "evaluate"},
+            {"float", "int8", "compensated", "calibrator+second-look"},
+        ),
+    ],
+)
+def test_a_run_makes_the_remedy_that_it_is_told(
+    remedy: str, made: set[str], graphs: set[str], weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    few = {"--steps": 10, "--test-images": 40, "--attack-images": 0, "--shifts": "contrast"}
+    options = [str(word) for pair in few.items() for word in pair]
+    command = ["run", "--model", "resnet8", "--weights", weights, *SMALL, *options, "--remedy", remedy, "--out", out]
+    result = qrobust(*command)
+    assert result.exit_code == 0, result.output
+    assert {path.stem for path in (out / "stages").iterdir()} == made
+    record = json.loads((out / "record.json").read_text())
+    assert set(record["summary"]["shift_accuracy"]) == graphs
+    assert record["config"]["remedy"] == remedy
+    expected = record["start"]["expected_s"]
+    assert ("train the calibrator" in expected) is False
+    assert any("remedy" in part for part in expected) == (remedy != "none")
+
+
 @pytest.mark.slow  # a quantization and a training
 def test_the_classifier_learns_from_what_is_trained_on(weights: Path, tmp_path: Path) -> None:
     run, options = tmp_path / "run", ["--qat-epochs", "0.01", "--qat-shifts"]
