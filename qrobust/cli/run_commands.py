@@ -110,6 +110,7 @@ def demo(out: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     "runner_name",
     "mixed_hosts",
     *NEW_RUN_OPTIONS,
+    ptq={"advanced": True},
     runner_name={
         "help": "Where the run is evaluated: on this machine, on the hosts of a Ray cluster (without an address, one "
         "on this machine), as Slurm jobs. Hosts share the folders. All other stages run here."

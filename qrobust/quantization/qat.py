@@ -280,7 +280,7 @@ def train(
             accuracy, away = (accuracy + others[0]) / 2, (away + others[1]) / 2
         return accuracy, away
 
-    every = max(1, steps // VALIDATIONS)
+    every, counted = max(1, steps // VALIDATIONS), primary.images(labels.numpy()) if by_labels else None
 
     def loss(step: int, size: int) -> torch.Tensor:
         with part(RENDERING):
@@ -302,9 +302,7 @@ def train(
         checkpoint=checkpoint,
         checkpoint_every=every,
         progress=progress,
-        replaces_start=lambda found, start: (
-            beyond_luck(found, start, primary.images(labels.numpy())) if by_labels else found[1] < start[1]
-        ),
+        replaces_start=lambda found, start: beyond_luck(found, start, counted),
     )
     (start, start_away), (best, best_away) = done.start, done.best
     return QatFit(start, best, start_away, best_away, done.best_step, done.steps, done.diverged, done.earlier_s)
@@ -332,11 +330,13 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (WARM_UP * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: float) -> bool:
+def beyond_luck(found: tuple[float, ...], start: tuple[float, ...], n: float | None) -> bool:
     """Whether (accuracy, divergence) on `n` images is better by over a standard error, or nearer at no loss.
 
-    `n` is `Primary.images` where images weigh otherwise.
+    `n` is `Primary.images` where images weigh otherwise, and None where labels do not tell: then nearer is better.
     """
+    if n is None:
+        return found[1] < start[1]
     error = math.sqrt(start[0] * (1 - start[0]) / n)
     return found[0] > start[0] + error or (found[0] >= start[0] and found[1] < start[1])
 
