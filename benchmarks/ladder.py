@@ -45,7 +45,7 @@ from qrobust.deployment.profiling import latencies_ms
 from qrobust.evaluation.evaluate import Evaluation, evaluate
 from qrobust.evaluation.kept import CLEAN, Condition
 from qrobust.evaluation.statistics import wilson_interval
-from qrobust.evaluation.summary import far_conditions, remedy_gains
+from qrobust.evaluation.summary import corruption_error, far_conditions, remedy_gains
 from qrobust.models.loading import load_model
 from qrobust.models.registry import find_model
 from qrobust.progress import Reporter
@@ -60,7 +60,7 @@ from qrobust.shifts.registry import SUITES, defined_conditions, table_for
 
 RESULTS = Path(__file__).parent / "results"
 SUITES_MEASURED, SEVERITY, SIZE = ("corruptions-19", "transformations", "c-bar"), 5, 32
-SEVERITIES = (1, 2, 3, 4, 5)
+FIVE_SEVERITIES, SEVERITIES = SUITES_MEASURED[0], (1, 2, 3, 4, 5)
 SECOND_LOOK = SECOND_LOOKS[0]
 
 
@@ -71,7 +71,7 @@ class Ladder:
         self.out, self.options = options["out"], options
         self.out.mkdir(parents=True, exist_ok=True)
         data = open_data(options["data"], seed=0, image_size=SIZE)
-        spec = find_model("resnet20")
+        self.class_names, spec = data.class_names, find_model("resnet20")
         self.model = load_model(
             spec,
             classes=len(data.class_names),
@@ -198,8 +198,8 @@ class Ladder:
         suites = {suite: defined_conditions(SUITES[suite], (SEVERITY,), self.table) for suite in SUITES_MEASURED}
         severest = [condition for suite in suites.values() for condition in suite]
         suites |= {f"{suite}, far": far_conditions(own) for suite, own in suites.items()}
-        milder = defined_conditions(SUITES[SUITES_MEASURED[0]], SEVERITIES, self.table)
-        suites[f"{SUITES_MEASURED[0]}, five severities"] = milder
+        milder = defined_conditions(SUITES[FIVE_SEVERITIES], SEVERITIES, self.table)
+        suites[f"{FIVE_SEVERITIES}, five severities"] = milder
         conditions = list(dict.fromkeys([*severest, *milder]))
         found = evaluate(sessions, self.test, conditions, severity_table=self.table, seed=0)
         clean = {name: found.accuracy(name) for name in names}
@@ -218,8 +218,14 @@ class Ladder:
         return {
             "n": n,
             "suites": {suite: under(found, suites[suite], clean) for suite in suites},
+            "corruption_errors": self.corruption_errors(found, milder),
             "graphs": graphs,
         }
+
+    def corruption_errors(self, found: Evaluation, conditions: list[Condition]) -> dict[str, Any]:
+        """Mean corruption errors over five severities, not normalised: AlexNet's are of other images."""
+        predictions = {condition: found.predictions[condition] for condition in [CLEAN, *conditions]}
+        return to_json(corruption_error(predictions, found.labels, self.table, len(self.class_names)))
 
 
 def mean_accuracy(found: Evaluation, name: str, conditions: list[Condition]) -> float:

@@ -93,7 +93,8 @@ def main(weights: str, out: str) -> None:
     kept = torch.load(weights, map_location="cpu", weights_only=True)
     padded = PaddedResNet20(10)
     padded.load_state_dict({k.removeprefix("module."): v for k, v in kept["state_dict"].items()})
-    torch.save(projected(padded).state_dict(), out)
+    with open(out, "wb") as file:  # given a name, torch writes it into the file, whose hash then depends on it
+        torch.save(projected(padded).state_dict(), file)
 
 
 if __name__ == "__main__":

