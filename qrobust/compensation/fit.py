@@ -291,6 +291,7 @@ def validation_of(data: CalibratorData, teacher: NormalizedModel, config: Calibr
         target_images=data.target_validation,
         teacher=teacher,
         primary=data.primary,
+        by_labels=config.use_labels,
     )
 
 
@@ -335,7 +336,10 @@ def _say_fit(fit: PhaseFit, phase: Phase, config: CalibratorConfig, reporter: Re
     reporter.detail(f"train calibrator ({phase.name}): {pace}")
     if fit.diverged:
         reporter.warn(f"warning: training ({phase.name}) diverged; the best state before that is kept")
-    elif fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy:
+    elif (
+        config.use_labels
+        and fit.clean_accuracy + fit.shift_accuracy < fit.start_clean_accuracy + fit.start_shift_accuracy
+    ):
         reporter.warn(
             f"warning: training ({phase.name}) ended below where it began on validation images (sum of clean and "
             f"shifted); a learning_rate smaller than {phase.learning_rate:g} or more steps than {config.steps} may "

@@ -104,7 +104,8 @@ def train_calibrator(
     image (the association), in units of their variance; and, on shifts that keep pixels in place, the
     squared distance to the teacher's reverse adversarial example of the clean image. The pixel loss stays
     with a small weight, a quarter of each batch is clean, and the gate learns to tell which. The state that is
-    kept is the one of highest clean plus shift accuracy on validation images.
+    kept is the one of highest clean plus shift accuracy on validation images, or without labels the one whose answers
+    are nearest to the teacher's of the unshifted images.
 
     Args:
         calibrator: images to images, differentiable; ends with the best state. It is trained on the device where it,
@@ -134,6 +135,8 @@ def train_calibrator(
     weights = sampling(conditions, [1 - accuracy for accuracy in alone], config.hard_shift_share)
     known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
+    # Target images without labels have no answer to be near to.
+    by_distance = bool(validation.views) and data.target_images is None
 
     def loss(step: int, size: int) -> torch.Tensor:
         sized = replace(config, batch_size=size)
@@ -142,8 +145,9 @@ def train_calibrator(
     def judge() -> tuple[float, ...]:
         calibrator.eval()
         found = validation.measure(deployed or fake_quantized, calibrator)
+        away = (validation.away(deployed or fake_quantized, calibrator),) if by_distance else ()
         calibrator.train()
-        return found
+        return *found, *away
 
     done = fit(
         calibrator,
@@ -154,7 +158,7 @@ def train_calibrator(
         batch_size=config.batch_size,
         least_batch=GROUPS,
         judge=judge,
-        score=lambda found: (sum(found),),
+        score=lambda found: (-found[2],) if by_distance else (sum(found),),
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
         checkpoint=phase.checkpoint,
@@ -175,8 +179,8 @@ def train_calibrator(
 
 
 def _phase_fit(done: Outcome) -> PhaseFit:
-    """What the loop came to, whose judge tells accuracy on clean images and under shift."""
-    (clean, shifted), (start_clean, start_shifted) = done.best, done.start
+    """What the loop came to, whose judge tells accuracy on clean images and under shift first."""
+    (clean, shifted), (start_clean, start_shifted) = done.best[:2], done.start[:2]
     return PhaseFit(
         start_clean_accuracy=start_clean,
         start_shift_accuracy=start_shifted,
@@ -185,7 +189,7 @@ def _phase_fit(done: Outcome) -> PhaseFit:
         best_step=done.best_step,
         diverged=done.diverged,
         earlier_s=done.earlier_s,
-        history=tuple(map(sum, done.history)),
+        history=tuple(sum(found[:2]) for found in done.history),
     )
 
 

@@ -17,6 +17,7 @@ from qrobust.data.splits import Split
 from qrobust.device import ask, device_of
 from qrobust.evaluation.clean_cost import clean_cost
 from qrobust.evaluation.primary import ACCURACY, Primary
+from qrobust.quantization.sensitivity import divergence
 from qrobust.record import CleanCost
 from qrobust.shifts.filters import to_unit
 from qrobust.shifts.rendering import render
@@ -47,7 +48,8 @@ class Validation:
             far as there are enough; by default as many as clean ones.
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
-        teacher: the float classifier; needed for target images without labels.
+        teacher: the float classifier; needed for target images without labels, and without labels at all.
+        by_labels: whether labels are known, or the teacher's answers on unshifted images stand for them; see `away`.
         primary: what is called accuracy here: balanced accuracy and recalls are those of all rendered images
             together, for a single condition has few of each class.
     """
@@ -64,6 +66,7 @@ class Validation:
         target_images: Split | None = None,
         teacher: Classifier | None = None,
         primary: Primary = ACCURACY,
+        by_labels: bool = True,
     ) -> None:
         size = condition_size(len(split), len(conditions), limit if shifted_limit is None else shifted_limit)
         clean = torch.arange(min(len(split), limit))
@@ -73,10 +76,15 @@ class Validation:
         self.numbers = [numbers[clean]]
         self.teacher, self.primary, self.conditions = teacher, primary, len(conditions)
         self.parts = [(split.read(clean), split.labels[clean])]
+        # Of each rendered part, what the teacher says of its images without the shift; none where labels are known.
+        self.views = [] if by_labels else [self._view(self.parts[0][0])]
         for index, (name, severity) in enumerate(conditions):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
-            images = render(split.read(chosen), name, severity, table=table, seed=seed)
+            unshifted = split.read(chosen)
+            images = render(unshifted, name, severity, table=table, seed=seed)
             self.parts.append((images, split.labels[chosen]))
+            if not by_labels:
+                self.views.append(self._view(unshifted))
             self.numbers.append(numbers[chosen])
         if target_images is not None:
             some = target_images.first(max(LEAST_SHIFTED, limit))
@@ -99,6 +107,7 @@ class Validation:
         found = copy.copy(self)
         found.parts = [(images[own], labels[own]) for (images, labels), own in zip(self.parts, rows, strict=True)]
         found.numbers = [numbers[own] for numbers, own in zip(self.numbers, rows, strict=True)]
+        found.views = [view[own] for view, own in zip(self.views, rows, strict=False)]  # target images have none
         return found
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
@@ -138,6 +147,27 @@ class Validation:
     def measure(self, classifier: Classifier, calibrator: Classifier | None = None) -> tuple[float, float]:
         """On clean images, and the mean over the conditions."""
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
+
+    @torch.no_grad()
+    def away(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
+        """How far what is said of rendered images is from what the teacher says of them unshifted, in nats.
+
+        Clean images weigh as much as all conditions together. Without labels this tells better what is gained than
+        agreement does, which falls with every answer that changes, though as many become right as wrong.
+        """
+        each = []
+        for part, view in zip(self.parts[: self.conditions + 1], self.views, strict=True):
+            seen = (images for images, _ in self.batches(part))
+            said = [ask(classifier, ask(calibrator, images) if calibrator else images) for images in seen]
+            each.append(divergence(view, torch.cat(said).float()))
+        clean, *shifted = each
+        return (clean + sum(shifted) / len(shifted)) / 2 if shifted else clean
+
+    @torch.no_grad()
+    def _view(self, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits."""
+        assert self.teacher is not None
+        return torch.cat([ask(self.teacher, to_unit(some)).float() for some in images.split(BATCH)])
 
     def clean_value(self, scores: torch.Tensor) -> float:
         """The primary measure of scores on the clean images, see `scores`."""
