@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -142,13 +143,6 @@ def train_calibrator(
         sized = replace(config, batch_size=size)
         return step_loss(calibrator, fake_quantized, teacher, known, data, weights, sized, step=step, phase=phase)
 
-    def judge() -> tuple[float, ...]:
-        calibrator.eval()
-        found = validation.measure(deployed or fake_quantized, calibrator)
-        away = (validation.away(deployed or fake_quantized, calibrator),) if by_distance else ()
-        calibrator.train()
-        return *found, *away
-
     done = fit(
         calibrator,
         _optimizer(calibrator, phase.learning_rate),
@@ -157,7 +151,7 @@ def train_calibrator(
         loss=loss,
         batch_size=config.batch_size,
         least_batch=GROUPS,
-        judge=judge,
+        judge=partial(_judge, calibrator, deployed or fake_quantized, validation, by_distance),
         score=lambda found: (-found[2],) if by_distance else (sum(found),),
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
@@ -176,6 +170,17 @@ def train_calibrator(
     if state_hash(fake_quantized) != before:
         raise RuntimeError("the classifier changed while the calibrator was trained")
     return _phase_fit(done)
+
+
+def _judge(
+    calibrator: nn.Module, classifier: Classifier, validation: Validation, by_distance: bool
+) -> tuple[float, ...]:
+    """Accuracy on clean images and under shift; if asked for, how far answers are from the teacher, too."""
+    calibrator.eval()
+    found = validation.measure(classifier, calibrator)
+    away = (validation.away(classifier, calibrator),) if by_distance else ()
+    calibrator.train()
+    return *found, *away
 
 
 def _phase_fit(done: Outcome) -> PhaseFit:

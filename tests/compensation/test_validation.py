@@ -13,6 +13,7 @@ from qrobust.data.sources import array_images
 from qrobust.data.splits import Split
 from qrobust.evaluation.primary import ACCURACY, Primary
 from qrobust.preprocessing import Preprocessing
+from qrobust.shifts.filters import to_unit
 
 # Grey pictures, a class for each brightness: 24 dark ones, 6 bright ones.
 LABELS = np.array([0] * 24 + [1] * 6)
@@ -68,6 +69,32 @@ def test_clean_scores_are_those_that_are_measured() -> None:
     scores = validation.clean_scores(always_dark)
     assert scores.tolist() == [1.0] * 24 + [0.0] * 6
     assert validation.clean_value(scores) == validation.clean(always_dark) == 0.5
+
+
+def test_without_labels_answers_are_compared_with_those_on_unshifted_images() -> None:
+    """Clean images weigh as much as both conditions; the divergence is that of torch's distributions."""
+    source = array_images(PIXELS, LABELS, None, "test")
+    source.prepare(Preprocessing(size=8, resize="none"))
+    conditions = [("brightness", 1), ("brightness", 5)]
+
+    def brightness(images: torch.Tensor) -> torch.Tensor:
+        mean = images.mean((1, 2, 3))
+        return torch.stack([3 * mean, -mean], 1)
+
+    split = Split(source, torch.arange(30))
+    validation = Validation(split, conditions, table="cifar-c", seed=0, limit=90, teacher=brightness, by_labels=False)
+    assert validation.away(brightness, lambda images: images) == validation.away(brightness)
+    expected = []
+    for images, _ in validation.parts:  # every part is of all 30 images
+        said, wanted = (
+            torch.distributions.Categorical(logits=brightness(to_unit(some)))
+            for some in (images, split.read(slice(None)))
+        )
+        expected.append(torch.distributions.kl_divergence(wanted, said).mean().item())
+    assert expected[0] == 0 < expected[1] < expected[2]
+    assert validation.away(brightness) == pytest.approx((expected[1] + expected[2]) / 4, rel=1e-5)
+    others, _ = validation.folds(3)[0]
+    assert validation.of_rows(others).away(brightness) == pytest.approx(validation.away(brightness), rel=0.2)
 
 
 def test_conditions_share_their_own_limit() -> None:
