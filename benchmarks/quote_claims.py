@@ -184,8 +184,9 @@ def _compensation() -> Iterator[Claim]:
     )
     for found in record("photographs").values():
         network, of = PHOTOGRAPHED[found["network"]], f"{found['images'] or PHOTOGRAPHS:,}"
-        for suite, named in {"corruptions-15": "15 corruptions", "c-bar": "corruptions unlike these"}.items():
-            for remedy, r in found["suites"][suite]["remedies"].items():
+        for suite, measured in found["suites"].items():
+            for remedy, r in measured["remedies"].items():
+                named = {"corruptions-15": "15 corruptions", "c-bar": "corruptions unlike these"}[suite]
                 claim = f"{network} at 224 px: gain of `{remedy}` from {of} unlabelled photographs, under {named}"
                 yield Claim(claim, *_difference(r, "gain"), found["n"], "photographs.py", page)
 

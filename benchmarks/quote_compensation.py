@@ -346,9 +346,10 @@ def photographs() -> str:
             "",
             *clean,
             "",
-            f"224 px, n = {first['n']} photographs of ten classes that the networks were not trained on, five "
-            f"severities (`imagenet-c`), 95 % intervals over images; answers among the ten classes, but where all "
-            f"1,000 are named. Last column: {first['others']['n']} photographs of other classes.",
+            f"224 px, n = {first['n']} photographs of ten classes that the networks were not trained on, "
+            f"severities {', '.join(map(str, first['severities']))} (`imagenet-c`), 95 % intervals over images; "
+            "answers among the ten classes, but where all 1,000 are named. Last column: "
+            f"{first['others']['n']} photographs of other classes.",
         ]
     )
 
