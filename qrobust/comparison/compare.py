@@ -30,6 +30,8 @@ from qrobust.record import (
     to_json,
 )
 
+# Of configurations, what changes nothing that was measured: how they are written, and where ranges are kept.
+NO_DIFFERENCE = ("schema", "calibration_cache")
 # A graph of a folder.
 Side = tuple[Measured, str]
 
@@ -171,6 +173,6 @@ def _differences(records: Sequence[Any]) -> list[ConfigDifference]:
     found = []
     for key in keys:
         values = tuple(json.dumps(entries[key]) if key in entries else None for entries in told)
-        if len(set(values)) > 1 and key != "schema":
+        if len(set(values)) > 1 and key not in NO_DIFFERENCE:
             found.append(ConfigDifference(key=key, values=values))
     return found

@@ -70,7 +70,7 @@ def test_what_differs_in_configuration_is_told(tmp_path: Path) -> None:
     paths = [folder(tmp_path / name, {CLEAN: 0}) for name in "ab"]
     for path, shifts in zip(paths, (["fog"], ["snow"]), strict=True):
         record = read_json(path / "record.json")
-        record["config"] |= {"shifts": shifts, "image_size": 32}
+        record["config"] |= {"shifts": shifts, "image_size": 32, "calibration_cache": f"ranges/{shifts[0]}"}
         write_json(path / "record.json", record)
     found = compare([open_finished(path, "run folders") for path in paths])
     assert [(one.key, one.values) for one in found.differences] == [("shifts", ('["fog"]', '["snow"]'))]
