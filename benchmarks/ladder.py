@@ -5,9 +5,9 @@
 A ResNet-20 is quantized (W8A8). Each remedy learns from generic random operations alone, which name no corruption;
 the exported graphs are measured by onnxruntime at severity 5, on the same test images, under the 19 corruptions, the
 transformations, and corruptions made to be unlike the 19; of each suite also under those that are far from all random
-operations, and under the 19 at all five severities. A remedy that is done is kept, a training that was killed goes
-on; what is done is measured and written. `--remedies` chooses; `--times-only` measures times again, where the machine
-was busy before.
+operations. A remedy that is done is kept, a training that was killed goes on; what is done is measured and written.
+`--remedies` chooses; `--times-only` measures times again, where the machine was busy before. `--five-severities`
+measures the 19 at all five severities instead, on `--test-images`, into `results/ladder_severities.json`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from qrobust.compensation.second_look import SecondLook, fit_second_look
 from qrobust.compensation.validation import Validation
 from qrobust.data.loading import open_data
 from qrobust.data.splits import TrainingData
+from qrobust.deployment.classifiers import OnnxClassifier
 from qrobust.deployment.deploy import deploy, open_on_target
 from qrobust.deployment.export import export
 from qrobust.deployment.profiling import latencies_ms
@@ -191,16 +192,18 @@ class Ladder:
         ms = latencies_ms({name: open_on_target(self.out / f"{name}.onnx", self.target) for name in names}, SIZE, 1)
         return {name: ms[name] / ms["int8"] for name in ms}
 
+    def sessions(self) -> dict[str, OnnxClassifier]:
+        """The graphs that are there."""
+        names = ["float", "int8", *(name for name in (*LADDER, SECOND_LOOK) if self.made(name))]
+        return {name: open_on_target(self.out / f"{name}.onnx", self.target) for name in names}
+
     def measure(self) -> dict[str, Any]:
         """Every graph that is there, on the same test images."""
-        names = ["float", "int8", *(name for name in (*LADDER, SECOND_LOOK) if self.made(name))]
-        sessions = {name: open_on_target(self.out / f"{name}.onnx", self.target) for name in names}
+        sessions = self.sessions()
+        names = list(sessions)
         suites = {suite: defined_conditions(SUITES[suite], (SEVERITY,), self.table) for suite in SUITES_MEASURED}
-        severest = [condition for suite in suites.values() for condition in suite]
+        conditions = [condition for suite in suites.values() for condition in suite]
         suites |= {f"{suite}, far": far_conditions(own) for suite, own in suites.items()}
-        milder = defined_conditions(SUITES[FIVE_SEVERITIES], SEVERITIES, self.table)
-        suites[f"{FIVE_SEVERITIES}, five severities"] = milder
-        conditions = list(dict.fromkeys([*severest, *milder]))
         found = evaluate(sessions, self.test, conditions, severity_table=self.table, seed=0)
         clean = {name: found.accuracy(name) for name in names}
         latency, n = self.latency_ratios(names), len(found.labels)
@@ -209,7 +212,7 @@ class Ladder:
             | {
                 "clean_accuracy": clean[name],
                 "clean_interval": wilson_interval(round(clean[name] * n), n),
-                "shifts": {c[0]: found.accuracy(name, c) for c in severest},
+                "shifts": {c[0]: found.accuracy(name, c) for c in conditions},
                 "latency_ratio": latency[name],
                 "size_bytes": (self.out / f"{name}.onnx").stat().st_size,
             }
@@ -218,14 +221,28 @@ class Ladder:
         return {
             "n": n,
             "suites": {suite: under(found, suites[suite], clean) for suite in suites},
-            "corruption_errors": self.corruption_errors(found, milder),
             "graphs": graphs,
         }
 
-    def corruption_errors(self, found: Evaluation, conditions: list[Condition]) -> dict[str, Any]:
-        """Mean corruption errors over five severities, not normalised: AlexNet's are of other images."""
-        predictions = {condition: found.predictions[condition] for condition in [CLEAN, *conditions]}
-        return to_json(corruption_error(predictions, found.labels, self.table, len(self.class_names)))
+    def measure_severities(self) -> dict[str, Any]:
+        """Every graph that is there under the 19 corruptions at five severities, and mean corruption errors."""
+        sessions = self.sessions()
+        conditions = defined_conditions(SUITES[FIVE_SEVERITIES], SEVERITIES, self.table)
+        found = evaluate(sessions, self.test, conditions, severity_table=self.table, seed=0)
+        clean = {name: found.accuracy(name) for name in sessions}
+        errors = corruption_error(found.predictions, found.labels, self.table, len(self.class_names))
+        return {
+            "n": len(found.labels),
+            "clean_accuracy": clean,
+            "by_severity": {
+                severity: {
+                    name: mean_accuracy(found, name, [c for c in conditions if c[1] == severity]) for name in clean
+                }
+                for severity in SEVERITIES
+            },
+            "corruption_errors": to_json(errors),  # not normalised: AlexNet's are of other images
+            **under(found, conditions, clean),
+        }
 
 
 def mean_accuracy(found: Evaluation, name: str, conditions: list[Condition]) -> float:
@@ -285,6 +302,7 @@ class _Timed(Reporter):
 @click.option("--test-images", default=5000, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--times-only", is_flag=True, help="Measure the times of what results/ladder.json knows, and no more.")
+@click.option("--five-severities", is_flag=True, help="Measure the 19 corruptions at five severities, and no more.")
 def main(**options: Any) -> None:
     """Make the remedies and write what they gain to results/ladder.json."""
     torch.set_num_threads(options["threads"])
@@ -301,17 +319,19 @@ def main(**options: Any) -> None:
     kept = ("remedies", "steps", "batch_size", "validation_images", "test_images", "normalization")
     result = {
         "command": "python benchmarks/ladder.py --data imagefolder:DIR --weights WEIGHTS --out OUT "
-        + " ".join(f"--{key.replace('_', '-')} {options[key]}" for key in kept),
+        + " ".join(f"--{key.replace('_', '-')} {options[key]}" for key in kept)
+        + (" --five-severities" if options["five_severities"] else ""),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "weights_sha256": hashlib.sha256(options["weights"].read_bytes()).hexdigest(),
         "trained_on": list(FAMILIES),
-        "severity": SEVERITY,
-        **ladder.measure(),
+        "severity": SEVERITIES if options["five_severities"] else SEVERITY,
+        **(ladder.measure_severities() if options["five_severities"] else ladder.measure()),
         "versions": versions(),
         "hardware": to_json(hardware(options["threads"])),
     }
-    (RESULTS / "ladder.json").write_text(json.dumps(result, indent=1) + "\n")
+    name = "ladder_severities" if options["five_severities"] else "ladder"
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
