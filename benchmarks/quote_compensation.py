@@ -310,8 +310,8 @@ def clothes() -> str:
             "",
             f"n = {after['n']} test photographs, {min(classes.values())} to {max(classes.values())} a class, "
             f"{r['conditions']} combinations of shift and severity, none of which was learned from; 95 % intervals "
-            f"over images. {r['training_images']:,} photographs to learn from. The deployed file alone, by `infer.py`, "
-            f"is right on {percent(deployed['accuracy'])} of {deployed['n']}.",
+            f"over images. {r['training_images']:,} photographs to learn from. The deployed file alone, by "
+            f"`infer.py`, is right on {percent(deployed['accuracy'])} of {deployed['n']}.",
         ]
     )
 
@@ -473,8 +473,8 @@ def ladder_severities() -> str:
             *lines,
             "",
             f"n = {r['n']:,} test images under {r['conditions']} combinations of corruption and severity, 95 % "
-            f"intervals over images; mCE over ImageNet-C's {errors['corruptions']} corruptions, not normalised. Trained "
-            f"anew on {r['hardware']['processor']}; commit `{r['commit']}`.",
+            f"intervals over images; mCE over ImageNet-C's {errors['corruptions']} corruptions, not normalised. "
+            f"Trained anew on {r['hardware']['processor']}; commit `{r['commit']}`.",
         ]
     )
 
