@@ -299,9 +299,9 @@ def clothes() -> str:
         "| balanced accuracy | clean | under shift | gain under shift | clean cost | batch 1 |",
         "|---|---:|---:|---:|---:|---:|",
         f"| INT8 | {percent(before['clean'])} | {percent(before['shift'])} | | "
-        f"| {latency['int8']['1']['median']:.1f} ms |",
+        f"| {latency['int8']['batch_1']:.1f} ms |",
         f"| INT8, `{name}` | {percent(after['clean'])} | {percent(after['shift'])} | {change(after, 'gain')} "
-        f"| {change(after, 'clean_cost')} | {latency[name]['1']['median']:.1f} ms |",
+        f"| {change(after, 'clean_cost')} | {latency[name]['batch_1']:.1f} ms |",
     ]
     deployed, classes = r["deployed"], r["test_images_per_class"]
     return "\n".join(
