@@ -136,8 +136,8 @@ def train_calibrator(
     weights = sampling(conditions, [1 - accuracy for accuracy in alone], config.hard_shift_share)
     known = teacher_outputs(teacher, data.images, (steps - restore_steps) * config.batch_size)
     every = max(1, (steps - restore_steps) // VALIDATIONS)
-    # Target images without labels have no answer to be near to.
-    by_distance = bool(validation.views) and data.target_images is None
+    # Target images without labels have no answers to be near to.
+    by_divergence = bool(validation.teacher_logits) and data.target_images is None
 
     def loss(step: int, size: int) -> torch.Tensor:
         sized = replace(config, batch_size=size)
@@ -151,8 +151,8 @@ def train_calibrator(
         loss=loss,
         batch_size=config.batch_size,
         least_batch=GROUPS,
-        judge=partial(_judge, calibrator, deployed or fake_quantized, validation, by_distance),
-        score=lambda found: (-found[2],) if by_distance else (sum(found),),
+        judge=partial(_judge, calibrator, deployed or fake_quantized, validation, by_divergence),
+        score=lambda found: (-found[2],) if by_divergence else (sum(found),),
         judge_after=lambda step: step >= restore_steps and (step - restore_steps) % every == 0,
         describe=lambda found: f"validation: shifts {100 * found[1]:.1f} %, clean {100 * found[0]:.1f} %",
         checkpoint=phase.checkpoint,
@@ -173,14 +173,14 @@ def train_calibrator(
 
 
 def _judge(
-    calibrator: nn.Module, classifier: Classifier, validation: Validation, by_distance: bool
+    calibrator: nn.Module, classifier: Classifier, validation: Validation, by_divergence: bool
 ) -> tuple[float, ...]:
-    """Accuracy on clean images and under shift; if asked for, how far answers are from the teacher, too."""
+    """Accuracy on clean images and under shift, and if asked for the divergence from the teacher."""
     calibrator.eval()
     found = validation.measure(classifier, calibrator)
-    away = (validation.away(classifier, calibrator),) if by_distance else ()
+    divergence = (validation.teacher_divergence(classifier, calibrator),) if by_divergence else ()
     calibrator.train()
-    return *found, *away
+    return *found, *divergence
 
 
 def _phase_fit(done: Outcome) -> PhaseFit:

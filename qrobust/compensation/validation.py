@@ -49,7 +49,8 @@ class Validation:
         target_images: validation images of the target, like one more condition: by accuracy where they have
             labels, else by how well they fit what `teacher` expects.
         teacher: the float classifier; needed for target images without labels, and without labels at all.
-        by_labels: whether labels are known, or the teacher's answers on unshifted images stand for them; see `away`.
+        by_labels: whether labels are known, or the teacher's answers on unshifted images stand for them; see
+            `teacher_divergence`.
         primary: what is called accuracy here: balanced accuracy and recalls are those of all rendered images
             together, for a single condition has few of each class.
     """
@@ -77,14 +78,14 @@ class Validation:
         self.teacher, self.primary, self.conditions = teacher, primary, len(conditions)
         self.parts = [(split.read(clean), split.labels[clean])]
         # Of each rendered part, what the teacher says of its images without the shift; none where labels are known.
-        self.views = [] if by_labels else [self._view(self.parts[0][0])]
+        self.teacher_logits = [] if by_labels else [self._teacher_logits(self.parts[0][0])]
         for index, (name, severity) in enumerate(conditions):
             chosen = torch.arange(index * size, (index + 1) * size) % len(split)
             unshifted = split.read(chosen)
             images = render(unshifted, name, severity, table=table, seed=seed)
             self.parts.append((images, split.labels[chosen]))
             if not by_labels:
-                self.views.append(self._view(unshifted))
+                self.teacher_logits.append(self._teacher_logits(unshifted))
             self.numbers.append(numbers[chosen])
         if target_images is not None:
             some = target_images.first(max(LEAST_SHIFTED, limit))
@@ -107,7 +108,8 @@ class Validation:
         found = copy.copy(self)
         found.parts = [(images[own], labels[own]) for (images, labels), own in zip(self.parts, rows, strict=True)]
         found.numbers = [numbers[own] for numbers, own in zip(self.numbers, rows, strict=True)]
-        found.views = [view[own] for view, own in zip(self.views, rows, strict=False)]  # target images have none
+        # Target images, the last part, have none.
+        found.teacher_logits = [logits[own] for logits, own in zip(self.teacher_logits, rows, strict=False)]
         return found
 
     def accuracies(self, classifier: Classifier, calibrator: Classifier | None = None) -> list[float]:
@@ -149,23 +151,23 @@ class Validation:
         return self.clean(classifier, calibrator), self.shifted(classifier, calibrator)
 
     @torch.no_grad()
-    def away(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
-        """How far what is said of rendered images is from what the teacher says of them unshifted, in nats.
+    def teacher_divergence(self, classifier: Classifier, calibrator: Classifier | None = None) -> float:
+        """Return the KL divergence of answers on rendered images from the teacher's on the unshifted ones, in nats.
 
         Clean images weigh as much as all conditions together. Without labels this tells better what is gained than
         agreement does, which falls with every answer that changes, though as many become right as wrong.
         """
         each = []
-        for part, view in zip(self.parts[: self.conditions + 1], self.views, strict=True):
+        for part, expected in zip(self.parts[: self.conditions + 1], self.teacher_logits, strict=True):
             seen = (images for images, _ in self.batches(part))
             said = [ask(classifier, ask(calibrator, images) if calibrator else images) for images in seen]
-            each.append(divergence(view, torch.cat(said).float()))
+            each.append(divergence(expected, torch.cat(said).float()))
         clean, *shifted = each
         return (clean + sum(shifted) / len(shifted)) / 2 if shifted else clean
 
     @torch.no_grad()
-    def _view(self, images: torch.Tensor) -> torch.Tensor:
-        """The teacher's logits."""
+    def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits of uint8 images, `(N, K)`."""
         assert self.teacher is not None
         return torch.cat([ask(self.teacher, to_unit(some)).float() for some in images.split(BATCH)])
 

@@ -353,7 +353,7 @@ def test_without_labels_the_state_nearest_to_the_teacher_is_kept(
         by_labels=False,
     )
     distances = itertools.chain([3.0, 2.0, 1.0], itertools.repeat(2.5))  # at the start, and after each fifth
-    monkeypatch.setattr(Validation, "away", lambda *_: next(distances))
+    monkeypatch.setattr(Validation, "teacher_divergence", lambda *_: next(distances))
     fit = trained(opened_run, calibrator_of(opened_run), validation, conditions, tmp_path / "x.pt", (10, 5))
     assert fit.best_step == 6
 

@@ -25,7 +25,7 @@ def validation_of(*parts: Part, primary: Primary = ACCURACY) -> Validation:
     """Sets of images, clean ones first; the fold of an image is its place in its set modulo the folds."""
     found = Validation.__new__(Validation)
     found.parts, found.primary, found.conditions = list(parts), primary, len(parts) - 1
-    found.numbers, found.views = [torch.arange(len(labels)) for _, labels in parts], []
+    found.numbers, found.teacher_logits = [torch.arange(len(labels)) for _, labels in parts], []
     return found
 
 

@@ -83,7 +83,9 @@ def test_without_labels_answers_are_compared_with_those_on_unshifted_images() ->
 
     split = Split(source, torch.arange(30))
     validation = Validation(split, conditions, table="cifar-c", seed=0, limit=90, teacher=brightness, by_labels=False)
-    assert validation.away(brightness, lambda images: images) == validation.away(brightness)
+    assert validation.teacher_divergence(brightness, lambda images: images) == validation.teacher_divergence(
+        brightness
+    )
     expected = []
     for images, _ in validation.parts:  # every part is of all 30 images
         said, wanted = (
@@ -92,9 +94,11 @@ def test_without_labels_answers_are_compared_with_those_on_unshifted_images() ->
         )
         expected.append(torch.distributions.kl_divergence(wanted, said).mean().item())
     assert expected[0] == 0 < expected[1] < expected[2]
-    assert validation.away(brightness) == pytest.approx((expected[1] + expected[2]) / 4, rel=1e-5)
+    assert validation.teacher_divergence(brightness) == pytest.approx((expected[1] + expected[2]) / 4, rel=1e-5)
     others, _ = validation.folds(3)[0]
-    assert validation.of_rows(others).away(brightness) == pytest.approx(validation.away(brightness), rel=0.2)
+    assert validation.of_rows(others).teacher_divergence(brightness) == pytest.approx(
+        validation.teacher_divergence(brightness), rel=0.2
+    )
 
 
 def test_conditions_share_their_own_limit() -> None:
